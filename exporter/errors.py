@@ -1,0 +1,63 @@
+"""The errors a user can meet. Each names what is wrong and the next step; the command line turns them into exit codes."""
+
+from __future__ import annotations
+
+
+class TinyQMoEError(Exception):
+    """Base of every error with a message for the user.
+
+    `problems` lists all offenders, so that one run tells everything that is wrong.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, problems: list[str] | None = None, do: str = "") -> None:
+        self.what = what
+        self.problems = list(problems or [])
+        self.do = do
+        lines = [what, *(f"  - {p}" for p in self.problems)]
+        if do:
+            lines.append(f"Next step: {do}")
+        super().__init__("\n".join(lines))
+
+
+class UsageError(TinyQMoEError):
+    """An option is wrong or two options contradict each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(TinyQMoEError):
+    """The input checkpoint is damaged, incomplete or not supported."""
+
+
+class CodecError(TinyQMoEError):
+    """A TQLZ blob violates FORMAT.md. `status` is the name of the violation, such as `BAD_MAGIC`."""
+
+    def __init__(self, status: str, what: str, *, do: str = "") -> None:
+        self.status = status
+        super().__init__(f"{status}: {what}", do=do)
+
+
+class BundleError(TinyQMoEError):
+    """A bundle is damaged, incomplete or was changed after it was written."""
+
+
+class ExportError(TinyQMoEError):
+    """A package that was written is not what was asked for."""
+
+
+class ContextError(TinyQMoEError):
+    """A prompt or a generation does not fit the context the package was exported with."""
+
+
+class OutOfSpaceError(TinyQMoEError):
+    """A budget or the disk is too small."""
+
+    exit_code = 4
+
+
+class MissingComponentError(TinyQMoEError):
+    """A compiler, kernel library, operator or package is missing."""
+
+    exit_code = 5

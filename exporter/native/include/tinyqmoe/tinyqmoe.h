@@ -1,0 +1,148 @@
+/* Tiny-QMoE core: the C interface of the TQLZ codec and its products (exporter/codec/FORMAT.md).
+ *
+ * No exception crosses this interface, nothing here starts a thread, and the inner loops do not
+ * allocate. A tensor borrows its bytes: they must outlive it. Functions that take a const tensor may be
+ * called from several threads at once; callers split work by rows. Every implementation
+ * (scalar, AVX2, NEON) gives the same bits. */
+#ifndef TINYQMOE_TINYQMOE_H_
+#define TINYQMOE_TINYQMOE_H_
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define TINYQMOE_API
+#else
+#define TINYQMOE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TINYQMOE_ABI_VERSION 1
+
+/* Pinned values: golden-error vectors and other languages name them. */
+typedef enum tinyqmoe_status {
+  TINYQMOE_OK = 0,
+  TINYQMOE_TRUNCATED = 1,
+  TINYQMOE_BAD_MAGIC = 2,
+  TINYQMOE_BAD_VERSION = 3,
+  TINYQMOE_BAD_HEADER_CRC = 4,
+  TINYQMOE_BAD_RESERVED = 5,
+  TINYQMOE_BAD_CODEC = 6,
+  TINYQMOE_BAD_ALPHABET = 7,
+  TINYQMOE_BAD_SHAPE = 8,
+  TINYQMOE_BAD_ENTRIES = 9,
+  TINYQMOE_BAD_SECTION = 10,
+  TINYQMOE_BAD_TABLES_CRC = 11,
+  TINYQMOE_BAD_DICTIONARY = 12,
+  TINYQMOE_BAD_INDEX = 13,
+  TINYQMOE_BAD_PADDING = 14,
+  TINYQMOE_BAD_PAYLOAD_CRC = 15,
+  TINYQMOE_BAD_CODE = 16,
+  TINYQMOE_BAD_ROW_LENGTH = 17,
+  TINYQMOE_BAD_LEVEL = 18,
+  /* Errors of the call, not of the bytes. */
+  TINYQMOE_BAD_ARGUMENT = 64,
+  TINYQMOE_OUT_OF_MEMORY = 65,
+  TINYQMOE_BUFFER_TOO_SMALL = 66,
+  TINYQMOE_NON_FINITE = 67,   /* an activation is NaN or infinite */
+  TINYQMOE_BAD_ID = 68,       /* an embedding id outside [0, rows) */
+  TINYQMOE_NO_ISA = 69        /* this machine lacks the instruction set asked for */
+} tinyqmoe_status;
+
+typedef enum tinyqmoe_isa {
+  TINYQMOE_ISA_AUTO = 0, /* the fastest this machine has */
+  TINYQMOE_ISA_SCALAR = 1,
+  TINYQMOE_ISA_AVX2 = 2,
+  TINYQMOE_ISA_NEON = 3,         /* Armv8.0 */
+  TINYQMOE_ISA_NEON_DOTPROD = 4  /* Armv8.2 sdot */
+} tinyqmoe_isa;
+
+typedef struct tinyqmoe_tensor tinyqmoe_tensor;
+
+typedef struct tinyqmoe_info {
+  uint8_t codec;
+  uint8_t code_bits;
+  uint8_t cap;
+  int8_t level_min;
+  uint32_t n_levels;
+  uint32_t rows;
+  uint32_t cols;
+  uint32_t n_entries;
+  uint32_t header_crc32;
+  uint64_t payload_bytes;
+  uint64_t total_bytes;
+} tinyqmoe_info;
+
+#define TINYQMOE_VERIFY_PAYLOAD 1u /* flag of tinyqmoe_open: also check the payload's CRC and every row */
+
+TINYQMOE_API uint32_t tinyqmoe_abi_version(void);
+TINYQMOE_API const char* tinyqmoe_status_name(tinyqmoe_status status); /* "BAD_MAGIC", never null */
+TINYQMOE_API tinyqmoe_isa tinyqmoe_best_isa(void);
+TINYQMOE_API uint32_t tinyqmoe_crc32(uint32_t crc, const void* bytes, uint64_t n_bytes); /* as zlib's crc32 */
+
+/* Checks the blob (FORMAT.md section 6) and expands its dictionary; equal dictionaries share one table.
+ * *out is null unless TINYQMOE_OK is returned. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flags,
+                                           tinyqmoe_tensor** out);
+TINYQMOE_API void tinyqmoe_close(tinyqmoe_tensor* tensor); /* null is fine */
+TINYQMOE_API void tinyqmoe_get_info(const tinyqmoe_tensor* tensor, tinyqmoe_info* info);
+
+/* levels: int8 [row_end - row_begin, cols], contiguous. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin,
+                                                  uint32_t row_end, tinyqmoe_isa isa, int8_t* levels);
+
+/* out: float [n_ids, cols] = level * scale. scales: float [rows, ceil(cols / group_size)]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_tensor* tensor, const float* scales,
+                                                uint32_t group_size, const int64_t* ids, uint64_t n_ids,
+                                                tinyqmoe_isa isa, float* out);
+
+/* Elements of one padded row of quantized activations; what lies past cols must be zero. */
+TINYQMOE_API uint32_t tinyqmoe_padded_cols(uint32_t cols);
+
+/* Symmetric int8 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
+ * q = round_half_even(x * (127 / a)), scale = a / 127; all in float32 without contraction.
+ * x: float [n_tokens, cols]; quantized: int8 [n_tokens, padded_cols], padding written as zero; x_scales: float [n_tokens]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_activations(const float* x, uint32_t n_tokens, uint32_t cols,
+                                                           tinyqmoe_isa isa, int8_t* quantized, float* x_scales);
+
+/* Bytes of scratch one call of tinyqmoe_linear_* needs; 64-byte aligned. */
+TINYQMOE_API uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n_tokens);
+
+/* Rows [row_begin, row_end) of y = W x. Levels must lie in [-127, 127].
+ * One group per row: y = (float)acc * (x_scale * scale), acc the exact int32 dot product of levels and quantized.
+ * More groups: y = x_scale * sum_g((float)acc_g * scale_g), summed in float32 from group 0 up, without contraction.
+ * scales: float [rows, ceil(cols / group_size)]; y: float [n_tokens, rows]; only columns row_begin..row_end of y are written. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales,
+                                                  uint32_t group_size, const int8_t* quantized,
+                                                  const float* x_scales, uint32_t n_tokens, uint32_t row_begin,
+                                                  uint32_t row_end, tinyqmoe_isa isa, void* scratch,
+                                                  uint64_t scratch_bytes, float* y);
+
+/* The same with float activations x: float [n_tokens, cols]. The order of the float sums is fixed (FORMAT of the
+ * order: eight interleaved partial sums per group, see core/linear.h), so here too every implementation agrees. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales,
+                                                 uint32_t group_size, const float* x, uint32_t n_tokens,
+                                                 uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa,
+                                                 void* scratch, uint64_t scratch_bytes, float* y);
+
+/* Encoder side. counts: uint64 [256], counts[level + 128]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t* counts);
+
+/* Codes rows with the dictionary given as in FORMAT.md section 3. row_codes: uint16 [rows] codewords a row. payload may be
+ * null: then only row_codes and *payload_bytes are computed (the exact size). */
+TINYQMOE_API tinyqmoe_status tinyqmoe_encode_lzw(const int8_t* levels, uint32_t rows, uint32_t cols,
+                                                 int8_t level_min, uint32_t n_levels, uint32_t code_bits,
+                                                 uint32_t cap, uint32_t n_entries, const uint8_t* dictionary,
+                                                 uint64_t dictionary_bytes, uint16_t* row_codes, uint8_t* payload,
+                                                 uint64_t payload_capacity, uint64_t* payload_bytes);
+
+TINYQMOE_API tinyqmoe_status tinyqmoe_encode_raw(const int8_t* levels, uint32_t rows, uint32_t cols,
+                                                 int8_t level_min, uint32_t n_levels, uint32_t code_bits,
+                                                 uint8_t* payload, uint64_t payload_capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TINYQMOE_TINYQMOE_H_ */
