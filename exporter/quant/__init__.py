@@ -1,0 +1,100 @@
+"""Quantization: a stream of matrices of a checkpoint becomes a stream of integer levels and scales.
+
+One scheme a file, with `Config`, `LEVEL_MIN`, `N_LEVELS`, `quantize_rows` and `dequantize`. A calibrated quantizer is a
+new file quant/<scheme>.py with these names and a line in `SCHEMES`; what it needs beyond the weights (activation
+statistics, say) goes into its `Config`, so that `quantize` stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint, Progress
+from exporter.errors import CheckpointError
+from exporter.quant import int8, ternary
+from exporter.quant.tensor import JsonConfig, QuantizedTensor, effective_group_size, group_size_problems
+
+__all__ = ["SCHEMES", "QuantConfig", "QuantizedTensor", "quantize"]
+
+SCHEMES: dict[str, ModuleType] = {"int8": int8, "ternary": ternary}
+SchemeConfig = int8.Config | ternary.Config
+
+
+@dataclass(frozen=True)
+class QuantConfig(JsonConfig):
+    """How to quantize a model. Norm weights always stay float32.
+
+    `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme `embedding`: the same
+    settings if that is the same scheme, else one scale a row and that scheme's defaults.
+    """
+
+    scheme: str = "ternary"
+    group_size: int | None = None
+    sparsity: float | None = None
+    embedding: str = "int8"
+
+    def problems(self) -> list[str]:
+        fields = {"scheme": self.scheme, "embedding": self.embedding}
+        problems = [
+            f"{field} must be one of {', '.join(SCHEMES)}; got {value!r}"
+            for field, value in fields.items()
+            if value not in SCHEMES
+        ]
+        if self.sparsity is not None and self.scheme != "ternary":
+            problems.append(f"sparsity is an option of scheme ternary, the scheme is {self.scheme!r}")
+        return problems + group_size_problems(self.group_size) + ternary.sparsity_problems(self.sparsity)
+
+    def scheme_for(self, name: str) -> str | None:
+        """The scheme of a checkpoint tensor; None for a norm weight, which is not quantized."""
+        if name.endswith("norm.weight"):
+            return None
+        return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
+
+    def config_for(self, name: str) -> SchemeConfig | None:
+        """The scheme's config for a checkpoint tensor; None for a norm weight, which is not quantized."""
+        scheme = self.scheme_for(name)
+        own = scheme == self.scheme
+        if scheme == "ternary":
+            return ternary.Config(self.group_size, self.sparsity) if own else ternary.Config()
+        return None if scheme is None else int8.Config(self.group_size if own else None)
+
+
+def quantize(
+    checkpoint: Checkpoint, config: QuantConfig, progress: Progress | None = None
+) -> Iterator[QuantizedTensor]:
+    """All matrices in checkpoint order, one at a time: memory holds the levels of one and a block of its weights.
+
+    `progress` gets (tensor name, weights done, weights in all). Raises CheckpointError at a tensor that is not finite.
+    """
+    names = [name for name in checkpoint.names if config.scheme_for(name)]
+    total = sum(math.prod(checkpoint.shape(name)) for name in names)
+    done = 0
+    for name in names:
+        yield _quantize_tensor(checkpoint, name, config)
+        done += math.prod(checkpoint.shape(name))
+        if progress:
+            progress(name, done, total)
+
+
+def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig) -> QuantizedTensor:
+    scheme_name, scheme_config = config.scheme_for(name), config.config_for(name)
+    assert scheme_name is not None and scheme_config is not None  # the caller leaves out norms
+    scheme, (rows, cols) = SCHEMES[scheme_name], checkpoint.shape(name)
+    group_size = effective_group_size(scheme_config.group_size, cols)
+    levels = np.empty((rows, cols), np.int8)
+    scales = np.empty((rows, -(-cols // group_size)), np.float32)
+    for begin, block in checkpoint.blocks(name):
+        end = begin + len(block)
+        block_levels, block_scales = scheme.quantize_rows(block, scheme_config)
+        levels[begin:end], scales[begin:end] = block_levels.numpy(), block_scales.numpy()
+    if not np.isfinite(scales).all():
+        raise CheckpointError(
+            f"{name} has weights that are not finite, or too large to add up in float32",
+            do="check the checkpoint; weights must be far below 1e38",
+        )
+    return QuantizedTensor(name, levels, scales, group_size, scheme_name, scheme.LEVEL_MIN, scheme.N_LEVELS)

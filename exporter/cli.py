@@ -1,0 +1,341 @@
+"""The command line. A command parses, makes one library call, and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from exporter.errors import MissingComponentError, TinyQMoEError
+
+if TYPE_CHECKING:
+    from exporter.bundle import Bundle
+    from exporter.pipeline import ExportConfig
+    from runtime_ref.generate import RunResult
+    from runtime_ref.parity import ParityReport
+
+app = typer.Typer(
+    name="tinyqmoe",
+    help="Llama 3.2 as ternary or int8 packages for phones, and the evidence that they work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+
+class Target(enum.StrEnum):
+    """What the package is for."""
+
+    ANDROID = "android"
+
+
+class Scheme(enum.StrEnum):
+    """How the layers are quantized."""
+
+    INT8 = "int8"
+    TERNARY = "ternary"
+
+
+class CodecChoice(enum.StrEnum):
+    """auto: by exact size; lzw, raw: one for all."""
+
+    AUTO = "auto"
+    LZW = "lzw"
+    RAW = "raw"
+
+
+class Activations(enum.StrEnum):
+    """The arithmetic of the products."""
+
+    INT8 = "int8"
+    FLOAT32 = "float32"
+
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to stdout with -.")
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")]
+SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")]
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
+    target: Annotated[Target, typer.Option(help="What the package is for.")] = Target.ANDROID,
+    scheme: SchemeOption = Scheme.TERNARY,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")] = None,
+    embedding: Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")] = Scheme.INT8,
+    context: Annotated[int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")] = None,
+    codec: Annotated[CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")] = CodecChoice.AUTO,
+    activations: Annotated[Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")] = Activations.INT8,
+    with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Make a bundle from a Llama 3.x checkpoint: the package, tokenizer, manifest, byte ledger and expected answers."""
+    from exporter import pipeline, show
+    from exporter.quant import QuantConfig
+
+    quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
+    config = pipeline.ExportConfig(quantization, context, codec.value, activations.value, with_native)
+    bundle = _export(model, out, config, force=force)
+    _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=False)))
+
+
+@app.command()
+def run(
+    bundle_path: BundleArgument,
+    prompt: Annotated[str, typer.Option(help="What the model goes on from.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Generate text with a bundle, on the real ExecuTorch runtime with the real operators."""
+    from runtime_ref import generate
+
+    sampling = generate.Sampling(temperature, top_p, seed)
+    bundle = _verified(bundle_path)
+    ids = generate.encode_prompt(bundle, prompt, chat=chat)
+    runner = _runner(bundle)
+    quiet = str(json_file) == "-"
+    if not quiet and not chat:
+        out_console.print(prompt, end="", highlight=False, markup=False, style="dim")
+    result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else _stream(text))
+    _emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
+
+
+@app.command()
+def parity(bundle_path: BundleArgument, json_file: JsonOption = None) -> None:
+    """Check that the package answers like the quantized model in PyTorch. Exit code 1 if it does not."""
+    from runtime_ref.report import parity_table
+
+    bundle = _verified(bundle_path)
+    report = _parity(bundle)
+    _emit(json_file, report.to_dict, lambda: out_console.print(parity_table(report)))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    bundle_path: BundleArgument,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also list every matrix.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what is in a bundle and what every byte of it is."""
+    from exporter import show
+
+    bundle = _verified(bundle_path)
+    _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=tensors)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the two bundles go.")] = Path("tinyqmoe-demo"),
+    json_file: JsonOption = None,
+) -> None:
+    """Export the small model that ships with this package as int8 and ternary, run both, and check them. Offline."""
+    from exporter.demo import PROMPTS, model_path
+    from exporter.pipeline import ExportConfig
+    from exporter.quant import QuantConfig
+
+    begin = time.monotonic()
+    results = {}
+    for scheme in Scheme:
+        config = ExportConfig(QuantConfig(scheme=scheme.value), context=256)
+        bundle = _export(str(model_path()), out / scheme.value, config, force=True)
+        results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
+    passed = all(result["parity"]["passed"] for result in results.values())
+    _emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json_file: JsonOption = None) -> None:
+    """Check compiler, versions, kernels and disk, and say what to do. Exit code 5 if something is missing."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from runtime_ref.doctor import examine
+
+    with _progress() as progress:
+        progress("look around (compiles the kernels the first time)", 0, 0)
+        findings = examine()
+    table = Table()
+    for name in ("", "what", "found", "next step"):
+        table.add_column(name)
+    for f in findings:
+        table.add_row("[green]ok" if f.ok else "[red]no", f.what, f.found, "" if f.ok else f.do)
+    _emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
+    if not all(f.ok for f in findings):
+        raise typer.Exit(MissingComponentError.exit_code)
+
+
+@app.command("native-dir")
+def native_dir_command() -> None:
+    """Print where the C++ sources of the operators are, for Gradle, CMake and Xcode builds."""
+    from exporter.codec.native import native_dir
+
+    out_console.print(str(native_dir()), soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Runs the command line; errors become one message and an exit code."""
+    try:
+        app()
+    except TinyQMoEError as error:
+        err_console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
+        what = "the disk is full" if full else f"{error.strerror or error}"
+        where = f": {error.filename}" if error.filename else ""
+        err_console.print(f"[bold red]error:[/] {_escape(what + where)}", highlight=False, soft_wrap=True)
+        sys.exit(4 if full else 3)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _export(model: str, out: Path, config: ExportConfig, *, force: bool) -> Bundle:
+    from exporter import pipeline
+
+    with _progress() as progress:
+        return pipeline.export(model, out, config, progress, force=force)
+
+
+def _verified(path: Path) -> Bundle:
+    from exporter.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    bundle.verify()
+    return bundle
+
+
+def _runner(bundle: Bundle) -> Any:
+    from runtime_ref.executorch_runner import ExecuTorchRunner
+
+    with _progress() as progress:
+        progress("load the package (compiles the kernels the first time)", 0, 0)
+        return ExecuTorchRunner(bundle)
+
+
+def _parity(bundle: Bundle) -> ParityReport:
+    from runtime_ref.parity import check_parity, work_tokens
+
+    runner = _runner(bundle)
+    total, done = work_tokens(bundle), 0
+    with _progress() as progress:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            progress("check parity", done, total)
+
+        progress("check parity", 0, total)
+        return check_parity(bundle, runner, advance)
+
+
+def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
+    from exporter import show
+    from runtime_ref import generate
+    from runtime_ref.report import parity_table
+
+    runner = _runner(bundle)
+    ids = generate.encode_prompt(bundle, prompt, chat=False)
+    result = generate.run(bundle, runner, ids, 80, generate.Sampling(), lambda _: None)
+    report = _parity(bundle)
+    if not quiet:
+        out_console.rule(f"[bold]{bundle.path.name}")
+        out_console.print(show.summary_table(bundle))
+        out_console.print(f"\n[dim]{_escape(prompt)}[/]{_escape(result.text)}\n", highlight=False)
+        out_console.print(parity_table(report))
+        out_console.print(show.ledger_table(bundle))
+    return {"run": _run_json(result), "parity": report.to_dict(), "bundle": _bundle_json(bundle)}
+
+
+def _show_demo(out: Path, passed: bool, seconds: float) -> None:
+    verdict = "[bold green]Both packages answer like the model they were made from." if passed else "[bold red]Parity failed."
+    out_console.print(f"{verdict}[/] {seconds:.0f} s. Try next: tinyqmoe inspect {out / 'ternary'} --tensors", highlight=False)
+
+
+def _stream(text: str) -> None:
+    out_console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_run(result: RunResult) -> None:
+    out_console.print()
+    why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[result.stopped]
+    err_console.print(
+        f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; prefill {result.prefill_ms:.0f} ms, "
+        f"decode {result.decode_tokens_per_second:.1f} tokens/s on this machine[/]",
+        highlight=False,
+    )
+
+
+def _run_json(result: RunResult) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(result)
+
+
+def _bundle_json(bundle: Bundle) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    manifest = asdict(bundle.manifest)
+    return {**manifest, "ledger": [asdict(row) for row in bundle.ledger], "size_bytes": bundle.size_bytes}
+
+
+def _emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
+    """Shows for people, or writes JSON; with a file both."""
+    if str(json_file) != "-":
+        show()
+    if json_file is None:
+        return
+    text = json.dumps(data(), indent=1, ensure_ascii=False) + "\n"
+    if str(json_file) == "-":
+        sys.stdout.write(text)
+    else:
+        json_file.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a stage on stderr, with an ETA; nothing when stderr is not a terminal."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)  # a stage begins when the one before has ended
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield update
+
+

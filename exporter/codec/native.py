@@ -1,0 +1,403 @@
+"""The C++ core through ctypes: opening, decoding and multiplying TQLZ blobs, and the fast half of the encoder.
+
+`exporter/native/include/tinyqmoe/tinyqmoe.h` is the authority on what each call computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from exporter.errors import CodecError, MissingComponentError
+
+ABI_VERSION = 1
+_VERIFY_PAYLOAD = 1
+
+Isa = Literal["auto", "scalar", "avx2", "neon", "neon_dotprod"]
+_ISA_NUMBER: dict[str, int] = {"auto": 0, "scalar": 1, "avx2": 2, "neon": 3, "neon_dotprod": 4}
+
+# Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they are CodecErrors.
+_ARGUMENT_STATUSES = frozenset({"BAD_ARGUMENT", "BUFFER_TOO_SMALL", "NO_ISA"})
+
+Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any  # anything with the buffer protocol, as an mmap
+Int8Array = npt.NDArray[np.int8]
+FloatArray = npt.NDArray[np.float32]
+
+
+class _CInfo(ctypes.Structure):
+    _fields_ = (
+        ("codec", ctypes.c_uint8),
+        ("code_bits", ctypes.c_uint8),
+        ("cap", ctypes.c_uint8),
+        ("level_min", ctypes.c_int8),
+        ("n_levels", ctypes.c_uint32),
+        ("rows", ctypes.c_uint32),
+        ("cols", ctypes.c_uint32),
+        ("n_entries", ctypes.c_uint32),
+        ("header_crc32", ctypes.c_uint32),
+        ("payload_bytes", ctypes.c_uint64),
+        ("total_bytes", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """The header of a blob, see FORMAT.md section 2."""
+
+    codec: str  # "raw" or "lzw"
+    code_bits: int
+    cap: int
+    level_min: int
+    n_levels: int
+    rows: int
+    cols: int
+    n_entries: int
+    header_crc32: int
+    payload_bytes: int
+    total_bytes: int
+
+
+def native_dir() -> Path:
+    """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
+    return Path(__file__).resolve().parent.parent / "native"
+
+
+_P = ctypes.c_void_p
+_U32 = ctypes.c_uint32
+_U64 = ctypes.c_uint64
+_INT = ctypes.c_int
+
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "abi_version": (_U32, ()),
+    "status_name": (ctypes.c_char_p, (_INT,)),
+    "best_isa": (_INT, ()),
+    "crc32": (_U32, (_U32, _P, _U64)),
+    "open": (_INT, (_P, _U64, _U32, ctypes.POINTER(_P))),
+    "close": (None, (_P,)),
+    "get_info": (None, (_P, ctypes.POINTER(_CInfo))),
+    "decode_rows": (_INT, (_P, _U32, _U32, _INT, _P)),
+    "embedding": (_INT, (_P, _P, _U32, _P, _U64, _INT, _P)),
+    "padded_cols": (_U32, (_U32,)),
+    "quantize_activations": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
+    "linear_scratch_bytes": (_U64, (_P, _U32)),
+    "linear_int8": (_INT, (_P, _P, _U32, _P, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
+    "linear_f32": (_INT, (_P, _P, _U32, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
+    "count_levels": (_INT, (_P, _U64, _P)),
+    "encode_lzw": (
+        _INT,
+        (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _U32, _U32, _P, _U64, _P, _P, _U64, ctypes.POINTER(_U64)),
+    ),
+    "encode_raw": (_INT, (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _P, _U64)),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled core, with the signatures of all its functions set."""
+    found = sorted(native_dir().glob("_tinyqmoe*.so"))
+    rebuild = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
+    if not found:
+        raise MissingComponentError(f"the compiled codec is not in {native_dir()}", do=rebuild)
+    loaded = ctypes.CDLL(str(found[0]))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, f"tinyqmoe_{name}", None)
+        if function is None:
+            raise MissingComponentError(f"{found[0].name} lacks tinyqmoe_{name}", do=rebuild)
+        function.restype = result
+        function.argtypes = arguments
+    if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
+        raise MissingComponentError(f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild)
+    return loaded
+
+
+def _check(status: int, what: str) -> None:
+    if status == 0:
+        return
+    name = library().tinyqmoe_status_name(status).decode()
+    if name == "OUT_OF_MEMORY":
+        raise MemoryError(what)
+    if name in _ARGUMENT_STATUSES:
+        raise ValueError(f"{name}: {what}")
+    raise CodecError(name, what)
+
+
+def available_isas() -> list[Isa]:
+    """The instruction sets this machine can be asked for, slowest first."""
+    best = library().tinyqmoe_best_isa()
+    by_best: dict[int, list[Isa]] = {1: ["scalar"], 2: ["scalar", "avx2"], 3: ["scalar", "neon"]}
+    return by_best.get(best, ["scalar", "neon", "neon_dotprod"])
+
+
+def crc32(data: Bytes, crc: int = 0) -> int:
+    """As `zlib.crc32`."""
+    view = np.frombuffer(data, np.uint8)
+    return int(library().tinyqmoe_crc32(crc, view.ctypes.data, view.size))
+
+
+def _levels(levels: npt.ArrayLike) -> Int8Array:
+    array = np.asarray(levels)
+    if array.dtype != np.int8 or array.ndim != 2 or array.size == 0:
+        raise ValueError(f"levels must be a matrix of int8 with elements, got {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _activations(x: npt.ArrayLike, cols: int | None = None) -> FloatArray:
+    array = np.ascontiguousarray(x, np.float32)
+    if array.ndim != 2 or (cols is not None and array.shape[1] != cols):
+        raise ValueError(f"activations must be [tokens, {cols or 'cols'}], got {array.shape}")
+    return array
+
+
+def _aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
+    buffer = np.empty(n_bytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + n_bytes]
+
+
+def _quantize_padded(x: FloatArray, isa: Isa) -> tuple[Int8Array, FloatArray]:
+    tokens, cols = x.shape
+    quantized = np.empty((tokens, library().tinyqmoe_padded_cols(cols)), np.int8)
+    scales = np.empty(tokens, np.float32)
+    status = library().tinyqmoe_quantize_activations(
+        x.ctypes.data, tokens, cols, _ISA_NUMBER[isa], quantized.ctypes.data, scales.ctypes.data
+    )
+    _check(status, f"activations {x.shape}")
+    return quantized, scales
+
+
+def quantize_activations(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int8Array, FloatArray]:
+    """Symmetric int8 per token: (int8 [S, cols], float32 [S])."""
+    array = _activations(x)
+    quantized, scales = _quantize_padded(array, isa)
+    return np.ascontiguousarray(quantized[:, : array.shape[1]]), scales
+
+
+class NativeTensor:
+    """An opened blob. It reads the buffer in place and keeps it alive."""
+
+    def __init__(self, buffer: Bytes, verify: bool = False) -> None:
+        self._handle = _P()
+        self._bytes = np.frombuffer(buffer, np.uint8)
+        flags = _VERIFY_PAYLOAD if verify else 0
+        status = library().tinyqmoe_open(
+            self._bytes.ctypes.data, self._bytes.size, flags, ctypes.byref(self._handle)
+        )
+        _check(status, f"a TQLZ blob of {self._bytes.size} bytes")
+        raw = _CInfo()
+        library().tinyqmoe_get_info(self._handle, ctypes.byref(raw))
+        fields = {name: getattr(raw, name) for name, _ in _CInfo._fields_}
+        self.info = TensorInfo(**{**fields, "codec": "lzw" if raw.codec else "raw"})
+
+    def close(self) -> None:
+        """Frees the tensor; calling it again is fine."""
+        if self._handle:
+            library().tinyqmoe_close(self._handle)
+            self._handle = _P()
+
+    def __enter__(self) -> NativeTensor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+    def _open_handle(self) -> ctypes.c_void_p:
+        if not self._handle:
+            raise ValueError("the tensor is closed")
+        return self._handle
+
+    @property
+    def _where(self) -> str:
+        i = self.info
+        return f"{i.codec} tensor [{i.rows}, {i.cols}], {i.code_bits}-bit codes"
+
+    def decode_rows(self, begin: int = 0, end: int | None = None, isa: Isa = "auto") -> Int8Array:
+        """Levels of rows begin..end, int8 [end - begin, cols]."""
+        end = self.info.rows if end is None else end
+        if not 0 <= begin <= end <= self.info.rows:
+            raise ValueError(f"rows {begin}..{end} of a {self._where}")
+        levels = np.empty((end - begin, self.info.cols), np.int8)
+        status = library().tinyqmoe_decode_rows(
+            self._open_handle(), begin, end, _ISA_NUMBER[isa], levels.ctypes.data
+        )
+        _check(status, f"rows {begin}..{end} of a {self._where}")
+        return levels
+
+    def _scales(self, scales: npt.ArrayLike, group_size: int) -> FloatArray:
+        if group_size < 1:
+            raise ValueError(f"group_size must be positive, got {group_size}")
+        shape = (self.info.rows, -(-self.info.cols // group_size))
+        array = np.ascontiguousarray(scales, np.float32)
+        if array.shape != shape:
+            raise ValueError(f"scales must be {shape}, got {array.shape}")
+        return array
+
+    def embedding(
+        self, ids: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, isa: Isa = "auto"
+    ) -> FloatArray:
+        """Rows `ids` times their scales, float32 [*ids.shape, cols]."""
+        index = np.ascontiguousarray(ids, np.int64)
+        factors = self._scales(scales, group_size)
+        out = np.empty((*index.shape, self.info.cols), np.float32)
+        status = library().tinyqmoe_embedding(
+            self._open_handle(),
+            factors.ctypes.data,
+            group_size,
+            index.ctypes.data,
+            index.size,
+            _ISA_NUMBER[isa],
+            out.ctypes.data,
+        )
+        _check(status, f"{index.size} ids of a {self._where}")
+        return out
+
+    def linear_int8(
+        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int = 1, isa: Isa = "auto"
+    ) -> FloatArray:
+        """x W^T with activations quantized per token, float32 [S, rows]."""
+        array = _activations(x, self.info.cols)
+        factors = self._scales(scales, group_size)
+        quantized, x_scales = _quantize_padded(array, isa)
+        y = np.empty((array.shape[0], self.info.rows), np.float32)
+
+        def part(begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
+            return library().tinyqmoe_linear_int8(
+                self._open_handle(),
+                factors.ctypes.data,
+                group_size,
+                quantized.ctypes.data,
+                x_scales.ctypes.data,
+                array.shape[0],
+                begin,
+                end,
+                _ISA_NUMBER[isa],
+                scratch.ctypes.data,
+                scratch.size,
+                y.ctypes.data,
+            )
+
+        self._run(part, array.shape[0], threads)
+        return y
+
+    def linear_f32(
+        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int = 1, isa: Isa = "auto"
+    ) -> FloatArray:
+        """x W^T with float activations, float32 [S, rows]; the order of the sums is in core/linear.h."""
+        array = _activations(x, self.info.cols)
+        factors = self._scales(scales, group_size)
+        y = np.empty((array.shape[0], self.info.rows), np.float32)
+
+        def part(begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
+            return library().tinyqmoe_linear_f32(
+                self._open_handle(),
+                factors.ctypes.data,
+                group_size,
+                array.ctypes.data,
+                array.shape[0],
+                begin,
+                end,
+                _ISA_NUMBER[isa],
+                scratch.ctypes.data,
+                scratch.size,
+                y.ctypes.data,
+            )
+
+        self._run(part, array.shape[0], threads)
+        return y
+
+    def _run(self, part: Callable[[int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int) -> None:
+        """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
+        rows = self.info.rows
+        scratch_bytes = library().tinyqmoe_linear_scratch_bytes(self._open_handle(), tokens)
+        step = -(-rows // max(1, threads))
+        spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+        jobs = [(begin, end, _aligned(scratch_bytes)) for begin, end in spans]
+        if len(jobs) == 1:
+            statuses = [part(*jobs[0])]
+        else:
+            with ThreadPoolExecutor(len(jobs)) as pool:
+                statuses = list(pool.map(lambda job: part(*job), jobs))
+        for status in statuses:
+            _check(status, f"product of {tokens} tokens with a {self._where}")
+
+
+def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
+    """How often each level occurs: counts[level + 128]."""
+    flat = np.ascontiguousarray(levels, np.int8)
+    counts = np.zeros(256, np.uint64)
+    _check(library().tinyqmoe_count_levels(flat.ctypes.data, flat.size, counts.ctypes.data), "levels")
+    return counts
+
+
+def encode_lzw(
+    levels: npt.NDArray[np.int8],
+    level_min: int,
+    n_levels: int,
+    code_bits: int,
+    cap: int,
+    n_entries: int,
+    dictionary: bytes,
+    count_only: bool = False,
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8] | None, int]:
+    """Codewords a row, the payload (None with `count_only`), and its exact size in bytes."""
+    matrix = _levels(levels)
+    rows, cols = matrix.shape
+    what = f"encoding {rows} x {cols} levels from {level_min}, {n_levels} of them"
+    row_codes = np.empty(rows, np.uint16)
+    size = _U64()
+    tree = np.frombuffer(dictionary, np.uint8)
+
+    def encode(payload: npt.NDArray[np.uint8] | None) -> None:
+        status = library().tinyqmoe_encode_lzw(
+            matrix.ctypes.data,
+            rows,
+            cols,
+            level_min,
+            n_levels,
+            code_bits,
+            cap,
+            n_entries,
+            tree.ctypes.data,
+            tree.size,
+            row_codes.ctypes.data,
+            None if payload is None else payload.ctypes.data,
+            0 if payload is None else payload.size,
+            ctypes.byref(size),
+        )
+        _check(status, what)
+
+    if count_only:
+        encode(None)
+        return row_codes, None, size.value
+    # No more than one codeword a level; pages that stay unwritten cost nothing.
+    room = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
+    encode(room)
+    return row_codes, room[: size.value].copy(), size.value
+
+
+def encode_raw(
+    levels: npt.NDArray[np.int8], level_min: int, n_levels: int, code_bits: int
+) -> npt.NDArray[np.uint8]:
+    """Levels packed as `level - level_min`, each row to a whole number of bytes."""
+    matrix = _levels(levels)
+    rows, cols = matrix.shape
+    payload = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
+    status = library().tinyqmoe_encode_raw(
+        matrix.ctypes.data, rows, cols, level_min, n_levels, code_bits, payload.ctypes.data, payload.size
+    )
+    _check(status, f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} bits")
+    return payload

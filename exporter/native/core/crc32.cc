@@ -1,0 +1,43 @@
+// zlib's CRC-32, eight bytes a step ("slicing by 8").
+#include "bytes.h"
+#include "tinyqmoe/tinyqmoe.h"
+
+namespace {
+
+struct Tables {
+  uint32_t t[8][256];
+};
+
+constexpr Tables make_tables() {
+  Tables tables{};
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    uint32_t crc = byte;
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) ? 0xEDB88320u : 0u);
+    tables.t[0][byte] = crc;
+  }
+  for (int slice = 1; slice < 8; ++slice) {
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      const uint32_t before = tables.t[slice - 1][byte];
+      tables.t[slice][byte] = (before >> 8) ^ tables.t[0][before & 0xFF];
+    }
+  }
+  return tables;
+}
+
+constexpr Tables kTables = make_tables();
+
+}  // namespace
+
+extern "C" uint32_t tinyqmoe_crc32(uint32_t crc, const void* bytes, uint64_t n_bytes) {
+  const uint8_t* p = static_cast<const uint8_t*>(bytes);
+  const auto& t = kTables.t;
+  crc = ~crc;
+  for (; n_bytes >= 8; n_bytes -= 8, p += 8) {
+    const uint32_t a = tinyqmoe::load<uint32_t>(p) ^ crc;
+    const uint32_t b = tinyqmoe::load<uint32_t>(p + 4);
+    crc = t[7][a & 0xFF] ^ t[6][(a >> 8) & 0xFF] ^ t[5][(a >> 16) & 0xFF] ^ t[4][a >> 24] ^ t[3][b & 0xFF] ^
+          t[2][(b >> 8) & 0xFF] ^ t[1][(b >> 16) & 0xFF] ^ t[0][b >> 24];
+  }
+  for (; n_bytes > 0; --n_bytes, ++p) crc = (crc >> 8) ^ t[0][(crc ^ *p) & 0xFF];
+  return ~crc;
+}

@@ -1,0 +1,73 @@
+// Whole rows: to levels, and to embeddings.
+#include "bytes.h"
+#include "rows.h"
+
+namespace tinyqmoe {
+namespace {
+
+// Levels stand in the last cols bytes of the 4 * cols bytes that they become; each is read before the floats,
+// written from the front, reach it.
+void scale_in_place(float* out, uint32_t cols, const float* scales, uint32_t group_size) {
+  char* bytes = reinterpret_cast<char*>(out);
+  const char* levels = bytes + uint64_t{cols} * 3;
+  for (uint32_t begin = 0; begin < cols; begin += group_size) {
+    const float scale = scales[begin / group_size];
+    const uint32_t end = cols - begin < group_size ? cols : begin + group_size;
+    for (uint32_t i = begin; i < end; ++i) {
+      const float value = static_cast<float>(load<int8_t>(levels + i)) * scale;
+      std::memcpy(bytes + uint64_t{i} * 4, &value, sizeof value);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tinyqmoe
+
+extern "C" {
+
+tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin, uint32_t row_end,
+                                     tinyqmoe_isa isa, int8_t* levels) {
+  if (tensor == nullptr || row_begin > row_end || row_end > tensor->info.rows) return TINYQMOE_BAD_ARGUMENT;
+  if (row_begin == row_end) return TINYQMOE_OK;
+  if (levels == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
+  if (kernels == nullptr) return TINYQMOE_NO_ISA;
+  const uint64_t cols = tensor->info.cols;
+  const uint8_t bias = static_cast<uint8_t>(tensor->info.level_min);
+  uint8_t* out = reinterpret_cast<uint8_t*>(levels);
+  // A row may spill into the rows after it: they are written later.
+  uint64_t capacity = cols * (row_end - row_begin);
+  tinyqmoe::RowCursor cursor(*tensor, row_begin);
+  for (uint32_t r = row_begin; r < row_end; ++r, out += cols, capacity -= cols) {
+    tinyqmoe::CodedRow row;
+    tinyqmoe_status status = cursor.next(&row);
+    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*tensor, *kernels, row, bias, out, capacity);
+    if (status != TINYQMOE_OK) return status;
+  }
+  return TINYQMOE_OK;
+}
+
+tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
+                                   const int64_t* ids, uint64_t n_ids, tinyqmoe_isa isa, float* out) {
+  if (tensor == nullptr || group_size == 0) return TINYQMOE_BAD_ARGUMENT;
+  if (n_ids == 0) return TINYQMOE_OK;
+  if (scales == nullptr || ids == nullptr || out == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
+  if (kernels == nullptr) return TINYQMOE_NO_ISA;
+  const uint32_t cols = tensor->info.cols;
+  const uint64_t n_groups = (uint64_t{cols} + group_size - 1) / group_size;
+  const uint8_t bias = static_cast<uint8_t>(tensor->info.level_min);
+  for (uint64_t i = 0; i < n_ids; ++i, out += cols) {
+    if (ids[i] < 0 || ids[i] >= int64_t{tensor->info.rows}) return TINYQMOE_BAD_ID;
+    const uint32_t id = static_cast<uint32_t>(ids[i]);
+    uint8_t* levels = reinterpret_cast<uint8_t*>(out) + uint64_t{cols} * 3;
+    tinyqmoe::CodedRow row;
+    tinyqmoe_status status = tinyqmoe::RowCursor(*tensor, id).next(&row);
+    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*tensor, *kernels, row, bias, levels, cols);
+    if (status != TINYQMOE_OK) return status;
+    tinyqmoe::scale_in_place(out, cols, scales + id * n_groups, group_size);
+  }
+  return TINYQMOE_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,365 @@
+#include "linear.h"
+
+#include <algorithm>
+
+#include "bytes.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+namespace tinyqmoe {
+
+ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
+  constexpr uint64_t kBlockBytes = 20 * 1024;  // of expanded rows: with activations beside them, they stay in L1
+  ScratchLayout at{};
+  at.row_stride = round_up(uint64_t{info.cols} + kOverrun, 64);
+  const uint64_t rows = kBlockBytes / at.row_stride / kDotRows * kDotRows;
+  at.block_rows = static_cast<uint32_t>(std::clamp<uint64_t>(rows, kDotRows, 32));
+  at.rows = round_up(uint64_t{n_tokens} * (info.cols / kMinFastGroup + 1) * sizeof(int32_t), 64);
+  at.packed_x = at.rows + at.block_rows * at.row_stride;
+  at.float_rows = at.packed_x + round_up(info.cols, 4 * kPackedBlock);
+  at.total = at.float_rows + round_up(uint64_t{kDotRows} * info.cols * sizeof(float), 64);
+  return at;
+}
+
+namespace {
+
+int32_t sum_of(const int8_t* x, uint32_t n) {
+  int32_t sum = 0;
+  for (uint32_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+// One call of linear_*: what its parts share.
+struct Product {
+  const tinyqmoe_tensor& tensor;
+  const Kernels& kernels;
+  const float* scales;
+  uint32_t group_size;
+  uint32_t n_groups;
+  uint32_t n_tokens;
+  uint32_t row_begin;
+  uint32_t row_end;
+  ScratchLayout at;
+  uint8_t* scratch;
+  float* y;
+
+  uint32_t cols() const { return tensor.info.cols; }
+  uint32_t group_end(uint32_t g) const { return std::min<uint64_t>(cols(), (uint64_t{g} + 1) * group_size); }
+  const float* scales_of(uint32_t row) const { return scales + uint64_t{row} * n_groups; }
+  float* y_at(uint32_t row, uint32_t token) const { return y + uint64_t{token} * tensor.info.rows + row; }
+};
+
+// Offsets of up to block_rows rows: in place where a byte is a level, else expanded.
+struct RowBlock {
+  const uint8_t* rows;
+  uint64_t stride;
+  uint32_t n;
+
+  // Rows past the end repeat the last one; their results are dropped.
+  const uint8_t* row(uint32_t r) const { return rows + std::min(r, n - 1) * stride; }
+};
+
+tinyqmoe_status load_rows(const Product& p, uint32_t n, RowCursor* cursor, RowBlock* block) {
+  const tinyqmoe_info& info = p.tensor.info;
+  const bool in_place = info.codec == kRaw && info.code_bits == 8;
+  uint8_t* out = p.scratch + p.at.rows;
+  *block = {out, p.at.row_stride, n};
+  for (uint32_t r = 0; r < n; ++r, out += p.at.row_stride) {
+    CodedRow row;
+    tinyqmoe_status status = cursor->next(&row);
+    if (status != TINYQMOE_OK) return status;
+    if (!in_place) {
+      status = expand_row(p.tensor, p.kernels, row, 0, out, p.at.row_stride);
+      if (status != TINYQMOE_OK) return status;
+      continue;
+    }
+    if (info.n_levels < 256 && p.kernels.largest(row.bytes, info.cols) >= info.n_levels) return TINYQMOE_BAD_LEVEL;
+    if (r == 0) *block = {row.bytes, p.tensor.row_bytes, n};
+  }
+  return TINYQMOE_OK;
+}
+
+// ---- int8 ----
+
+struct Int8Product : Product {
+  const int8_t* x;
+  const float* x_scales;
+  uint8_t shift;
+  int32_t correction;  // of a dot product, in units of the sum of the activations
+  bool keep_sums;
+
+  uint64_t x_stride() const { return tinyqmoe_padded_cols(cols()); }
+  int32_t* kept_sums() const { return reinterpret_cast<int32_t*>(scratch + at.x_sums); }
+
+  int32_t x_sum(uint32_t token, uint32_t g) const {
+    if (keep_sums) return kept_sums()[uint64_t{token} * n_groups + g];
+    const uint32_t begin = g * group_size;
+    return sum_of(x + token * x_stride() + begin, group_end(g) - begin);
+  }
+};
+
+void keep_x_sums(Int8Product* p) {
+  p->keep_sums = false;
+  if (p->n_groups > p->cols() / kMinFastGroup + 1) return;
+  int32_t* sums = p->kept_sums();
+  for (uint32_t t = 0; t < p->n_tokens; ++t) {
+    for (uint32_t g = 0; g < p->n_groups; ++g) *sums++ = p->x_sum(t, g);
+  }
+  p->keep_sums = true;
+}
+
+// Rows first..first+3 of the block times tokens token..token+n_tokens-1.
+void multiply_tile(const Int8Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token,
+                   uint32_t n_tokens) {
+  const uint32_t n_rows = std::min(kDotRows, block.n - first);
+  const bool one_group = p.n_groups == 1;
+  float sums[kDotRows][kDotTokens] = {};
+  for (uint32_t g = 0; g < p.n_groups; ++g) {
+    const uint32_t begin = g * p.group_size;
+    DotTask task;
+    task.n = p.group_end(g) - begin;
+    task.shift = p.shift;
+    task.steps = int16_steps(p.tensor.info.n_levels);
+    for (uint32_t r = 0; r < kDotRows; ++r) task.offsets[r] = block.row(first + r) + begin;
+    for (uint32_t t = 0; t < n_tokens; ++t) task.x[t] = p.x + (token + t) * p.x_stride() + begin;
+    p.kernels.dot(&task, n_tokens);
+    for (uint32_t t = 0; t < n_tokens; ++t) {
+      const int32_t correction = p.correction * p.x_sum(token + t, g);
+      for (uint32_t r = 0; r < n_rows; ++r) {
+        const float acc = static_cast<float>(task.acc[r][t] + correction);
+        const float scale = p.scales_of(row0 + first + r)[g];
+        if (one_group) {
+          sums[r][t] = acc * (p.x_scales[token + t] * scale);
+        } else {
+          const float term = acc * scale;
+          sums[r][t] += term;
+        }
+      }
+    }
+  }
+  for (uint32_t t = 0; t < n_tokens; ++t) {
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      *p.y_at(row0 + first + r, token + t) = one_group ? sums[r][t] : p.x_scales[token + t] * sums[r][t];
+    }
+  }
+}
+
+// Rows are expanded once, a block that stays in the cache, and meet all tokens.
+tinyqmoe_status multiply_blocks(const Int8Product& p) {
+  RowCursor cursor(p.tensor, p.row_begin);
+  for (uint32_t row = p.row_begin; row < p.row_end;) {
+    RowBlock block;
+    const tinyqmoe_status status = load_rows(p, std::min(p.at.block_rows, p.row_end - row), &cursor, &block);
+    if (status != TINYQMOE_OK) return status;
+    for (uint32_t token = 0; token < p.n_tokens; token += kDotTokens) {
+      const uint32_t n_tokens = std::min(kDotTokens, p.n_tokens - token);
+      for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token, n_tokens);
+    }
+    row += block.n;
+  }
+  return TINYQMOE_OK;
+}
+
+// One token, one scale a row: phrases meet the activations without being stored.
+tinyqmoe_status multiply_codes(const Int8Product& p) {
+  const int32_t correction = p.correction * p.x_sum(0, 0);
+  RowCursor cursor(p.tensor, p.row_begin);
+  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
+    CodedRow row;
+    int32_t acc = 0;
+    tinyqmoe_status status = cursor.next(&row);
+    if (status == TINYQMOE_OK) {
+      status = p.kernels.dot_codes(*p.tensor.dictionary, row.bytes, row.n_codes, p.cols(), p.x, &acc);
+    }
+    if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
+    if (status != TINYQMOE_OK) return status;
+    *p.y_at(r, 0) = static_cast<float>(acc + correction) * (p.x_scales[0] * p.scales[r]);
+  }
+  return TINYQMOE_OK;
+}
+
+// Activations in the order in which packed offsets come out of 32 bytes: plane j of a block holds the activations of
+// offsets j, j + per_byte, j + 2 * per_byte, ...
+void pack_activations(const int8_t* x, uint32_t cols, uint32_t per_byte, int8_t* packed) {
+  for (uint32_t block = 0; block < cols; block += kPackedBlock * per_byte) {
+    for (uint32_t j = 0; j < per_byte; ++j) {
+      for (uint32_t i = 0; i < kPackedBlock; ++i) {
+        const uint32_t from = block + i * per_byte + j;
+        *packed++ = from < cols ? x[from] : 0;
+      }
+    }
+  }
+}
+
+struct PackedDot {
+  uint8_t largest;
+  int32_t acc;
+};
+
+// n columns that start on a block; the last bytes of a row are copied so that nothing past it is read.
+PackedDot dot_packed_group(const Int8Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
+  const uint32_t bits = p.tensor.info.code_bits;
+  const uint32_t n_bytes = (n * bits + 7) / 8;
+  const uint32_t n_blocks = n_bytes / kPackedBlock;
+  PackedDot whole{0, 0};
+  if (n_blocks > 0) whole.largest = p.kernels.dot_packed(packed, bits, n_blocks, packed_x, &whole.acc);
+  const uint32_t done = n_blocks * kPackedBlock;
+  if (done == n_bytes) return whole;
+  uint8_t rest[kPackedBlock] = {};
+  std::memcpy(rest, packed + done, n_bytes - done);
+  PackedDot part{0, 0};
+  part.largest = p.kernels.dot_packed(rest, bits, 1, packed_x + uint64_t{done} * 8 / bits, &part.acc);
+  return {std::max(whole.largest, part.largest), whole.acc + part.acc};
+}
+
+// One token, groups that end on blocks: packed offsets meet the activations without being stored.
+tinyqmoe_status multiply_packed(const Int8Product& p) {
+  const tinyqmoe_info& info = p.tensor.info;
+  int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
+  pack_activations(p.x, p.cols(), 8 / info.code_bits, packed_x);
+  RowCursor cursor(p.tensor, p.row_begin);
+  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
+    CodedRow row;
+    tinyqmoe_status status = cursor.next(&row);
+    float sum = 0.0f;
+    uint8_t largest = 0;
+    for (uint32_t g = 0; g < p.n_groups; ++g) {
+      const uint32_t begin = g * p.group_size;
+      const PackedDot dot = dot_packed_group(p, row.bytes + uint64_t{begin} * info.code_bits / 8,
+                                             p.group_end(g) - begin, packed_x + begin);
+      largest = std::max(largest, dot.largest);
+      const float acc = static_cast<float>(dot.acc + p.correction * p.x_sum(0, g));
+      const float scale = p.scales_of(r)[g];
+      if (p.n_groups == 1) {
+        sum = acc * (p.x_scales[0] * scale);
+      } else {
+        const float term = acc * scale;
+        sum += term;
+      }
+    }
+    if (status == TINYQMOE_OK && largest >= info.n_levels) status = TINYQMOE_BAD_LEVEL;
+    if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
+    if (status != TINYQMOE_OK) return status;
+    *p.y_at(r, 0) = p.n_groups == 1 ? sum : p.x_scales[0] * sum;
+  }
+  return TINYQMOE_OK;
+}
+
+tinyqmoe_status multiply_int8(Int8Product* p) {
+  const tinyqmoe_info& info = p->tensor.info;
+  p->shift = info.n_levels <= 128 ? 0 : 128;
+  p->correction = info.level_min + p->shift;
+  keep_x_sums(p);
+  if (p->n_tokens == 1 && info.codec == kLzw && p->n_groups == 1 && info.n_levels <= kDirectLevels) {
+    return multiply_codes(*p);
+  }
+  const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
+  if (p->n_tokens == 1 && info.codec == kRaw && info.code_bits < 8 && whole_blocks) return multiply_packed(*p);
+  return multiply_blocks(*p);
+}
+
+// ---- float ----
+
+void to_float(const uint8_t* offsets, uint32_t n, int32_t level_min, float* out) {
+  for (uint32_t i = 0; i < n; ++i) out[i] = static_cast<float>(offsets[i] + level_min);
+}
+
+void multiply_floats(const Product& p, const float* const w[kDotRows], const float* x, uint32_t row, uint32_t n_rows,
+                     uint32_t token) {
+  float y[kDotRows] = {};
+  for (uint32_t g = 0; g < p.n_groups; ++g) {
+    const uint32_t begin = g * p.group_size;
+    const float* group_w[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) group_w[r] = w[r] + begin;
+    float sums[kDotRows];
+    p.kernels.dot_f32(group_w, x + begin, p.group_end(g) - begin, sums);
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      const float term = sums[r] * p.scales_of(row + r)[g];
+      y[r] += term;
+    }
+  }
+  for (uint32_t r = 0; r < n_rows; ++r) *p.y_at(row + r, token) = y[r];
+}
+
+tinyqmoe_status multiply_f32(const Product& p, const float* x) {
+  const uint32_t cols = p.cols();
+  float* floats = reinterpret_cast<float*>(p.scratch + p.at.float_rows);
+  RowCursor cursor(p.tensor, p.row_begin);
+  for (uint32_t row = p.row_begin; row < p.row_end;) {
+    RowBlock block;
+    const tinyqmoe_status status = load_rows(p, std::min(kDotRows, p.row_end - row), &cursor, &block);
+    if (status != TINYQMOE_OK) return status;
+    const float* w[kDotRows];
+    for (uint32_t r = 0; r < block.n; ++r) {
+      to_float(block.row(r), cols, p.tensor.info.level_min, floats + uint64_t{r} * cols);
+    }
+    for (uint32_t r = 0; r < kDotRows; ++r) w[r] = floats + uint64_t{std::min(r, block.n - 1)} * cols;
+    for (uint32_t t = 0; t < p.n_tokens; ++t) multiply_floats(p, w, x + uint64_t{t} * cols, row, block.n, t);
+    row += block.n;
+  }
+  return TINYQMOE_OK;
+}
+
+// ---- the calls ----
+
+tinyqmoe_status check_call(const tinyqmoe_tensor* tensor, const void* scales, uint32_t group_size, const void* x,
+                           uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, const Kernels* kernels,
+                           const void* scratch, uint64_t scratch_bytes, const float* y) {
+  if (tensor == nullptr || scales == nullptr || x == nullptr || y == nullptr || scratch == nullptr) {
+    return TINYQMOE_BAD_ARGUMENT;
+  }
+  if (group_size == 0 || row_begin > row_end || row_end > tensor->info.rows) return TINYQMOE_BAD_ARGUMENT;
+  if (reinterpret_cast<uintptr_t>(scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
+  if (kernels == nullptr) return TINYQMOE_NO_ISA;
+  return scratch_bytes < tinyqmoe_linear_scratch_bytes(tensor, n_tokens) ? TINYQMOE_BUFFER_TOO_SMALL : TINYQMOE_OK;
+}
+
+Product make_product(const tinyqmoe_tensor& tensor, const Kernels& kernels, const float* scales, uint32_t group_size,
+                     uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, void* scratch, float* y) {
+  const uint32_t size = std::min(group_size, tensor.info.cols);
+  const uint32_t n_groups = (tensor.info.cols + size - 1) / size;
+  const Kernels& chosen = n_groups > 1 && size < kMinFastGroup ? *scalar_kernels() : kernels;
+  return {tensor, chosen, scales, size, n_groups, n_tokens, row_begin, row_end,
+          scratch_layout(tensor.info, n_tokens), static_cast<uint8_t*>(scratch), y};
+}
+
+}  // namespace
+}  // namespace tinyqmoe
+
+extern "C" {
+
+uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n_tokens) {
+  return tinyqmoe::scratch_layout(tensor->info, n_tokens).total;
+}
+
+tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
+                                     const int8_t* quantized, const float* x_scales, uint32_t n_tokens,
+                                     uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa, void* scratch,
+                                     uint64_t scratch_bytes, float* y) {
+  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
+  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, quantized, n_tokens, row_begin,
+                                                      row_end, kernels, scratch, scratch_bytes, y);
+  if (status != TINYQMOE_OK) return status;
+  if (x_scales == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
+  tinyqmoe::Int8Product product{
+      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y),
+      quantized, x_scales, 0, 0, false};
+  return tinyqmoe::multiply_int8(&product);
+}
+
+tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
+                                    const float* x, uint32_t n_tokens, uint32_t row_begin, uint32_t row_end,
+                                    tinyqmoe_isa isa, void* scratch, uint64_t scratch_bytes, float* y) {
+  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
+  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, x, n_tokens, row_begin, row_end,
+                                                      kernels, scratch, scratch_bytes, y);
+  if (status != TINYQMOE_OK) return status;
+  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
+  return tinyqmoe::multiply_f32(
+      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y), x);
+}
+
+}  // extern "C"

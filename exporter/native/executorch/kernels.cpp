@@ -1,0 +1,238 @@
+// ExecuTorch registrations of the Tiny-QMoE operators. Thin: shapes are checked here, the work is in core/.
+//
+//   tinyqmoe::lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)
+//   tinyqmoe::lzw_linear.out(Tensor x, Tensor blob, Tensor scales, int out_features, int group_size,
+//                            bool int8_activations, *, Tensor(a!) out) -> Tensor(a!)
+//   tinyqmoe::lzw_embedding.out(Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size,
+//                               *, Tensor(a!) out) -> Tensor(a!)
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
+#include <executorch/runtime/kernel/kernel_includes.h>
+#include <executorch/runtime/kernel/thread_parallel_interface.h>
+
+#include "tinyqmoe/tinyqmoe.h"
+
+namespace tinyqmoe_executorch {
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::aten::SizesType;
+using executorch::aten::Tensor;
+using executorch::runtime::Error;
+using executorch::runtime::KernelRuntimeContext;
+
+constexpr uint32_t kHeaderBytes = 64;
+constexpr uint32_t kTileRows = 32;
+constexpr int64_t kWeightsPerTask = 1 << 16;  // below this a second thread costs more than it brings
+
+struct CloseTensor {
+  void operator()(tinyqmoe_tensor* t) const { tinyqmoe_close(t); }
+};
+
+// Opening checks the blob and expands its dictionary, so it is done once. The header holds CRCs of all that
+// follows: the same header at the same address is the same tensor, also when a file was mapped there anew.
+struct OpenTensor {
+  uint8_t header[kHeaderBytes];
+  std::shared_ptr<tinyqmoe_tensor> tensor;
+};
+
+std::mutex cache_mutex;
+std::unordered_map<const void*, OpenTensor>& cache() {
+  static auto* map = new std::unordered_map<const void*, OpenTensor>();  // outlives static destructors
+  return *map;
+}
+
+tinyqmoe_status open_cached(const Tensor& blob, std::shared_ptr<tinyqmoe_tensor>* out) {
+  const void* bytes = blob.const_data_ptr();
+  const uint64_t n_bytes = static_cast<uint64_t>(blob.nbytes());
+  if (n_bytes < kHeaderBytes) return TINYQMOE_TRUNCATED;
+  const std::lock_guard<std::mutex> lock(cache_mutex);
+  const auto found = cache().find(bytes);
+  if (found != cache().end() && std::memcmp(found->second.header, bytes, kHeaderBytes) == 0) {
+    *out = found->second.tensor;
+    return TINYQMOE_OK;
+  }
+  tinyqmoe_tensor* opened = nullptr;
+  const tinyqmoe_status status = tinyqmoe_open(bytes, n_bytes, 0, &opened);
+  if (status != TINYQMOE_OK) return status;
+  OpenTensor entry;
+  std::memcpy(entry.header, bytes, kHeaderBytes);
+  entry.tensor = std::shared_ptr<tinyqmoe_tensor>(opened, CloseTensor());
+  *out = entry.tensor;
+  cache()[bytes] = std::move(entry);
+  return TINYQMOE_OK;
+}
+
+struct FreeBytes {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<void, FreeBytes>;
+
+Buffer allocate(uint64_t bytes) {
+  const uint64_t rounded = (std::max<uint64_t>(bytes, 1) + 63) / 64 * 64;
+  return Buffer(std::aligned_alloc(64, rounded));
+}
+
+Error error_of(tinyqmoe_status status) {
+  if (status == TINYQMOE_OUT_OF_MEMORY) return Error::MemoryAllocationFailed;
+  return status >= TINYQMOE_BAD_ARGUMENT ? Error::InvalidArgument : Error::InvalidProgram;
+}
+
+void fail(KernelRuntimeContext& context, const char* op, tinyqmoe_status status) {
+  ET_LOG(Error, "tinyqmoe::%s: %s", op, tinyqmoe_status_name(status));
+  context.fail(error_of(status));
+}
+
+bool is_contiguous_float(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float && executorch::runtime::tensor_is_default_dim_order(t);
+}
+
+// Scales are [rows, ceil(cols / group_size)].
+bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_size) {
+  if (!is_contiguous_float(scales) || scales.dim() != 2 || group_size <= 0) return false;
+  const int64_t groups = (static_cast<int64_t>(info.cols) + group_size - 1) / group_size;
+  return scales.size(0) == static_cast<int64_t>(info.rows) && scales.size(1) == groups;
+}
+
+// Work on one matrix product, shared by the threads that split its rows.
+struct Product {
+  const tinyqmoe_tensor* tensor;
+  tinyqmoe_info info;
+  const float* scales;
+  uint32_t group_size;
+  uint32_t n_tokens;
+  const float* x;           // [n_tokens, cols]
+  const int8_t* quantized;  // [n_tokens, padded_cols], null with float activations
+  const float* x_scales;    // [n_tokens]
+  float* y;                 // [n_tokens, rows]
+
+  tinyqmoe_status rows(uint32_t begin, uint32_t end) const {
+    const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
+    const Buffer scratch = allocate(scratch_bytes);
+    if (!scratch) return TINYQMOE_OUT_OF_MEMORY;
+    if (quantized == nullptr) {
+      return tinyqmoe_linear_f32(tensor, scales, group_size, x, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
+                                 scratch.get(), scratch_bytes, y);
+    }
+    return tinyqmoe_linear_int8(tensor, scales, group_size, quantized, x_scales, n_tokens, begin, end,
+                                TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y);
+  }
+
+  tinyqmoe_status run() const {
+    const int64_t n_tiles = (static_cast<int64_t>(info.rows) + kTileRows - 1) / kTileRows;
+    const int64_t tile_weights = static_cast<int64_t>(kTileRows) * info.cols * n_tokens;
+    const int64_t grain = std::max<int64_t>(1, kWeightsPerTask / std::max<int64_t>(1, tile_weights));
+    std::atomic<int> worst{TINYQMOE_OK};
+    const bool ran = executorch::extension::parallel_for(0, n_tiles, grain, [&](int64_t first, int64_t last) {
+      const uint32_t begin = static_cast<uint32_t>(first * kTileRows);
+      const uint32_t end = static_cast<uint32_t>(std::min<int64_t>(last * kTileRows, info.rows));
+      const tinyqmoe_status status = rows(begin, end);
+      if (status != TINYQMOE_OK) worst = status;
+    });
+    return ran ? static_cast<tinyqmoe_status>(worst.load()) : TINYQMOE_BAD_ARGUMENT;
+  }
+};
+
+tinyqmoe_status multiply(Product product, bool int8_activations) {
+  if (!int8_activations) return product.run();
+  const uint32_t stride = tinyqmoe_padded_cols(product.info.cols);
+  const Buffer quantized = allocate(static_cast<uint64_t>(product.n_tokens) * stride);
+  const Buffer x_scales = allocate(static_cast<uint64_t>(product.n_tokens) * sizeof(float));
+  if (!quantized || !x_scales) return TINYQMOE_OUT_OF_MEMORY;
+  int8_t* q = static_cast<int8_t*>(quantized.get());
+  float* s = static_cast<float*>(x_scales.get());
+  const tinyqmoe_status status = tinyqmoe_quantize_activations(product.x, product.n_tokens, product.info.cols,
+                                                               TINYQMOE_ISA_AUTO, q, s);
+  if (status != TINYQMOE_OK) return status;
+  product.quantized = q;
+  product.x_scales = s;
+  return product.run();
+}
+
+// out takes the leading sizes of `like` (without its last n_dropped) and `last` behind them.
+bool resize_like(const Tensor& like, ssize_t n_dropped, int64_t last, Tensor& out) {
+  constexpr ssize_t kMaxDim = 8;
+  SizesType sizes[kMaxDim];
+  const ssize_t lead = static_cast<ssize_t>(like.dim()) - n_dropped;
+  if (lead < 0 || lead + 1 > kMaxDim) return false;
+  for (ssize_t i = 0; i < lead; ++i) sizes[i] = static_cast<SizesType>(like.size(i));
+  sizes[lead] = static_cast<SizesType>(last);
+  return executorch::runtime::resize_tensor(out, {sizes, static_cast<size_t>(lead + 1)}) == Error::Ok;
+}
+
+}  // namespace
+
+Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_t rows, int64_t cols, Tensor& out) {
+  std::shared_ptr<tinyqmoe_tensor> tensor;
+  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  if (opened != TINYQMOE_OK) return fail(context, "lzw_decode", opened), out;
+  tinyqmoe_info info;
+  tinyqmoe_get_info(tensor.get(), &info);
+  ET_KERNEL_CHECK_MSG(context, rows == info.rows && cols == info.cols && out.scalar_type() == ScalarType::Char,
+                      InvalidArgument, out, "lzw_decode: the blob is %" PRIu32 " x %" PRIu32, info.rows, info.cols);
+  SizesType sizes[2] = {static_cast<SizesType>(rows), static_cast<SizesType>(cols)};
+  ET_KERNEL_CHECK(context, executorch::runtime::resize_tensor(out, {sizes, 2}) == Error::Ok, InvalidArgument, out);
+  const tinyqmoe_status status =
+      tinyqmoe_decode_rows(tensor.get(), 0, info.rows, TINYQMOE_ISA_AUTO, out.mutable_data_ptr<int8_t>());
+  if (status != TINYQMOE_OK) fail(context, "lzw_decode", status);
+  return out;
+}
+
+Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& blob, const Tensor& scales,
+                       int64_t out_features, int64_t group_size, bool int8_activations, Tensor& out) {
+  std::shared_ptr<tinyqmoe_tensor> tensor;
+  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  if (opened != TINYQMOE_OK) return fail(context, "lzw_linear", opened), out;
+  Product product = {};
+  product.tensor = tensor.get();
+  tinyqmoe_get_info(tensor.get(), &product.info);
+  const tinyqmoe_info& info = product.info;
+  ET_KERNEL_CHECK_MSG(context, is_contiguous_float(x) && is_contiguous_float(out) && x.dim() > 0 &&
+                                   x.size(x.dim() - 1) == info.cols && out_features == info.rows &&
+                                   scales_fit(scales, info, group_size),
+                      InvalidArgument, out, "lzw_linear: x, scales or out do not fit a blob of %" PRIu32 " x %" PRIu32,
+                      info.rows, info.cols);
+  ET_KERNEL_CHECK(context, resize_like(x, 1, out_features, out), InvalidArgument, out);
+  product.scales = scales.const_data_ptr<float>();
+  product.group_size = static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols));
+  product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
+  product.x = x.const_data_ptr<float>();
+  product.y = out.mutable_data_ptr<float>();
+  const tinyqmoe_status status = multiply(product, int8_activations);
+  if (status != TINYQMOE_OK) fail(context, "lzw_linear", status);
+  return out;
+}
+
+Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, const Tensor& blob, const Tensor& scales,
+                          int64_t embedding_dim, int64_t group_size, Tensor& out) {
+  std::shared_ptr<tinyqmoe_tensor> tensor;
+  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  if (opened != TINYQMOE_OK) return fail(context, "lzw_embedding", opened), out;
+  tinyqmoe_info info;
+  tinyqmoe_get_info(tensor.get(), &info);
+  ET_KERNEL_CHECK_MSG(context, ids.scalar_type() == ScalarType::Long && is_contiguous_float(out) &&
+                                   embedding_dim == info.cols && scales_fit(scales, info, group_size),
+                      InvalidArgument, out, "lzw_embedding: ids, scales or out do not fit a blob of %" PRIu32
+                      " x %" PRIu32, info.rows, info.cols);
+  ET_KERNEL_CHECK(context, resize_like(ids, 0, embedding_dim, out), InvalidArgument, out);
+  const tinyqmoe_status status = tinyqmoe_embedding(
+      tensor.get(), scales.const_data_ptr<float>(), static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
+      ids.const_data_ptr<int64_t>(), static_cast<uint64_t>(ids.numel()), TINYQMOE_ISA_AUTO,
+      out.mutable_data_ptr<float>());
+  if (status != TINYQMOE_OK) fail(context, "lzw_embedding", status);
+  return out;
+}
+
+EXECUTORCH_LIBRARY(tinyqmoe, "lzw_decode.out", lzw_decode_out);
+EXECUTORCH_LIBRARY(tinyqmoe, "lzw_linear.out", lzw_linear_out);
+EXECUTORCH_LIBRARY(tinyqmoe, "lzw_embedding.out", lzw_embedding_out);
+
+}  // namespace tinyqmoe_executorch

@@ -1,0 +1,101 @@
+"""A quantized matrix, and what all schemes share: groups along a row and configs with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.errors import UsageError
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix as integer levels: weight[r, c] = levels[r, c] * scales[r, c // group_size].
+
+    levels: int8 [rows, cols], from `level_min` to `level_min + n_levels - 1`. scales: float32 [rows, ceil(cols /
+    group_size)]; the last group of a row may be shorter. One scale a row means group_size == cols.
+    """
+
+    name: str
+    levels: np.ndarray
+    scales: np.ndarray
+    group_size: int
+    scheme: str
+    level_min: int
+    n_levels: int
+
+    def dequantize(self, begin: int = 0, end: int | None = None) -> Tensor:
+        """Rows [begin, end) as float32 [n, cols]."""
+        levels, scales = self.levels[begin:end], self.scales[begin:end]
+        return dequantize(torch.from_numpy(levels), torch.from_numpy(scales), self.group_size)
+
+
+def dequantize(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
+    """levels int8 [n, cols] times scales float32 [n, ceil(cols / group_size)] -> float32 [n, cols]."""
+    parts = [
+        part.float() * scale for part, scale in zip(levels.split(group_size, -1), scales.split(1, -1), strict=True)
+    ]
+    return torch.cat(parts, dim=-1)
+
+
+GroupQuantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""float32 [n, G, size] -> (levels int8 [n, G, size], scales float32 [n, G]): every group on its own."""
+
+
+def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tuple[Tensor, Tensor]:
+    """Quantize w float32 [n, cols] group by group along each row; None or a size beyond the row makes the row one group.
+
+    Returns levels int8 [n, cols] and scales float32 [n, n_groups].
+    """
+    rows, cols = w.shape
+    size = effective_group_size(group_size, cols)
+    whole = cols - cols % size
+    levels, scales = quantize(w[:, :whole].reshape(rows, -1, size))
+    levels = levels.reshape(rows, whole)
+    if whole == cols:
+        return levels, scales
+    last_levels, last_scales = quantize(w[:, None, whole:])
+    return torch.cat((levels, last_levels.squeeze(1)), dim=1), torch.cat((scales, last_scales), dim=1)
+
+
+def effective_group_size(group_size: int | None, cols: int) -> int:
+    """The group size of a matrix with `cols` columns."""
+    return cols if group_size is None else min(group_size, cols)
+
+
+class JsonConfig:
+    """Base of the frozen config dataclasses: checked on construction, round trip through a dict of JSON values."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise UsageError("the quantization options are wrong", problems=problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`; an absent field takes its default. Raises UsageError for an unknown or wrong one."""
+        unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+        if unknown:
+            raise UsageError(f"{cls.__name__} has no {', '.join(unknown)}")
+        return cls(**raw)
+
+
+def group_size_problems(group_size: object) -> list[str]:
+    """Empty for None or a positive integer."""
+    if group_size is None or (type(group_size) is int and group_size > 0):
+        return []
+    return [f"group size must be a positive integer, or none for one scale a row; got {group_size!r}"]

@@ -1,0 +1,84 @@
+"""Ternary: levels -1, 0, 1 and one positive scale a row or group.
+
+Without `sparsity`, the rule of Ternary Weight Networks (Li et al., arXiv 1605.04711, eq. 5 and 6): |w| <= 0.7 mean |w|
+becomes zero, the scale is the mean |w| of the others. With `sparsity`, the smallest |w| become zero up to that fraction,
+which sets the rate in bits per weight; the scale is again the mean |w| of the kept, the least-squares optimum for any
+fixed set of kept weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.quant.tensor import JsonConfig, by_group, dequantize, group_size_problems
+
+__all__ = ["LEVEL_MIN", "N_LEVELS", "Config", "dequantize", "quantize_rows", "zeros_per_group"]
+
+LEVEL_MIN, N_LEVELS = -1, 3
+THRESHOLD = 0.7
+
+
+@dataclass(frozen=True)
+class Config(JsonConfig):
+    """`group_size` weights share a scale (None: a row). `sparsity`: fraction of zeros in [0, 1); None: the TWN rule."""
+
+    group_size: int | None = None
+    sparsity: float | None = None
+
+    def problems(self) -> list[str]:
+        return group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
+
+
+def sparsity_problems(sparsity: object) -> list[str]:
+    """Empty for None or a number from 0 up to, but not including, 1."""
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if sparsity is None or (number and 0 <= sparsity < 1):  # type: ignore[operator]
+        return []
+    return [f"sparsity must be a number from 0 up to, but not including, 1; got {sparsity!r}"]
+
+
+def zeros_per_group(sparsity: float, size: int) -> int:
+    """How many of `size` weights become zero: floor(sparsity * size), and always one is kept."""
+    return min(size - 1, math.floor(sparsity * size + 1e-9))  # 1e-9: 0.29 * 100 is 28.999999999999996 in binary
+
+
+def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """w float32 [n, cols] -> levels int8 [n, cols], scales float32 [n, groups]. NaN or infinity gives a scale of it."""
+    sparsity = config.sparsity
+    if sparsity is None:
+        return by_group(w, config.group_size, lambda groups: _with_support(groups, _above_threshold(groups.abs())))
+    return by_group(w, config.group_size, lambda groups: _with_support(groups, _largest(groups.abs(), sparsity)))
+
+
+def _above_threshold(magnitude: Tensor) -> Tensor:
+    return magnitude > THRESHOLD * magnitude.mean(-1, keepdim=True)
+
+
+def _largest(magnitude: Tensor, sparsity: float) -> Tensor:
+    """True for all but the smallest |w| of each group; of equal ones, the first positions count as smaller.
+
+    np.partition selects in linear time and, measured, 2-4 times as fast as torch.kthvalue and topk.
+    """
+    zeros = zeros_per_group(sparsity, magnitude.shape[-1])
+    if zeros == 0:
+        return torch.ones_like(magnitude, dtype=torch.bool)
+    partitioned = np.partition(magnitude.numpy(), zeros - 1, axis=-1)
+    threshold = torch.from_numpy(partitioned[..., zeros - 1 : zeros].copy())  # the largest |w| that becomes zero
+    keep = magnitude > threshold
+    ties = magnitude == threshold
+    ties_to_keep = magnitude.shape[-1] - zeros - keep.sum(-1, keepdim=True, dtype=torch.int32)
+    tie_rank = ties.sum(-1, keepdim=True, dtype=torch.int32) - ties.cumsum(-1, dtype=torch.int32)  # 0 is the last
+    return keep | (ties & (tie_rank < ties_to_keep))
+
+
+def _with_support(w: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs of the kept weights, and their mean |w|. An exact zero has no sign, so it is not counted as kept."""
+    levels = w.sign().mul_(keep)
+    count = levels.count_nonzero(-1).clamp(min=1)
+    scales = (w * levels).sum(-1, dtype=torch.float64) / count  # float64: the sum's order does not show in float32
+    return levels.to(torch.int8), scales.float()

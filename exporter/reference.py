@@ -1,0 +1,266 @@
+"""What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
+
+Weights are decoded in blocks of rows each time they are needed, so the model is never in memory. Two arithmetics are computed: `int8`
+as the operators define it (exact integer dot products of levels and quantized activations) and `float32`. This
+is an implementation of its own: it shares the decoder with the packages, and nothing of their products or attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporter.bundle import QuantizationLoss
+from exporter.encoded import EncodedMatrix, EncodedModel
+from exporter.models.llama import Llama, LlamaConfig, TorchAttention
+
+if TYPE_CHECKING:
+    from exporter.checkpoint import Checkpoint
+
+Arithmetic = Literal["int8", "float32"]
+ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
+
+BLOCK_WEIGHTS = 1 << 23  # decoded at a time: 32 MiB as float32
+EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
+SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
+LOSS_POSITIONS = 64
+
+TEXTS = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog.",
+    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of them walked on it. "
+    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the wind turns to the north?",
+)
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K], scales [T, 1])."""
+    largest = x.abs().amax(-1, keepdim=True)
+    usable = largest >= 2.0**-100
+    # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds differently.
+    inverse = torch.where(usable, torch.full_like(largest, 127.0) / largest, torch.zeros_like(largest))
+    return torch.round(x * inverse), torch.where(usable, largest / 127.0, torch.zeros_like(largest))
+
+
+def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
+    """Exact int32 dot products: [T, K] x [n, K] -> [T, n], both holding integers as float32."""
+    total = torch.zeros(quantized.shape[0], levels.shape[0], dtype=torch.int32)
+    for q, w in zip(quantized.split(EXACT_COLUMNS, 1), levels.split(EXACT_COLUMNS, 1), strict=True):
+        total += (q @ w.T).to(torch.int32)
+    return total
+
+
+class QuantizedLinear(nn.Module):
+    """y = W x for an encoded matrix, in one of the arithmetics."""
+
+    def __init__(self, matrix: EncodedMatrix, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.matrix, self.arithmetic = matrix, arithmetic
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # [T, K]
+        quantized, x_scales = quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
+        multiply = self._multiply_int8 if self.arithmetic == "int8" else self._multiply_float32
+        y = torch.empty(flat.shape[0], self.matrix.rows)
+        with self.matrix.open() as coded:
+            scales = self.matrix.scales()
+            for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
+                levels = torch.from_numpy(coded.decode_rows(begin, end)).float()
+                y[:, begin:end] = multiply(quantized, x_scales, levels, torch.tensor(scales[begin:end]))
+        return y.reshape(*x.shape[:-1], self.matrix.rows)
+
+    def _multiply_int8(self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+        if scales.shape[1] == 1:
+            return integer_product(quantized, levels).float() * (x_scales * scales.T)
+        groups = zip(quantized.split(self.matrix.group_size, 1), levels.split(self.matrix.group_size, 1), strict=True)
+        total = torch.zeros(quantized.shape[0], levels.shape[0])
+        for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
+            total += integer_product(q, w).float() * scales[:, g]
+        return x_scales * total
+
+    def _multiply_float32(self, x: Tensor, _: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+        return x @ dequantized(levels, scales, self.matrix.group_size).T
+
+
+class FloatLinear(nn.Module):
+    """y = W x for a matrix of the checkpoint, read in blocks of rows."""
+
+    def __init__(self, rows: Callable[[int, int], Tensor], out_features: int) -> None:
+        super().__init__()
+        self.rows, self.out_features = rows, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = row_blocks(self.out_features, x.shape[-1])
+        return torch.cat([x @ self.rows(begin, end).T for begin, end in blocks], dim=-1)
+
+
+class RowEmbedding(nn.Module):
+    """ids int64 [1, S] -> float32 [1, S, cols], one row read at a time."""
+
+    def __init__(self, row: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.row = row
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.stack([self.row(int(i)) for i in ids[0]])[None]
+
+
+def dequantized(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
+    """levels [n, K] * scales [n, n_groups], each scale spread over its group."""
+    return levels * scales.repeat_interleave(group_size, dim=1)[:, : levels.shape[1]]
+
+
+def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
+    """Ranges of rows of about BLOCK_WEIGHTS weights."""
+    step = max(1, BLOCK_WEIGHTS // cols)
+    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """`models.llama.Layers` over an encoded model."""
+
+    encoded: EncodedModel
+    vectors: dict[str, Tensor]
+    arithmetic: Arithmetic
+
+    def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
+        return QuantizedLinear(self.encoded.matrices[name], self.arithmetic)
+
+    def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
+        matrix = self.encoded.matrices[name]
+        coded, scales = matrix.open(), matrix.scales()
+
+        def row(i: int) -> Tensor:
+            levels = torch.from_numpy(coded.decode_rows(i, i + 1)).float()
+            return dequantized(levels, torch.tensor(scales[i : i + 1]), matrix.group_size)[0]
+
+        return RowEmbedding(row)
+
+    def attention(self, config: LlamaConfig, context: int) -> nn.Module:
+        return TorchAttention(config, context)
+
+    def vector(self, name: str) -> Tensor:
+        return self.vectors[name]
+
+
+@dataclass(frozen=True)
+class OriginalLayers:
+    """`models.llama.Layers` over the checkpoint itself, in float32."""
+
+    checkpoint: Checkpoint
+
+    def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
+        return FloatLinear(lambda begin, end: self.checkpoint.rows(name, begin, end), out_features)
+
+    def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
+        return RowEmbedding(lambda i: self.checkpoint.rows(name, i, i + 1)[0])
+
+    def attention(self, config: LlamaConfig, context: int) -> nn.Module:
+        return TorchAttention(config, context)
+
+    def vector(self, name: str) -> Tensor:
+        return self.checkpoint.vector(name)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and how many greedy tokens follow them (0: only the logits of the last position)."""
+
+    tokens: tuple[int, ...]
+    new_tokens: int
+
+
+def make_prompts(sequences: Sequence[Sequence[int]], context: int, parameters: int) -> list[Prompt]:
+    """Prompts of several lengths from token sequences, and one that fills the context.
+
+    Shorter than the context by as many tokens as are generated, so every one fits.
+    """
+    new = max(1, min(16 if parameters <= SMALL_MODEL else 6, context // 4))
+    room = context - new
+    lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
+    prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]
+    return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
+
+
+def _cycle(tokens: Sequence[int], n: int) -> list[int]:
+    return [tokens[i % len(tokens)] for i in range(n)]
+
+
+@torch.inference_mode()
+def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
+    """Logits float32 [max(new_tokens, 1), V] and the greedy token int64 of each row."""
+    logits = [model(torch.tensor([prompt.tokens]), torch.tensor([0]))[0]]
+    for step in range(1, prompt.new_tokens):
+        position = torch.tensor([len(prompt.tokens) + step - 1])
+        logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
+    stacked = torch.stack(logits)
+    return stacked, stacked.argmax(-1)
+
+
+def write_reference(
+    encoded: EncodedModel,
+    vectors: dict[str, Tensor],
+    config: LlamaConfig,
+    context: int,
+    declared: Arithmetic,
+    prompts: list[Prompt],
+    path: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens computed.
+
+    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt that fills the context is
+    answered in the declared arithmetic only.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
+    for arithmetic in ARITHMETICS:
+        model = Llama(config, context, QuantizedLayers(encoded, vectors, arithmetic))
+        for i, prompt in enumerate(prompts):
+            if prompt.new_tokens or arithmetic == declared:
+                logits, tokens = answers(model, prompt)
+                tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
+                progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
+    save_file(tensors, path)
+
+
+@torch.inference_mode()
+def quantization_loss(
+    checkpoint: Checkpoint,
+    encoded: EncodedModel,
+    vectors: dict[str, Tensor],
+    arithmetic: Arithmetic,
+    tokens: Sequence[int],
+) -> QuantizationLoss:
+    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats, top-1, perplexities."""
+    ids, start = torch.tensor([tokens]), torch.tensor([0])
+    n = len(tokens)
+    config = checkpoint.config
+    original_model = Llama(config, n, OriginalLayers(checkpoint))
+    original = torch.log_softmax(original_model.logits(original_model.hidden(ids, start))[0].double(), -1)  # [S, V]
+    quantized_model = Llama(config, n, QuantizedLayers(encoded, vectors, arithmetic))
+    quantized = torch.log_softmax(quantized_model.logits(quantized_model.hidden(ids, start))[0].double(), -1)
+    targets = ids[0, 1:, None]
+
+    def perplexity(log_probs: Tensor) -> float:
+        return float(torch.exp(-log_probs[:-1].gather(-1, targets).mean())) if n > 1 else float("nan")
+
+    return QuantizationLoss(
+        positions=n,
+        kl_mean=float((original.exp() * (original - quantized)).sum(-1).mean()),
+        top1_agreement=float((original.argmax(-1) == quantized.argmax(-1)).double().mean()),
+        perplexity_original=perplexity(original),
+        perplexity_quantized=perplexity(quantized),
+    )
+
+
+def random_tokens(vocab_size: int, n: int) -> list[int]:
+    """Fixed token ids for a model without a usable tokenizer."""
+    return np.random.default_rng(0).integers(0, vocab_size, n).tolist()

@@ -1,0 +1,108 @@
+"""Runs the `.pte` of a bundle with the real ExecuTorch runtime and the real C++ operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.errors import BundleError, ContextError, MissingComponentError
+from runtime_ref import kernels
+
+if TYPE_CHECKING:
+    from executorch.runtime import Program
+
+
+class ExecuTorchRunner:
+    """One loaded program with its KV cache. Position 0 starts a new sequence.
+
+    The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is missing, BundleError when the program
+    is not the one the manifest describes.
+    """
+
+    name = "executorch"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.program = bundle.manifest.program
+        kernels.load()
+        path = bundle.file(self.program.file)
+        try:
+            from executorch.runtime import Runtime
+
+            loaded = Runtime.get().load_program(path)
+        except RuntimeError as error:
+            raise BundleError(f"ExecuTorch does not load {path}: {error}", do="export again") from error
+        _check_contract(loaded, bundle)
+        self._loaded = loaded  # the method uses its memory
+        self._method = _load_forward(loaded, bundle)
+
+    @property
+    def context(self) -> int:
+        return self.program.context
+
+    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab] logits of the last.
+
+        Raises ContextError before anything runs if they do not fit.
+        """
+        if not tokens:
+            raise ValueError("no tokens")
+        if position + len(tokens) > self.context:
+            raise ContextError(
+                f"{position + len(tokens)} tokens do not fit the context of {self.context} this package was exported with",
+                do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
+            )
+        step = self.program.prefill_tokens
+        for begin in range(0, len(tokens), step):
+            logits = self._call(tokens[begin : begin + step], position + begin)
+        return logits
+
+    def _call(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        import torch
+
+        inputs = (torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([position], dtype=torch.long))
+        try:
+            (logits,) = self._method.execute(inputs)
+        except RuntimeError as error:
+            what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
+            raise BundleError(what, do="the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`") from error
+        return logits.numpy().reshape(-1)
+
+
+def _load_forward(program: Program, bundle: Bundle) -> Any:
+    from executorch.runtime import Runtime
+
+    available = Runtime.get().operator_registry.operator_names
+    if missing := sorted(set(bundle.manifest.program.operators) - available):
+        raise MissingComponentError(f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`")
+    try:
+        return program.load_method("forward")
+    except RuntimeError as error:
+        raise BundleError(f"ExecuTorch does not load the method of {bundle.manifest.program.file}: {error}") from error
+
+
+def _check_contract(program: Program, bundle: Bundle) -> None:
+    """The metadata inside the program and the manifest must say the same."""
+    entry = bundle.manifest.program
+    expected: dict[str, object] = {
+        "get_max_context_len": entry.context,
+        "get_max_seq_len": entry.prefill_tokens,
+        "get_eos_ids": entry.eos_token_ids,
+    }
+    problems = []
+    for name, want in expected.items():
+        if name not in program.method_names:
+            problems.append(f"{name} is missing")
+            continue
+        method = program.load_method(name)
+        assert method is not None
+        got = method.execute(())
+        value = list(got) if isinstance(want, list) else got[0]
+        if value != want:
+            problems.append(f"{name} is {value!r}, the manifest says {want!r}")
+    if "forward" not in program.method_names:
+        problems.append("the method `forward` is missing")
+    if problems:
+        raise BundleError(f"{entry.file} is not the program the manifest describes", problems=problems, do="export again")

@@ -1,0 +1,181 @@
+"""Text in, text out: tokenizer and chat template of a bundle, sampling, and the token loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from exporter.bundle import Bundle
+from exporter.errors import BundleError, ContextError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Runner(Protocol):
+    """A loaded package: `forward(tokens, position)` gives the logits float32 [vocab] of the last token."""
+
+    name: str
+
+    @property
+    def context(self) -> int: ...
+
+    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the most likely tokens of that total probability."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.temperature < float("inf"):
+            problems.append(f"temperature must be 0 or a positive number, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.seed < 0:
+            problems.append(f"seed must not be negative, got {self.seed}")
+        if problems:
+            raise UsageError("wrong sampling options", problems=problems)
+
+    def chooser(self) -> Callable[[np.ndarray], int]:
+        """A function logits float32 [vocab] -> token id, with a random state of its own."""
+        if self.temperature == 0:
+            return lambda logits: int(logits.argmax())
+        rng = np.random.default_rng(self.seed)
+        return lambda logits: int(rng.choice(logits.size, p=self._probabilities(logits)))
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        scaled = logits.astype(np.float64) / self.temperature
+        p = np.exp(scaled - scaled.max())
+        p /= p.sum()
+        if self.top_p < 1:
+            order = np.argsort(-p, kind="stable")
+            before = np.cumsum(p[order]) - p[order]
+            p[order[before >= self.top_p]] = 0  # the most likely token always stays
+            p /= p.sum()
+        return p
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave. `stopped` says why it ended: eos, limit or context."""
+
+    prompt_tokens: list[int]
+    tokens: list[int]
+    text: str
+    stopped: str
+    prefill_ms: float
+    decode_ms: float
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Without the first token, which the prefill gives."""
+        return (len(self.tokens) - 1) * 1000 / self.decode_ms if self.decode_ms else 0.0
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer that ships in the bundle. Raises BundleError."""
+    from tokenizers import Tokenizer
+
+    path = bundle.path / "tokenizer.json"
+    if not path.is_file():
+        raise BundleError(
+            f"{bundle.path} has no tokenizer.json: the checkpoint had none",
+            do="put tokenizer.json beside the checkpoint's config.json and export again",
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{path} is not a tokenizer: {error}", do="export again") from error
+
+
+def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
+    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's chat template."""
+    tokenizer = load_tokenizer(bundle)
+    if chat:
+        ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
+    else:
+        ids = tokenizer.encode(prompt).ids
+        bos = bundle.manifest.program.bos_token_id
+        if bos is not None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+    if not ids:
+        raise UsageError("the prompt is empty", do="give --prompt some text")
+    vocab = bundle.manifest.program.vocab_size
+    if bad := [i for i in ids if i >= vocab]:
+        raise BundleError(f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}", do="use the model's own tokenizer")
+    return ids
+
+
+def render_chat(bundle: Bundle, prompt: str) -> str:
+    """One user turn in the model's chat format, ready for the answer. Raises UsageError without a template."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
+    if not tokenizer.chat_template:
+        raise UsageError("this model has no chat template", do="run without --chat, or export an instruction-tuned model")
+    messages = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def generate(
+    runner: Runner, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, eos: Sequence[int]
+) -> Iterator[int]:
+    """Yields token ids until an EOS id (which is not yielded) or the limit. Raises ContextError if the prompt does not fit."""
+    if len(prompt) > runner.context:
+        raise ContextError(
+            f"the prompt has {len(prompt)} tokens, the package was exported with a context of {runner.context}",
+            do="shorten the prompt, or export with a larger --context",
+        )
+    choose = sampling.chooser()
+    token = choose(runner.forward(prompt, 0))
+    for position in range(len(prompt), len(prompt) + max_new_tokens):
+        if token in eos:
+            return
+        yield token
+        if position + 1 == len(prompt) + max_new_tokens:
+            return
+        token = choose(runner.forward([token], position))
+
+
+def run(
+    bundle: Bundle,
+    runner: Runner,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    show: Callable[[str], None],
+) -> RunResult:
+    """Generates and streams text: `show` gets whole characters only, as soon as they are complete.
+
+    When the context fills before the limit, what was generated is kept and `stopped` is "context".
+    """
+    from tokenizers.decoders import DecodeStream
+
+    tokenizer = load_tokenizer(bundle)
+    stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+    tokens: list[int] = []
+    text = ""
+    room = runner.context - len(prompt) + 1  # the last token needs no cache slot: it is never fed back
+    limit = min(max_new_tokens, max(room, 0))
+    begin = first = time.perf_counter()
+    for token in generate(runner, prompt, limit, sampling, bundle.manifest.program.eos_token_ids):
+        if not tokens:
+            first = time.perf_counter()
+        tokens.append(token)
+        piece = stream.step(tokenizer, token)
+        if piece:
+            text += piece
+            show(piece)
+    end = time.perf_counter()
+    stopped = "eos" if len(tokens) < limit else "context" if limit < max_new_tokens else "limit"
+    return RunResult(list(prompt), tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3)

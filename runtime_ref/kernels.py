@@ -1,0 +1,116 @@
+"""The ExecuTorch kernel library: compiled against the installed executorch on first need, then loaded from one path.
+
+The operators register themselves when the library is loaded, and a second copy of it would abort the process: hence
+one canonical path, named by a hash of the sources, the flags and the versions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from exporter.codec.native import native_dir
+from exporter.errors import MissingComponentError
+
+OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
+FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-DNDEBUG",
+    "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL", "-DET_EVENT_TRACER_ENABLED",
+)  # fmt: skip
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, or c++, g++ or clang++ of the PATH. Raises MissingComponentError."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in wanted:
+        if path := shutil.which(name):
+            return path
+    raise MissingComponentError(
+        f"no C++ compiler: looked for {', '.join(wanted)}",
+        do="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set CXX",
+    )
+
+
+def sources() -> list[Path]:
+    """The C++ files of the kernel library."""
+    found = [*sorted((native_dir() / "core").glob("*.cc")), *sorted((native_dir() / "executorch").glob("*.cpp"))]
+    if not found:
+        raise MissingComponentError(f"{native_dir()} holds no C++ sources", do="install tiny-qmoe again")
+    return found
+
+
+def library_path() -> Path:
+    """Where the library for these sources, flags and versions lies or will lie."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for version in ("executorch", "torch"):
+        digest.update(f"{version} {importlib.metadata.version(version)}".encode())
+    digest.update(_executorch_root().as_posix().encode())
+    for file in [*sources(), *sorted(native_dir().rglob("*.h"))]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    cache = platformdirs.user_cache_path("tiny-qmoe")
+    return cache / f"kernels-{digest.hexdigest()[:16]}" / "libtinyqmoe_executorch.so"
+
+
+def build() -> Path:
+    """Compiles the library unless it is there; returns its path. Raises MissingComponentError with the compiler's words."""
+    target = library_path()
+    if target.is_file():
+        return target
+    root = _executorch_root()
+    include = root / "include"
+    command = [compiler(), *FLAGS, "-I", str(native_dir() / "include"), "-I", str(native_dir() / "core")]
+    command += ["-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10")]
+    command += [*map(str, sources()), f"-Wl,-rpath,{root / 'lib'}", "-L", str(root / "lib")]
+    command += ["-lexecutorch", "-lexecutorch_threadpool"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        built = Path(work) / target.name
+        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise MissingComponentError(
+                f"the kernel library does not compile: {command[0]} ended with {done.returncode}",
+                problems=done.stderr.strip().splitlines()[-8:],
+                do="run `tinyqmoe doctor`",
+            )
+        os.replace(built, target)  # whole or not at all, also with two processes building at once
+    return target
+
+
+@functools.cache
+def load() -> None:
+    """Makes the operators known to the ExecuTorch runtime of this process. Raises MissingComponentError."""
+    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::update_cache, llama::custom_sdpa)
+    from executorch.runtime import Runtime
+
+    registry = Runtime.get().operator_registry
+    if set(OPERATORS) & registry.operator_names:
+        raise MissingComponentError(
+            "another copy of the Tiny-QMoE kernels is loaded in this process", do="load one copy only: a second would abort it"
+        )
+    library = build()
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        raise MissingComponentError(f"{library} does not load: {error}", do=f"delete {library.parent} and try again") from error
+    if missing := set(OPERATORS) - registry.operator_names:
+        raise MissingComponentError(f"{library} did not register {', '.join(sorted(missing))}", do="run `tinyqmoe doctor`")
+
+
+def _executorch_root() -> Path:
+    try:
+        files = importlib.metadata.files("executorch")
+    except importlib.metadata.PackageNotFoundError:
+        files = None
+    for file in files or []:
+        if file.name == "libexecutorch.so":
+            return Path(str(file.locate())).resolve().parent.parent
+    raise MissingComponentError("executorch is not installed, or lacks its C++ library", do="pip install executorch==1.5.1")
