@@ -26,7 +26,7 @@ from exporter.models.llama import LlamaConfig
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total): the name of a tensor, and the weights finished so far and in all."""
 
-BLOCK_WEIGHTS = 8_000_000
+BLOCK_WEIGHTS = 1_000_000
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -137,7 +137,7 @@ def _answer(
         progress("compute reference answers", done, total)
 
     reference.write_reference(
-        encoded, vectors, checkpoint.config, context, arithmetic, prompts, work / bundles.REFERENCE, advance
+        encoded, vectors, checkpoint.config, context, prompts, work / bundles.REFERENCE, advance
     )
     progress("compare with the original", 0, 0)
     tokens = prompts[-1].tokens[: min(context, reference.LOSS_POSITIONS)]

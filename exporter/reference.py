@@ -208,15 +208,14 @@ def write_reference(
     vectors: dict[str, Tensor],
     config: LlamaConfig,
     context: int,
-    declared: Arithmetic,
     prompts: list[Prompt],
     path: Path,
     progress: Callable[[int], None],
 ) -> None:
     """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens computed.
 
-    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt that fills the context is
-    answered in the declared arithmetic only.
+    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt that fills
+    the context is answered in float32 only: it is there for the cache, and takes the longest.
     """
     from safetensors.torch import save_file
 
@@ -224,7 +223,7 @@ def write_reference(
     for arithmetic in ARITHMETICS:
         model = Llama(config, context, QuantizedLayers(encoded, vectors, arithmetic))
         for i, prompt in enumerate(prompts):
-            if prompt.new_tokens or arithmetic == declared:
+            if prompt.new_tokens or arithmetic == "float32":
                 logits, tokens = answers(model, prompt)
                 tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
                 progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class ExecuTorchRunner:
 
     def __init__(self, bundle: Bundle) -> None:
         self.program = bundle.manifest.program
-        kernels.load()
+        self._kernels = kernels.load()
         path = bundle.file(self.program.file)
         try:
             from executorch.runtime import Runtime
@@ -41,6 +42,15 @@ class ExecuTorchRunner:
     @property
     def context(self) -> int:
         return self.program.context
+
+    @contextlib.contextmanager
+    def float_activations(self) -> Iterator[None]:
+        """Inside, every product is computed with float activations, whatever the program declares."""
+        self._kernels.tinyqmoe_executorch_force_float(1)
+        try:
+            yield
+        finally:
+            self._kernels.tinyqmoe_executorch_force_float(0)
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab] logits of the last.

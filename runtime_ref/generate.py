@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,8 @@ class Runner(Protocol):
     def context(self) -> int: ...
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray: ...
+
+    def float_activations(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

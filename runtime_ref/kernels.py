@@ -86,7 +86,7 @@ def build() -> Path:
 
 
 @functools.cache
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Makes the operators known to the ExecuTorch runtime of this process. Raises MissingComponentError."""
     import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::update_cache, llama::custom_sdpa)
     from executorch.runtime import Runtime
@@ -98,11 +98,12 @@ def load() -> None:
         )
     library = build()
     try:
-        ctypes.CDLL(str(library))
+        loaded = ctypes.CDLL(str(library))
     except OSError as error:
         raise MissingComponentError(f"{library} does not load: {error}", do=f"delete {library.parent} and try again") from error
     if missing := set(OPERATORS) - registry.operator_names:
         raise MissingComponentError(f"{library} did not register {', '.join(sorted(missing))}", do="run `tinyqmoe doctor`")
+    return loaded
 
 
 def _executorch_root() -> Path:

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from runtime_ref.parity import Check, ParityReport
+from runtime_ref.parity import Check, ParityReport, Tolerance
 
 
 def parity_table(report: ParityReport) -> Table:
     """One line a check, the gates in the title, the verdict in the caption."""
-    gate = report.tolerance
     verdict = "[bold green]PASS" if report.passed else "[bold red]FAIL"
     table = Table(
-        title=f"Parity: {report.backend}, {report.activations} activations "
-        f"(gates: KL <= {gate.max_kl:g}, SQNR >= {gate.min_sqnr_db:g} dB)",
+        title=f"Parity of the {report.backend} package. " + "; ".join(_gate(*item) for item in report.tolerances.items()),
         caption=f"{verdict}[/] the package answers {'like' if report.passed else 'NOT like'} the quantized model in PyTorch",
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("verdict", "what", "KL max", "SQNR min", "|Δ| max", "top-1", "result"):
-        table.add_column(name, justify="left" if name in ("verdict", "what", "result") else "right")
+    for name in ("verdict", "activations", "what", "KL median", "KL worst", "dB median", "dB worst", "top-1", "result"):
+        table.add_column(name, justify="left" if name in ("verdict", "activations", "what", "result") else "right")
     for check in report.checks:
-        table.add_row(check.verdict, _what(check), *_figures(check), "[green]pass" if check.passed else "[red]FAIL")
+        result = "[green]pass" if check.passed else "[red]FAIL"
+        table.add_row(check.verdict, check.arithmetic, _what(check), *_figures(check), result)
     return table
+
+
+def _gate(arithmetic: str, gate: Tolerance) -> str:
+    return (
+        f"{arithmetic} activations: median KL <= {gate.median_kl:g} and SQNR >= {gate.median_sqnr_db:g} dB, "
+        f"worst SQNR >= {gate.worst_sqnr_db:g} dB"
+    )
 
 
 def _what(check: Check) -> str:
     return f"{check.what}\n[dim]{check.detail}[/]" if check.detail else check.what
 
 
-def _figures(check: Check) -> tuple[str, str, str, str]:
-    def text(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
+def _figures(check: Check) -> list[str]:
+    figures = [(check.kl_median, ".1e"), (check.kl_worst, ".1e"), (check.sqnr_db_median, ".1f"), (check.sqnr_db_worst, ".1f")]
     top1 = "" if check.top1 is None else f"{check.top1}/{check.positions}"
-    return text(check.kl_max, ".1e"), text(check.sqnr_db_min, ".1f"), text(check.delta_max, ".1e"), top1
+    return ["" if value is None else format(value, form) for value, form in figures] + [top1]

@@ -20,14 +20,16 @@ from exporter.quant import ternary as quant_ternary
 
 TINY = demo_train.TrainConfig(
     steps=6,
+    threads=1,
     rows=2,
     row_tokens=32,
     context=64,
+    vocab_size=300,
+    tokenizer_documents=50,
     hidden_size=32,
     intermediate_size=48,
     layers=1,
-    vocab_size=320,
-    threads=1,
+    held_out_batches=1,
 )
 
 

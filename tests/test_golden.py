@@ -18,6 +18,7 @@ from exporter.codec.native import Isa, NativeTensor, available_isas, quantize_ac
 from exporter.errors import CodecError
 
 Row = dict[str, str]
+ISAS = available_isas()
 
 
 def table(name: str) -> list[Row]:
@@ -80,10 +81,11 @@ def test_reference_decodes(row: Row) -> None:
     assert crc(levels) == row["levels_crc32"]
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @rows_of("decode")
-def test_native_decodes(row: Row) -> None:
+def test_native_decodes(row: Row, isa: Isa) -> None:
     with NativeTensor(blob_of(row), verify=True) as tensor:
-        levels = tensor.decode_rows()
+        levels = tensor.decode_rows(isa=isa)
     assert crc(levels) == row["levels_crc32"]
 
 
@@ -115,8 +117,9 @@ def test_native_rejects(row: Row) -> None:
     assert error.value.status == row["status"]
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @rows_of("errors")
-def test_native_rejects_at_its_stage(row: Row) -> None:
+def test_native_rejects_at_its_stage(row: Row, isa: Isa) -> None:
     if row["stage"] == "open":
         with pytest.raises(CodecError) as error:
             NativeTensor(blob_of(row), verify=False)
@@ -125,13 +128,11 @@ def test_native_rejects_at_its_stage(row: Row) -> None:
     with NativeTensor(blob_of(row), verify=False) as tensor:
         if row["stage"] == "row":
             with pytest.raises(CodecError) as error:
-                tensor.decode_rows()
+                tensor.decode_rows(isa=isa)
             assert error.value.status == row["status"]
 
 
 # ---- Products and look-ups -------------------------------------------------------------------------------------------
-
-ISAS = available_isas()
 
 
 def scales_of(row: Row, tensor: NativeTensor) -> npt.NDArray[np.float32]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -145,7 +144,6 @@ def round_shares(counts: npt.NDArray[np.integer]) -> tuple[int, ...]:
     return tuple(max(1, (2 * SHARE_UNITS * int(count) + total) // (2 * total)) for count in counts)
 
 
-@lru_cache(maxsize=256)
 def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
     """Splits the most probable leaf until another split would pass 2^code_bits leaves; the tree in pre-order.
 

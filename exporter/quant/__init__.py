@@ -83,7 +83,8 @@ def quantize(
 
 def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig) -> QuantizedTensor:
     scheme_name, scheme_config = config.scheme_for(name), config.config_for(name)
-    assert scheme_name is not None and scheme_config is not None  # the caller leaves out norms
+    assert scheme_name is not None  # the caller leaves out norms
+    assert scheme_config is not None
     scheme, (rows, cols) = SCHEMES[scheme_name], checkpoint.shape(name)
     group_size = effective_group_size(scheme_config.group_size, cols)
     levels = np.empty((rows, cols), np.int8)

@@ -49,7 +49,7 @@ GroupQuantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tuple[Tensor, Tensor]:
-    """Quantize w float32 [n, cols] group by group along each row; None or a size beyond the row makes the row one group.
+    """Quantize w float32 [n, cols] group by group along each row; None, or a size beyond the row: the row is one group.
 
     Returns levels int8 [n, cols] and scales float32 [n, n_groups].
     """

@@ -1,9 +1,9 @@
 """Ternary: levels -1, 0, 1 and one positive scale a row or group.
 
 Without `sparsity`, the rule of Ternary Weight Networks (Li et al., arXiv 1605.04711, eq. 5 and 6): |w| <= 0.7 mean |w|
-becomes zero, the scale is the mean |w| of the others. With `sparsity`, the smallest |w| become zero up to that fraction,
-which sets the rate in bits per weight; the scale is again the mean |w| of the kept, the least-squares optimum for any
-fixed set of kept weights.
+becomes zero, the scale is the mean |w| of the others. With `sparsity`, the smallest |w| become zero up to that
+fraction, which sets the rate in bits per weight; the scale is again the mean |w| of the kept, the least-squares optimum
+for any fixed set of kept weights.
 """
 
 from __future__ import annotations

@@ -38,9 +38,11 @@ AVX2_INLINE int32_t sum8(__m256i v) {
 }
 
 AVX2_INLINE uint8_t largest_of(__m256i v) {
-  alignas(32) uint8_t bytes[32];
-  store32(bytes, v);
-  return *std::max_element(bytes, bytes + 32);
+  // The largest byte is the smallest of the complements; minpos finds the smallest of eight 16-bit words.
+  const __m128i all = _mm_max_epu8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i complement = _mm_xor_si128(all, _mm_set1_epi8(-1));
+  const __m128i smaller = _mm_min_epu8(complement, _mm_srli_epi16(complement, 8));
+  return static_cast<uint8_t>(~_mm_cvtsi128_si32(_mm_minpos_epu16(smaller)));
 }
 
 // ---- phrases ----

@@ -165,8 +165,9 @@ extern "C" {
 tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor** out) {
   if (out == nullptr) return TINYQMOE_BAD_ARGUMENT;
   *out = nullptr;
-  if (bytes == nullptr || (flags & ~TINYQMOE_VERIFY_PAYLOAD) != 0) return TINYQMOE_BAD_ARGUMENT;
+  if ((flags & ~TINYQMOE_VERIFY_PAYLOAD) != 0) return TINYQMOE_BAD_ARGUMENT;
   if (n_bytes < tinyqmoe::kHeaderBytes) return TINYQMOE_TRUNCATED;
+  if (bytes == nullptr) return TINYQMOE_BAD_ARGUMENT;
   // One copy of the header: what was checked is what is used.
   uint8_t header[tinyqmoe::kHeaderBytes];
   std::memcpy(header, bytes, sizeof header);

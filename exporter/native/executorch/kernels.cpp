@@ -29,6 +29,9 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 
+// Set by tinyqmoe_executorch_force_float: int8 rounding is chaotic, so the structure of a program is judged without it.
+std::atomic<bool> force_float{false};
+
 constexpr uint32_t kHeaderBytes = 64;
 constexpr uint32_t kTileRows = 32;
 constexpr int64_t kWeightsPerTask = 1 << 16;  // below this a second thread costs more than it brings
@@ -206,7 +209,7 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
   product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
   product.x = x.const_data_ptr<float>();
   product.y = out.mutable_data_ptr<float>();
-  const tinyqmoe_status status = multiply(product, int8_activations);
+  const tinyqmoe_status status = multiply(product, int8_activations && !force_float.load());
   if (status != TINYQMOE_OK) fail(context, "lzw_linear", status);
   return out;
 }
@@ -236,3 +239,6 @@ EXECUTORCH_LIBRARY(tinyqmoe, "lzw_linear.out", lzw_linear_out);
 EXECUTORCH_LIBRARY(tinyqmoe, "lzw_embedding.out", lzw_embedding_out);
 
 }  // namespace tinyqmoe_executorch
+
+// 1: lzw_linear computes with float activations whatever the program says; 0: as the program says.
+extern "C" TINYQMOE_API void tinyqmoe_executorch_force_float(int on) { tinyqmoe_executorch::force_float = on != 0; }

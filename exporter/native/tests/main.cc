@@ -1,0 +1,27 @@
+// tinyqmoe_tests GOLDEN_FOLDER: exit status 0 when every check holds.
+#include <cstdio>
+#include <exception>
+
+#include "check.h"
+#include "support.h"
+#include "tests.h"
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::printf("usage: %s tests/golden\n", argv[0]);
+    return 2;
+  }
+  try {
+    tests::test_calls();
+    tests::test_golden(argv[1]);
+    tests::test_random();
+    tests::test_hostile();
+  } catch (const std::exception& error) {
+    std::printf("%s: %s\n", tests::g_context.c_str(), error.what());
+    return 1;
+  }
+  std::printf("%d checks, %d failures, instruction sets:", tests::g_checks, tests::g_failures);
+  for (const tinyqmoe_isa isa : tests::available_isas()) std::printf(" %d", isa);
+  std::printf("\n");
+  return tests::g_failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,75 @@
+// What tests and fuzzers share: owners of C objects, blobs made from scratch, and calls that return vectors.
+#ifndef TINYQMOE_TESTS_SUPPORT_H_
+#define TINYQMOE_TESTS_SUPPORT_H_
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tinyqmoe/tinyqmoe.h"
+
+namespace tests {
+
+using Bytes = std::vector<uint8_t>;
+using Levels = std::vector<int8_t>;
+using Floats = std::vector<float>;
+using Random = std::mt19937;
+
+struct Close {
+  void operator()(tinyqmoe_tensor* tensor) const { tinyqmoe_close(tensor); }
+};
+using Tensor = std::unique_ptr<tinyqmoe_tensor, Close>;
+
+std::vector<tinyqmoe_isa> available_isas();
+
+struct Spec {
+  uint8_t codec;
+  uint8_t code_bits;
+  uint8_t cap;
+  int level_min;
+  uint32_t n_levels;
+  uint32_t rows;
+  uint32_t cols;
+
+  std::string name() const;
+};
+
+// A tree with as many leaves as fit, split at random (deep ones first, so that caps are reached), and its leaf count.
+std::pair<Bytes, uint32_t> random_tree(const Spec& spec, Random& random);
+
+// Skewed towards small distances from zero, as weights are.
+Levels random_levels(const Spec& spec, Random& random);
+
+// Encodes with the C interface and lays the blob out. Sections of tinyqmoe.h's encoder are checked by the tests, so an
+// error here throws.
+Bytes make_blob(const Spec& spec, const Levels& levels, Random& random);
+
+// Makes all three CRCs right again, as far as the header's offsets make sense.
+void reseal(Bytes* blob);
+
+tinyqmoe_status open(const Bytes& blob, uint32_t flags, Tensor* out);
+
+struct Product {
+  tinyqmoe_status status;
+  Floats y;  // [n_tokens, rows]
+};
+
+// Quantizes x itself. Rows in two calls, to see that calls do not depend on each other.
+Product linear_int8(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+                    uint32_t n_tokens, tinyqmoe_isa isa);
+Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+                   uint32_t n_tokens, tinyqmoe_isa isa);
+
+Bytes read_file(const std::string& path);
+
+template <typename T>
+uint32_t crc32_of(const std::vector<T>& values) {
+  return tinyqmoe_crc32(0, values.data(), values.size() * sizeof(T));
+}
+
+}  // namespace tests
+
+#endif  // TINYQMOE_TESTS_SUPPORT_H_

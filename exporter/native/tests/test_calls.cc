@@ -1,0 +1,201 @@
+// Arguments that are wrong, CRC-32, counting, the encoder's errors, and shared dictionaries.
+#include <array>
+#include <cstring>
+#include <thread>
+
+#include "check.h"
+#include "support.h"
+#include "tensor.h"
+#include "tests.h"
+
+namespace tests {
+namespace {
+
+const Spec kSpec = {1, 12, 16, -1, 3, 40, 100};
+
+uint32_t crc32_bit_by_bit(const Bytes& bytes) {
+  uint32_t crc = 0xFFFFFFFFu;
+  for (const uint8_t byte : bytes) {
+    crc ^= byte;
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) ? 0xEDB88320u : 0u);
+  }
+  return ~crc;
+}
+
+void test_crc() {
+  g_context = "crc32";
+  CHECK(tinyqmoe_crc32(0, "123456789", 9) == 0xCBF43926u);
+  CHECK(tinyqmoe_crc32(0, nullptr, 0) == 0);
+  Random random(5);
+  for (size_t n = 0; n < 70; ++n) {
+    Bytes bytes(n);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    CHECK(crc32_of(bytes) == crc32_bit_by_bit(bytes));
+    const uint32_t first = tinyqmoe_crc32(0, bytes.data(), n / 3);
+    CHECK(tinyqmoe_crc32(first, bytes.data() + n / 3, n - n / 3) == crc32_of(bytes));
+  }
+}
+
+void test_status_names() {
+  g_context = "names";
+  CHECK(tinyqmoe_abi_version() == TINYQMOE_ABI_VERSION);
+  CHECK(std::strcmp(tinyqmoe_status_name(TINYQMOE_BAD_ROW_LENGTH), "BAD_ROW_LENGTH") == 0);
+  CHECK(std::strcmp(tinyqmoe_status_name(static_cast<tinyqmoe_status>(999)), "UNKNOWN") == 0);
+}
+
+tinyqmoe_isa missing_isa() {
+  return tinyqmoe_best_isa() == TINYQMOE_ISA_AVX2 ? TINYQMOE_ISA_NEON : TINYQMOE_ISA_AVX2;
+}
+
+void test_open_arguments(const Bytes& blob) {
+  g_context = "open";
+  tinyqmoe_tensor* tensor = nullptr;
+  CHECK(tinyqmoe_open(nullptr, 100, 0, &tensor) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_open(blob.data(), blob.size(), 8, &tensor) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_open(blob.data(), blob.size(), 0, nullptr) == TINYQMOE_BAD_ARGUMENT);
+  for (size_t n = 0; n < blob.size(); ++n) {
+    const Bytes cut(blob.begin(), blob.begin() + static_cast<std::ptrdiff_t>(n));
+    Tensor out;
+    CHECK(open(cut, 0, &out) == TINYQMOE_TRUNCATED && out == nullptr);
+  }
+  Bytes longer = blob;
+  longer.resize(blob.size() + 5, 0xAA);
+  Tensor out;
+  CHECK(open(longer, TINYQMOE_VERIFY_PAYLOAD, &out) == TINYQMOE_OK);
+  tinyqmoe_close(nullptr);
+}
+
+void test_row_arguments(const tinyqmoe_tensor* tensor) {
+  g_context = "rows";
+  Levels levels(size_t{kSpec.rows} * kSpec.cols);
+  const tinyqmoe_isa any = TINYQMOE_ISA_AUTO;
+  CHECK(tinyqmoe_decode_rows(nullptr, 0, 1, any, levels.data()) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_decode_rows(tensor, 2, 1, any, levels.data()) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_decode_rows(tensor, 0, kSpec.rows + 1, any, levels.data()) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_decode_rows(tensor, 0, 1, any, nullptr) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_decode_rows(tensor, 0, 1, missing_isa(), levels.data()) == TINYQMOE_NO_ISA);
+  CHECK(tinyqmoe_decode_rows(tensor, 3, 3, any, nullptr) == TINYQMOE_OK);
+  const Floats scales(kSpec.rows, 1.0f);
+  Floats out(kSpec.cols);
+  for (const int64_t id : {int64_t{-1}, int64_t{kSpec.rows}, INT64_MIN, INT64_MAX}) {
+    CHECK(tinyqmoe_embedding(tensor, scales.data(), kSpec.cols, &id, 1, any, out.data()) == TINYQMOE_BAD_ID);
+  }
+  const int64_t zero = 0;
+  CHECK(tinyqmoe_embedding(tensor, scales.data(), 0, &zero, 1, any, out.data()) == TINYQMOE_BAD_ARGUMENT);
+}
+
+void test_linear_arguments(const tinyqmoe_tensor* tensor) {
+  g_context = "linear";
+  alignas(64) static uint8_t scratch[1 << 17];
+  const uint64_t needed = tinyqmoe_linear_scratch_bytes(tensor, 1);
+  CHECK(needed <= sizeof scratch);
+  const Floats scales(kSpec.rows, 1.0f);
+  const Levels x(tinyqmoe_padded_cols(kSpec.cols));
+  const float x_scale = 1.0f;
+  Floats y(kSpec.rows);
+  const auto call = [&](uint32_t group, uint32_t begin, uint32_t end, tinyqmoe_isa isa, void* space, uint64_t bytes) {
+    return tinyqmoe_linear_int8(tensor, scales.data(), group, x.data(), &x_scale, 1, begin, end, isa, space, bytes,
+                                y.data());
+  };
+  const tinyqmoe_isa any = TINYQMOE_ISA_AUTO;
+  CHECK(call(100, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_OK);
+  CHECK(call(100, 5, 5, any, scratch, needed) == TINYQMOE_OK);
+  CHECK(call(100, 0, kSpec.rows, any, scratch, needed - 1) == TINYQMOE_BUFFER_TOO_SMALL);
+  CHECK(call(100, 0, kSpec.rows, any, scratch + 1, needed) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(call(100, 0, kSpec.rows, any, nullptr, needed) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(call(0, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(call(100, 0, kSpec.rows + 1, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(call(100, 0, kSpec.rows, missing_isa(), scratch, needed) == TINYQMOE_NO_ISA);
+}
+
+void test_counts() {
+  g_context = "counts";
+  Levels levels;
+  std::array<uint64_t, 256> expected{};
+  for (int v = -128; v < 128; ++v) {
+    levels.insert(levels.end(), static_cast<size_t>(v + 130), static_cast<int8_t>(v));
+    expected[static_cast<size_t>(v + 128)] = static_cast<uint64_t>(v + 130);
+  }
+  std::array<uint64_t, 256> counts;
+  counts.fill(7);
+  CHECK(tinyqmoe_count_levels(levels.data(), levels.size(), counts.data()) == TINYQMOE_OK && counts == expected);
+  CHECK(tinyqmoe_count_levels(nullptr, 0, counts.data()) == TINYQMOE_OK && counts[128] == 0);
+  CHECK(tinyqmoe_count_levels(nullptr, 1, counts.data()) == TINYQMOE_BAD_ARGUMENT);
+}
+
+void test_encoder() {
+  g_context = "encode";
+  Random random(3);
+  const auto [tree, n_entries] = random_tree(kSpec, random);
+  Levels levels = random_levels(kSpec, random);
+  std::vector<uint16_t> row_codes(kSpec.rows);
+  uint64_t bytes = 0;
+  const uint32_t entries = n_entries;
+  const Bytes& section = tree;
+  const auto encode = [&](const Bytes& dictionary, uint8_t* payload, uint64_t capacity) {
+    return tinyqmoe_encode_lzw(levels.data(), kSpec.rows, kSpec.cols, -1, 3, 12, 16, entries, dictionary.data(),
+                               dictionary.size(), row_codes.data(), payload, capacity, &bytes);
+  };
+  CHECK(encode(section, nullptr, 0) == TINYQMOE_OK && bytes > 0);
+  const uint64_t exact = bytes;
+  Bytes payload(exact);
+  CHECK(encode(section, payload.data(), exact) == TINYQMOE_OK && bytes == exact);
+  CHECK(encode(section, payload.data(), exact - 1) == TINYQMOE_BUFFER_TOO_SMALL);
+  Bytes broken = section;
+  broken[0] ^= 1;
+  CHECK(encode(broken, payload.data(), exact) == TINYQMOE_BAD_DICTIONARY);
+  broken.pop_back();
+  CHECK(encode(broken, payload.data(), exact) == TINYQMOE_BAD_DICTIONARY);
+  levels[kSpec.cols * 7] = 2;
+  CHECK(encode(section, payload.data(), exact) == TINYQMOE_BAD_LEVEL);
+  Bytes raw(size_t{kSpec.rows} * 25);
+  const auto pack = [&](uint32_t bits, uint64_t capacity) {
+    return tinyqmoe_encode_raw(levels.data(), kSpec.rows, kSpec.cols, -1, 3, bits, raw.data(), capacity);
+  };
+  CHECK(pack(2, raw.size()) == TINYQMOE_BAD_LEVEL);
+  levels[kSpec.cols * 7] = 1;
+  CHECK(pack(2, raw.size()) == TINYQMOE_OK);
+  CHECK(pack(2, raw.size() - 1) == TINYQMOE_BUFFER_TOO_SMALL);
+  CHECK(pack(3, raw.size()) == TINYQMOE_BAD_CODEC);
+}
+
+void test_sharing(const Bytes& blob) {
+  g_context = "sharing";
+  Tensor a;
+  Tensor b;
+  CHECK(open(blob, 0, &a) == TINYQMOE_OK && open(blob, 0, &b) == TINYQMOE_OK);
+  const uint32_t references = b->dictionary->references;
+  CHECK(a->dictionary == b->dictionary && references >= 2);
+  a.reset();
+  CHECK(b->dictionary->references == references - 1);
+  std::vector<std::thread> threads;
+  for (int k = 0; k < 4; ++k) {
+    threads.emplace_back([&blob] {
+      for (int i = 0; i < 50; ++i) {
+        Tensor tensor;
+        open(blob, 0, &tensor);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(b->dictionary->references == references - 1);
+}
+
+}  // namespace
+
+void test_calls() {
+  Random random(2);
+  const Bytes blob = make_blob(kSpec, random_levels(kSpec, random), random);
+  Tensor tensor;
+  CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
+  test_crc();
+  test_status_names();
+  test_open_arguments(blob);
+  test_row_arguments(tensor.get());
+  test_linear_arguments(tensor.get());
+  test_counts();
+  test_encoder();
+  test_sharing(blob);
+}
+
+}  // namespace tests

@@ -1,0 +1,218 @@
+// Random matrices of many shapes against plain formulas, with every instruction set.
+#include <cmath>
+#include <cstring>
+
+#include "check.h"
+#include "support.h"
+#include "tests.h"
+
+namespace tests {
+namespace {
+
+const Spec kSpecs[] = {
+    // codec, code_bits, cap, level_min, n_levels, rows, cols
+    {0, 2, 0, -1, 3, 5, 1},        {0, 2, 0, -1, 3, 33, 43},      {0, 2, 0, -1, 3, 9, 2048},
+    {0, 2, 0, -2, 4, 6, 172},      {0, 2, 0, 0, 2, 3, 129},       {0, 4, 0, -7, 15, 7, 7},
+    {0, 4, 0, -8, 16, 5, 2048},    {0, 4, 0, 3, 9, 3, 65},        {0, 8, 0, -127, 255, 37, 43},
+    {0, 8, 0, -127, 255, 6, 2048}, {0, 8, 0, -128, 256, 5, 172},  {0, 8, 0, -64, 128, 4, 1000},
+    {0, 8, 0, -64, 129, 4, 1000},  {0, 8, 0, -20, 131, 4, 96},    {1, 8, 16, -1, 3, 33, 43},
+    {1, 8, 32, -1, 3, 70, 172},    {1, 12, 16, -1, 3, 65, 172},   {1, 12, 16, -1, 3, 5, 2048},
+    {1, 12, 32, -1, 3, 31, 1},     {1, 12, 32, -1, 3, 32, 7},     {1, 12, 32, -1, 3, 9, 2048},
+    {1, 16, 16, -1, 3, 3, 2048},   {1, 16, 32, -1, 3, 4, 4096},   {1, 12, 32, 0, 2, 6, 300},
+    {1, 12, 16, -16, 33, 5, 500},  {1, 12, 16, -16, 34, 5, 500},  {1, 16, 16, -127, 255, 5, 300},
+    {1, 16, 32, -128, 256, 3, 43}, {1, 8, 16, -128, 256, 3, 100}, {1, 12, 16, -64, 128, 4, 222},
+    {1, 12, 32, 5, 3, 4, 100},     {1, 8, 16, -9, 3, 4, 100},     {1, 12, 16, -1, 3, 2, 9000},
+};
+
+Floats random_floats(size_t n, float scale, Random& random) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  Floats values(n);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// The formulas of tinyqmoe.h, one element at a time.
+struct Expected {
+  std::vector<int> quantized;
+  Floats x_scales;
+  Floats int8;
+  Floats f32;
+};
+
+void quantize_token(const float* x, uint32_t cols, Expected* expected) {
+  float largest = 0.0f;
+  for (uint32_t i = 0; i < cols; ++i) largest = std::max(largest, std::fabs(x[i]));
+  const bool zero = largest < std::ldexp(1.0f, -100);
+  expected->x_scales.push_back(zero ? 0.0f : largest / 127.0f);
+  const float factor = zero ? 0.0f : 127.0f / largest;
+  for (uint32_t i = 0; i < cols; ++i) {
+    const float product = x[i] * factor;
+    expected->quantized.push_back(static_cast<int>(std::nearbyint(product)));
+  }
+}
+
+float dot_int8(const Spec& spec, const int8_t* w, const int* q, float x_scale, const float* scales, uint32_t size) {
+  float sum = 0.0f;
+  for (uint32_t begin = 0, g = 0; begin < spec.cols; begin += size, ++g) {
+    int64_t acc = 0;
+    for (uint32_t i = begin; i < std::min(spec.cols, begin + size); ++i) acc += w[i] * q[i];
+    if (size >= spec.cols) return static_cast<float>(acc) * (x_scale * scales[0]);
+    const float term = static_cast<float>(acc) * scales[g];
+    sum = sum + term;
+  }
+  return x_scale * sum;
+}
+
+float dot_f32(const Spec& spec, const int8_t* w, const float* x, const float* scales, uint32_t size) {
+  float sum = 0.0f;
+  for (uint32_t begin = 0, g = 0; begin < spec.cols; begin += size, ++g) {
+    volatile float p[8] = {};  // volatile: no contraction, no other order
+    for (uint32_t i = begin; i < std::min(spec.cols, begin + size); ++i) {
+      volatile float term = static_cast<float>(w[i]) * x[i];
+      p[(i - begin) % 8] = p[(i - begin) % 8] + term;
+    }
+    const float s = ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
+    volatile float term = s * scales[g];
+    sum = sum + term;
+  }
+  return sum;
+}
+
+Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const Floats& scales, uint32_t group_size,
+                uint32_t n_tokens) {
+  Expected expected;
+  const uint32_t size = std::min(group_size, spec.cols);
+  const uint32_t groups = (spec.cols + size - 1) / size;
+  for (uint32_t t = 0; t < n_tokens; ++t) {
+    quantize_token(x.data() + size_t{t} * spec.cols, spec.cols, &expected);
+    for (uint32_t r = 0; r < spec.rows; ++r) {
+      const int8_t* w = levels.data() + size_t{r} * spec.cols;
+      const float* row_scales = scales.data() + size_t{r} * groups;
+      const int* q = expected.quantized.data() + size_t{t} * spec.cols;
+      expected.int8.push_back(dot_int8(spec, w, q, expected.x_scales[t], row_scales, size));
+      expected.f32.push_back(dot_f32(spec, w, x.data() + size_t{t} * spec.cols, row_scales, size));
+    }
+  }
+  return expected;
+}
+
+void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
+  for (const uint32_t group_size : {spec.cols, 0xFFFFFFFFu, 256u, 128u, 100u, 43u, 32u, 7u}) {
+    const uint32_t size = std::min(group_size, spec.cols);
+    const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
+    for (const uint32_t n_tokens : {1u, 2u, 3u, 17u}) {
+      Floats x = random_floats(size_t{n_tokens} * spec.cols, 3.0f, random);
+      if (n_tokens == 3) std::fill(x.begin(), x.begin() + spec.cols, 0.0f);
+      const Expected expected = expect(spec, levels, x, scales, group_size, n_tokens);
+      for (const tinyqmoe_isa isa : available_isas()) {
+        g_context = spec.name() + " group " + std::to_string(group_size) + " tokens " + std::to_string(n_tokens) +
+                    " isa " + std::to_string(isa);
+        const Product int8 = linear_int8(tensor, x, scales, group_size, n_tokens, isa);
+        CHECK(int8.status == TINYQMOE_OK && crc32_of(int8.y) == crc32_of(expected.int8));
+        const Product f32 = linear_f32(tensor, x, scales, group_size, n_tokens, isa);
+        CHECK(f32.status == TINYQMOE_OK && crc32_of(f32.y) == crc32_of(expected.f32));
+      }
+    }
+  }
+}
+
+// The largest sums there are: every level and every activation at an end of its range.
+void test_extremes(const Spec& spec) {
+  Random random(99);
+  for (const bool low : {false, true}) {
+    const int level = low ? spec.level_min : spec.level_min + static_cast<int>(spec.n_levels) - 1;
+    const Levels levels(size_t{spec.rows} * spec.cols, static_cast<int8_t>(level));
+    const Bytes blob = make_blob(spec, levels, random);
+    Tensor tensor;
+    CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
+    const Floats scales(spec.rows, 1.0f);
+    for (const float x_value : {5.0f, -5.0f}) {
+      const Floats x(size_t{2} * spec.cols, x_value);
+      const Expected expected = expect(spec, levels, x, scales, spec.cols, 2);
+      for (const tinyqmoe_isa isa : available_isas()) {
+        g_context = spec.name() + " extreme isa " + std::to_string(isa);
+        CHECK(crc32_of(linear_int8(tensor.get(), x, scales, spec.cols, 2, isa).y) == crc32_of(expected.int8));
+        const Floats one(x.begin(), x.begin() + spec.cols);
+        const Floats y(expected.int8.begin(), expected.int8.begin() + spec.rows);
+        CHECK(crc32_of(linear_int8(tensor.get(), one, scales, spec.cols, 1, isa).y) == crc32_of(y));
+      }
+    }
+  }
+}
+
+void test_rows(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
+  for (const tinyqmoe_isa isa : available_isas()) {
+    g_context = spec.name() + " isa " + std::to_string(isa);
+    Levels decoded(levels.size());
+    CHECK(tinyqmoe_decode_rows(tensor, 0, spec.rows, isa, decoded.data()) == TINYQMOE_OK);
+    CHECK(decoded == levels);
+    const uint32_t begin = static_cast<uint32_t>(random() % spec.rows);
+    const uint32_t end = begin + static_cast<uint32_t>(random() % (spec.rows - begin)) + 1;
+    Levels part(size_t{end - begin} * spec.cols);
+    CHECK(tinyqmoe_decode_rows(tensor, begin, end, isa, part.data()) == TINYQMOE_OK);
+    CHECK(std::memcmp(part.data(), levels.data() + size_t{begin} * spec.cols, part.size()) == 0);
+    const uint32_t groups = (spec.cols + 42) / 43;
+    const Floats scales = random_floats(size_t{spec.rows} * groups, 1.0f, random);
+    const std::vector<int64_t> ids = {end - 1, begin, 0, spec.rows - 1, begin};
+    Floats out(ids.size() * spec.cols);
+    CHECK(tinyqmoe_embedding(tensor, scales.data(), 43, ids.data(), ids.size(), isa, out.data()) == TINYQMOE_OK);
+    Floats expected;
+    for (const int64_t id : ids) {
+      for (uint32_t c = 0; c < spec.cols; ++c) {
+        expected.push_back(static_cast<float>(levels[size_t(id) * spec.cols + c]) * scales[size_t(id) * groups + c / 43]);
+      }
+    }
+    CHECK(crc32_of(out) == crc32_of(expected));
+  }
+}
+
+void test_quantize(Random& random) {
+  for (const uint32_t cols : {1u, 7u, 43u, 172u, 2048u}) {
+    for (const float scale : {1e-38f, 1e-30f, 1.0f, 1e38f}) {
+      g_context = "quantize " + std::to_string(cols) + " " + std::to_string(scale);
+      Floats x = random_floats(cols, scale, random);
+      for (float& value : x) value = std::isfinite(value) ? value : scale;
+      // Halves, to see ties: 127 and k + 0.5 in units of the scale.
+      for (uint32_t i = 0; scale == 1.0f && i < cols; ++i) x[i] = static_cast<float>(i % 127) + 0.5f;
+      if (scale == 1.0f) x[0] = -127.0f;
+      Expected expected;
+      quantize_token(x.data(), cols, &expected);
+      for (const tinyqmoe_isa isa : available_isas()) {
+        Levels quantized(tinyqmoe_padded_cols(cols), 77);
+        float x_scale = -1.0f;
+        CHECK(tinyqmoe_quantize_activations(x.data(), 1, cols, isa, quantized.data(), &x_scale) == TINYQMOE_OK);
+        CHECK(std::memcmp(&x_scale, &expected.x_scales[0], 4) == 0);
+        for (uint32_t i = 0; i < quantized.size(); ++i) CHECK(quantized[i] == (i < cols ? expected.quantized[i] : 0));
+        for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+          Floats broken = x;
+          broken[random() % cols] = bad;
+          CHECK(tinyqmoe_quantize_activations(broken.data(), 1, cols, isa, quantized.data(), &x_scale) ==
+                TINYQMOE_NON_FINITE);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void test_random() {
+  Random random(1);
+  for (const Spec& spec : kSpecs) {
+    g_context = spec.name();
+    const Levels levels = random_levels(spec, random);
+    const Bytes blob = make_blob(spec, levels, random);
+    Tensor tensor;
+    CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
+    if (tensor == nullptr) continue;
+    test_rows(spec, tensor.get(), levels, random);
+    test_products(spec, tensor.get(), levels, random);
+  }
+  for (const Spec& spec : kSpecs) test_extremes(spec);
+  test_extremes({0, 8, 0, -127, 255, 1, 65535});
+  test_extremes({1, 12, 32, -1, 3, 1, 65535});
+  test_extremes({0, 2, 0, -2, 4, 1, 65535});
+  test_quantize(random);
+}
+
+}  // namespace tests

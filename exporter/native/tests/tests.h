@@ -1,0 +1,15 @@
+#ifndef TINYQMOE_TESTS_TESTS_H_
+#define TINYQMOE_TESTS_TESTS_H_
+
+#include <string>
+
+namespace tests {
+
+void test_golden(const std::string& folder);
+void test_random();
+void test_calls();
+void test_hostile();
+
+}  // namespace tests
+
+#endif  // TINYQMOE_TESTS_TESTS_H_
