@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +58,10 @@ def raw_blob(levels: Levels, level_min: int, n_levels: int, code_bits: int) -> B
 def lzw_blob(levels: Levels, dictionary: Dictionary) -> Blob:
     """A coded blob of ternary `levels`."""
     d = dictionary
+    rows, cols = levels.shape
     row_codes, part, size = native.encode_lzw(levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits())
-    header = Header(CodecId.LZW, d.code_bits, d.cap, -1, 3, *levels.shape, d.n_entries, size)
+    assert part is not None
+    header = Header(CodecId.LZW, d.code_bits, d.cap, -1, 3, rows, cols, d.n_entries, size)
     blob, payload = new_blob(header)
     payload[:] = part
     write_tables(blob, header, d.to_bits(), row_codes)
@@ -120,10 +121,10 @@ def main() -> None:
 
     dense = ternary(args.rows, args.cols, 33)
     report("raw 2-bit", raw_blob(dense, -1, 3, 2), lambda: native.encode_raw(dense, -1, 3, 2))
-    wide = np.random.default_rng(1).integers(-127, 128, dense.shape, dtype=np.int8)
-    report("raw 4-bit", raw_blob(wide // 16, -8, 16, 4), lambda: native.encode_raw(wide // 16, -8, 16, 4))
-    report("raw 8-bit", raw_blob(wide, -127, 255, 8), lambda: native.encode_raw(wide, -127, 255, 8))
-    del wide
+    int8 = np.random.default_rng(1).integers(-127, 128, dense.shape, dtype=np.int8)
+    int4 = int8 // 16
+    report("raw 4-bit", raw_blob(int4, -8, 16, 4), lambda: native.encode_raw(int4, -8, 16, 4))
+    report("raw 8-bit", raw_blob(int8, -127, 255, 8), lambda: native.encode_raw(int8, -127, 255, 8))
     for percent in SPARSITIES:
         levels = ternary(args.rows, args.cols, percent)
         counts = native.count_levels(levels)[127:130]
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -145,32 +145,31 @@ class Manifest:
 def _build(kind: Any, raw: object, where: str, problems: list[str]) -> Any:
     """A dataclass from a dict, checking names and types of what it holds; None where that fails."""
     if not isinstance(raw, dict):
-        problems.append(f"{where or 'manifest'} must be an object, got {type(raw).__name__}")
+        problems.append(f"{where.removesuffix('.') or 'manifest'} must be an object, got {type(raw).__name__}")
         return None
     known = {f.name: f.type for f in fields(kind)}
-    problems += [f"{where}{name} is missing" for name in known.keys() - raw.keys()]
-    problems += [f"{where}{name} is unknown" for name in raw.keys() - known.keys()]
-    values = {name: _value(str(known[name]), raw[name], f"{where}{name}", problems) for name in known.keys() & raw.keys()}
+    problems += [f"{where}{name} is missing" for name in known if name not in raw]
+    problems += [f"{where}{name} is unknown" for name in raw if name not in known]
+    values = {name: _value(str(known[name]), raw[name], f"{where}{name}", problems) for name in known if name in raw}
     return kind(**values) if known.keys() <= values.keys() else None
 
 
 _NESTED: dict[str, Any] = {
     c.__name__: c for c in (TensorEntry, FileEntry, LedgerRow, ModelEntry, ProgramEntry, QuantizationLoss)
 }
-_PLAIN: dict[str, Any] = {
-    "int": int, "float": (int, float), "str": str, "int | None": (int, type(None)), "dict[str, Any]": dict,
-    "dict[str, int]": dict, "dict[str, str]": dict, "list[int]": list, "list[str]": list,
-}  # fmt: skip
+_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "int | None": (int, type(None))}
 
 
 def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
-    inner = kind.removeprefix("list[").removesuffix("]")
-    if inner in _NESTED:
-        if inner == kind:
-            return _build(_NESTED[kind], raw, f"{where}.", problems)
-        if isinstance(raw, list):
-            return [_build(_NESTED[inner], item, f"{where}[{i}].", problems) for i, item in enumerate(raw)]
-    elif isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool):
+    if kind in _NESTED:
+        return _build(_NESTED[kind], raw, f"{where}.", problems)
+    if kind.startswith("list[") and isinstance(raw, list):
+        inner = kind.removeprefix("list[").removesuffix("]")
+        return [_value(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(raw)]
+    if kind.startswith("dict[") and isinstance(raw, dict):  # the keys of a JSON object are always texts
+        inner = kind.removeprefix("dict[str, ").removesuffix("]")
+        return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
+    if kind == "Any" or (kind in _PLAIN and isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool)):
         return raw
     problems.append(f"{where} must be {kind}, got {type(raw).__name__}")
     return None
@@ -218,7 +217,7 @@ class Bundle:
     def file(self, relative: str) -> Path:
         """The path of a file the manifest names. Raises BundleError if it points outside the bundle."""
         path = self.path / relative
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if "\0" in relative or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{MANIFEST} names {relative!r}, which is outside the bundle")
         return path
 

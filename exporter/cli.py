@@ -1,20 +1,32 @@
-"""The command line. A command parses, makes one library call, and prints."""
+"""The command line. A command parses, makes one library call, and prints.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 fine; 1 a verdict failed; 2 wrong usage; 3 bad or
+unsupported input; 4 out of budget, memory or disk; 5 a missing component; 70 a bug; 130, 141, 143 interrupted, output
+closed, terminated.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import importlib.metadata
 import json
+import math
+import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
 
-from exporter.errors import MissingComponentError, TinyQMoEError
+from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
@@ -22,15 +34,68 @@ if TYPE_CHECKING:
     from runtime_ref.generate import RunResult
     from runtime_ref.parity import ParityReport
 
+DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
+BUG, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 70, 130, 141, 143
+PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
+
+
+class _Commands(TyperGroup):
+    """Turns the errors a user can meet into one message and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a reader that has gone away shows here, not in the interpreter's last breath
+            return result
+        except TinyQMoEError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OUTPUT_CLOSED) from None
+        except OSError as error:
+            _fail_os(error)
+        except MemoryError as error:
+            _fail(f"out of memory {error}".rstrip(), OutOfSpaceError.exit_code)
+        except ImportError as error:
+            what = f"a package is missing or broken: {error}\nNext step: run `tinyqmoe doctor`"
+            _fail(what, MissingComponentError.exit_code)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As any other output: rich would exit with 1, which here means that a verdict failed."""
+        raise BrokenPipeError
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True, emoji=False)
+    raise typer.Exit(code)
+
+
+def _fail_os(error: OSError) -> NoReturn:
+    full = error.errno in DISK_FULL
+    what = "the disk is full" if full else f"{error.strerror or error}"
+    where = f": {error.filename}" if error.filename else ""
+    _fail(what + where, OutOfSpaceError.exit_code if full else TinyQMoEError.exit_code)
+
+
+def _width() -> int | None:
+    return None if sys.stdout is None or sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="tinyqmoe",
     help="Llama 3.2 as ternary or int8 packages for phones, and the evidence that they work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-out_console = Console()
-err_console = Console(stderr=True)
+out_console = _Console(width=_width())
+err_console = _Console(stderr=True)
 
 
 class Target(enum.StrEnum):
@@ -61,8 +126,38 @@ class Activations(enum.StrEnum):
     FLOAT32 = "float32"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tinyqmoe {importlib.metadata.version('tiny-qmoe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
+
+
+def _writable(json_file: Path | None) -> Path | None:
+    """Says before the long work, and not after it, that its result has nowhere to go."""
+    if json_file is not None and str(json_file) != "-":
+        if json_file.is_dir():
+            raise typer.BadParameter(f"{json_file} is a directory")
+        if not json_file.parent.is_dir():
+            raise typer.BadParameter(f"there is no directory {json_file.parent}")
+        if not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
+            raise typer.BadParameter(f"{json_file} cannot be written")
+    return json_file
+
+
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to a file, or to stdout with -.")
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE|-", callback=_writable, help="Write the result as JSON to a file, or to stdout with -."
+    ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")]
 SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
@@ -71,16 +166,29 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle tha
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
     target: Annotated[Target, typer.Option(help="What the package is for.")] = Target.ANDROID,
     scheme: SchemeOption = Scheme.TERNARY,
-    group_size: Annotated[int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
+    ] = None,
     embedding: Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")] = Scheme.INT8,
-    context: Annotated[int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")] = None,
-    codec: Annotated[CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")] = CodecChoice.AUTO,
-    activations: Annotated[Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")] = Activations.INT8,
+    context: Annotated[
+        int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")
+    ] = None,
+    codec: Annotated[
+        CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")
+    ] = CodecChoice.AUTO,
+    activations: Annotated[
+        Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
+    ] = Activations.INT8,
     with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
@@ -115,7 +223,7 @@ def run(
     runner = _runner(bundle)
     quiet = str(json_file) == "-"
     if not quiet and not chat:
-        out_console.print(prompt, end="", highlight=False, markup=False, style="dim")
+        _stream(prompt, style="dim")
     result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else _stream(text))
     _emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
 
@@ -181,41 +289,32 @@ def doctor(json_file: JsonOption = None) -> None:
         findings = examine()
     table = Table()
     for name in ("", "what", "found", "next step"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for f in findings:
-        table.add_row("[green]ok" if f.ok else "[red]no", f.what, f.found, "" if f.ok else f.do)
+        table.add_row("[green]ok" if f.ok else "[red]no", f.what, escape(f.found), "" if f.ok else escape(f.do))
     _emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
     if not all(f.ok for f in findings):
         raise typer.Exit(MissingComponentError.exit_code)
 
 
 @app.command("native-dir")
-def native_dir_command() -> None:
+def native_dir_command(json_file: JsonOption = None) -> None:
     """Print where the C++ sources of the operators are, for Gradle, CMake and Xcode builds."""
     from exporter.codec.native import native_dir
 
-    out_console.print(str(native_dir()), soft_wrap=True, highlight=False)
+    path = str(native_dir())
+    _emit(json_file, lambda: {"native_dir": path}, lambda: typer.echo(path))
 
 
 def main() -> None:
-    """Runs the command line; errors become one message and an exit code."""
+    """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit code that says so."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))  # so that unfinished bundles are removed
     try:
         app()
-    except TinyQMoEError as error:
-        err_console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        what = "the disk is full" if full else f"{error.strerror or error}"
-        where = f": {error.filename}" if error.filename else ""
-        err_console.print(f"[bold red]error:[/] {_escape(what + where)}", highlight=False, soft_wrap=True)
-        sys.exit(4 if full else 3)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    except Exception:
+        traceback.print_exc()
+        err_console.print("[bold red]this is a bug in tinyqmoe[/]: please report the lines above", soft_wrap=True)
+        sys.exit(BUG)
 
 
 def _export(model: str, out: Path, config: ExportConfig, *, force: bool) -> Bundle:
@@ -267,37 +366,42 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     result = generate.run(bundle, runner, ids, 80, generate.Sampling(), lambda _: None)
     report = _parity(bundle)
     if not quiet:
-        out_console.rule(f"[bold]{bundle.path.name}")
+        out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(show.summary_table(bundle))
-        out_console.print(f"\n[dim]{_escape(prompt)}[/]{_escape(result.text)}\n", highlight=False)
+        out_console.print(f"\n[dim]{escape(prompt)}[/]{escape(result.text)}\n", highlight=False, emoji=False)
         out_console.print(parity_table(report))
         out_console.print(show.ledger_table(bundle))
     return {"run": _run_json(result), "parity": report.to_dict(), "bundle": _bundle_json(bundle)}
 
 
 def _show_demo(out: Path, passed: bool, seconds: float) -> None:
-    verdict = "[bold green]Both packages answer like the model they were made from." if passed else "[bold red]Parity failed."
-    out_console.print(f"{verdict}[/] {seconds:.0f} s. Try next: tinyqmoe inspect {out / 'ternary'} --tensors", highlight=False)
+    verdict = "[bold red]Parity failed."
+    if passed:
+        verdict = "[bold green]Both packages answer like the quantized models they were made from."
+    after = f"{seconds:.0f} s. Try next: tinyqmoe inspect {escape(str(out / 'ternary'))} --tensors"
+    out_console.print(f"{verdict}[/] {after}", highlight=False, soft_wrap=True)
 
 
-def _stream(text: str) -> None:
-    out_console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+def _stream(text: str, style: str | None = None) -> None:
+    """As it is: ":cat:" stays, and lines are not broken."""
+    out_console.print(text, end="", style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _show_run(result: RunResult) -> None:
     out_console.print()
     why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[result.stopped]
     err_console.print(
-        f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; prefill {result.prefill_ms:.0f} ms, "
-        f"decode {result.decode_tokens_per_second:.1f} tokens/s on this machine[/]",
+        f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; "
+        f"prefill {result.prefill_ms:.0f} ms, decode {result.decode_tokens_per_second:.1f} tokens/s on this machine[/]",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 def _run_json(result: RunResult) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(result)
+    return {**asdict(result), "decode_tokens_per_second": result.decode_tokens_per_second}
 
 
 def _bundle_json(bundle: Bundle) -> dict[str, Any]:
@@ -313,20 +417,34 @@ def _emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], No
         show()
     if json_file is None:
         return
-    text = json.dumps(data(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_finite(data()), indent=1, allow_nan=False) + "\n"
     if str(json_file) == "-":
         sys.stdout.write(text)
     else:
         json_file.write_text(text, encoding="utf-8")
 
 
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: they become null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """One bar a stage on stderr, with an ETA; nothing when stderr is not a terminal."""
+    if not err_console.is_terminal:
+        yield lambda stage, done, total: None
+        return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as bars:
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to stderr.
+    with open(os.dup(sys.stderr.fileno()), "w") as stream, Progress(*columns, console=Console(file=stream)) as bars:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:

@@ -217,7 +217,7 @@ def write_reference(
     Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt that fills
     the context is answered in float32 only: it is there for the cache, and takes the longest.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
     for arithmetic in ARITHMETICS:
@@ -227,7 +227,7 @@ def write_reference(
                 logits, tokens = answers(model, prompt)
                 tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
                 progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
-    save_file(tensors, path)
+    path.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from exporter.bundle import Bundle, TensorEntry
@@ -21,13 +22,13 @@ def bytes_text(n: int) -> str:
 def ledger_table(bundle: Bundle) -> Table:
     """What every byte on disk is. The rows sum to the size of the directory."""
     rows, total = bundle.ledger, bundle.size_bytes
-    table = Table(title=f"Every byte of {bundle.path.name}", title_justify="left", show_footer=True)
+    table = Table(title=f"Every byte of {escape(bundle.path.name)}", title_justify="left", show_footer=True)
     table.add_column("file", footer="sum")
     table.add_column("what")
     table.add_column("bytes", justify="right", footer=f"{sum(r.n_bytes for r in rows):,}")
     table.add_column("share", justify="right", footer="100.0 %")
     for row in rows:
-        table.add_row(row.file, row.what, f"{row.n_bytes:,}", f"{100 * row.n_bytes / total:.1f} %")
+        table.add_row(escape(row.file), row.what, f"{row.n_bytes:,}", f"{100 * row.n_bytes / total:.1f} %")
     return table
 
 
@@ -54,7 +55,7 @@ def summary_table(bundle: Bundle) -> Table:
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -68,7 +69,7 @@ def tensor_table(tensors: Iterable[TensorEntry]) -> Table:
     for t in tensors:
         levels_bits = 8 * t.blob_bytes / (t.rows * t.cols)
         considered = ", ".join(f"{k} {v:,}" for k, v in t.sizes_bytes.items())
-        table.add_row(t.name, f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}",
+        table.add_row(escape(t.name), f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}",
                       f"{t.bits_per_weight:.3f}", f"{levels_bits:.3f}", f"{t.entropy_bits:.3f}", considered)  # fmt: skip
     return table
 

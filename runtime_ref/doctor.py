@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import platformdirs
 
 from exporter.errors import TinyQMoEError
 
+DISTRIBUTION = "tiny-qmoe"
 MIN_FREE_BYTES = 2 << 30
 
 
@@ -27,64 +32,92 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Python, package versions, the C++ core, the compiler, the ExecuTorch kernels and the disk, in this order."""
-    findings = [_python(), *_versions()]
-    findings += [_try(what, probe) for what, probe in (
-        ("C++ core", _core), ("C++ compiler", _compiler), ("ExecuTorch kernels", _kernels),
-    )]  # fmt: skip
-    return [*findings, _disk()]
+    again = f"install {DISTRIBUTION} again in a fresh virtual environment"
+    return [
+        _python(),
+        *_versions(),
+        _try("C++ core", _core, again),
+        _try("C++ compiler", _compiler, "install g++ or clang++, or set CXX"),
+        _try("ExecuTorch kernels", _kernels, again),
+        _try("disk", _disk, f"make {_cache()} writable, or set XDG_CACHE_HOME"),
+    ]
+
+
+def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
+    """What a probe found; where it fails, why. `do` is for failures that do not name the next step themselves."""
+    try:
+        found = probe()
+    except TinyQMoEError as error:
+        return Finding(what, False, "\n".join([error.what, *error.problems]), error.do or do)
+    except (ImportError, OSError, RuntimeError) as error:  # packages that are missing, broken or of another version
+        return Finding(what, False, f"{type(error).__name__}: {error}", do)
+    return found if isinstance(found, Finding) else Finding(what, True, found)
 
 
 def _python() -> Finding:
-    found = sys.version.split()[0]
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     return Finding("Python", sys.version_info >= (3, 11), found, "use Python 3.11 or later")
 
 
 def _versions() -> list[Finding]:
+    """Each requirement of this package against what is installed."""
     from packaging.requirements import Requirement
 
-    findings = []
-    for line in importlib.metadata.requires("tiny-qmoe") or []:
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(requirement.name, False, "not installed", f"pip install '{requirement}'"))
-            continue
-        fits = requirement.specifier.contains(found, prereleases=True)
-        wanted = f"{found} (wanted: {requirement.specifier})" if str(requirement.specifier) else found
-        findings.append(Finding(requirement.name, fits, wanted, f"pip install '{requirement}'"))
-    return findings
+    try:
+        own = importlib.metadata.version(DISTRIBUTION)
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding(DISTRIBUTION, False, "not installed: this is a bare source tree", "pip install .")]
+    requirements = [Requirement(line) for line in lines]
+    wanted = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return [Finding(DISTRIBUTION, True, own), *(_version(str(r.name), str(r.specifier)) for r in wanted)]
+
+
+def _version(name: str, specifier: str) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    do = f"pip install '{name}{specifier}'"
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", do)
+    fits = SpecifierSet(specifier).contains(found, prereleases=True)
+    return Finding(name, fits, f"{found} (wanted: {specifier})" if specifier else found, do)
 
 
 def _core() -> str:
-    from exporter.codec.native import library_path
+    from exporter.codec.native import available_isas, library
 
-    return str(library_path())
+    return f"{', '.join(available_isas())}; {library()._name}"
 
 
 def _compiler() -> str:
     from runtime_ref import kernels
 
-    return kernels.compiler()
+    path = kernels.compiler()
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OSError(f"`{path} --version` ended with {done.returncode}: {done.stderr.strip()}")
+    return f"{done.stdout.splitlines()[0] if done.stdout else 'of unknown version'}; {path}"
 
 
 def _kernels() -> str:
     from runtime_ref import kernels
 
     kernels.load()
-    return f"{', '.join(kernels.OPERATORS)} in {kernels.library_path()}"
+    return f"{', '.join(kernels.OPERATORS)}; {kernels.library_path()}"
 
 
-def _try(what: str, probe: Callable[[], str]) -> Finding:
-    try:
-        return Finding(what, True, probe())
-    except TinyQMoEError as error:
-        return Finding(what, False, "; ".join([error.what, *error.problems]), error.do)
+def _cache() -> Path:
+    return platformdirs.user_cache_path(DISTRIBUTION)
 
 
 def _disk() -> Finding:
-    folder = platformdirs.user_cache_path("tiny-qmoe", ensure_exists=True)
+    """The kernels are compiled into the cache; bundles go where the user says."""
+    folder = _cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable")
     free = shutil.disk_usage(folder).free
-    return Finding("disk", free >= MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free at {folder}", "free some space")
+    found = f"{free / 1e9:.1f} GB free; {folder}"
+    return Finding("disk", free >= MIN_FREE_BYTES, found, f"free {MIN_FREE_BYTES / 1e9:.0f} GB")

@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, MissingComponentError
+from exporter.quiet import quiet
 from runtime_ref import kernels
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
     if missing := sorted(set(bundle.manifest.program.operators) - available):
         raise MissingComponentError(f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`")
     try:
-        return program.load_method("forward")
+        with quiet():  # the thread pool, which starts here, logs which files about the processor it cannot read
+            return program.load_method("forward")
     except RuntimeError as error:
         raise BundleError(f"ExecuTorch does not load the method of {bundle.manifest.program.file}: {error}") from error
 
@@ -100,8 +102,13 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
         "get_max_context_len": entry.context,
         "get_max_seq_len": entry.prefill_tokens,
         "get_eos_ids": entry.eos_token_ids,
+        "get_int8_activations": entry.activations == "int8",
     }
     problems = []
+    if entry.bos_token_id is not None:
+        expected["get_bos_id"] = entry.bos_token_id
+    elif "get_bos_id" in program.method_names:
+        problems.append("get_bos_id is there, the manifest says there is no BOS token")
     for name, want in expected.items():
         if name not in program.method_names:
             problems.append(f"{name} is missing")

@@ -121,13 +121,17 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
 
 def render_chat(bundle: Bundle, prompt: str) -> str:
     """One user turn in the model's chat format, ready for the answer. Raises UsageError without a template."""
+    from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
     if not tokenizer.chat_template:
         raise UsageError("this model has no chat template", do="run without --chat, or export an instruction-tuned model")
     messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise BundleError(f"the chat template of {bundle.path} does not render: {error}", do="run without --chat") from error
 
 
 def generate(

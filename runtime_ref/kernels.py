@@ -20,6 +20,7 @@ import platformdirs
 
 from exporter.codec.native import native_dir
 from exporter.errors import MissingComponentError
+from exporter.quiet import quiet
 
 OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
 FLAGS = (
@@ -88,8 +89,9 @@ def build() -> Path:
 @functools.cache
 def load() -> ctypes.CDLL:
     """Makes the operators known to the ExecuTorch runtime of this process. Raises MissingComponentError."""
-    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::update_cache, llama::custom_sdpa)
-    from executorch.runtime import Runtime
+    with quiet():  # these log what optional parts of theirs are not there
+        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::update_cache, llama::custom_sdpa)
+        from executorch.runtime import Runtime
 
     registry = Runtime.get().operator_registry
     if set(OPERATORS) & registry.operator_names:

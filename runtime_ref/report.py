@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from runtime_ref.parity import Check, ParityReport, Tolerance
@@ -32,7 +33,7 @@ def _gate(arithmetic: str, gate: Tolerance) -> str:
 
 
 def _what(check: Check) -> str:
-    return f"{check.what}\n[dim]{check.detail}[/]" if check.detail else check.what
+    return f"{escape(check.what)}\n[dim]{escape(check.detail)}[/]" if check.detail else escape(check.what)
 
 
 def _figures(check: Check) -> list[str]:

@@ -8,11 +8,7 @@ fold decoded weights into the file.
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +20,7 @@ from exporter.backends import operators  # noqa: F401  (registers torch.ops.tiny
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError
 from exporter.models.llama import Llama, LlamaConfig
+from exporter.quiet import quiet
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
@@ -163,7 +160,7 @@ def emit(
 
 def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
     """`torch.export`, XNNPACK partitioning, memory planning, emission."""
-    with _quiet():
+    with quiet():  # lowering logs and warns about its own insides; none of it is for the user
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers torch.ops.llama)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
@@ -195,7 +192,7 @@ def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
 
 
 def _metadata(config: ProgramConfig) -> dict[str, Any]:
-    """The constant methods ExecuTorch's stock text runner asks for."""
+    """The constant methods ExecuTorch's stock text runner asks for, and the arithmetic, which our own checks."""
     methods: dict[str, Any] = {
         "get_max_seq_len": config.prefill_tokens,
         "get_max_context_len": config.context,
@@ -203,6 +200,7 @@ def _metadata(config: ProgramConfig) -> dict[str, Any]:
         "enable_dynamic_shape": True,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
+        "get_int8_activations": config.int8_activations,
     }
     return methods if config.bos_token_id is None else methods | {"get_bos_id": config.bos_token_id}
 
@@ -285,16 +283,3 @@ def _check(
         problems.append(f"{rest_bytes:,} bytes are neither codes nor scales, expected at most {limit:,}: are weights stored dense?")
     if problems:
         raise ExportError(f"{path.name} is not the program that was asked for", problems=problems, do="report this as a bug")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lowering logs and warns about its own insides; none of it is for the user."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

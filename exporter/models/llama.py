@@ -54,14 +54,14 @@ class LlamaConfig:
     def from_dict(cls, raw: dict[str, Any]) -> LlamaConfig:
         """From a parsed config.json, of transformers 4 or 5. Raises CheckpointError with all that is unsupported."""
         read = ConfigReader(raw)
-        _refuse_unsupported(read)
         hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
-        kv_heads = read.size("num_key_value_heads", heads)
-        read.check(heads % kv_heads == 0, f"num_attention_heads {heads} must be a multiple of {kv_heads} kv heads")
-        whole = read.get("head_dim") is not None or hidden % heads == 0
-        read.check(whole, f"hidden_size {hidden} must be a multiple of {heads} heads, as head_dim is absent")
-        head_dim = read.size("head_dim", max(1, hidden // heads))
-        read.check(head_dim % 2 == 0, f"head_dim must be even, because RoPE turns pairs, got {head_dim}")
+        kv_heads, head_dim = read.size("num_key_value_heads", heads), read.size("head_dim", max(1, hidden // heads))
+        if not read.problems:  # else these would follow from a size that is named already
+            whole = read.get("head_dim") is not None or hidden % heads == 0
+            read.check(whole, f"hidden_size {hidden} must be a multiple of {heads} heads, as head_dim is absent")
+            read.check(heads % kv_heads == 0, f"num_attention_heads {heads} must be a multiple of {kv_heads} kv heads")
+            read.check(head_dim % 2 == 0, f"head_dim must be even, because RoPE turns pairs, got {head_dim}")
+        _refuse_unsupported(read)
         bos, eos = read.get("bos_token_id"), read.get("eos_token_id", [])
         ids = tuple(eos) if isinstance(eos, list) else (eos,)
         read.check(all(map(is_id, ids)), f"eos_token_id must be one or more token ids, got {eos!r}")
@@ -103,7 +103,7 @@ def _read_rope(read: ConfigReader) -> tuple[float, RopeScaling | None]:
     rope = read.section("rope_parameters", "rope_scaling")
     theta = (rope if rope.get("rope_theta") is not None else read).positive("rope_theta", 10000.0)
     outer = read.get("rope_theta", theta)
-    read.check(rope.get("rope_theta") in (None, outer), f"rope_theta is {outer!r}, but {theta!r} in the rope parameters")
+    read.check(rope.get("rope_theta") in (None, outer), f"rope_theta is {outer!r}, but {theta!r} in {rope.prefix[:-2]}")
     rope.one_of("partial_rotary_factor", 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     rope.check(kind in ("default", "llama3"), f"rope_type is {kind!r}, supported: 'default' or 'llama3'")

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint, Progress
+from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint, Progress, one_thread
 from exporter.errors import CheckpointError
 from exporter.quant import int8, ternary
 from exporter.quant.tensor import JsonConfig, QuantizedTensor, effective_group_size, group_size_problems
@@ -89,7 +89,7 @@ def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig) -> 
     group_size = effective_group_size(scheme_config.group_size, cols)
     levels = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, -(-cols // group_size)), np.float32)
-    for begin, block in checkpoint.blocks(name):
+    for begin, block in one_thread(checkpoint.blocks(name)):
         end = begin + len(block)
         block_levels, block_scales = scheme.quantize_rows(block, scheme_config)
         levels[begin:end], scales[begin:end] = block_levels.numpy(), block_scales.numpy()

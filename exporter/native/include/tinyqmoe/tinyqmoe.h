@@ -89,6 +89,9 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, 
 TINYQMOE_API void tinyqmoe_close(tinyqmoe_tensor* tensor); /* null is fine */
 TINYQMOE_API void tinyqmoe_get_info(const tinyqmoe_tensor* tensor, tinyqmoe_info* info);
 
+/* Functions that read rows return BAD_CODE, BAD_ROW_LENGTH, BAD_LEVEL or BAD_PADDING (or BAD_INDEX, when the bytes changed
+ * after they were opened) for the first bad row; what they have written by then is unspecified. */
+
 /* levels: int8 [row_end - row_begin, cols], contiguous. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin,
                                                   uint32_t row_end, tinyqmoe_isa isa, int8_t* levels);
@@ -98,11 +101,11 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_tensor* tensor, c
                                                 uint32_t group_size, const int64_t* ids, uint64_t n_ids,
                                                 tinyqmoe_isa isa, float* out);
 
-/* Elements of one padded row of quantized activations; what lies past cols must be zero. */
+/* Elements of one padded row of quantized activations; what lies past cols must be zero. cols: at most 65535. */
 TINYQMOE_API uint32_t tinyqmoe_padded_cols(uint32_t cols);
 
 /* Symmetric int8 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
- * q = round_half_even(x * (127 / a)), scale = a / 127; all in float32 without contraction.
+ * q = round_half_even(x * (127 / a)), scale = a / 127; all in float32 without contraction. So q is in [-127, 127].
  * x: float [n_tokens, cols]; quantized: int8 [n_tokens, padded_cols], padding written as zero; x_scales: float [n_tokens]. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_activations(const float* x, uint32_t n_tokens, uint32_t cols,
                                                            tinyqmoe_isa isa, int8_t* quantized, float* x_scales);
@@ -110,9 +113,10 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_activations(const float* x, uint3
 /* Bytes of scratch one call of tinyqmoe_linear_* needs; 64-byte aligned. */
 TINYQMOE_API uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n_tokens);
 
-/* Rows [row_begin, row_end) of y = W x. Levels must lie in [-127, 127].
+/* Rows [row_begin, row_end) of y = W x. Levels may be any int8; quantized must lie in [-127, 127].
  * One group per row: y = (float)acc * (x_scale * scale), acc the exact int32 dot product of levels and quantized.
- * More groups: y = x_scale * sum_g((float)acc_g * scale_g), summed in float32 from group 0 up, without contraction.
+ * More groups: y = x_scale * sum_g((float)acc_g * scale_g), summed in float32 from 0.0f and group 0 up, without
+ * contraction. A group_size above cols means one group.
  * scales: float [rows, ceil(cols / group_size)]; y: float [n_tokens, rows]; only columns row_begin..row_end of y are written. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales,
                                                   uint32_t group_size, const int8_t* quantized,
@@ -120,8 +124,8 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor,
                                                   uint32_t row_end, tinyqmoe_isa isa, void* scratch,
                                                   uint64_t scratch_bytes, float* y);
 
-/* The same with float activations x: float [n_tokens, cols]. The order of the float sums is fixed (FORMAT of the
- * order: eight interleaved partial sums per group, see core/linear.h), so here too every implementation agrees. */
+/* The same with float activations x: float [n_tokens, cols]. The order of the float sums is fixed (eight interleaved
+ * partial sums a group, see core/linear.h), so here too every implementation agrees. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales,
                                                  uint32_t group_size, const float* x, uint32_t n_tokens,
                                                  uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa,
@@ -131,7 +135,9 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, 
 TINYQMOE_API tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t* counts);
 
 /* Codes rows with the dictionary given as in FORMAT.md section 3. row_codes: uint16 [rows] codewords a row. payload may be
- * null: then only row_codes and *payload_bytes are computed (the exact size). */
+ * null: then only row_codes and *payload_bytes are computed (the exact size). BAD_LEVEL: a level outside the alphabet;
+ * BAD_SECTION: the payload would pass 2^32 - 1 bytes; parameters as on opening (BAD_CODEC to BAD_ENTRIES,
+ * BAD_DICTIONARY). */
 TINYQMOE_API tinyqmoe_status tinyqmoe_encode_lzw(const int8_t* levels, uint32_t rows, uint32_t cols,
                                                  int8_t level_min, uint32_t n_levels, uint32_t code_bits,
                                                  uint32_t cap, uint32_t n_entries, const uint8_t* dictionary,

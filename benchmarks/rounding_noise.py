@@ -1,0 +1,90 @@
+"""How far apart two correct int8 programs are: the figures behind the int8 gates of `tinyqmoe parity` (docs/parity.md).
+
+The quantized model is computed twice in PyTorch, the second time with the inputs of every product off by a few units in the last place
+(as another exp, another order of sums would give). What lies between the two is no error of either.
+
+    python benchmarks/rounding_noise.py CHECKPOINT... [--runs 8] [--positions 64] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from exporter import reference
+from exporter.checkpoint import Checkpoint
+from exporter.encoded import encode_model
+from exporter.models.llama import Llama
+from exporter.pipeline import _token_sequences
+from exporter.quant import QuantConfig, quantize
+
+ROW = 16  # positions judged together by a check
+EXACT = reference.quantize_activations
+
+
+def logits(model: Llama, ids: torch.Tensor, epsilon: float, seed: int) -> torch.Tensor:
+    """float64 [S, V], with activations multiplied by 1 ± epsilon before they are quantized."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturbed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return EXACT(x * (1 + epsilon * (2 * torch.rand(x.shape, generator=generator) - 1)))
+
+    with torch.inference_mode(), mock.patch.object(reference, "quantize_activations", disturbed):
+        return model.logits(model.hidden(ids, torch.tensor([0])))[0].double()
+
+
+def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """KL in nats and SQNR in dB, each [S]."""
+    p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
+    signal, noise = a.var(-1, correction=0), (a - b).square().mean(-1).clamp_min(1e-30)
+    return (p.exp() * (p - q)).sum(-1).numpy(), (10 * torch.log10(signal / noise)).numpy()
+
+
+def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[str, object]]:
+    """One row of the table for each size of disturbance."""
+    checkpoint = Checkpoint.open(path)
+    with tempfile.TemporaryDirectory() as work:
+        encoded = encode_model(quantize(checkpoint, QuantConfig(scheme=scheme)), Path(work), "auto")
+        vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
+        _, sequences = _token_sequences(checkpoint)
+        ids = torch.tensor([[t for s in sequences for t in s][:positions]])
+        model = Llama(checkpoint.config, positions, reference.QuantizedLayers(encoded, vectors, "int8"))
+        plain = logits(model, ids, 0.0, 0)
+        for bits in (22, 20):
+            pairs = [differences(plain, logits(model, ids, 2.0**-bits, seed)) for seed in range(runs)]
+            kl, sqnr = (np.stack(x)[:, : positions // ROW * ROW].reshape(-1, ROW) for x in zip(*pairs, strict=True))
+            yield {
+                "model": checkpoint.path.resolve().name, "scheme": scheme, "disturbance": f"2^-{bits}",
+                "kl_median": float(np.median(kl)), "kl_row_median_worst": float(np.median(kl, 1).max()), "kl_worst": float(kl.max()),
+                "sqnr_db_median": float(np.median(sqnr)), "sqnr_db_row_median_worst": float(np.median(sqnr, 1).min()),
+                "sqnr_db_worst": float(sqnr.min()),
+            }  # fmt: skip
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--positions", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = [row for c in args.checkpoints for s in ("int8", "ternary") for row in measure(c, s, args.runs, args.positions)]
+    print(f"{platform.machine()}, torch {torch.__version__}, {args.runs} runs of {args.positions} positions\n")
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Bundles that many tests share. An export takes many seconds, so each is made once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import helpers_bundles
+import pytest
+from helpers_bundles import Parts
+from helpers_checkpoints import LLAMA3_ROPE, write_llama
+
+from exporter.backends import executorch
+from exporter.bundle import Bundle
+from exporter.quant import QuantConfig
+
+CONTEXT = 48  # of both shared bundles
+VOCAB = 150
+TERNARY = QuantConfig(scheme="ternary")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, grouped queries, tied head, with a tokenizer and a chat template."""
+    directory = write_llama(tmp_path_factory.mktemp("checkpoint") / "small", vocab_size=VOCAB, bos_token_id=0, eos_token_id=1)
+    helpers_bundles.write_text_tokenizer(directory, VOCAB)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Ternary layers, int8 embedding, int8 activations: what an export makes by default. Do not change it: copy it."""
+    return helpers_bundles.export(checkpoint, tmp_path_factory.mktemp("bundle") / "small", TERNARY, context=CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def parts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """What the program of `bundle` is made of, to lower it again in another way."""
+    return helpers_bundles.encode(checkpoint, tmp_path_factory.mktemp("parts"), TERNARY)
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """All that `bundle` is not: float activations, LZW coding everywhere, a head of its own, as many kv heads as heads,
+    llama3 rope, groups that do not divide the rows, no tokenizer, the C++ sources, and calls of at most five tokens."""
+    directory = write_llama(
+        tmp_path_factory.mktemp("other-checkpoint") / "other", num_hidden_layers=1, num_key_value_heads=4, hidden_size=40,
+        tie_word_embeddings=False, rope_scaling=LLAMA3_ROPE, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("other-bundle") / "other"
+    config = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="ternary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executorch, "PREFILL_TOKENS", 5)
+        return helpers_bundles.export(
+            directory, out, config, context=CONTEXT, codec="lzw", activations="float32", with_native=True
+        )
+
+
+@pytest.fixture
+def copied(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of `bundle` that the test may damage."""
+    return helpers_bundles.copy(bundle, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Callable[[str], Path]:
+    """The path of a folder of development data; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        root = Path(os.environ.get("TINYQMOE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+        if not (root / name).is_dir():
+            pytest.skip(f"NOT TESTED: {root / name} is absent; set TINYQMOE_DATA to the folder of the data")
+        return root / name
+
+    return find

@@ -1,0 +1,335 @@
+"""The command line as a user meets it: help, exit codes, one message an error, JSON and nothing else on stdout."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from exporter import bundle as bundles
+from exporter import cli, pipeline
+from exporter.bundle import Bundle
+from exporter.errors import MissingComponentError
+from exporter.quiet import VERBOSE, quiet
+from runtime_ref import doctor, generate, kernels, parity
+from runtime_ref.doctor import Finding
+
+SCRIPT = Path(sysconfig.get_path("scripts")) / "tinyqmoe"
+COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
+
+
+def tinyqmoe(*arguments: str | Path) -> Any:
+    """In this process: quick, and the kernels are loaded only once."""
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def strict_json(text: str) -> Any:
+    """Fails on NaN and Infinity, which Python's own parser lets through."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def one_error(result: Any, code: int) -> str:
+    """The message of a failed command: on stderr only, and no traceback."""
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error:") == 1
+    return str(result.stderr)
+
+
+def raising(error: BaseException) -> Any:
+    def function(*args: Any, **options: Any) -> None:
+        raise error
+
+    return function
+
+
+# Help
+
+
+def test_all_commands_are_here() -> None:
+    assert COMMANDS == ["export", "run", "parity", "inspect", "demo", "doctor", "native-dir"]
+
+
+def test_help_lists_the_commands_and_no_arguments_is_help() -> None:
+    helped, bare = tinyqmoe("--help"), tinyqmoe()
+    assert helped.exit_code == 0
+    assert all(name in helped.stdout for name in COMMANDS)
+    assert bare.output == helped.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    result = tinyqmoe(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout, "every command has --json"
+
+
+def test_version() -> None:
+    assert tinyqmoe("--version").stdout.startswith("tinyqmoe 0.")
+
+
+def test_shell_completion() -> None:
+    def complete(**variables: str) -> str:
+        env = {**os.environ, **variables}
+        return subprocess.run([SCRIPT], env=env, capture_output=True, text=True, check=False).stdout
+
+    assert "complete -o default -F _tinyqmoe_completion tinyqmoe" in complete(_TINYQMOE_COMPLETE="source_bash")
+    words = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe ex", COMP_CWORD="1")
+    assert words.split() == ["export"]
+    schemes = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3")
+    assert schemes.split() == ["int8", "ternary"]
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["export"],
+        ["export", "only-a-model"],
+        ["export", "m", "o", "--scheme", "float"],
+        ["export", "m", "o", "--target", "toaster"],
+        ["export", "m", "o", "--group-size", "0"],
+        ["export", "m", "o", "--sparsity", "1.5"],
+        ["export", "m", "o", "--scheme", "int8", "--sparsity", "0.5"],
+        ["run", "b"],
+        ["run", "b", "--prompt", "x", "--max-new-tokens", "0"],
+        ["run", "b", "--prompt", "x", "--temperature", "-1"],
+        ["run", "b", "--prompt", "x", "--top-p", "0"],
+        ["inspect", "b", "--tensor"],
+        ["parity", "b", "--json", "no-such-directory/x.json"],
+        ["parity", "b", "--json", "."],
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = tinyqmoe(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "rror" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_is_3(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = one_error(tinyqmoe("export", tmp_path / "empty", tmp_path / "out"), 3)
+    assert "config.json" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
+
+
+def test_an_existing_output_is_2_and_stays(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("x")
+    message = one_error(tinyqmoe("export", checkpoint, tmp_path), 2)
+    assert "--force" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["parity"], ["run", "--prompt", "x"]])
+def test_no_bundle_is_3(command: list[str], tmp_path: Path) -> None:
+    assert "not a bundle" in one_error(tinyqmoe(*command, tmp_path), 3)
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["parity"], ["run", "--prompt", "x"]])
+def test_a_changed_bundle_is_3(command: list[str], copied: Bundle) -> None:
+    with (copied.path / bundles.PROGRAM).open("ab") as file:
+        file.write(b"x")
+    assert bundles.PROGRAM in one_error(tinyqmoe(*command, copied.path), 3)
+
+
+def test_a_missing_component_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load", raising(MissingComponentError("no compiler", do="install one")))
+    assert "Next step: install one" in one_error(tinyqmoe("parity", bundle.path), 5)
+
+
+def test_a_missing_package_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load", raising(ModuleNotFoundError("No module named 'executorch'")))
+    assert "tinyqmoe doctor" in one_error(tinyqmoe("parity", bundle.path), 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/there"), 3, "Permission denied: /there"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "the disk is full"),
+        (MemoryError(), 4, "out of memory"),
+    ],
+)
+def test_errors_of_the_system(error: Exception, code: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export", raising(error))
+    assert message in one_error(tinyqmoe("export", "model", "out"), code)
+
+
+def test_an_interrupt_is_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export", raising(KeyboardInterrupt()))
+    result = tinyqmoe("export", "model", "out")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_a_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli, "app", raising(ZeroDivisionError("oops")))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 70
+    assert "ZeroDivisionError: oops" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None:
+    for command in (["native-dir"], ["inspect", bundle.path], ["inspect", bundle.path, "--json", "-"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([SCRIPT, *command], stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, b""), command
+
+
+def test_a_failed_verdict_is_1_and_still_json(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = parity.Check("levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf"))
+    report = parity.ParityReport("executorch", "int8", {}, [check])
+    monkeypatch.setattr(cli, "_parity", lambda _: report)
+    result = tinyqmoe("parity", bundle.path, "--json", "-")
+    assert result.exit_code == 1
+    assert strict_json(result.stdout)["passed"] is False
+    shown = tinyqmoe("parity", bundle.path)
+    assert shown.exit_code == 1
+    assert "FAIL" in shown.stdout
+    assert "[red] wrong" in shown.stdout
+
+
+# Results
+
+
+def test_inspect(bundle: Bundle) -> None:
+    data = strict_json(tinyqmoe("inspect", bundle.path, "--json", "-").stdout)
+    assert sum(row["n_bytes"] for row in data["ledger"]) == data["size_bytes"] == bundle.size_bytes
+    assert len(data["tensors"]) == len(bundle.manifest.tensors)
+    shown = tinyqmoe("inspect", bundle.path, "--tensors").stdout
+    assert f"{bundle.size_bytes:,}" in shown
+    assert all(t.name in shown for t in bundle.manifest.tensors)
+
+
+def test_names_are_not_markup(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "[/red] :cat:")
+    assert "[/red]" in tinyqmoe("inspect", tmp_path / "[/red] :cat:").stdout
+
+
+def test_json_to_a_file_also_shows(bundle: Bundle, tmp_path: Path) -> None:
+    result = tinyqmoe("inspect", bundle.path, "--json", tmp_path / "x.json")
+    assert "Every byte" in result.stdout
+    assert strict_json((tmp_path / "x.json").read_text())["schema_version"] == bundles.SCHEMA_VERSION
+
+
+def test_run_prints_the_text_and_nothing_else(bundle: Bundle) -> None:
+    prompt = "the cat sat :cat: [bold]on[/]"
+    shown = tinyqmoe("run", bundle.path, "--prompt", prompt, "--max-new-tokens", "6")
+    data = strict_json(tinyqmoe("run", bundle.path, "--prompt", prompt, "--max-new-tokens", "6", "--json", "-").stdout)
+    assert shown.stdout == f"{prompt}{data['text']}\n"
+    assert "tokens/s" in shown.stderr
+    assert 0 < len(data["tokens"]) <= 6
+    assert data["stopped"] in ("eos", "limit")
+
+
+def test_parity_of_a_good_bundle(bundle: Bundle) -> None:
+    result = tinyqmoe("parity", bundle.path, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert strict_json(result.stdout)["passed"] is True
+
+
+def test_native_dir() -> None:
+    path = Path(tinyqmoe("native-dir").stdout.rstrip("\n"))
+    assert (path / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
+    assert strict_json(tinyqmoe("native-dir", "--json", "-").stdout) == {"native_dir": str(path)}
+
+
+def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: [Finding("Python", True, "3.11")])
+    result = tinyqmoe("doctor", "--json", "-")
+    assert strict_json(result.stdout) == [{"what": "Python", "ok": True, "found": "3.11", "do": ""}]
+
+
+def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
+    monkeypatch.setattr(cli, "_runner", lambda _: None)
+    monkeypatch.setattr(generate, "run", lambda *_: result)
+    data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
+    assert (data["prefill_ms"], data["decode_ms"]) == (None, None)
+
+
+def test_libraries_say_nothing_on_a_users_terminal(bundle: Bundle) -> None:
+    """In a process of its own, where importing and loading everything has still to happen."""
+    command = [SCRIPT, "run", bundle.path, "--prompt", "the cat", "--max-new-tokens", "3", "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert strict_json(done.stdout)["text"]
+
+
+@pytest.mark.long
+def test_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [SCRIPT, "demo", tmp_path / "demo", "--json", "-"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {k: v["parity"]["passed"] for k, v in strict_json(done.stdout).items()} == {"int8": True, "ternary": True}
+
+
+# Quiet
+
+
+def chatter(text: str) -> None:
+    os.write(2, text.encode())
+    logging.getLogger("library").warning(text)
+    warnings.warn(text, stacklevel=2)
+
+
+def test_quiet_holds_back_chatter_only(capfd: pytest.CaptureFixture[str]) -> None:
+    os.write(2, b"before ")
+    with quiet():
+        chatter("inside")
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "before after"
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_quiet_shows_what_was_said_before_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def load() -> None:
+        chatter("the cause")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), quiet():
+        load()
+    assert "the cause" in capfd.readouterr().err
+
+
+def test_quiet_can_be_switched_off(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VERBOSE, "1")
+    with quiet():
+        os.write(2, b"all of it")
+    assert capfd.readouterr().err == "all of it"
+
+
+def test_progress_is_for_terminals(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with cli._progress() as progress:
+        progress("stage one", 1, 2)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setattr(cli, "err_console", Console(stderr=True))
+    with cli._progress() as progress, quiet():
+        progress("stage two", 1, 2)
+    assert "stage two" in capfd.readouterr().err

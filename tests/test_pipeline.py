@@ -1,0 +1,2 @@
+def test_a(bundle): pass
+def test_b(other_bundle): pass
