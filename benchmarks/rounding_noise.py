@@ -1,7 +1,8 @@
 """How far apart two correct int8 programs are: the figures behind the int8 gates of `tinyqmoe parity` (docs/parity.md).
 
-The quantized model is computed twice in PyTorch, the second time with the inputs of every product off by a few units in the last place
-(as another exp, another order of sums would give). What lies between the two is no error of either.
+The quantized model is computed twice in PyTorch, the second time with the inputs of every product off by a few
+units in the last place (as another exp, another order of sums would give). What lies between the two is no error of
+either.
 
     python benchmarks/rounding_noise.py CHECKPOINT... [--runs 8] [--positions 64] [--json FILE]
 """
@@ -63,8 +64,10 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
             kl, sqnr = (np.stack(x)[:, : positions // ROW * ROW].reshape(-1, ROW) for x in zip(*pairs, strict=True))
             yield {
                 "model": checkpoint.path.resolve().name, "scheme": scheme, "disturbance": f"2^-{bits}",
-                "kl_median": float(np.median(kl)), "kl_row_median_worst": float(np.median(kl, 1).max()), "kl_worst": float(kl.max()),
-                "sqnr_db_median": float(np.median(sqnr)), "sqnr_db_row_median_worst": float(np.median(sqnr, 1).min()),
+                "kl_median": float(np.median(kl)), "kl_row_median_worst": float(np.median(kl, 1).max()),
+                "kl_worst": float(kl.max()),
+                "sqnr_db_median": float(np.median(sqnr)),
+                "sqnr_db_row_median_worst": float(np.median(sqnr, 1).min()),
                 "sqnr_db_worst": float(sqnr.min()),
             }  # fmt: skip
 
@@ -77,11 +80,13 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=64)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = [row for c in args.checkpoints for s in ("int8", "ternary") for row in measure(c, s, args.runs, args.positions)]
+    pairs = [(c, s) for c in args.checkpoints for s in ("int8", "ternary")]
+    rows = [row for c, s in pairs for row in measure(c, s, args.runs, args.positions)]
     print(f"{platform.machine()}, torch {torch.__version__}, {args.runs} runs of {args.positions} positions\n")
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True)
+        cells = (f"{v:.2g}" if isinstance(v, float) else str(v) for v in row.values())
+        print("| " + " | ".join(cells) + " |", flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

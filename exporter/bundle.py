@@ -1,7 +1,8 @@
 """The bundle: a directory with the packages, what describes them, and what they must answer.
 
-`manifest.json` says what every tensor and every byte is. A bundle is written under a temporary name and renamed when complete, so a
-directory that looks like a bundle is one. Nothing here imports torch: the reference runtime reads bundles too.
+`manifest.json` says what every tensor and every byte is. A bundle is written under a temporary name and renamed when
+complete, so a directory that looks like a bundle is one. Nothing here imports torch: the reference runtime reads
+bundles too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ REFERENCE = "reference.safetensors"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One matrix in the package. Offsets are from the start of the artifact; `bits_per_weight` counts blob and scales."""
+    """One matrix in the package. Offsets are from the artifact's start; `bits_per_weight` counts blob and scales."""
 
     name: str
     rows: int
@@ -126,7 +127,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, raw: object) -> Manifest:
-        """Parsed JSON -> Manifest. Raises BundleError with every field that is missing, unknown or of the wrong type."""
+        """Parsed JSON -> Manifest. Raises BundleError with all fields that are missing, unknown or of a wrong type."""
         if not isinstance(raw, dict):
             raise BundleError(f"{MANIFEST} must hold an object, got {type(raw).__name__}")
         version = raw.get("schema_version")
@@ -260,7 +261,8 @@ def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
         if not force:
             raise UsageError(f"{out} already exists", do="choose another directory, or give --force to replace it")
         if out.is_symlink() or not (out / MANIFEST).is_file():
-            raise UsageError(f"{out} exists and is not a bundle; --force replaces only bundles", do="choose another directory")
+            what = f"{out} exists and is not a bundle; --force replaces only bundles"
+            raise UsageError(what, do="choose another directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     work.chmod(0o755)
@@ -269,7 +271,8 @@ def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
         _replace(work, out)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise OutOfSpaceError(f"the disk that holds {out.parent} is full", do="free space, or choose another OUT") from error
+            what = f"the disk that holds {out.parent} is full"
+            raise OutOfSpaceError(what, do="free space, or choose another OUT") from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

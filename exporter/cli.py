@@ -71,7 +71,7 @@ class _Console(Console):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True, emoji=False)
+    err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -94,8 +94,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-out_console = _Console(width=_width())
-err_console = _Console(stderr=True)
+out_console = _Console(width=_width(), emoji=False)  # ":cat:" is text
+err_console = _Console(stderr=True, emoji=False)
 
 
 class Target(enum.StrEnum):
@@ -368,7 +368,7 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(show.summary_table(bundle))
-        out_console.print(f"\n[dim]{escape(prompt)}[/]{escape(result.text)}\n", highlight=False, emoji=False)
+        out_console.print(f"\n[dim]{escape(prompt)}[/]{escape(result.text)}\n", highlight=False)
         out_console.print(parity_table(report))
         out_console.print(show.ledger_table(bundle))
     return {"run": _run_json(result), "parity": report.to_dict(), "bundle": _bundle_json(bundle)}
@@ -383,8 +383,8 @@ def _show_demo(out: Path, passed: bool, seconds: float) -> None:
 
 
 def _stream(text: str, style: str | None = None) -> None:
-    """As it is: ":cat:" stays, and lines are not broken."""
-    out_console.print(text, end="", style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """As it is: no markup, no line broken."""
+    out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_run(result: RunResult) -> None:

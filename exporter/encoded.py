@@ -72,11 +72,11 @@ class EncodedModel:
 
 
 def encode_matrix(tensor: QuantizedTensor, work: Path, index: int, codec: Codec) -> EncodedMatrix:
-    """Codes one matrix and writes blob and scales under `work`. The encoder has verified that it decodes to the same levels."""
+    """Codes one matrix and writes blob and scales under `work`; the encoder verifies that it decodes to the levels."""
     coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec)
     blob_path, scales_path = work / f"{index:05d}.tqlz", work / f"{index:05d}.scales"
-    blob_path.write_bytes(memoryview(coded.blob))
-    scales_path.write_bytes(memoryview(np.ascontiguousarray(tensor.scales, dtype="<f4")).cast("B"))
+    blob_path.write_bytes(coded.blob.data)
+    scales_path.write_bytes(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
     rows, cols = tensor.levels.shape
     return EncodedMatrix(
         name=tensor.name,

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each names what is wrong and the next step; the command line turns them into exit codes."""
+"""The errors a user can meet. Each names what is wrong and the next step; the command line gives each an exit code."""
 
 from __future__ import annotations
 

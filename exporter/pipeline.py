@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -32,7 +33,7 @@ DEFAULT_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to make of a checkpoint. `context` None means DEFAULT_CONTEXT, or what the model was made for if that is less."""
+    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that is less."""
 
     quantization: QuantConfig
     context: int | None = None
@@ -204,6 +205,7 @@ def _program_entry(
     checkpoint: Checkpoint, program: ProgramConfig, activations: str, emitted: EmittedProgram
 ) -> ProgramEntry:
     config = checkpoint.config
+    kv_values = config.num_hidden_layers * program.context * config.num_key_value_heads * config.head_dim
     return ProgramEntry(
         file=bundles.PROGRAM,
         context=program.context,
@@ -213,7 +215,7 @@ def _program_entry(
         bos_token_id=config.bos_token_id,
         eos_token_ids=list(program.eos_token_ids),
         arena_bytes=emitted.arena_bytes,
-        kv_cache_bytes=2 * 4 * config.num_hidden_layers * program.context * config.num_key_value_heads * config.head_dim,
+        kv_cache_bytes=2 * 4 * kv_values,
         delegates=emitted.delegates,
         operators=dict(sorted(emitted.operators.items())),
     )
@@ -234,13 +236,13 @@ def _ledger(work: Path, tensors: list[TensorEntry], emitted: EmittedProgram) -> 
     descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
     for name in bundles.bundle_files(work):
         if name != bundles.PROGRAM:
-            what = descriptions.get(name, "C++ sources of the operators" if name.startswith("native/") else "tokenizer and prompts")
-            ledger.append(LedgerRow(name, what, (work / name).stat().st_size))
+            other = "C++ sources of the operators" if name.startswith("native/") else "tokenizer and prompts"
+            ledger.append(LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size))
     return ledger
 
 
 def _check_ledger(manifest: Manifest, work: Path) -> None:
-    """Every file's rows sum to its size, none is negative, and the matrices lie apart from each other inside the program."""
+    """Every file's rows sum to its size, none is negative, and the matrices lie apart in the program."""
     problems = [f"{row.file}: {row.what} has {row.n_bytes:,} bytes" for row in manifest.ledger if row.n_bytes < 0]
     for entry in manifest.files:
         total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
@@ -251,10 +253,11 @@ def _check_ledger(manifest: Manifest, work: Path) -> None:
         for t in manifest.tensors
         for begin, n in ((t.blob_offset, t.blob_bytes), (t.scales_offset, t.scales_bytes))
     )
-    for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (begin, _, other) in itertools.pairwise(spans):
         if begin < end:
             problems.append(f"{name} and {other} overlap in {bundles.PROGRAM}")
     if spans and spans[-1][1] > (work / bundles.PROGRAM).stat().st_size:
         problems.append(f"{spans[-1][2]} ends past the end of {bundles.PROGRAM}")
     if problems:
-        raise ExportError("the byte ledger does not match what was written", problems=problems, do="report this as a bug")
+        what = "the byte ledger does not match what was written"
+        raise ExportError(what, problems=problems, do="report this as a bug")

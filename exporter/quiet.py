@@ -50,7 +50,7 @@ def _stderr_held_back() -> Iterator[None]:
             finally:
                 _flush()
                 os.dup2(terminal, _STDERR)
-        except BaseException:
+        except Exception:  # and not for an interrupt: its cause is known
             held.seek(0)
             os.write(terminal, held.read())
             raise

@@ -1,8 +1,9 @@
 """What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
 
-Weights are decoded in blocks of rows each time they are needed, so the model is never in memory. Two arithmetics are computed: `int8`
-as the operators define it (exact integer dot products of levels and quantized activations) and `float32`. This
-is an implementation of its own: it shares the decoder with the packages, and nothing of their products or attention.
+Weights are decoded in blocks of rows each time they are needed, so the model is never in memory. Two arithmetics are
+computed: `int8` as the operators define it (exact integer dot products of levels and quantized activations) and
+`float32`. This is an implementation of its own: it shares the decoder with the packages, and nothing of their products
+or attention.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ LOSS_POSITIONS = 64
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog.",
     "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of them walked on it. "
-    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the wind turns to the north?",
+    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the wind turns to the "
+    "north?",
 )
 
 
@@ -214,8 +216,8 @@ def write_reference(
 ) -> None:
     """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens computed.
 
-    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt that fills
-    the context is answered in float32 only: it is there for the cache, and takes the longest.
+    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt
+    that fills the context is answered in float32 only: it is there for the cache, and takes the longest.
     """
     from safetensors.torch import save
 
@@ -238,7 +240,7 @@ def quantization_loss(
     arithmetic: Arithmetic,
     tokens: Sequence[int],
 ) -> QuantizationLoss:
-    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats, top-1, perplexities."""
+    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats, top-1, perplexity."""
     ids, start = torch.tensor([tokens]), torch.tensor([0])
     n = len(tokens)
     config = checkpoint.config

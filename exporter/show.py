@@ -45,12 +45,16 @@ def summary_table(bundle: Bundle) -> Table:
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
         ("activations", f"{m.program.activations}, context {m.program.context}, prefill by {m.program.prefill_tokens}"),
-        ("memory plan", f"arena {bytes_text(m.program.arena_bytes)}, of it KV cache {bytes_text(m.program.kv_cache_bytes)}"),
+        (
+            "memory plan",
+            f"arena {bytes_text(m.program.arena_bytes)}, of it KV cache {bytes_text(m.program.kv_cache_bytes)}",
+        ),
         ("operators", ", ".join(f"{n} x {name}" for name, n in m.program.operators.items() if "tinyqmoe" in name)),
         (
             "against the original",
             f"KL {loss.kl_mean:.4f}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
-            f"{loss.perplexity_original:.2f} -> {loss.perplexity_quantized:.2f} ({loss.positions} positions of built-in text)",
+            f"{loss.perplexity_original:.2f} -> {loss.perplexity_quantized:.2f} "
+            f"({loss.positions} positions of built-in text)",
         ),
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]
@@ -62,15 +66,15 @@ def summary_table(bundle: Bundle) -> Table:
 def tensor_table(tensors: Iterable[TensorEntry]) -> Table:
     """One line a matrix: how it is coded, against its entropy."""
     table = Table(title="Matrices", title_justify="left")
-    for name, justify in (("name", "left"), ("shape", "right"), ("scheme", "left"), ("zeros", "right"), ("codec", "left"),
-                          ("bits/weight", "right"), ("levels only", "right"), ("entropy", "right"),
-                          ("considered (bytes)", "left")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("name", no_wrap=True)
+    for name in ("shape", "scheme", "zeros", "codec", "bits/weight", "levels only", "entropy", "considered (bytes)"):
+        table.add_column(name, justify="left" if name in ("scheme", "codec", "considered (bytes)") else "right")
     for t in tensors:
         levels_bits = 8 * t.blob_bytes / (t.rows * t.cols)
         considered = ", ".join(f"{k} {v:,}" for k, v in t.sizes_bytes.items())
-        table.add_row(escape(t.name), f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}",
-                      f"{t.bits_per_weight:.3f}", f"{levels_bits:.3f}", f"{t.entropy_bits:.3f}", considered)  # fmt: skip
+        how = (f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}")
+        bits = (f"{t.bits_per_weight:.3f}", f"{levels_bits:.3f}", f"{t.entropy_bits:.3f}")
+        table.add_row(escape(t.name), *how, *bits, considered)
     return table
 
 

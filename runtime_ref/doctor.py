@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,11 +95,11 @@ def _core() -> str:
 def _compiler() -> str:
     from runtime_ref import kernels
 
-    path = kernels.compiler()
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    command = kernels.compiler()
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OSError(f"`{path} --version` ended with {done.returncode}: {done.stderr.strip()}")
-    return f"{done.stdout.splitlines()[0] if done.stdout else 'of unknown version'}; {path}"
+        raise OSError(f"`{shlex.join(command)} --version` ended with {done.returncode}: {done.stderr.strip()}")
+    return f"{done.stdout.splitlines()[0] if done.stdout else 'of unknown version'}; {shlex.join(command)}"
 
 
 def _kernels() -> str:

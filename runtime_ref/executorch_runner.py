@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class ExecuTorchRunner:
     """One loaded program with its KV cache. Position 0 starts a new sequence.
 
-    The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is missing, BundleError when the program
-    is not the one the manifest describes.
+    The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is missing, BundleError when
+    the program is not the one the manifest describes.
     """
 
     name = "executorch"
@@ -62,7 +62,8 @@ class ExecuTorchRunner:
             raise ValueError("no tokens")
         if position + len(tokens) > self.context:
             raise ContextError(
-                f"{position + len(tokens)} tokens do not fit the context of {self.context} this package was exported with",
+                f"{position + len(tokens)} tokens do not fit the context of {self.context}, with which this package "
+                "was exported",
                 do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
             )
         step = self.program.prefill_tokens
@@ -78,7 +79,8 @@ class ExecuTorchRunner:
             (logits,) = self._method.execute(inputs)
         except RuntimeError as error:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
-            raise BundleError(what, do="the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`") from error
+            do = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
+            raise BundleError(what, do=do) from error
         return logits.numpy().reshape(-1)
 
 
@@ -122,4 +124,5 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
     if "forward" not in program.method_names:
         problems.append("the method `forward` is missing")
     if problems:
-        raise BundleError(f"{entry.file} is not the program the manifest describes", problems=problems, do="export again")
+        what = f"{entry.file} is not the program the manifest describes"
+        raise BundleError(what, problems=problems, do="export again")

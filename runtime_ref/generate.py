@@ -32,7 +32,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the most likely tokens of that total probability."""
+    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the likeliest tokens of that probability."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -115,7 +115,8 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
         raise UsageError("the prompt is empty", do="give --prompt some text")
     vocab = bundle.manifest.program.vocab_size
     if bad := [i for i in ids if i >= vocab]:
-        raise BundleError(f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}", do="use the model's own tokenizer")
+        what = f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}"
+        raise BundleError(what, do="use the model's own tokenizer")
     return ids
 
 
@@ -126,18 +127,23 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
     if not tokenizer.chat_template:
-        raise UsageError("this model has no chat template", do="run without --chat, or export an instruction-tuned model")
+        do = "run without --chat, or export an instruction-tuned model"
+        raise UsageError("this model has no chat template", do=do)
     messages = [{"role": "user", "content": prompt}]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
-        raise BundleError(f"the chat template of {bundle.path} does not render: {error}", do="run without --chat") from error
+        what = f"the chat template of {bundle.path} does not render: {error}"
+        raise BundleError(what, do="run without --chat") from error
 
 
 def generate(
     runner: Runner, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, eos: Sequence[int]
 ) -> Iterator[int]:
-    """Yields token ids until an EOS id (which is not yielded) or the limit. Raises ContextError if the prompt does not fit."""
+    """Yields token ids until an EOS id (which is not yielded) or the limit.
+
+    Raises ContextError if the prompt does not fit.
+    """
     if len(prompt) > runner.context:
         raise ContextError(
             f"the prompt has {len(prompt)} tokens, the package was exported with a context of {runner.context}",

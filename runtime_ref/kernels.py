@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -29,12 +30,12 @@ FLAGS = (
 )  # fmt: skip
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX, or c++, g++ or clang++ of the PATH. Raises MissingComponentError."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in wanted:
-        if path := shutil.which(name):
-            return path
+def compiler() -> list[str]:
+    """The C++ compiler, with its options: $CXX, or c++, g++ or clang++ of the PATH. Raises MissingComponentError."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
+    for words in map(shlex.split, wanted):
+        if path := shutil.which(words[0]):
+            return [path, *words[1:]]
     raise MissingComponentError(
         f"no C++ compiler: looked for {', '.join(wanted)}",
         do="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set CXX",
@@ -62,13 +63,16 @@ def library_path() -> Path:
 
 
 def build() -> Path:
-    """Compiles the library unless it is there; returns its path. Raises MissingComponentError with the compiler's words."""
+    """Compiles the library unless it is there; returns its path.
+
+    Raises MissingComponentError with the compiler's words.
+    """
     target = library_path()
     if target.is_file():
         return target
     root = _executorch_root()
     include = root / "include"
-    command = [compiler(), *FLAGS, "-I", str(native_dir() / "include"), "-I", str(native_dir() / "core")]
+    command = [*compiler(), *FLAGS, "-I", str(native_dir() / "include"), "-I", str(native_dir() / "core")]
     command += ["-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10")]
     command += [*map(str, sources()), f"-Wl,-rpath,{root / 'lib'}", "-L", str(root / "lib")]
     command += ["-lexecutorch", "-lexecutorch_threadpool"]
@@ -90,21 +94,24 @@ def build() -> Path:
 def load() -> ctypes.CDLL:
     """Makes the operators known to the ExecuTorch runtime of this process. Raises MissingComponentError."""
     with quiet():  # these log what optional parts of theirs are not there
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers llama::update_cache, llama::custom_sdpa)
+        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers `llama::`)
         from executorch.runtime import Runtime
 
     registry = Runtime.get().operator_registry
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
-            "another copy of the Tiny-QMoE kernels is loaded in this process", do="load one copy only: a second would abort it"
+            "another copy of the Tiny-QMoE kernels is loaded in this process",
+            do="load one copy only: a second would abort it",
         )
     library = build()
     try:
         loaded = ctypes.CDLL(str(library))
     except OSError as error:
-        raise MissingComponentError(f"{library} does not load: {error}", do=f"delete {library.parent} and try again") from error
+        what = f"{library} does not load: {error}"
+        raise MissingComponentError(what, do=f"delete {library.parent} and try again") from error
     if missing := set(OPERATORS) - registry.operator_names:
-        raise MissingComponentError(f"{library} did not register {', '.join(sorted(missing))}", do="run `tinyqmoe doctor`")
+        what = f"{library} did not register {', '.join(sorted(missing))}"
+        raise MissingComponentError(what, do="run `tinyqmoe doctor`")
     return loaded
 
 
@@ -116,4 +123,5 @@ def _executorch_root() -> Path:
     for file in files or []:
         if file.name == "libexecutorch.so":
             return Path(str(file.locate())).resolve().parent.parent
-    raise MissingComponentError("executorch is not installed, or lacks its C++ library", do="pip install executorch==1.5.1")
+    what = "executorch is not installed, or lacks its C++ library"
+    raise MissingComponentError(what, do="pip install executorch==1.5.1")

@@ -1,13 +1,14 @@
 """Does the package answer like the model it was made from? Verdicts against `reference.safetensors`, never mixed.
 
 1. levels: every matrix in the file decodes to the levels the quantizer gave (CRC-32);
-2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and one that fills the context;
+2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and one that fills the
+   context;
 3. greedy: the same tokens, where the reference itself is not undecided.
 
-Int8 activations make a model chaotic: a difference in the last bit of a float flips a rounding, the flip moves thousands of other
-activations, and two correct programs end up an int8 rounding apart. So a package that declares them is judged twice:
-its structure with float activations forced in the operators, by strict gates; and as declared, by gates set from
-that noise as it was measured (docs/parity.md).
+Int8 activations make a model chaotic: a difference in the last bit of a float flips a rounding, the flip moves
+thousands of other activations, and two correct programs end up an int8 rounding apart. So a package that declares them
+is judged twice: its structure with float activations forced in the operators, by strict gates; and as declared, by
+gates set from that noise as it was measured (docs/parity.md).
 What quantization cost against the original model is another question, and another table (`Manifest.quantization_loss`).
 """
 
@@ -32,7 +33,7 @@ BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The gates of one arithmetic: KL divergence in nats and signal-to-noise ratio in dB, of the median and of the worst position."""
+    """The gates of one arithmetic: KL in nats and signal-to-noise ratio in dB, of the median and the worst position."""
 
     median_kl: float
     median_sqnr_db: float
@@ -176,7 +177,7 @@ def work_tokens(bundle: Bundle) -> int:
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and the lengths of the pieces. How it is split is structure, so int8 is fed in one way."""
+    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so int8 has one way."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
     if n >= 3 and answer.arithmetic == "float32":
@@ -209,7 +210,7 @@ def _levels_crc32(artifact: np.ndarray, entry: TensorEntry) -> int:
         crc = 0
         step = max(1, BLOCK_WEIGHTS // entry.cols)
         for begin in range(0, entry.rows, step):
-            crc = zlib.crc32(memoryview(tensor.decode_rows(begin, min(begin + step, entry.rows))).cast("B"), crc)
+            crc = zlib.crc32(tensor.decode_rows(begin, min(begin + step, entry.rows)).data, crc)
     return crc
 
 
@@ -224,7 +225,7 @@ class _Difference:
 
 
 def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Difference:
-    """Two rows of logits float32 [V]. The mean of a row carries no information (softmax ignores it), so it is no signal."""
+    """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is no signal."""
     if got.shape != reference.shape or not np.isfinite(got).all():
         return _Difference(math.inf, -math.inf, math.inf, False)
     ref, new = reference.astype(np.float64), got.astype(np.float64)
@@ -290,7 +291,8 @@ def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None
             reference = answer.logits[step]
             margin = float(reference[want] - reference[got])
             passed = margin <= gate.near_tie(reference)
-            detail = f"token {step} is {got}, not {want}, margin {margin:.2g}: {'a near tie' if passed else 'not a tie'}"
+            kind = "a near tie" if passed else "not a tie"
+            detail = f"token {step} is {got}, not {want}, margin {margin:.2g}: {kind}"
             break
         same += 1
         if step + 1 < len(answer.tokens):

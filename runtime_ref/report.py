@@ -10,10 +10,11 @@ from runtime_ref.parity import Check, ParityReport, Tolerance
 
 def parity_table(report: ParityReport) -> Table:
     """One line a check, the gates in the title, the verdict in the caption."""
-    verdict = "[bold green]PASS" if report.passed else "[bold red]FAIL"
+    verdict, like = ("[bold green]PASS", "like") if report.passed else ("[bold red]FAIL", "NOT like")
+    gates = "; ".join(_gate(*item) for item in report.tolerances.items())
     table = Table(
-        title=f"Parity of the {report.backend} package. " + "; ".join(_gate(*item) for item in report.tolerances.items()),
-        caption=f"{verdict}[/] the package answers {'like' if report.passed else 'NOT like'} the quantized model in PyTorch",
+        title=f"Parity of the {report.backend} package. {gates}",
+        caption=f"{verdict}[/] the package answers {like} the quantized model in PyTorch",
         title_justify="left",
         caption_justify="left",
     )
@@ -37,6 +38,7 @@ def _what(check: Check) -> str:
 
 
 def _figures(check: Check) -> list[str]:
-    figures = [(check.kl_median, ".1e"), (check.kl_worst, ".1e"), (check.sqnr_db_median, ".1f"), (check.sqnr_db_worst, ".1f")]
+    kl, sqnr = (check.kl_median, check.kl_worst), (check.sqnr_db_median, check.sqnr_db_worst)
+    figures = [(value, ".1e") for value in kl] + [(value, ".1f") for value in sqnr]
     top1 = "" if check.top1 is None else f"{check.top1}/{check.positions}"
     return ["" if value is None else format(value, form) for value, form in figures] + [top1]

@@ -18,12 +18,14 @@ from exporter.quant import QuantConfig
 CONTEXT = 48  # of both shared bundles
 VOCAB = 150
 TERNARY = QuantConfig(scheme="ternary")
+SPARSE = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="ternary")
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, grouped queries, tied head, with a tokenizer and a chat template."""
-    directory = write_llama(tmp_path_factory.mktemp("checkpoint") / "small", vocab_size=VOCAB, bos_token_id=0, eos_token_id=1)
+    directory = tmp_path_factory.mktemp("checkpoint") / "small"
+    write_llama(directory, vocab_size=VOCAB, bos_token_id=0, eos_token_id=1)
     helpers_bundles.write_text_tokenizer(directory, VOCAB)
     return directory
 
@@ -41,20 +43,29 @@ def parts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """All that `bundle` is not: float activations, LZW coding everywhere, a head of its own, as many kv heads as heads,
-    llama3 rope, groups that do not divide the rows, no tokenizer, the C++ sources, and calls of at most five tokens."""
-    directory = write_llama(
-        tmp_path_factory.mktemp("other-checkpoint") / "other", num_hidden_layers=1, num_key_value_heads=4, hidden_size=40,
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer, as many kv heads as heads, a head of its own, llama3 rope; no tokenizer, no BOS, no EOS."""
+    return write_llama(
+        tmp_path_factory.mktemp("other-checkpoint") / "other",
+        num_hidden_layers=1, num_key_value_heads=4, hidden_size=40,
         tie_word_embeddings=False, rope_scaling=LLAMA3_ROPE, eos_token_id=None, bos_token_id=None,
     )  # fmt: skip
-    out = tmp_path_factory.mktemp("other-bundle") / "other"
-    config = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="ternary")
+
+
+def export_other(checkpoint: Path, out: Path) -> Bundle:
+    """Calls of at most five tokens, so that prompts cross their borders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executorch, "PREFILL_TOKENS", 5)
         return helpers_bundles.export(
-            directory, out, config, context=CONTEXT, codec="lzw", activations="float32", with_native=True
+            checkpoint, out, SPARSE, context=CONTEXT, codec="lzw", activations="float32", with_native=True
         )
+
+
+@pytest.fixture(scope="session")
+def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """All that `bundle` is not: float activations, LZW coding everywhere, groups that do not divide rows, C++ sources,
+    and short calls."""
+    return export_other(other_checkpoint, tmp_path_factory.mktemp("other-bundle") / "other")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def reseal(bundle: Bundle, **changes: Any) -> Bundle:
-    """Writes the manifest for the files as they are now, with other fields changed, and opens and verifies the result."""
+    """Writes the manifest for the files as they are now, with other fields changed; opens and verifies the result."""
     manifest: Manifest = replace(bundle.manifest, files=bundles.file_entries(bundle.path), **changes)
     (bundle.path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     sealed = Bundle.open(bundle.path)

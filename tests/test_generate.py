@@ -202,7 +202,8 @@ def test_bytes_that_are_no_text_do_not_stop_the_stream(bytes_bundle: Bundle) -> 
 
 
 def test_special_tokens_are_not_shown(bytes_bundle: Bundle) -> None:
-    result = run(bytes_bundle, ScriptedRunner([*byte_ids(bytes_bundle, "a"), BOS, EOS]), [BOS], 9, Sampling(), show_nothing)
+    runner = ScriptedRunner([*byte_ids(bytes_bundle, "a"), BOS, EOS])
+    result = run(bytes_bundle, runner, [BOS], 9, Sampling(), show_nothing)
     assert result.text == "a"
     assert len(result.tokens) == 2
 

@@ -45,7 +45,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref": (
         ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
         ("numpy", "torch", "executorch", "coremltools", "safetensors", "tokenizers", "transformers", "rich",
-         "platformdirs", "packaging"),
+         "jinja2", "platformdirs", "packaging"),
     ),
 }  # fmt: skip
 

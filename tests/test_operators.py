@@ -235,7 +235,7 @@ def test_wrong_shapes_are_refused() -> None:
         lambda: OPS.lzw_embedding(ids, blob, scales, 21, 8),
         lambda: OPS.lzw_embedding(ids, blob, scales[:11], 20, 8),
     ):
-        with pytest.raises(ValueError, match="expected|must be"):
+        with pytest.raises(ValueError, match=r"expected|must be"):
             call()
 
 
@@ -266,7 +266,7 @@ def test_a_damaged_blob_is_refused() -> None:
 
 
 class Decoder(nn.Module):
-    """Levels of a constant blob, of which `skip` rows are left out: an input, so that the program computes something."""
+    """Levels of a constant blob, of which `skip` rows are left out: an input, so that the program does compute."""
 
     blob: Tensor
 

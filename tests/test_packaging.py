@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`python -m build`: the sdist from a copy of the checkout, then the wheel from the sdist, each in isolation."""
     source = tmp_path_factory.mktemp("packaging") / "source"
-    for folder in ("exporter", "runtime_ref", "tests", "benchmarks", ".ci"):
+    for folder in ("exporter", "runtime_ref", "tests", "benchmarks", "docs", ".ci"):
         shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
     for file in ROOT.iterdir():
         if file.is_file() and file.suffix in (".toml", ".md", ".in", ""):

@@ -140,16 +140,24 @@ class ProgramLayers:
 def emit(
     encoded: EncodedModel, vectors: dict[str, Tensor], model: LlamaConfig, config: ProgramConfig, path: Path
 ) -> EmittedProgram:
-    """Lowers the model and writes the `.pte`, then checks what was written. Raises ExportError if it is not what it should be."""
+    """Lowers the model and writes the `.pte`, then checks what was written.
+
+    Raises ExportError if it is not what it should be.
+    """
     manager = lower(Llama(model, config.context, ProgramLayers(encoded, vectors, config.int8_activations)), config)
     program = manager.executorch_program
-    operators = _operator_census(program)
+    census = _operator_census(program)
     constants_bytes = _fill_stand_ins(program, encoded)
     offsets = _write(manager, path)
+    absent = [m.name for m in encoded.matrices.values() if not {m.blob_path, m.scales_path} <= offsets.keys()]
+    if absent:
+        problems = [f"{name} is not in the program" for name in absent]
+        what = f"{path.name} is not the program that was asked for"
+        raise ExportError(what, problems=problems, do="report this as a bug")
     emitted = EmittedProgram(
         blob_offsets={m.name: offsets[m.blob_path] for m in encoded.matrices.values()},
         scales_offsets={m.name: offsets[m.scales_path] for m in encoded.matrices.values()},
-        operators=operators,
+        operators=census,
         arena_bytes=sum(program.execution_plan[0].non_const_buffer_sizes),
         delegates=len(program.execution_plan[0].delegates),
         constants_bytes=constants_bytes,
@@ -229,10 +237,11 @@ def _fill_stand_ins(program: Program, encoded: EncodedModel) -> int:
             others += len(buffer.storage)
             continue
         path, sizes = files[buffer.storage]
-        buffer.storage = FileBackedData(str(path))  # type: ignore[assignment]
+        buffer.storage = FileBackedData(str(path))
         sizes_of_buffer[index] = sizes
     for value in (v.val for plan in program.execution_plan for v in plan.values):
-        if isinstance(value, TensorValue) and value.allocation_info is None and value.data_buffer_idx in sizes_of_buffer:
+        constant = isinstance(value, TensorValue) and value.allocation_info is None
+        if constant and value.data_buffer_idx in sizes_of_buffer:
             value.sizes = sizes_of_buffer[value.data_buffer_idx]
     return others
 
@@ -261,7 +270,7 @@ def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
 def _check(
     emitted: EmittedProgram, encoded: EncodedModel, vectors: dict[str, Tensor], model: LlamaConfig, path: Path
 ) -> None:
-    """The operators are there as often as asked, every matrix is in the file once and whole, and nothing else is large."""
+    """The operators are there as often as asked, every matrix is in the file once and whole, nothing else is large."""
     problems = []
     expected = {"tinyqmoe::lzw_linear.out": 7 * model.num_hidden_layers + 1, "tinyqmoe::lzw_embedding.out": 1}
     for name, count in expected.items():
@@ -280,6 +289,8 @@ def _check(
     calls = sum(emitted.operators.values())
     limit = 2 * small_bytes + 2 * ALIGNMENT * len(encoded.matrices) + 768 * calls + 2048 * emitted.delegates + 16384
     if rest_bytes > limit or emitted.constants_bytes > small_bytes + 4096:
-        problems.append(f"{rest_bytes:,} bytes are neither codes nor scales, expected at most {limit:,}: are weights stored dense?")
+        what = f"{rest_bytes:,} bytes are neither codes nor scales, expected at most {limit:,}"
+        problems.append(f"{what}: are weights stored dense?")
     if problems:
-        raise ExportError(f"{path.name} is not the program that was asked for", problems=problems, do="report this as a bug")
+        what = f"{path.name} is not the program that was asked for"
+        raise ExportError(what, problems=problems, do="report this as a bug")

@@ -77,7 +77,10 @@ def _register(name: str, compute, fake) -> None:  # type: ignore[no-untyped-def]
     """Registers `compute` and `fake` for the functional and for the `.out` form of an operator."""
 
     def compute_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return out.copy_(compute(*args))
+        result = compute(*args)
+        if (out.shape, out.dtype) != (result.shape, result.dtype):  # copy_ would broadcast and convert
+            raise ValueError(f"out is {out.dtype} {list(out.shape)}, expected {result.dtype} {list(result.shape)}")
+        return out.copy_(result)
 
     def fake_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         return out

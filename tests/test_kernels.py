@@ -1,0 +1,184 @@
+"""The kernel library: built once, whole or not at all, with an error that says what is missing.
+
+The compilers here are scripts.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import MissingComponentError
+from runtime_ref import kernels
+
+SCRIPT = """#!/bin/sh
+echo called >> "{log}"
+while [ "$1" != "-o" ]; do shift; done
+{body}
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, so that nothing is built yet."""
+    monkeypatch.setattr(kernels.platformdirs, "user_cache_path", lambda name, **_: tmp_path / "cache" / name)
+    return tmp_path / "cache"
+
+
+class Compiler:
+    """A script in the place of the compiler; `body` is run with the output file as $2."""
+
+    def __init__(self, folder: Path, body: str) -> None:
+        self.path, self.log = folder / "compiler", folder / "log"
+        self.path.write_text(SCRIPT.format(log=self.log, body=body))
+        self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
+
+    @property
+    def calls(self) -> int:
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+
+def use(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> Compiler:
+    monkeypatch.setenv("CXX", str(compiler.path))
+    return compiler
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.rglob("*") if f.is_file())
+
+
+def test_a_library_is_built_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"'))
+    built = kernels.build()
+    assert built == kernels.library_path()
+    assert built.read_text() == "library\n"
+    assert kernels.build() == built
+    assert compiler.calls == 1
+    assert files(cache) == [built.name]
+
+
+def test_other_flags_or_sources_are_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = kernels.library_path()
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g"))
+    second = kernels.library_path()
+    monkeypatch.setattr(kernels, "sources", lambda: [Path(__file__)])
+    third = kernels.library_path()
+    assert len({first, second, third}) == 3
+    assert {path.name for path in (first, second, third)} == {first.name}
+
+
+def test_other_versions_are_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = kernels.library_path()
+    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "99")
+    assert kernels.library_path() != first
+
+
+def test_without_a_compiler_the_error_says_how_to_get_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingComponentError, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+") as caught:
+        kernels.build()
+    assert "apt-get install g++" in caught.value.do
+    assert caught.value.exit_code == 5
+
+
+def test_a_compiler_that_is_asked_for_and_absent_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MissingComponentError, match="no-such-compiler"):
+        kernels.build()
+
+
+def test_a_compiler_with_options_is_understood(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CXX="ccache g++" and CXX="g++ -m64" are usual."""
+    compiler = Compiler(tmp_path, 'echo library > "$2"')
+    monkeypatch.setenv("CXX", f"{compiler.path} -m64")
+    assert kernels.build().is_file()
+    assert compiler.calls == 1
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = 'echo half > "$2"; echo "kernels.cpp:1: error: the disk is a lie" >&2; exit 3'
+    compiler = use(monkeypatch, Compiler(tmp_path, body))
+    with pytest.raises(MissingComponentError, match="ended with 3") as caught:
+        kernels.build()
+    assert any("the disk is a lie" in problem for problem in caught.value.problems)
+    assert files(cache) == []
+    with pytest.raises(MissingComponentError):
+        kernels.build()
+    assert compiler.calls == 2  # a failure is not remembered
+
+
+def test_two_builds_at_once_end_with_one_whole_library(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = 'printf first-half > "$2"; sleep 0.3; printf -- -second-half >> "$2"'
+    use(monkeypatch, Compiler(tmp_path, body))
+    seen: list[str] = []
+    threads = [threading.Thread(target=lambda: seen.append(kernels.build().read_text())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    target = kernels.library_path()
+    while any(thread.is_alive() for thread in threads):
+        if target.is_file():
+            seen.append(target.read_text())
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {"first-half-second-half"}
+    assert len(seen) >= 4
+    assert files(cache) == [target.name]
+
+
+def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels, "native_dir", lambda: tmp_path)
+    with pytest.raises(MissingComponentError, match=r"holds no C\+\+ sources"):
+        kernels.sources()
+
+
+def test_without_executorch_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.importlib.metadata, "files", lambda name: [])
+    with pytest.raises(MissingComponentError, match="executorch is not installed"):
+        kernels.library_path()
+
+
+# ---- the real library
+
+
+def test_the_real_library_registers_every_operator() -> None:
+    from executorch.runtime import Runtime
+
+    kernels.load()
+    assert set(kernels.OPERATORS) <= Runtime.get().operator_registry.operator_names
+    assert kernels.load() is kernels.load()
+
+
+def test_a_second_copy_is_refused_before_it_aborts_the_process() -> None:
+    kernels.load()
+    with pytest.raises(MissingComponentError, match="another copy"):
+        kernels.load.__wrapped__()
+
+
+def test_a_library_that_does_not_load_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels.load()
+    use(monkeypatch, Compiler(tmp_path, 'echo "not a library" > "$2"'))
+    monkeypatch.setattr(kernels, "OPERATORS", ("tinyqmoe::of_tomorrow.out",))
+    with pytest.raises(MissingComponentError, match="does not load") as caught:
+        kernels.load.__wrapped__()
+    assert str(kernels.library_path().parent) in caught.value.do
+
+
+def test_a_library_that_registers_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.load()
+    monkeypatch.setattr(kernels, "OPERATORS", ("tinyqmoe::of_tomorrow.out",))
+    with pytest.raises(MissingComponentError, match=r"did not register tinyqmoe::of_tomorrow\.out"):
+        kernels.load.__wrapped__()
