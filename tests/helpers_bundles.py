@@ -43,7 +43,7 @@ def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: An
 
 def write_text_tokenizer(directory: Path, vocab_size: int) -> None:
     """A BPE tokenizer.json of exactly `vocab_size` tokens, every one printable ASCII: <s> is 0, </s> is 1."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,6 +51,8 @@ def write_text_tokenizer(directory: Path, vocab_size: int) -> None:
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False)
     tokenizer.train_from_iterator([TEXT], trainer)
     assert tokenizer.get_vocab_size() == vocab_size
+    # As in Llama's own: ExecuTorch's tokenizer puts BOS in front only where a post-processor says how.
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
@@ -91,7 +93,7 @@ def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec 
     return Parts(checkpoint, encoded, vectors)
 
 
-def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Lets `change` edit the parsed manifest of the bundle at `path` in place."""
     file = path / bundles.MANIFEST
     raw = json.loads(file.read_text(encoding="utf-8"))

@@ -93,9 +93,7 @@ def test_a_compiler_that_is_asked_for_and_absent_is_named(cache: Path, monkeypat
         kernels.build()
 
 
-def test_a_compiler_with_options_is_understood(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_with_options_is_understood(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CXX="ccache g++" and CXX="g++ -m64" are usual."""
     compiler = Compiler(tmp_path, 'echo library > "$2"')
     monkeypatch.setenv("CXX", f"{compiler.path} -m64")
@@ -166,9 +164,7 @@ def test_a_second_copy_is_refused_before_it_aborts_the_process() -> None:
         kernels.load.__wrapped__()
 
 
-def test_a_library_that_does_not_load_is_named(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_that_does_not_load_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels.load()
     use(monkeypatch, Compiler(tmp_path, 'echo "not a library" > "$2"'))
     monkeypatch.setattr(kernels, "OPERATORS", ("tinyqmoe::of_tomorrow.out",))

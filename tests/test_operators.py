@@ -87,9 +87,7 @@ def linear_int8(x: np.ndarray, m: Matrix) -> np.ndarray:
     q = np.rint(x * np.where(usable, one / safe, np.float32(0))).astype(np.int64)
     x_scales = np.where(usable, safe / one, np.float32(0))
     begins = range(0, m.levels.shape[1], m.group_size)
-    sums = [
-        q[:, b : b + m.group_size] @ m.levels[:, b : b + m.group_size].T.astype(np.int64) for b in begins
-    ]
+    sums = [q[:, b : b + m.group_size] @ m.levels[:, b : b + m.group_size].T.astype(np.int64) for b in begins]
     if len(sums) == 1:
         return sums[0].astype(np.float32) * (x_scales * m.scales.T)
     total = np.zeros(sums[0].shape, np.float32)

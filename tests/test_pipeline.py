@@ -1,4 +1,4 @@
-"""The main path: its limits, its options, that it repeats itself byte by byte, and that a failed export leaves nothing."""
+"""The main path: limits, options, the same bytes twice, and nothing left of an export that failed."""
 
 from __future__ import annotations
 
@@ -62,12 +62,10 @@ def test_an_out_that_exists_is_refused(checkpoint: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_lowering")
-def test_a_disk_that_is_too_small_is_refused(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_too_small_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = dataclasses.make_dataclass("Usage", ["free"])
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage(free=1000))
-    with pytest.raises(OutOfSpaceError, match="may need .* are free"):
+    with pytest.raises(OutOfSpaceError, match=r"may need .* are free"):
         helpers_bundles.export(checkpoint, tmp_path / "out", TERNARY, context=CONTEXT)
     assert names(tmp_path) == []
 
@@ -83,7 +81,11 @@ def test_a_damaged_checkpoint_leaves_nothing(checkpoint: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(OSError(errno.ENOSPC, "full"), OutOfSpaceError), (ExportError("wrong"), ExportError), (KeyboardInterrupt(), None)],
+    [
+        (OSError(errno.ENOSPC, "full"), OutOfSpaceError),
+        (ExportError("wrong"), ExportError),
+        (KeyboardInterrupt(), None),
+    ],
 )
 def test_nothing_is_left_when_lowering_fails(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: Any
@@ -155,7 +157,9 @@ def test_the_native_sources_are_there_if_asked_for(bundle: Bundle, other_bundle:
     assert not [f for f in native.rglob("*") if f.suffix in (".so", ".o", ".pyc", ".py")]
 
 
-def test_progress_names_every_stage_and_ends_it(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_names_every_stage_and_ends_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Up to lowering; what follows is seen in the demo."""
 
     class LoweringBeginsError(Exception):

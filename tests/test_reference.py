@@ -1,8 +1,8 @@
-"""The reference answers: their arithmetic against the operators' and numpy, the model against transformers, and what is written."""
+"""The reference answers: their arithmetic against the operators, the model against transformers, and the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +100,14 @@ def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
     blocks = reference.row_blocks(rows, cols)
     assert blocks[0][0] == 0
     assert blocks[-1][1] == rows
-    assert all(end == begin for (_, end), (begin, _) in zip(blocks, blocks[1:], strict=False))
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(blocks))
     assert all((end - begin) * cols <= max(reference.BLOCK_WEIGHTS, cols) for begin, end in blocks)
 
 
 # ---- the model
 
 
-def dequantized_state(parts: Parts, directory: Path) -> dict[str, torch.Tensor]:
+def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
     """The weights a quantized model stands for, in float32."""
     weights = dict(parts.vectors)
     for name, matrix in parts.encoded.matrices.items():
@@ -118,8 +118,8 @@ def dequantized_state(parts: Parts, directory: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.inference_mode()
-def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Parts, tmp_path: Path) -> None:
-    weights = dequantized_state(parts, tmp_path)
+def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Parts) -> None:
+    weights = dequantized_state(parts)
     theirs = hf_model(vocab_size=parts.checkpoint.config.vocab_size)
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert (missing, unexpected) in (([], []), (["lm_head.weight"], []))
@@ -211,11 +211,11 @@ def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> 
 
 
 @pytest.fixture(scope="module")
-def representable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """A checkpoint whose weights int8 holds exactly: made of what int8 made of another one."""
     work = tmp_path_factory.mktemp("representable")
     source = write_llama(work / "source", num_hidden_layers=1)
-    weights = dequantized_state(encode(source, work / "first", QuantConfig(scheme="int8")), work)
+    weights = dequantized_state(encode(source, work / "first", QuantConfig(scheme="int8")))
     file = source / "model.safetensors"
     names = load_file(file).keys()
     save_file({name: weights[name].contiguous() for name in names}, file, {"format": "pt"})

@@ -132,6 +132,17 @@ def passage(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
     return " ".join(lines), questions
 
 
+def lesson(rng: random.Random) -> str:
+    """Who has what, and nothing else: most of its words are copies of earlier ones."""
+    count = rng.randint(1, 3)
+    things = [_thing(rng, entry) for entry in rng.sample(world.THINGS, count)]
+    pairs = list(zip(rng.sample(world.PEOPLE, count), things, strict=True))
+    questions = [(f"Who has {thing.the}?", f"{person} has {thing.the}.") for person, thing in pairs]
+    questions += [(f"What does {person} have?", f"{person} has {thing.a}.") for person, thing in pairs]
+    rng.shuffle(questions)
+    return " ".join(f"{person} has {thing.a}." for person, thing in pairs) + _dialog(questions)
+
+
 def _sum(rng: random.Random) -> tuple[str, str]:
     left, right = rng.randint(1, 5), rng.randint(1, 5)
     words = f"{_NUMBERS[left]} and {_NUMBERS[right]}"
@@ -215,3 +226,10 @@ def documents(seed: int | str) -> Iterator[str]:
     rng = random.Random(f"fernby-{seed}")
     while True:
         yield document(rng)
+
+
+def lessons(seed: int | str) -> Iterator[str]:
+    """An endless stream of lessons and passages, to start the training with."""
+    rng = random.Random(f"lessons-{seed}")
+    while True:
+        yield lesson(rng) if rng.random() < 0.5 else _passage_document(rng)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from exporter.demo.text import ASSISTANT, END, USER, documents
+from exporter.demo.text import ASSISTANT, END, USER, documents, lessons
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 SPECIAL_TOKENS = (BOS, EOS, USER, ASSISTANT, END)  # their ids are 0..4
@@ -53,12 +53,14 @@ class TrainConfig:
     """All that decides the result, apart from the versions of the libraries and the kind of CPU."""
 
     seed: int = 0
-    steps: int = 2000
-    float_share: float = 0.35  # of the steps, before the ternary view joins
+    steps: int = 1600
+    lesson_share: float = 0.1  # of the steps, at the start, on short rows of lessons
+    float_share: float = 0.55  # of the steps, before the ternary view joins
     long_share: float = 0.15  # of the steps, at the end, on rows of the full context
     threads: int = 1
-    rows: int = 4
-    row_tokens: int = 256
+    batch_tokens: int = 1024
+    lesson_tokens: int = 64  # a row, while there are lessons
+    row_tokens: int = 256  # a row after that; always as many rows as make the same number of tokens
     context: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -100,7 +102,7 @@ def llama_config(config: TrainConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "pretraining_tp": 1,
-        "initializer_range": 0.02,
+        "initializer_range": 0.05,
         "tie_word_embeddings": True,
         "bos_token_id": BOS_ID,
         "eos_token_id": [EOS_ID, END_ID],
@@ -239,19 +241,26 @@ def build_model(config: TrainConfig) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {key: value for key, value in llama_config(config).items() if key != "torch_dtype"}
-    return LlamaForCausalLM(LlamaConfig(**settings)).float()
+    model = LlamaForCausalLM(LlamaConfig(**settings)).float()
+    # Larger than the layers: the residual stream must not drown the identity of a token, or nothing can be copied.
+    nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    return model
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    warm = min(1.0, (step + 1) / max(1, config.steps // 20))
-    return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2)
+    warm = min(1.0, (step + 1) / 50)
+    return config.learning_rate * warm * (0.02 + 0.98 * (1 - step / config.steps))
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    norms = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+def _optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices in the layers: with AdamW, so few steps do not teach the model to copy a name."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or ".layers." not in name]
+    rate = config.learning_rate
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
+    ]
 
 
 def _views_at(config: TrainConfig, step: int) -> tuple[View | None, ...]:
@@ -261,29 +270,40 @@ def _views_at(config: TrainConfig, step: int) -> tuple[View | None, ...]:
     return (None, ternary_half if step % 4 == 3 else ternary)
 
 
-def fit(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig) -> list[float]:
-    """The training loop. Returns the loss of every step, summed over its views and divided by their number."""
+def training_batches(tokenizer: Tokenizer, config: TrainConfig) -> Callable[[int], Iterator[Tensor]]:
+    """Maps a step to its stream: lessons, then documents in rows of `row_tokens`, at the end in rows of `context`."""
+
+    def stream(texts: Iterator[str], length: int) -> Iterator[Tensor]:
+        return batches(texts, tokenizer, max(1, config.batch_tokens // length), length)
+
     texts = documents(config.seed)
-    short = batches(texts, tokenizer, config.rows, config.row_tokens)
-    full_rows = max(1, config.rows * config.row_tokens // config.context)
-    full = batches(texts, tokenizer, full_rows, config.context)
-    optimizer, losses, start = _optimizer(model, config), [], time.monotonic()
+    first = stream(lessons(config.seed), config.lesson_tokens)
+    short, full = stream(texts, config.row_tokens), stream(texts, config.context)
+    lessons_end, short_end = config.lesson_share * config.steps, (1 - config.long_share) * config.steps
+    return lambda step: first if step < lessons_end else short if step < short_end else full
+
+
+def fit(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig) -> list[float]:
+    """The training loop. Returns the loss of every step, the mean over its views."""
+    stream_at = training_batches(tokenizer, config)
+    optimizers = _optimizers(model, config)
+    losses: list[float] = []
+    start = time.monotonic()
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step)
-        views = _views_at(config, step)
-        stream = full if step >= (1 - config.long_share) * config.steps else short
-        total = 0.0
+        views, total = _views_at(config, step), 0.0
         for view in views:
-            loss = loss_of(model, viewed_weights(model, view), next(stream)) / len(views)
+            loss = loss_of(model, viewed_weights(model, view), next(stream_at(step))) / len(views)
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(config, step)
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(total)
         if step % 50 == 49:
-            print(f"step {step + 1} loss {total:.4f} {time.monotonic() - start:.0f} s", file=sys.stderr)
+            print(f"step {step + 1} loss {total:.4f} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return losses
 
 
