@@ -319,3 +319,13 @@ def test_the_text_of_a_real_run_is_its_tokens(bundle: Bundle) -> None:
     result = run(bundle, ExecuTorchRunner(bundle), prompt, 12, Sampling(), pieces.append)
     assert "".join(pieces) == result.text == load_tokenizer(bundle).decode(result.tokens)
     assert result.decode_tokens_per_second > 0
+
+
+def test_logits_are_not_overwritten_by_the_next_call(bundle: Bundle) -> None:
+    from runtime_ref.executorch_runner import ExecuTorchRunner
+
+    runner = ExecuTorchRunner(bundle)
+    first = runner.forward([3, 4], 0)
+    kept = first.copy()
+    assert not np.array_equal(runner.forward([5], 2), kept)
+    assert np.array_equal(first, kept)
