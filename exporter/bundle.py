@@ -123,7 +123,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON with a final newline."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, raw: object) -> Manifest:

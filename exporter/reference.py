@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from exporter.bundle import QuantizationLoss
 from exporter.encoded import EncodedMatrix, EncodedModel
-from exporter.models.llama import Llama, LlamaConfig, TorchAttention
+from exporter.errors import CheckpointError
+from exporter.models.llama import Layers, Llama, LlamaConfig, TorchAttention
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Arithmetic = Literal["int8", "float32"]
 ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 
-BLOCK_WEIGHTS = 1 << 23  # decoded at a time: 32 MiB as float32
+BLOCK_WEIGHTS = 1 << 20  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
 EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
 SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
 LOSS_POSITIONS = 64
@@ -86,6 +87,8 @@ class QuantizedLinear(nn.Module):
         return x_scales * total
 
     def _multiply_float32(self, x: Tensor, _: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+        if scales.shape[1] == 1:
+            return (x @ levels.T) * scales.T
         return x @ dequantized(levels, scales, self.matrix.group_size).T
 
 
@@ -183,7 +186,7 @@ def make_prompts(sequences: Sequence[Sequence[int]], context: int, parameters: i
 
     Shorter than the context by as many tokens as are generated, so every one fits.
     """
-    new = max(1, min(16 if parameters <= SMALL_MODEL else 6, context // 4))
+    new = max(1, min(16 if parameters <= SMALL_MODEL else 4, context // 4))
     room = context - new
     lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
     prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]
@@ -201,8 +204,18 @@ def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
     for step in range(1, prompt.new_tokens):
         position = torch.tensor([len(prompt.tokens) + step - 1])
         logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
-    stacked = torch.stack(logits)
+    stacked = finite(torch.stack(logits))
     return stacked, stacked.argmax(-1)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged by them."""
+    if logits.isfinite().all():
+        return logits
+    raise CheckpointError(
+        "the model computes logits that are not finite: its weights overflow float32",
+        do="check the checkpoint: does it generate text with transformers?",
+    )
 
 
 def write_reference(
@@ -244,15 +257,16 @@ def quantization_loss(
     ids, start = torch.tensor([tokens]), torch.tensor([0])
     n = len(tokens)
     config = checkpoint.config
-    original_model = Llama(config, n, OriginalLayers(checkpoint))
-    original = torch.log_softmax(original_model.logits(original_model.hidden(ids, start))[0].double(), -1)  # [S, V]
-    quantized_model = Llama(config, n, QuantizedLayers(encoded, vectors, arithmetic))
-    quantized = torch.log_softmax(quantized_model.logits(quantized_model.hidden(ids, start))[0].double(), -1)
-    targets = ids[0, 1:, None]
 
-    def perplexity(log_probs: Tensor) -> float:
-        return float(torch.exp(-log_probs[:-1].gather(-1, targets).mean())) if n > 1 else float("nan")
+    def log_probs(layers: Layers) -> Tensor:  # float64 [S, V]
+        model = Llama(config, n, layers)
+        return torch.log_softmax(finite(model.logits(model.hidden(ids, start)))[0].double(), -1)
 
+    def perplexity(log_p: Tensor) -> float:
+        return float(torch.exp(-log_p[:-1].gather(-1, ids[0, 1:, None]).mean()))
+
+    original = log_probs(OriginalLayers(checkpoint))
+    quantized = log_probs(QuantizedLayers(encoded, vectors, arithmetic))
     return QuantizationLoss(
         positions=n,
         kl_mean=float((original.exp() * (original - quantized)).sum(-1).mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_fuzz(tmp_path: Path) -> None:
     program = compile_program(CXX, SANITIZE, sources, tmp_path / "fuzz")
     seeds = sorted(GOLDEN.glob("*/*.tqlz"))
     print(run(program, "120", *seeds))
+
+
+def test_cmake_builds_the_kernels_of_an_app(tmp_path: Path) -> None:
+    """As an app's own CMake would, with the headers of ExecuTorch."""
+    import executorch
+
+    include = Path(next(iter(executorch.__path__))) / "include"
+    cmake = str(Path(sys.executable).parent / "cmake")  # of the test extra
+    run(cmake, "-S", native_dir(), "-B", tmp_path, f"-DTINYQMOE_EXECUTORCH_INCLUDE={include}")
+    run(cmake, "--build", tmp_path, "--target", "tinyqmoe_executorch", "--parallel", "2")
+    symbols = run("nm", "-C", tmp_path / "libtinyqmoe_executorch.a")
+    assert "lzw_linear_out" in symbols
+    assert "tinyqmoe_executorch_force_float" in symbols
 
 
 def test_build_files_name_every_source() -> None:

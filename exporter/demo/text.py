@@ -182,7 +182,7 @@ def _dialog(pairs: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> str:
 
 def _chat_turns(rng: random.Random) -> list[tuple[str, str]]:
     """One topic of a chat, with further turns where a story or a passage gives something to ask about."""
-    topic = rng.choices(("story", "passage", "fact", "sum", "greeting", "unknown"), (20, 20, 36, 6, 12, 6))[0]
+    topic = rng.choices(("story", "passage", "fact", "sum", "greeting", "unknown"), (25, 20, 40, 4, 7, 4))[0]
     if topic == "story":
         text, questions, request = story(rng)
         return [(request, text), *rng.sample(questions, rng.randint(0, 2))]
@@ -207,10 +207,10 @@ def _chat_document(rng: random.Random) -> str:
 
 _FACTS = world.all_facts()
 _KINDS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (_story_document, 0.55),
-    (_passage_document, 0.12),
-    (_fact_document, 0.08),
-    (_chat_document, 0.25),
+    (_story_document, 0.45),
+    (_passage_document, 0.15),
+    (_fact_document, 0.12),
+    (_chat_document, 0.28),
 )
 
 
@@ -229,7 +229,8 @@ def documents(seed: int | str) -> Iterator[str]:
 
 
 def lessons(seed: int | str) -> Iterator[str]:
-    """An endless stream of lessons and passages, to start the training with."""
+    """An endless stream of short documents to start the training with: lessons, passages and facts."""
     rng = random.Random(f"lessons-{seed}")
+    kinds: tuple[Callable[[random.Random], str], ...] = (lesson, _passage_document, _fact_document)
     while True:
-        yield lesson(rng) if rng.random() < 0.5 else _passage_document(rng)
+        yield rng.choices(kinds, (40, 35, 25))[0](rng)

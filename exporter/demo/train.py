@@ -53,9 +53,9 @@ class TrainConfig:
     """All that decides the result, apart from the versions of the libraries and the kind of CPU."""
 
     seed: int = 0
-    steps: int = 1600
+    steps: int = 2200
     lesson_share: float = 0.1  # of the steps, at the start, on short rows of lessons
-    float_share: float = 0.55  # of the steps, before the ternary view joins
+    float_share: float = 0.45  # of the steps, before the ternary view joins
     long_share: float = 0.15  # of the steps, at the end, on rows of the full context
     threads: int = 1
     batch_tokens: int = 1024
