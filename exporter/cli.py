@@ -31,7 +31,7 @@ from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEErro
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
     from exporter.pipeline import ExportConfig
-    from runtime_ref.generate import RunResult
+    from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
@@ -234,7 +234,7 @@ def parity(bundle_path: BundleArgument, json_file: JsonOption = None) -> None:
     from runtime_ref.report import parity_table
 
     bundle = _verified(bundle_path)
-    report = _parity(bundle)
+    report = _parity(bundle, _runner(bundle))
     _emit(json_file, report.to_dict, lambda: out_console.print(parity_table(report)))
     if not report.passed:
         raise typer.Exit(1)
@@ -308,6 +308,8 @@ def native_dir_command(json_file: JsonOption = None) -> None:
 
 def main() -> None:
     """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit code that says so."""
+    # Threads that wait by spinning, as OpenMP's do by default, take the processor from those that work on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))  # so that unfinished bundles are removed
     try:
         app()
@@ -332,7 +334,7 @@ def _verified(path: Path) -> Bundle:
     return bundle
 
 
-def _runner(bundle: Bundle) -> Any:
+def _runner(bundle: Bundle) -> Runner:
     from runtime_ref.executorch_runner import ExecuTorchRunner
 
     with _progress() as progress:
@@ -340,10 +342,9 @@ def _runner(bundle: Bundle) -> Any:
         return ExecuTorchRunner(bundle)
 
 
-def _parity(bundle: Bundle) -> ParityReport:
+def _parity(bundle: Bundle, runner: Runner) -> ParityReport:
     from runtime_ref.parity import check_parity, work_tokens
 
-    runner = _runner(bundle)
     total, done = work_tokens(bundle), 0
     with _progress() as progress:
 
@@ -364,7 +365,7 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     runner = _runner(bundle)
     ids = generate.encode_prompt(bundle, prompt, chat=False)
     result = generate.run(bundle, runner, ids, 80, generate.Sampling(), lambda _: None)
-    report = _parity(bundle)
+    report = _parity(bundle, runner)
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(show.summary_table(bundle))

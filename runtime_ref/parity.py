@@ -53,7 +53,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. Figures that are not finite are None in JSON."""
+    """One line of the report."""
 
     verdict: str  # levels | logits | greedy | context
     arithmetic: str
@@ -83,16 +83,8 @@ class ParityReport:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity."""
-        return {"passed": self.passed, **_finite(asdict(self))}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        """With the verdict; figures that are not finite are as they are."""
+        return {"passed": self.passed, **asdict(self)}
 
 
 @dataclass(frozen=True)
