@@ -308,7 +308,7 @@ def native_dir_command(json_file: JsonOption = None) -> None:
 
 def main() -> None:
     """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit code that says so."""
-    # Threads that wait by spinning, as OpenMP's do by default, take the processor from those that work on a busy machine.
+    # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))  # so that unfinished bundles are removed
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Starts of plots that the model knows; it stays on the characters named here.
 PROMPTS = (
     "Mia had a red kite and loved to fly it.",
-    "Once upon a time, there was a boy named Tom.",
-    "One day, Lily heard a strange sound in the barn.",
-    "Sam is in the garden. The blue ball is in the basket.\nQuestion: Where is the blue ball?\nAnswer:",
+    "In spring, Aunt Bell gave Nora a small seed.",
+    "It was night, and Finn was in bed.",
+    "One morning, Rosa and Leo found a blue lantern",
 )
 CHAT = "Where does Mia live?"
 
