@@ -24,7 +24,7 @@ from exporter import reference
 from exporter.checkpoint import Checkpoint
 from exporter.encoded import encode_model
 from exporter.models.llama import Llama
-from exporter.pipeline import _token_sequences
+from exporter.pipeline import token_sequences
 from exporter.quant import QuantConfig, quantize
 
 ROW = 16  # positions judged together by a check
@@ -55,7 +55,7 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
     with tempfile.TemporaryDirectory() as work:
         encoded = encode_model(quantize(checkpoint, QuantConfig(scheme=scheme)), Path(work), "auto")
         vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
-        _, sequences = _token_sequences(checkpoint)
+        _, sequences = token_sequences(checkpoint, reference.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
         model = Llama(checkpoint.config, positions, reference.QuantizedLayers(encoded, vectors, "int8"))
         plain = logits(model, ids, 0.0, 0)

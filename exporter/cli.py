@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -260,13 +261,15 @@ def demo(
 ) -> None:
     """Export the small model that ships with this package as int8 and ternary, run both, and check them. Offline."""
     from exporter.demo import PROMPTS, model_path
+    from exporter.demo.text import held_out_texts
     from exporter.pipeline import ExportConfig
     from exporter.quant import QuantConfig
 
     begin = time.monotonic()
     results = {}
+    texts = tuple(itertools.islice(held_out_texts(), 2))
     for scheme in Scheme:
-        config = ExportConfig(QuantConfig(scheme=scheme.value), context=256)
+        config = ExportConfig(QuantConfig(scheme=scheme.value), context=256, texts=texts)
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
@@ -364,7 +367,7 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
 
     runner = _runner(bundle)
     ids = generate.encode_prompt(bundle, prompt, chat=False)
-    result = generate.run(bundle, runner, ids, 80, generate.Sampling(), lambda _: None)
+    result = generate.run(bundle, runner, ids, 128, generate.Sampling(), lambda _: None)
     report = _parity(bundle, runner)
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")

@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,17 @@ DEFAULT_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that is less."""
+    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that is less.
+
+    `texts` are what the answers and the loss are measured on; by default those of exporter.reference.
+    """
 
     quantization: QuantConfig
     context: int | None = None
     codec: Codec = "auto"
     activations: Arithmetic = "int8"
     with_native: bool = False
+    texts: tuple[str, ...] = ()
 
 
 def export(model: str | Path, out: Path, config: ExportConfig, progress: Progress, *, force: bool = False) -> Bundle:
@@ -70,7 +74,7 @@ def export(model: str | Path, out: Path, config: ExportConfig, progress: Progres
             context, config.activations == "int8", checkpoint.config.bos_token_id, checkpoint.eos_token_ids
         )
         emitted = executorch.emit(encoded, vectors, checkpoint.config, program, work / bundles.PROGRAM)
-        prompts, loss = _answer(checkpoint, encoded, vectors, context, config.activations, work, progress)
+        prompts, loss = _answer(checkpoint, encoded, vectors, context, config, work, progress)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, work / file.name)
         if config.with_native:
@@ -119,14 +123,14 @@ def _answer(
     encoded: EncodedModel,
     vectors: dict[str, Any],
     context: int,
-    arithmetic: Arithmetic,
+    config: ExportConfig,
     work: Path,
     progress: Progress,
 ) -> tuple[list[str], bundles.QuantizationLoss]:
     """Writes `reference.safetensors`; returns how its prompts were made, and what quantization cost."""
     from exporter import reference
 
-    texts, sequences = _token_sequences(checkpoint)
+    texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
     prompts = reference.make_prompts(sequences, context, checkpoint.parameters)
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
@@ -141,12 +145,12 @@ def _answer(
         encoded, vectors, checkpoint.config, context, prompts, work / bundles.REFERENCE, advance
     )
     progress("compare with the original", 0, 0)
-    tokens = prompts[-1].tokens[: min(context, reference.LOSS_POSITIONS)]
-    return texts, reference.quantization_loss(checkpoint, encoded, vectors, arithmetic, tokens)
+    tokens = prompts[-1].tokens[: reference.loss_positions(checkpoint.parameters)]
+    return texts, reference.quantization_loss(checkpoint, encoded, vectors, config.activations, tokens)
 
 
-def _token_sequences(checkpoint: Checkpoint) -> tuple[list[str], list[list[int]]]:
-    """Built-in texts through the model's tokenizer, or fixed random ids where it has none that fits its vocabulary."""
+def token_sequences(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its vocabulary."""
     from tokenizers import Tokenizer
 
     from exporter import reference
@@ -155,11 +159,11 @@ def _token_sequences(checkpoint: Checkpoint) -> tuple[list[str], list[list[int]]
     path = checkpoint.path / "tokenizer.json"
     if path.is_file():
         tokenizer = Tokenizer.from_file(str(path))
-        sequences = [tokenizer.encode(text).ids for text in reference.TEXTS]
+        sequences = [tokenizer.encode(text).ids for text in texts]
         bos = checkpoint.config.bos_token_id
         sequences = [s if bos is None or s[:1] == [bos] else [bos, *s] for s in sequences]
         if all(s and max(s) < vocab for s in sequences):
-            return list(reference.TEXTS), sequences
+            return list(texts), sequences
         return ["random ids: the tokenizer gives ids the model does not have"], [reference.random_tokens(vocab, 64)]
     return ["random ids: the checkpoint has no tokenizer.json"], [reference.random_tokens(vocab, 64)]
 
@@ -229,9 +233,9 @@ def _ledger(work: Path, tensors: list[TensorEntry], emitted: EmittedProgram) -> 
         what = f"{kind}: {t.scheme} levels, {t.codec} {t.code_bits} bit"
         rows[what] = rows.get(what, 0) + t.blob_bytes
     rows["scales"] = sum(t.scales_bytes for t in tensors)
-    rows["other constants (rope, norms that are not delegated)"] = emitted.constants_bytes
+    rows["norms, rope frequencies"] = emitted.constants_bytes
     known = sum(rows.values())
-    rows["graph, delegates with the norms, alignment"] = (work / bundles.PROGRAM).stat().st_size - known
+    rows["graph, delegates, alignment"] = (work / bundles.PROGRAM).stat().st_size - known
     ledger = [LedgerRow(bundles.PROGRAM, what, n) for what, n in rows.items()]
     descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
     for name in bundles.bundle_files(work):

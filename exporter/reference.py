@@ -31,7 +31,6 @@ ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 BLOCK_WEIGHTS = 1 << 20  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
 EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
 SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
-LOSS_POSITIONS = 64
 
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog.",
@@ -191,6 +190,11 @@ def make_prompts(sequences: Sequence[Sequence[int]], context: int, parameters: i
     lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
     prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]
     return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
+
+
+def loss_positions(parameters: int) -> int:
+    """On how many positions quantization loss is measured at most."""
+    return 256 if parameters <= SMALL_MODEL else 64
 
 
 def _cycle(tokens: Sequence[int], n: int) -> list[int]:

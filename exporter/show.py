@@ -54,7 +54,7 @@ def summary_table(bundle: Bundle) -> Table:
             "against the original",
             f"KL {loss.kl_mean:.4f}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
             f"{loss.perplexity_original:.2f} -> {loss.perplexity_quantized:.2f} "
-            f"({loss.positions} positions of built-in text)",
+            f"({loss.positions} positions)",
         ),
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]

@@ -47,7 +47,7 @@ class Tolerance:
 
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
-    "int8": Tolerance(median_kl=1e-3, median_sqnr_db=30.0, worst_kl=math.inf, worst_sqnr_db=15.0),
+    "int8": Tolerance(median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0),  # docs/parity.md
 }
 
 

@@ -200,13 +200,13 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(other_bun
 def test_a_tokenizer_that_gives_ids_the_model_lacks_is_not_used(tmp_path: Path) -> None:
     checkpoint = write_llama(tmp_path / "small-vocab", num_hidden_layers=1, vocab_size=30)
     write_tokenizer(checkpoint)  # 258 ids
-    texts, sequences = pipeline._token_sequences(Checkpoint.open(checkpoint))
+    texts, sequences = pipeline.token_sequences(Checkpoint.open(checkpoint), reference.TEXTS)
     assert "ids the model does not have" in texts[0]
     assert max(map(max, sequences)) < 30
 
 
 def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
-    _, sequences = pipeline._token_sequences(Checkpoint.open(checkpoint))
+    _, sequences = pipeline.token_sequences(Checkpoint.open(checkpoint), reference.TEXTS)
     assert len(sequences) == len(reference.TEXTS)
     for sequence in sequences:
         assert sequence[0] == 0

@@ -42,6 +42,8 @@ _OUTSIDE = (
 )
 _NOT_KNOWN = "I do not know that. I only know the village of Fernby."
 
+HELD_OUT_MIN_CHARS = 300
+
 
 class _Slots(dict[str, object]):
     """Template slots, where {Name} is {name} with a capital letter unless it has its own value."""
@@ -234,3 +236,8 @@ def lessons(seed: int | str) -> Iterator[str]:
     kinds: tuple[Callable[[random.Random], str], ...] = (lesson, _passage_document, _fact_document)
     while True:
         yield rng.choices(kinds, (40, 35, 25))[0](rng)
+
+
+def held_out_texts() -> Iterator[str]:
+    """Documents that are not in the training text: of another seed, and not so short that they repeat by chance."""
+    return (text for text in documents("held-out") if len(text) >= HELD_OUT_MIN_CHARS)

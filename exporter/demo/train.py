@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from exporter.demo.text import ASSISTANT, END, USER, documents, lessons
+from exporter.demo.text import ASSISTANT, END, USER, documents, held_out_texts, lessons
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 SPECIAL_TOKENS = (BOS, EOS, USER, ASSISTANT, END)  # their ids are 0..4
@@ -42,8 +42,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('the demo model knows the roles user and assistant only') }}{% endif %}"
     "{{ message['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# Documents shorter than this (single facts, greetings) repeat by chance, so they cannot be held out.
-HELD_OUT_MIN_CHARS = 300
 
 View = Callable[[Tensor], Tensor]
 
@@ -158,11 +156,6 @@ def batches(texts: Iterator[str], tokenizer: Tokenizer, rows: int, length: int) 
     stream = token_rows(texts, tokenizer, length)
     while True:
         yield torch.tensor(list(islice(stream, rows)))
-
-
-def held_out_texts() -> Iterator[str]:
-    """Documents that training does not see: another seed, and only those too long to repeat by chance."""
-    return (text for text in documents("held-out") if len(text) >= HELD_OUT_MIN_CHARS)
 
 
 # ---------------------------------------------------------------- views of the weights
