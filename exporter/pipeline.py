@@ -131,7 +131,7 @@ def _answer(
     from exporter import reference
 
     texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
-    prompts = reference.make_prompts(sequences, context, checkpoint.parameters)
+    prompts = reference.make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
     done = 0

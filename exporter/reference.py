@@ -31,6 +31,7 @@ ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 BLOCK_WEIGHTS = 1 << 20  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
 EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
 SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
+SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
 
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog.",
@@ -180,12 +181,15 @@ class Prompt:
     new_tokens: int
 
 
-def make_prompts(sequences: Sequence[Sequence[int]], context: int, parameters: int) -> list[Prompt]:
+def make_prompts(
+    sequences: Sequence[Sequence[int]], context: int, parameters: int, vocab_size: int
+) -> list[Prompt]:
     """Prompts of several lengths from token sequences, and one that fills the context.
 
     Shorter than the context by as many tokens as are generated, so every one fits.
     """
-    new = max(1, min(16 if parameters <= SMALL_MODEL else 4, context // 4))
+    small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
+    new = max(1, min(16 if small else 4, context // 4))
     room = context - new
     lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
     prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]

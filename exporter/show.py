@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -63,19 +63,23 @@ def summary_table(bundle: Bundle) -> Table:
     return table
 
 
-def tensor_table(tensors: Iterable[TensorEntry]) -> Table:
-    """One line a matrix: how it is coded, against its entropy."""
-    table = Table(title="Matrices", title_justify="left")
-    table.add_column("name", no_wrap=True)
-    for name in ("shape", "scheme", "zeros", "codec", "bits/weight", "levels only", "entropy", "considered (bytes)"):
-        table.add_column(name, justify="left" if name in ("scheme", "codec", "considered (bytes)") else "right")
+def tensor_table(tensors: Sequence[TensorEntry]) -> Table:
+    """One line a matrix: bits per weight in all, of the levels alone under each code considered, and their entropy."""
+    names = {name for t in tensors for name in t.sizes_bytes}
+    candidates = sorted(names, key=lambda name: (not name.startswith("raw"), len(name), name))
+    table = Table(title="Matrices, bits per weight", title_justify="left", box=None, pad_edge=False)
+    for name in ("name", "shape", "scheme", "zeros", "codec", "all", *candidates, "entropy"):
+        table.add_column(name, justify="left" if name in ("name", "scheme", "codec") else "right", no_wrap=True)
     for t in tensors:
-        levels_bits = 8 * t.blob_bytes / (t.rows * t.cols)
-        considered = ", ".join(f"{k} {v:,}" for k, v in t.sizes_bytes.items())
+        considered = [_bits(t.sizes_bytes[name], t) if name in t.sizes_bytes else "" for name in candidates]
         how = (f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}")
-        bits = (f"{t.bits_per_weight:.3f}", f"{levels_bits:.3f}", f"{t.entropy_bits:.3f}")
-        table.add_row(escape(t.name), *how, *bits, considered)
+        name = escape(t.name.removeprefix("model.").removesuffix(".weight"))
+        table.add_row(name, *how, f"{t.bits_per_weight:.2f}", *considered, f"{t.entropy_bits:.2f}")
     return table
+
+
+def _bits(n_bytes: int, tensor: TensorEntry) -> str:
+    return f"{8 * n_bytes / (tensor.rows * tensor.cols):.2f}"
 
 
 def bundle_view(bundle: Bundle, *, tensors: bool) -> RenderableType:

@@ -102,7 +102,10 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's chat template."""
+    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's chat template.
+
+    Raises UsageError if there are none, ContextError if there are too many.
+    """
     tokenizer = load_tokenizer(bundle)
     if chat:
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
@@ -117,7 +120,17 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
     if bad := [i for i in ids if i >= vocab]:
         what = f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}"
         raise BundleError(what, do="use the model's own tokenizer")
+    check_fits(ids, bundle.manifest.program.context)
     return ids
+
+
+def check_fits(prompt: Sequence[int], context: int) -> None:
+    """Raises ContextError if a prompt has more tokens than the context."""
+    if len(prompt) > context:
+        raise ContextError(
+            f"the prompt has {len(prompt)} tokens, the package was exported with a context of {context}",
+            do="shorten the prompt, or export with a larger --context",
+        )
 
 
 def render_chat(bundle: Bundle, prompt: str) -> str:
@@ -144,11 +157,7 @@ def generate(
 
     Raises ContextError if the prompt does not fit.
     """
-    if len(prompt) > runner.context:
-        raise ContextError(
-            f"the prompt has {len(prompt)} tokens, the package was exported with a context of {runner.context}",
-            do="shorten the prompt, or export with a larger --context",
-        )
+    check_fits(prompt, runner.context)
     choose = sampling.chooser()
     token = choose(runner.forward(prompt, 0))
     for position in range(len(prompt), len(prompt) + max_new_tokens):

@@ -218,7 +218,8 @@ def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None
 def test_a_failed_verdict_is_1_and_still_json(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     check = parity.Check("levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf"))
     report = parity.ParityReport("executorch", "int8", {}, [check])
-    monkeypatch.setattr(cli, "_parity", lambda _: report)
+    monkeypatch.setattr(cli, "_runner", lambda _: None)
+    monkeypatch.setattr(cli, "_parity", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")
     assert result.exit_code == 1
     assert strict_json(result.stdout)["passed"] is False

@@ -244,7 +244,7 @@ def whole(bundle: Bundle, parts: Parts) -> Made:
         operators=entry.operators,
         arena_bytes=entry.arena_bytes,
         delegates=entry.delegates,
-        constants_bytes=next(row.n_bytes for row in bundle.ledger if row.what.startswith("other constants")),
+        constants_bytes=next(row.n_bytes for row in bundle.ledger if row.what.startswith("norms")),
     )
     return Made(parts, emitted, bundle.path / PROGRAM)
 

@@ -152,7 +152,7 @@ def test_answers_are_the_greedy_continuation(parts: Parts) -> None:
 @pytest.mark.parametrize("context", [8, 9, 16, 24, 40, 48, 512, 4096])
 @pytest.mark.parametrize("parameters", [1_000, 10**9])
 def test_prompts_fit_the_context_and_one_fills_it(context: int, parameters: int) -> None:
-    prompts = make_prompts([[5, 6, 7], [8, 9]], context, parameters)
+    prompts = make_prompts([[5, 6, 7], [8, 9]], context, parameters, 100)
     *short, full = prompts
     assert len(full.tokens) == context
     assert full.new_tokens == 0
@@ -165,8 +165,13 @@ def test_prompts_fit_the_context_and_one_fills_it(context: int, parameters: int)
         assert lengths == [1, 7, 24]
 
 
+def test_fewer_answers_where_each_takes_much_time_or_space() -> None:
+    counts = [make_prompts([[1]], 512, *size)[0].new_tokens for size in ((10**6, 1000), (10**9, 1000), (10**6, 128256))]
+    assert counts == [16, 4, 4]
+
+
 def test_prompts_are_made_of_the_texts() -> None:
-    prompts = make_prompts([[1, 2, 3], [4, 5]], 40, 1_000)
+    prompts = make_prompts([[1, 2, 3], [4, 5]], 40, 1_000, 100)
     assert prompts[1].tokens[:4] == (4, 5, 4, 5)
     assert prompts[-1].tokens[:6] == (1, 2, 3, 4, 5, 1)
 
