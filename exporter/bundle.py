@@ -251,18 +251,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_target(out: Path, *, force: bool) -> None:
+    """Raises UsageError if `out` exists and `force` is not given, or is not a bundle."""
+    if not (out.is_symlink() or out.exists()):
+        return
+    if not force:
+        raise UsageError(f"{out} already exists", do="choose another directory, or give --force to replace it")
+    if out.is_symlink() or not (out / MANIFEST).is_file():
+        what = f"{out} exists and is not a bundle; --force replaces only bundles"
+        raise UsageError(what, do="choose another directory")
+
+
 @contextlib.contextmanager
 def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
     """A temporary directory beside `out` that takes its place when the block ends well, and is removed otherwise.
 
-    Raises UsageError if `out` exists and `force` is not given, or is not a bundle; OutOfSpaceError when the disk fills.
+    Raises UsageError as `check_target`; OutOfSpaceError when the disk fills.
     """
-    if out.is_symlink() or out.exists():
-        if not force:
-            raise UsageError(f"{out} already exists", do="choose another directory, or give --force to replace it")
-        if out.is_symlink() or not (out / MANIFEST).is_file():
-            what = f"{out} exists and is not a bundle; --force replaces only bundles"
-            raise UsageError(what, do="choose another directory")
+    check_target(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     work.chmod(0o755)

@@ -56,6 +56,7 @@ def export(model: str | Path, out: Path, config: ExportConfig, progress: Progres
     from exporter.encoded import encode_model
     from exporter.quant import quantize
 
+    bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
     context = _context(config.context, checkpoint)
     with (

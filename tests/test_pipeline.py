@@ -247,3 +247,9 @@ def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
     for word in ("embedding and head: int8", "layers: ternary", "scales", "graph"):
         assert sum(row.what.startswith(word) for row in rows) == 1, word
     assert bundle.ledger[-1].file == MANIFEST
+
+
+def test_an_existing_out_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    config = pipeline.ExportConfig(TERNARY)
+    with pytest.raises(UsageError, match="already exists"):
+        pipeline.export(tmp_path / "no-such-model", tmp_path, config, lambda *_: None)
