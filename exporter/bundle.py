@@ -20,15 +20,17 @@ from typing import Any
 
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 REFERENCE = "reference.safetensors"
+ACTIVATIONS = ("int8", "float32", "float16")
+BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}  # by format of an artifact
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One matrix in the package. Offsets are from the artifact's start; `bits_per_weight` counts blob and scales."""
+    """One matrix, the same in every package of the bundle. `bits_per_weight` counts blob and scales."""
 
     name: str
     rows: int
@@ -42,11 +44,23 @@ class TensorEntry:
     entropy_bits: float
     zeros: float
     levels_crc32: int
-    blob_offset: int
     blob_bytes: int
-    scales_offset: int
     scales_bytes: int
     sizes_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its own, the scales.
+
+    form: "tqlz" a TQLZ blob; "int8" a byte a level; "uint2" level + 1 in two bits, lowest bits first.
+    """
+
+    file: str
+    form: str
+    offset: int
+    n_bytes: int
+    scales_offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,20 +92,37 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
-class ProgramEntry:
-    """The ExecuTorch program: the contract with whoever runs it."""
+class Interface:
+    """What all packages of the bundle have in common for whoever runs them. `context` counts positions."""
 
-    file: str
     context: int
-    prefill_tokens: int
-    activations: str
     vocab_size: int
     bos_token_id: int | None
     eos_token_ids: list[int]
-    arena_bytes: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One package: a `.pte`, or an `.mlpackage` of one of two formats.
+
+    path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what ships for it.
+    activations: the arithmetic of the products, "int8", "float32" or "float16". prefill_tokens: of the longest call.
+    operators: how often each is in it. places: by name of the matrix. details: what only its kind has.
+    """
+
+    format: str  # pte | mlprogram | custom-op
+    path: str
+    files: list[str]
+    activations: str
+    prefill_tokens: int
     kv_cache_bytes: int
-    delegates: int
     operators: dict[str, int]
+    places: dict[str, Place]
+    details: dict[str, Any]
+
+    @property
+    def backend(self) -> str:
+        return BACKENDS[self.format]
 
 
 @dataclass(frozen=True)
@@ -115,11 +146,13 @@ class Manifest:
     model: ModelEntry
     quantization: dict[str, Any]
     quantization_loss: QuantizationLoss
-    program: ProgramEntry
+    interface: Interface
+    artifacts: list[Artifact]
     prompts: list[str]
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
+    expanded: list[FileEntry] = field(default_factory=list)  # what `tinyqmoe expand` makes, beside the files
 
     def to_json(self) -> str:
         """Indented JSON with a final newline."""
@@ -138,6 +171,14 @@ class Manifest:
             )
         problems: list[str] = []
         manifest = _build(cls, raw, "", problems)
+        if not problems:
+            problems = [f"format {a.format!r} is unknown" for a in manifest.artifacts if a.format not in BACKENDS]
+            problems += [
+                f"{a.path}: activations {a.activations!r} are unknown"
+                for a in manifest.artifacts
+                if a.activations not in ACTIVATIONS
+            ]
+            problems += [] if manifest.artifacts else ["there is no artifact"]
         if problems:
             raise BundleError(f"{MANIFEST} is not valid", problems=problems, do="export again")
         return manifest
@@ -156,7 +197,8 @@ def _build(kind: Any, raw: object, where: str, problems: list[str]) -> Any:
 
 
 _NESTED: dict[str, Any] = {
-    c.__name__: c for c in (TensorEntry, FileEntry, LedgerRow, ModelEntry, ProgramEntry, QuantizationLoss)
+    c.__name__: c
+    for c in (TensorEntry, Place, FileEntry, LedgerRow, ModelEntry, Interface, Artifact, QuantizationLoss)
 }
 _PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "int | None": (int, type(None))}
 
@@ -198,22 +240,34 @@ class Bundle:
 
     def verify(self) -> None:
         """Compares every file with the size and SHA-256 in the manifest. Raises BundleError naming all that differ."""
-        problems = []
-        for entry in self.manifest.files:
-            file = self.file(entry.path)
-            if not file.is_file():
-                problems.append(f"{entry.path} is missing")
-            elif file.stat().st_size != entry.n_bytes:
-                problems.append(f"{entry.path} has {file.stat().st_size:,} bytes, expected {entry.n_bytes:,}")
-            elif sha256(file) != entry.sha256:
-                problems.append(f"{entry.path} has been changed: its SHA-256 differs from the manifest's")
-        listed = {entry.path for entry in self.manifest.files}
-        problems += [f"{name} is not in the manifest" for name in bundle_files(self.path) if name not in listed]
-        for needed in (self.manifest.program.file, REFERENCE):
-            if needed not in listed:
-                problems.append(f"{needed} is not listed in the manifest")
+        manifest = self.manifest
+        problems = [p for entry in manifest.files for p in self._file_problems(entry)]
+        problems += [p for e in manifest.expanded if self.file(e.path).exists() for p in self._file_problems(e)]
+        listed = {entry.path for entry in manifest.files}
+        known = listed | {entry.path for entry in manifest.expanded}
+        problems += [f"{name} is not in the manifest" for name in bundle_files(self.path) if name not in known]
+        needed = [REFERENCE, *(name for a in manifest.artifacts for name in a.files)]
+        problems += [f"{name} is not listed in the manifest" for name in needed if name not in listed]
         if problems:
             raise BundleError(f"{self.path} is damaged", problems=problems, do="copy it again, or export again")
+
+    def _file_problems(self, entry: FileEntry) -> list[str]:
+        file = self.file(entry.path)
+        if not file.is_file():
+            return [f"{entry.path} is missing"]
+        if file.stat().st_size != entry.n_bytes:
+            return [f"{entry.path} has {file.stat().st_size:,} bytes, expected {entry.n_bytes:,}"]
+        if sha256(file) != entry.sha256:
+            return [f"{entry.path} has been changed: its SHA-256 differs from the manifest's"]
+        return []
+
+    def artifact(self, wanted: str) -> Artifact:
+        """The package of a format, or the first one of a backend. Raises UsageError if the bundle has none."""
+        for a in self.manifest.artifacts:
+            if wanted in (a.format, a.backend):
+                return a
+        there = ", ".join(f"{a.format} ({a.backend})" for a in self.manifest.artifacts)
+        raise UsageError(f"{self.path} has no package for {wanted}: it has {there}", do="export it with --target")
 
     def file(self, relative: str) -> Path:
         """The path of a file the manifest names. Raises BundleError if it points outside the bundle."""
@@ -221,6 +275,10 @@ class Bundle:
         if "\0" in relative or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{MANIFEST} names {relative!r}, which is outside the bundle")
         return path
+
+    def shipped_bytes(self, artifact: Artifact) -> int:
+        """Of the files an app carries for a package."""
+        return sum(self.file(name).stat().st_size for name in artifact.files)
 
     @property
     def ledger(self) -> list[LedgerRow]:

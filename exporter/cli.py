@@ -30,13 +30,14 @@ from typer.core import TyperGroup
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
 if TYPE_CHECKING:
-    from exporter.bundle import Bundle
+    from exporter.bundle import Artifact, Bundle
     from exporter.pipeline import ExportConfig
     from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 BUG, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 70, 130, 141, 143
+DEMO_FORMATS = ("pte", "mlprogram", "custom-op")
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
@@ -103,6 +104,25 @@ class Target(enum.StrEnum):
     """What the package is for."""
 
     ANDROID = "android"
+    IOS = "ios"
+    BOTH = "both"
+
+
+class CoreMLFormat(enum.StrEnum):
+    """mlprogram: runs on the Neural Engine; custom-op: decodes the LZW codes itself."""
+
+    MLPROGRAM = "mlprogram"
+    CUSTOM_OP = "custom-op"
+    BOTH = "both"
+
+
+class Backend(enum.StrEnum):
+    """Which package of a bundle, by backend or by format."""
+
+    EXECUTORCH = "executorch"
+    COREML = "coreml"
+    MLPROGRAM = "mlprogram"
+    CUSTOM_OP = "custom-op"
 
 
 class Scheme(enum.StrEnum):
@@ -172,7 +192,9 @@ def export(
         typer.Argument(metavar="MODEL", help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
-    target: Annotated[Target, typer.Option(help="What the package is for.")] = Target.ANDROID,
+    target: Annotated[
+        Target, typer.Option(help="android: ExecuTorch (also runs on iOS); ios: Core ML; or both.")
+    ] = Target.ANDROID,
     scheme: SchemeOption = Scheme.TERNARY,
     group_size: Annotated[
         int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
@@ -190,18 +212,38 @@ def export(
     activations: Annotated[
         Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
     ] = Activations.INT8,
+    coreml_format: Annotated[
+        CoreMLFormat, typer.Option(help="mlprogram: for the Neural Engine; custom-op: decodes LZW itself; or both.")
+    ] = CoreMLFormat.MLPROGRAM,
+    chunk_bytes: Annotated[
+        int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
+    ] = 1_000_000_000,
     with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Make a bundle from a Llama 3.x checkpoint: the package, tokenizer, manifest, byte ledger and expected answers."""
+    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and expected answers."""
     from exporter import pipeline, show
     from exporter.quant import QuantConfig
 
     quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
-    config = pipeline.ExportConfig(quantization, context, codec.value, activations.value, with_native)
+    config = pipeline.ExportConfig(
+        quantization,
+        formats=_formats(target, coreml_format),
+        context=context,
+        codec=codec.value,
+        activations=activations.value,
+        chunk_bytes=chunk_bytes,
+        with_native=with_native,
+    )
     bundle = _export(model, out, config, force=force)
     _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=False)))
+
+
+def _formats(target: Target, coreml_format: CoreMLFormat) -> tuple[str, ...]:
+    both = (CoreMLFormat.MLPROGRAM.value, CoreMLFormat.CUSTOM_OP.value)
+    coreml = both if coreml_format is CoreMLFormat.BOTH else (coreml_format.value,)
+    return {Target.ANDROID: ("pte",), Target.IOS: coreml, Target.BOTH: ("pte", *coreml)}[target]
 
 
 @app.command()
@@ -213,15 +255,17 @@ def run(
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
+    backend: Annotated[Backend | None, typer.Option(help="Which package; by default the first of the bundle.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Generate text with a bundle, on the real ExecuTorch runtime with the real operators."""
+    """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter."""
     from runtime_ref import generate
 
     sampling = generate.Sampling(temperature, top_p, seed)
     bundle = _verified(bundle_path)
     ids = generate.encode_prompt(bundle, prompt, chat=chat)
-    runner = _runner(bundle)
+    artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend.value)
+    runner = _runner(bundle, artifact)
     quiet = str(json_file) == "-"
     if not quiet and not chat:
         _stream(prompt, style="dim")
@@ -230,15 +274,56 @@ def run(
 
 
 @app.command()
-def parity(bundle_path: BundleArgument, json_file: JsonOption = None) -> None:
-    """Check that the package answers like the quantized model in PyTorch. Exit code 1 if it does not."""
-    from runtime_ref.report import parity_table
+def parity(
+    bundle_path: BundleArgument,
+    backend: Annotated[
+        list[Backend] | None, typer.Option(help="Which packages; by default all. Can be given several times.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does not."""
+    bundle = _verified(bundle_path)
+    reports = [_parity(bundle, _runner(bundle, a)) for a in _chosen(bundle, backend)]
+    passed = all(report.passed for report in reports)
+    _emit(json_file, lambda: _parity_json(reports), lambda: _show_parity(reports))
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _chosen(bundle: Bundle, backends: list[Backend] | None) -> list[Artifact]:
+    """All packages of these backends or formats. Raises UsageError for one the bundle has none of."""
+    wanted = [b.value for b in backends or []]
+    for name in wanted:
+        bundle.artifact(name)
+    return [a for a in bundle.manifest.artifacts if not wanted or a.format in wanted or a.backend in wanted]
+
+
+@app.command()
+def expand(
+    bundle_path: BundleArgument,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="The package to make; by default inside the bundle.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a package that is already there.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Rebuild the .mlpackage of an ML Program from its coded weights, byte for byte, as an app does at install."""
+    from exporter.errors import UsageError
+    from exporter.show import bytes_text
+    from runtime_ref import expansion
 
     bundle = _verified(bundle_path)
-    report = _parity(bundle, _runner(bundle))
-    _emit(json_file, report.to_dict, lambda: out_console.print(parity_table(report)))
-    if not report.passed:
-        raise typer.Exit(1)
+    artifact = bundle.artifact("mlprogram")
+    recipe = expansion.load_recipe(bundle, artifact)
+    package = bundle.file(artifact.path) if target is None else target
+    if package.exists() and not force:
+        raise UsageError(f"{package} already exists", do="choose another TARGET, or give --force to replace it")
+    with _progress() as progress:
+        expansion.expand(bundle, recipe, package, lambda done, total: progress("expand the weights", done, total))
+    files = {f.path: f.n_bytes for f in recipe.weight_files}
+    what = f"{package}: {bytes_text(sum(files.values()))} of weights, SHA-256 as exported"
+    result = {"package": str(package), "weight_files_bytes": files}
+    _emit(json_file, lambda: result, lambda: out_console.print(escape(what), soft_wrap=True, highlight=False))
 
 
 @app.command()
@@ -259,7 +344,7 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the two bundles go.")] = Path("tinyqmoe-demo"),
     json_file: JsonOption = None,
 ) -> None:
-    """Export the small model that ships with this package as int8 and ternary, run both, and check them. Offline."""
+    """Export the small model that ships with this tool, int8 and ternary, for both platforms; run and check all."""
     from exporter.demo import PROMPTS, model_path
     from exporter.demo.text import held_out_texts
     from exporter.pipeline import ExportConfig
@@ -269,7 +354,7 @@ def demo(
     results = {}
     texts = tuple(itertools.islice(held_out_texts(), 2))
     for scheme in Scheme:
-        config = ExportConfig(QuantConfig(scheme=scheme.value), context=256, texts=texts)
+        config = ExportConfig(QuantConfig(scheme=scheme.value), DEMO_FORMATS, context=256, texts=texts)
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
@@ -337,10 +422,14 @@ def _verified(path: Path) -> Bundle:
     return bundle
 
 
-def _runner(bundle: Bundle) -> Runner:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
-
+def _runner(bundle: Bundle, artifact: Artifact) -> Runner:
     with _progress() as progress:
+        if artifact.backend == "coreml":
+            from runtime_ref import coreml_runner
+
+            return coreml_runner.open_runner(bundle, artifact, lambda *n: progress("expand the weights", *n))
+        from runtime_ref.executorch_runner import ExecuTorchRunner
+
         progress("load the package (compiles the kernels the first time)", 0, 0)
         return ExecuTorchRunner(bundle)
 
@@ -348,40 +437,60 @@ def _runner(bundle: Bundle) -> Runner:
 def _parity(bundle: Bundle, runner: Runner) -> ParityReport:
     from runtime_ref.parity import check_parity, work_tokens
 
-    total, done = work_tokens(bundle), 0
+    total, done = work_tokens(bundle, runner.artifact), 0
+    stage = f"check parity of {runner.name}"
     with _progress() as progress:
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            progress("check parity", done, total)
+            progress(stage, done, total)
 
-        progress("check parity", 0, total)
+        progress(stage, 0, total)
         return check_parity(bundle, runner, advance)
+
+
+def _parity_json(reports: list[ParityReport]) -> dict[str, Any]:
+    return {"passed": all(r.passed for r in reports), "packages": [r.to_dict() for r in reports]}
+
+
+def _show_parity(reports: list[ParityReport]) -> None:
+    """One package in detail, several side by side and in detail only those that fail."""
+    from runtime_ref.report import parity_table, side_by_side
+
+    for report in reports:
+        if len(reports) == 1 or not report.passed:
+            out_console.print(parity_table(report))
+    if len(reports) > 1:
+        out_console.print(side_by_side(reports))
 
 
 def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     from exporter import show
     from runtime_ref import generate
-    from runtime_ref.report import parity_table
 
-    runner = _runner(bundle)
     ids = generate.encode_prompt(bundle, prompt, chat=False)
-    result = generate.run(bundle, runner, ids, 128, generate.Sampling(), lambda _: None)
-    report = _parity(bundle, runner)
+    runs, reports = {}, []
+    for artifact in bundle.manifest.artifacts:
+        runner = _runner(bundle, artifact)
+        runs[artifact.format] = generate.run(bundle, runner, ids, 128, generate.Sampling(), lambda _: None)
+        reports.append(_parity(bundle, runner))
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(show.summary_table(bundle))
-        out_console.print(f"\n[dim]{escape(prompt)}[/]{escape(result.text)}\n", highlight=False)
-        out_console.print(parity_table(report))
+        for text in dict.fromkeys(r.text for r in runs.values()):
+            said = ", ".join(name for name, r in runs.items() if r.text == text)
+            out_console.print(f"\n[bold]{said}:[/] [dim]{escape(prompt)}[/]{escape(text)}\n", highlight=False)
+        _show_parity(reports)
         out_console.print(show.ledger_table(bundle))
-    return {"run": _run_json(result), "parity": report.to_dict(), "bundle": _bundle_json(bundle)}
+    run_json = {name: _run_json(r) for name, r in runs.items()}
+    return {"runs": run_json, "parity": _parity_json(reports), "bundle": _bundle_json(bundle)}
 
 
 def _show_demo(out: Path, passed: bool, seconds: float) -> None:
     verdict = "[bold red]Parity failed."
     if passed:
-        verdict = "[bold green]Both packages answer like the quantized models they were made from."
+        verdict = "[bold green]All packages answer like the quantized models they were made from."
     after = f"{seconds:.0f} s. Try next: tinyqmoe inspect {escape(str(out / 'ternary'))} --tensors"
     out_console.print(f"{verdict}[/] {after}", highlight=False, soft_wrap=True)
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import bundle as bundles
-from exporter.bundle import Bundle, LedgerRow, Manifest, ModelEntry, ProgramEntry, TensorEntry
+from exporter.bundle import Artifact, Bundle, Interface, LedgerRow, Manifest, ModelEntry, Place, TensorEntry
 from exporter.errors import ExportError, OutOfSpaceError, UsageError
 
 if TYPE_CHECKING:
-    from exporter.backends.executorch import EmittedProgram, ProgramConfig
     from exporter.checkpoint import Checkpoint
     from exporter.codec.encoder import Codec
-    from exporter.encoded import EncodedModel
+    from exporter.encoded import EncodedMatrix, EncodedModel
     from exporter.quant import QuantConfig
     from exporter.reference import Arithmetic
 
@@ -29,29 +28,33 @@ Progress = Callable[[str, int, int], None]
 
 MIN_CONTEXT = 8
 DEFAULT_CONTEXT = 2048
+DEFAULT_CHUNK_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that is less.
 
-    `texts` are what the answers and the loss are measured on; by default those of exporter.reference.
+    `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
+    ML Program. `texts` are what the answers and the loss are measured on; by default those of exporter.reference.
     """
 
     quantization: QuantConfig
+    formats: tuple[str, ...] = ("pte",)
     context: int | None = None
     codec: Codec = "auto"
     activations: Arithmetic = "int8"
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
     texts: tuple[str, ...] = ()
 
 
 def export(model: str | Path, out: Path, config: ExportConfig, progress: Progress, *, force: bool = False) -> Bundle:
-    """Checkpoint -> quantized levels -> TQLZ blobs -> `.pte` -> answers of the quantized model -> bundle at `out`.
+    """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model -> bundle at `out`.
 
     Nothing is left at `out` unless all of it succeeded. Raises the errors of exporter.errors.
     """
-    from exporter.backends import executorch
+    from exporter import packages
     from exporter.checkpoint import Checkpoint
     from exporter.encoded import encode_model
     from exporter.quant import quantize
@@ -59,41 +62,40 @@ def export(model: str | Path, out: Path, config: ExportConfig, progress: Progres
     bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
     context = _context(config.context, checkpoint)
+    packages.check(config, checkpoint)
     with (
         bundles.new_bundle(out, force=force) as work,
         tempfile.TemporaryDirectory(dir=work.parent, prefix=f".{out.name}.", suffix=".scratch") as scratch,
     ):
-        _check_disk(checkpoint, work)
+        _check_disk(checkpoint, config, work)
         checkpoint.check_finite(lambda _, done, total: progress("check weights", done, total))
         tensors = quantize(
             checkpoint, config.quantization, lambda _, done, total: progress("quantize and code", done, total)
         )
         encoded = encode_model(tensors, Path(scratch), config.codec)
         vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
-        progress("lower to ExecuTorch", 0, 0)
-        program = executorch.ProgramConfig(
-            context, config.activations == "int8", checkpoint.config.bos_token_id, checkpoint.eos_token_ids
-        )
-        emitted = executorch.emit(encoded, vectors, checkpoint.config, program, work / bundles.PROGRAM)
+        source = packages.Source(checkpoint, encoded, vectors, context, config, work)
+        emitted = [packages.emit(name, source, progress) for name in config.formats]
         prompts, loss = _answer(checkpoint, encoded, vectors, context, config, work, progress)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, work / file.name)
         if config.with_native:
             _copy_native(work / "native")
         progress("write manifest", 0, 0)
-        entries = _tensor_entries(encoded, emitted)
         manifest = Manifest(
             schema_version=bundles.SCHEMA_VERSION,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            tools={name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch", "executorch")},
+            tools={name: importlib.metadata.version(name) for name in packages.tools(config.formats)},
             model=_model_entry(checkpoint),
             quantization=config.quantization.to_dict(),
             quantization_loss=loss,
-            program=_program_entry(checkpoint, program, config.activations, emitted),
+            interface=_interface(checkpoint, context),
+            artifacts=[e.artifact for e in emitted],
             prompts=prompts,
-            tensors=entries,
-            ledger=_ledger(work, entries, emitted),
+            tensors=[_tensor_entry(m) for m in encoded.matrices.values()],
+            ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
             files=bundles.file_entries(work),
+            expanded=[file for e in emitted for file in e.expanded],
         )
         _check_ledger(manifest, work)
         (work / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -108,9 +110,9 @@ def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
     return context
 
 
-def _check_disk(checkpoint: Checkpoint, work: Path) -> None:
-    """The blobs lie on disk twice while the program is written; levels take a byte at most, scales are few."""
-    needed = int(2.1 * checkpoint.parameters) + (64 << 20)
+def _check_disk(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
+    """The blobs lie on disk once and again in each package; levels take a byte at most, scales are few."""
+    needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + (64 << 20)
     free = shutil.disk_usage(work).free
     if free < needed:
         raise OutOfSpaceError(
@@ -176,29 +178,24 @@ def _copy_native(target: Path) -> None:
     shutil.copytree(native_dir(), target, ignore=wanted)
 
 
-def _tensor_entries(encoded: EncodedModel, emitted: EmittedProgram) -> list[TensorEntry]:
-    return [
-        TensorEntry(
-            name=m.name,
-            rows=m.rows,
-            cols=m.cols,
-            scheme=m.scheme,
-            group_size=m.group_size,
-            codec=m.codec,
-            code_bits=m.code_bits,
-            cap=m.cap,
-            bits_per_weight=round(m.bits_per_weight, 6),
-            entropy_bits=round(m.entropy_bits, 6),
-            zeros=round(m.zeros, 6),
-            levels_crc32=m.levels_crc32,
-            blob_offset=emitted.blob_offsets[m.name],
-            blob_bytes=m.blob_bytes,
-            scales_offset=emitted.scales_offsets[m.name],
-            scales_bytes=m.scales_bytes,
-            sizes_bytes=m.sizes_bytes,
-        )
-        for m in encoded.matrices.values()
-    ]
+def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
+    return TensorEntry(
+        name=m.name,
+        rows=m.rows,
+        cols=m.cols,
+        scheme=m.scheme,
+        group_size=m.group_size,
+        codec=m.codec,
+        code_bits=m.code_bits,
+        cap=m.cap,
+        bits_per_weight=round(m.bits_per_weight, 6),
+        entropy_bits=round(m.entropy_bits, 6),
+        zeros=round(m.zeros, 6),
+        levels_crc32=m.levels_crc32,
+        blob_bytes=m.blob_bytes,
+        scales_bytes=m.scales_bytes,
+        sizes_bytes=m.sizes_bytes,
+    )
 
 
 def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
@@ -206,63 +203,54 @@ def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
     return ModelEntry(name, checkpoint.parameters, checkpoint.source_bytes, checkpoint.config_dict)
 
 
-def _program_entry(
-    checkpoint: Checkpoint, program: ProgramConfig, activations: str, emitted: EmittedProgram
-) -> ProgramEntry:
+def _interface(checkpoint: Checkpoint, context: int) -> Interface:
     config = checkpoint.config
-    kv_values = config.num_hidden_layers * program.context * config.num_key_value_heads * config.head_dim
-    return ProgramEntry(
-        file=bundles.PROGRAM,
-        context=program.context,
-        prefill_tokens=program.prefill_tokens,
-        activations=activations,
-        vocab_size=config.vocab_size,
-        bos_token_id=config.bos_token_id,
-        eos_token_ids=list(program.eos_token_ids),
-        arena_bytes=emitted.arena_bytes,
-        kv_cache_bytes=2 * 4 * kv_values,
-        delegates=emitted.delegates,
-        operators=dict(sorted(emitted.operators.items())),
-    )
+    return Interface(context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids))
 
 
-def _ledger(work: Path, tensors: list[TensorEntry], emitted: EmittedProgram) -> list[LedgerRow]:
-    """What every byte is: the program by part, every other file as a whole."""
-    rows: dict[str, int] = {}
-    for t in tensors:
-        kind = "embedding and head" if t.name.split(".")[-2] in ("embed_tokens", "lm_head") else "layers"
-        what = f"{kind}: {t.scheme} levels, {t.codec} {t.code_bits} bit"
-        rows[what] = rows.get(what, 0) + t.blob_bytes
-    rows["scales"] = sum(t.scales_bytes for t in tensors)
-    rows["norms, rope frequencies"] = emitted.constants_bytes
-    known = sum(rows.values())
-    rows["graph, delegates, alignment"] = (work / bundles.PROGRAM).stat().st_size - known
-    ledger = [LedgerRow(bundles.PROGRAM, what, n) for what, n in rows.items()]
+def _ledger(work: Path, packages: list[LedgerRow]) -> list[LedgerRow]:
+    """What every byte is: packages by part, as their backends say, every other file as a whole."""
+    ledger, told = list(packages), {row.file for row in packages}
     descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
     for name in bundles.bundle_files(work):
-        if name != bundles.PROGRAM:
+        if name not in told:
             other = "C++ sources of the operators" if name.startswith("native/") else "tokenizer and prompts"
             ledger.append(LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size))
     return ledger
 
 
 def _check_ledger(manifest: Manifest, work: Path) -> None:
-    """Every file's rows sum to its size, none is negative, and the matrices lie apart in the program."""
+    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their files."""
     problems = [f"{row.file}: {row.what} has {row.n_bytes:,} bytes" for row in manifest.ledger if row.n_bytes < 0]
     for entry in manifest.files:
         total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
         if total != entry.n_bytes:
             problems.append(f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}")
-    spans = sorted(
-        (begin, begin + n, t.name)
-        for t in manifest.tensors
-        for begin, n in ((t.blob_offset, t.blob_bytes), (t.scales_offset, t.scales_bytes))
-    )
-    for (_, end, name), (begin, _, other) in itertools.pairwise(spans):
-        if begin < end:
-            problems.append(f"{name} and {other} overlap in {bundles.PROGRAM}")
-    if spans and spans[-1][1] > (work / bundles.PROGRAM).stat().st_size:
-        problems.append(f"{spans[-1][2]} ends past the end of {bundles.PROGRAM}")
+    scales_bytes = {t.name: t.scales_bytes for t in manifest.tensors}
+    sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
+    for artifact in manifest.artifacts:
+        if artifact.places.keys() != scales_bytes.keys():
+            problems.append(f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}")
+        problems += _overlaps(artifact, scales_bytes, sizes)
     if problems:
         what = "the byte ledger does not match what was written"
         raise ExportError(what, problems=problems, do="report this as a bug")
+
+
+def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
+    spans = sorted(span for name, place in artifact.places.items() for span in _spans(name, place, scales_bytes[name]))
+    problems = [
+        f"{name} and {other} overlap in {file}"
+        for (file, _, end, name), (next_file, begin, _, other) in itertools.pairwise(spans)
+        if file == next_file and begin < end
+    ]
+    beyond = [span for span in spans if span[2] > sizes.get(span[0], 0)]
+    return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
+
+
+def _spans(name: str, place: Place, scales_bytes: int) -> list[tuple[str, int, int, str]]:
+    """(file, begin, end, name) of the levels and of the scales."""
+    spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
+    if place.scales_offset is not None:
+        spans.append((place.file, place.scales_offset, place.scales_offset + scales_bytes, name))
+    return spans

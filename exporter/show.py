@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.bundle import Bundle, TensorEntry
+from exporter.bundle import Artifact, Bundle, TensorEntry
 
 
 def bytes_text(n: int) -> str:
@@ -38,18 +38,13 @@ def summary_table(bundle: Bundle) -> Table:
     weights = sum(t.rows * t.cols for t in m.tensors)
     coded = sum(t.blob_bytes + t.scales_bytes for t in m.tensors)
     loss = m.quantization_loss
+    i = m.interface
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = [
         ("model", f"{m.model.name}, {m.model.parameters:,} parameters, {bytes_text(m.model.source_bytes)} of weights"),
-        ("package", f"{m.program.file}, {bytes_text((bundle.path / m.program.file).stat().st_size)}"),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
-        ("activations", f"{m.program.activations}, context {m.program.context}, prefill by {m.program.prefill_tokens}"),
-        (
-            "memory plan",
-            f"arena {bytes_text(m.program.arena_bytes)}, of it KV cache {bytes_text(m.program.kv_cache_bytes)}",
-        ),
-        ("operators", ", ".join(f"{n} x {name}" for name, n in m.program.operators.items() if "tinyqmoe" in name)),
+        ("interface", f"context {i.context}, vocabulary {i.vocab_size}, end of text {i.eos_token_ids or 'never'}"),
         (
             "against the original",
             f"KL {loss.kl_mean:.4f}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
@@ -58,9 +53,24 @@ def summary_table(bundle: Bundle) -> Table:
         ),
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]
+    for artifact in m.artifacts:
+        rows += _artifact_rows(bundle, artifact)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:
+    """What to know of one package."""
+    ours = ("tinyqmoe", "LZW", "constexpr")
+    operators = [f"{n} x {name}" for name, n in a.operators.items() if name.startswith(ours)]
+    details = [f"{name.replace('_', ' ')} {value}" for name, value in a.details.items() if not isinstance(value, dict)]
+    return [
+        (a.format, f"{a.path}, {bytes_text(bundle.shipped_bytes(a))} shipped"),
+        ("", f"activations {a.activations}, prefill by {a.prefill_tokens}, KV cache {bytes_text(a.kv_cache_bytes)}"),
+        ("", ", ".join(operators)),
+        ("", ", ".join(details)),
+    ]
 
 
 def tensor_table(tensors: Sequence[TensorEntry]) -> Table:

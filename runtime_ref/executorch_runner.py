@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.bundle import Bundle
-from exporter.errors import BundleError, ContextError, MissingComponentError
+from exporter.errors import BundleError, MissingComponentError
 from exporter.quiet import quiet
 from runtime_ref import kernels
+from runtime_ref.generate import check_room
 
 if TYPE_CHECKING:
     from executorch.runtime import Program
@@ -27,9 +29,11 @@ class ExecuTorchRunner:
     name = "executorch"
 
     def __init__(self, bundle: Bundle) -> None:
-        self.program = bundle.manifest.program
+        self.artifact = bundle.artifact("pte")
+        self.context = bundle.manifest.interface.context
+        self._bundle = bundle
         self._kernels = kernels.load()
-        path = bundle.file(self.program.file)
+        path = self.file(self.artifact.path)
         try:
             from executorch.runtime import Runtime
 
@@ -40,9 +44,9 @@ class ExecuTorchRunner:
         self._loaded = loaded  # the method uses its memory
         self._method = _load_forward(loaded, bundle)
 
-    @property
-    def context(self) -> int:
-        return self.program.context
+    def file(self, relative: str) -> Path:
+        """Where a file of the package lies."""
+        return self._bundle.file(relative)
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
@@ -58,15 +62,8 @@ class ExecuTorchRunner:
 
         Raises ContextError before anything runs if they do not fit.
         """
-        if not tokens:
-            raise ValueError("no tokens")
-        if position + len(tokens) > self.context:
-            raise ContextError(
-                f"{position + len(tokens)} tokens do not fit the context of {self.context}, with which this package "
-                "was exported",
-                do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
-            )
-        step = self.program.prefill_tokens
+        check_room(tokens, position, self.context)
+        step = self.artifact.prefill_tokens
         for begin in range(0, len(tokens), step):
             logits = self._call(tokens[begin : begin + step], position + begin)
         return logits
@@ -88,27 +85,27 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
     from executorch.runtime import Runtime
 
     available = Runtime.get().operator_registry.operator_names
-    if missing := sorted(set(bundle.manifest.program.operators) - available):
+    if missing := sorted(set(bundle.artifact("pte").operators) - available):
         raise MissingComponentError(f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`")
     try:
         with quiet():  # the thread pool, which starts here, logs which files about the processor it cannot read
             return program.load_method("forward")
     except RuntimeError as error:
-        raise BundleError(f"ExecuTorch does not load the method of {bundle.manifest.program.file}: {error}") from error
+        raise BundleError(f"ExecuTorch does not load the method of the program: {error}") from error
 
 
 def _check_contract(program: Program, bundle: Bundle) -> None:
     """The metadata inside the program and the manifest must say the same."""
-    entry = bundle.manifest.program
+    interface, artifact = bundle.manifest.interface, bundle.artifact("pte")
     expected: dict[str, object] = {
-        "get_max_context_len": entry.context,
-        "get_max_seq_len": entry.prefill_tokens,
-        "get_eos_ids": entry.eos_token_ids,
-        "get_int8_activations": entry.activations == "int8",
+        "get_max_context_len": interface.context,
+        "get_max_seq_len": artifact.prefill_tokens,
+        "get_eos_ids": interface.eos_token_ids,
+        "get_int8_activations": artifact.activations == "int8",
     }
     problems = []
-    if entry.bos_token_id is not None:
-        expected["get_bos_id"] = entry.bos_token_id
+    if interface.bos_token_id is not None:
+        expected["get_bos_id"] = interface.bos_token_id
     elif "get_bos_id" in program.method_names:
         problems.append("get_bos_id is there, the manifest says there is no BOS token")
     for name, want in expected.items():
@@ -124,5 +121,5 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
     if "forward" not in program.method_names:
         problems.append("the method `forward` is missing")
     if problems:
-        what = f"{entry.file} is not the program the manifest describes"
+        what = f"{artifact.path} is not the program the manifest describes"
         raise BundleError(what, problems=problems, do="export again")

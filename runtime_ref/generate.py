@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from exporter.bundle import Bundle
+from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, ContextError, UsageError
 
 if TYPE_CHECKING:
@@ -18,16 +19,31 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """A loaded package: `forward(tokens, position)` gives the logits float32 [vocab] of the last token."""
+    """A loaded package. Position 0 starts a new sequence."""
 
     name: str
+    artifact: Artifact
+    context: int
 
-    @property
-    def context(self) -> int: ...
+    def file(self, relative: str) -> Path:
+        """Where a file of the package lies; `relative` as in the manifest."""
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray: ...
+    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Runs `tokens` at `position` onward; logits float32 [vocab] of the last. Raises ContextError."""
 
-    def float_activations(self) -> AbstractContextManager[None]: ...
+    def float_activations(self) -> AbstractContextManager[None]:
+        """Inside, everything is computed in float32, whatever the package declares."""
+
+
+def check_room(tokens: Sequence[int], position: int, context: int) -> None:
+    """Raises ContextError if `tokens` from `position` on do not fit the context."""
+    if not tokens:
+        raise ValueError("no tokens")
+    if position + len(tokens) > context:
+        raise ContextError(
+            f"{position + len(tokens)} tokens do not fit the context of {context}, with which this was exported",
+            do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
+        )
 
 
 @dataclass(frozen=True)
@@ -111,16 +127,16 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
     else:
         ids = tokenizer.encode(prompt).ids
-        bos = bundle.manifest.program.bos_token_id
+        bos = bundle.manifest.interface.bos_token_id
         if bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
     if not ids:
         raise UsageError("the prompt is empty", do="give --prompt some text")
-    vocab = bundle.manifest.program.vocab_size
+    vocab = bundle.manifest.interface.vocab_size
     if bad := [i for i in ids if i >= vocab]:
         what = f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}"
         raise BundleError(what, do="use the model's own tokenizer")
-    check_fits(ids, bundle.manifest.program.context)
+    check_fits(ids, bundle.manifest.interface.context)
     return ids
 
 
@@ -190,7 +206,7 @@ def run(
     room = runner.context - len(prompt) + 1  # the last token needs no cache slot: it is never fed back
     limit = min(max_new_tokens, max(room, 0))
     begin = first = time.perf_counter()
-    for token in generate(runner, prompt, limit, sampling, bundle.manifest.program.eos_token_ids):
+    for token in generate(runner, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids):
         if not tokens:
             first = time.perf_counter()
         tokens.append(token)

@@ -17,14 +17,15 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from exporter.bundle import REFERENCE, Bundle, TensorEntry
+from exporter.bundle import REFERENCE, Artifact, Bundle, TensorEntry
 from exporter.codec.native import NativeTensor
+from exporter.codec.weight_file import unpack_uint2
 from exporter.errors import BundleError, CodecError, ContextError
 from runtime_ref.generate import Runner
 
@@ -45,9 +46,12 @@ class Tolerance:
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
 
+ANSWERS = {"float32": "float32", "int8": "int8", "float16": "float32"}  # by the arithmetic a package is judged in
+
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
     "int8": Tolerance(median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0),  # docs/parity.md
+    "float16": Tolerance(median_kl=1e-4, median_sqnr_db=35.0, worst_kl=1e-3, worst_sqnr_db=30.0),
 }
 
 
@@ -98,31 +102,40 @@ class Answer:
     fills_context: bool
 
 
-def load_reference(bundle: Bundle) -> list[Answer]:
-    """The float32 answers, and the int8 ones if the program declares them. Raises BundleError if they are not whole."""
+def arithmetics(artifact: Artifact) -> tuple[str, ...]:
+    """In which arithmetics a package is judged: its structure in float32, and as it is declared to compute."""
+    return tuple(dict.fromkeys(("float32", artifact.activations)))
+
+
+def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
+    """The answers a package is judged by, the one that fills the context only for its structure.
+
+    Raises BundleError if they are not whole.
+    """
     from safetensors import SafetensorError, safe_open
 
-    entry = bundle.manifest.program
+    context = bundle.manifest.interface.context
     answers = []
     try:
         with safe_open(bundle.path / REFERENCE, framework="numpy") as file:
             count = sum(name.startswith("prompt.") for name in file.keys())  # noqa: SIM118  (it is no dict)
-            for arithmetic in dict.fromkeys(("float32", entry.activations)):
+            for arithmetic in arithmetics(artifact):
                 for i in range(count):
                     prompt = file.get_tensor(f"prompt.{i}").tolist()
-                    if len(prompt) == entry.context and arithmetic != "float32":
+                    if len(prompt) == context and arithmetic != "float32":
                         continue
-                    logits, tokens = (file.get_tensor(f"{arithmetic}.{i}.{what}") for what in ("logits", "tokens"))
-                    answers.append(Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == entry.context))
+                    key = f"{ANSWERS[arithmetic]}.{i}"
+                    logits, tokens = (file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens"))
+                    answers.append(Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context))
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
-    if problems := _reference_problems(answers, bundle):
+    if problems := _reference_problems(answers, bundle, artifact):
         raise BundleError(f"{REFERENCE} is not a reference for this program", problems=problems, do="export again")
     return answers
 
 
-def _reference_problems(answers: Sequence[Answer], bundle: Bundle) -> list[str]:
-    vocab = bundle.manifest.program.vocab_size
+def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
+    vocab = bundle.manifest.interface.vocab_size
     problems = []
     for i, a in enumerate(answers):
         where = f"{a.arithmetic}, answer {i}"
@@ -132,7 +145,7 @@ def _reference_problems(answers: Sequence[Answer], bundle: Bundle) -> list[str]:
             problems.append(f"{where}: the logits hold NaN or Inf")
         elif a.logits.argmax(-1).tolist() != a.tokens:
             problems.append(f"{where}: the greedy tokens do not follow from the logits")
-    for arithmetic in ("float32", bundle.manifest.program.activations):
+    for arithmetic in arithmetics(artifact):
         if not any(a.arithmetic == arithmetic and not a.fills_context for a in answers):
             problems.append(f"{arithmetic}: no prompt is followed by greedy tokens")
     if not any(a.fills_context for a in answers):
@@ -142,14 +155,14 @@ def _reference_problems(answers: Sequence[Answer], bundle: Bundle) -> list[str]:
 
 def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]) -> ParityReport:
     """Runs all checks; `progress` is told the tokens that were run (`work_tokens` in all)."""
-    activations = bundle.manifest.program.activations
-    checks = [check_levels(bundle)]
-    for answer in load_reference(bundle):
-        forced = activations != "float32" and answer.arithmetic == "float32"
+    artifact = runner.artifact
+    checks = [check_levels(bundle, runner)]
+    for answer in load_reference(bundle, artifact):
+        forced = answer.arithmetic != artifact.activations
         with runner.float_activations() if forced else contextlib.nullcontext():
             checks += _check_answer(runner, answer, progress)
-    tolerances = {name: TOLERANCES[name] for name in dict.fromkeys(("float32", activations))}
-    return ParityReport(runner.name, activations, tolerances, checks)
+    tolerances = {name: TOLERANCES[name] for name in arithmetics(artifact)}
+    return ParityReport(runner.name, artifact.activations, tolerances, checks)
 
 
 def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> list[Check]:
@@ -160,16 +173,16 @@ def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None
     return [*checks, _check_greedy(runner, answer, progress)]
 
 
-def work_tokens(bundle: Bundle) -> int:
+def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
     """How many tokens `check_parity` runs."""
     return sum(
         len(a.prompt) if a.fills_context else (len(feeding(a)) + 1) * (len(a.prompt) + len(a.tokens) - 1)
-        for a in load_reference(bundle)
+        for a in load_reference(bundle, artifact)
     )
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so int8 has one way."""
+    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so it is judged once."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
     if n >= 3 and answer.arithmetic == "float32":
@@ -179,13 +192,18 @@ def feeding(answer: Answer) -> dict[str, list[int]]:
     return ways
 
 
-def check_levels(bundle: Bundle) -> Check:
+def check_levels(bundle: Bundle, runner: Runner) -> Check:
     """Decodes every matrix out of the artifact itself and compares the CRC-32 of its levels with the quantizer's."""
-    artifact = np.memmap(bundle.file(bundle.manifest.program.file), dtype=np.uint8, mode="r")
     wrong = []
     for entry in bundle.manifest.tensors:
+        place = runner.artifact.places.get(entry.name)
+        if place is None:
+            wrong.append(f"{entry.name}: the manifest does not say where it lies")
+            continue
         try:
-            if _levels_crc32(artifact, entry) != entry.levels_crc32:
+            artifact = np.memmap(runner.file(place.file), dtype=np.uint8, mode="r")
+            stored = artifact[place.offset : place.offset + place.n_bytes]
+            if _levels_crc32(stored, place.form, entry) != entry.levels_crc32:
                 wrong.append(f"{entry.name}: levels differ")
         except CodecError as error:
             wrong.append(f"{entry.name}: {error.status}")
@@ -194,15 +212,28 @@ def check_levels(bundle: Bundle) -> Check:
     return Check("levels", "exact", what, passed=n > 0 and not wrong, positions=n, detail="; ".join(wrong[:8]))
 
 
-def _levels_crc32(artifact: np.ndarray, entry: TensorEntry) -> int:
-    blob = artifact[entry.blob_offset : entry.blob_offset + entry.blob_bytes]
-    with NativeTensor(blob, verify=True) as tensor:
-        if (tensor.info.rows, tensor.info.cols) != (entry.rows, entry.cols):
-            raise CodecError("BAD_SHAPE", f"{entry.name} is {tensor.info.rows} x {tensor.info.cols}")
-        crc = 0
-        step = max(1, BLOCK_WEIGHTS // entry.cols)
-        for begin in range(0, entry.rows, step):
-            crc = zlib.crc32(tensor.decode_rows(begin, min(begin + step, entry.rows)).data, crc)
+def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
+    """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot be decoded."""
+    if form == "tqlz":
+        with NativeTensor(stored, verify=True) as tensor:
+            if (tensor.info.rows, tensor.info.cols) != (entry.rows, entry.cols):
+                raise CodecError("BAD_SHAPE", f"{entry.name} is {tensor.info.rows} x {tensor.info.cols}")
+            step = max(1, BLOCK_WEIGHTS // entry.cols)
+            blocks = ((begin, min(begin + step, entry.rows)) for begin in range(0, entry.rows, step))
+            return _crc32(tensor.decode_rows(begin, end) for begin, end in blocks)
+    n = entry.rows * entry.cols
+    if stored.size != (n if form == "int8" else -(-n // 4)):
+        raise CodecError("TRUNCATED", f"{entry.name} has {stored.size:,} bytes")
+    if form == "int8":
+        return _crc32([stored])
+    step = BLOCK_WEIGHTS // 4
+    return _crc32(unpack_uint2(stored[at : at + step], min(4 * step, n - 4 * at)) for at in range(0, stored.size, step))
+
+
+def _crc32(blocks: Iterable[np.ndarray]) -> int:
+    crc = 0
+    for block in blocks:
+        crc = zlib.crc32(block.data, crc)
     return crc
 
 

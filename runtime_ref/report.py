@@ -1,6 +1,8 @@
-"""A parity report as a table."""
+"""Parity reports as tables."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -42,3 +44,39 @@ def _figures(check: Check) -> list[str]:
     figures = [(value, ".1e") for value in kl] + [(value, ".1f") for value in sqnr]
     top1 = "" if check.top1 is None else f"{check.top1}/{check.positions}"
     return ["" if value is None else format(value, form) for value, form in figures] + [top1]
+
+
+def side_by_side(reports: Sequence[ParityReport]) -> Table:
+    """One line a check, one column a package: worst SQNR, agreement of the best tokens, result."""
+    caption = "\n".join(
+        f"{r.backend}: {'; '.join(_gate(*item) for item in r.tolerances.items())}: "
+        + ("[bold green]PASS" if r.passed else "[bold red]FAIL")
+        + "[/]"
+        for r in reports
+    )
+    table = Table(title="Parity, side by side", caption=caption, title_justify="left", caption_justify="left")
+    for name in ("verdict", "judged", "what"):
+        table.add_column(name)
+    for report in reports:
+        table.add_column(report.backend)
+    lines = [{_line(check): check for check in report.checks} for report in reports]
+    for verdict, judged, what in dict.fromkeys(key for checks in lines for key in checks):
+        cells = [_cell(checks.get((verdict, judged, what))) for checks in lines]
+        table.add_row(verdict, judged, escape(what), *cells)
+    return table
+
+
+def _line(check: Check) -> tuple[str, str, str]:
+    """Packages compute in different arithmetics: each has its structure judged, and what it declares."""
+    if check.verdict in ("levels", "context"):
+        return check.verdict, "exactly", check.what
+    return check.verdict, "in float32" if check.arithmetic == "float32" else "as declared", check.what
+
+
+def _cell(check: Check | None) -> str:
+    if check is None:
+        return ""
+    parts = ["[green]pass[/]" if check.passed else "[red]FAIL[/]"]
+    parts += [] if check.sqnr_db_worst is None else [f"{check.sqnr_db_worst:.1f} dB"]
+    parts += [] if check.top1 is None else [f"{check.top1}/{check.positions}"]
+    return " ".join(parts)

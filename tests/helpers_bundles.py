@@ -16,7 +16,7 @@ from torch import Tensor
 from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.backends import executorch
-from exporter.bundle import Bundle, Manifest, TensorEntry
+from exporter.bundle import Artifact, Bundle, Manifest, Place, TensorEntry
 from exporter.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.encoded import EncodedModel, encode_model
@@ -135,6 +135,16 @@ def tensor(bundle: Bundle, name: str) -> TensorEntry:
     return next(t for t in bundle.manifest.tensors if t.name == name)
 
 
+def place(bundle: Bundle, name: str, wanted: str = "pte") -> Place:
+    """Where a matrix lies in a package."""
+    return bundle.artifact(wanted).places[name]
+
+
+def with_artifact(bundle: Bundle, wanted: str = "pte", **changes: Any) -> list[Artifact]:
+    """The artifacts of the manifest, one of them changed."""
+    return [replace(a, **changes) if a.format == wanted else a for a in bundle.manifest.artifacts]
+
+
 def greedy(model: Llama, prompt: list[int], new_tokens: int) -> list[Tensor]:
     """Logits [V] of the last prompt position and of each greedy token after it but the last."""
     logits = [model(torch.tensor([prompt]), torch.tensor([0]))[0]]
@@ -149,16 +159,19 @@ def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
     return 10 * float(np.log10(signal / max(float(np.square(got - reference).sum()), 1e-30)))
 
 
-def small_manifest(**program: Any) -> Manifest:
-    """A manifest for tests that need no program: vocabulary 258, context 16."""
-    entry = bundles.ProgramEntry(
-        file=bundles.PROGRAM, context=16, prefill_tokens=16, activations="int8", vocab_size=258, bos_token_id=256,
-        eos_token_ids=[257], arena_bytes=1, kv_cache_bytes=1, delegates=0, operators={"tinyqmoe::lzw_linear.out": 1},
+def small_manifest(**changes: Any) -> Manifest:
+    """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the interface."""
+    interface = bundles.Interface(context=16, vocab_size=258, bos_token_id=256, eos_token_ids=[257])
+    artifact = bundles.Artifact(
+        format="pte", path=bundles.PROGRAM, files=[bundles.PROGRAM], activations="int8", prefill_tokens=16,
+        kv_cache_bytes=1, operators={"tinyqmoe::lzw_linear.out": 1},
+        places={"model.embed_tokens.weight": bundles.Place(bundles.PROGRAM, "tqlz", 64, 32, 128)},
+        details={"arena_bytes": 1, "delegates": 0},
     )  # fmt: skip
     matrix = TensorEntry(
         name="model.embed_tokens.weight", rows=4, cols=8, scheme="int8", group_size=8, codec="raw", code_bits=8, cap=0,
-        bits_per_weight=9.5, entropy_bits=7.1, zeros=0.25, levels_crc32=1, blob_offset=64, blob_bytes=32,
-        scales_offset=128, scales_bytes=16, sizes_bytes={"raw8": 32},
+        bits_per_weight=9.5, entropy_bits=7.1, zeros=0.25, levels_crc32=1, blob_bytes=32, scales_bytes=16,
+        sizes_bytes={"raw8": 32},
     )  # fmt: skip
     return Manifest(
         schema_version=bundles.SCHEMA_VERSION,
@@ -167,13 +180,14 @@ def small_manifest(**program: Any) -> Manifest:
         model=bundles.ModelEntry("small", 32, 128, {"model_type": "llama"}),
         quantization={"scheme": "int8"},
         quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
-        program=replace(entry, **program),
+        interface=replace(interface, **changes),
+        artifacts=[artifact],
         prompts=["a prompt"],
         tensors=[matrix],
     )
 
 
-def write_small_bundle(path: Path, **program: Any) -> Bundle:
+def write_small_bundle(path: Path, **changes: Any) -> Bundle:
     """A bundle directory that is whole by its manifest; its program is 256 bytes that no runtime loads."""
     path.mkdir(parents=True)
     (path / bundles.PROGRAM).write_bytes(bytes(range(256)))
@@ -181,7 +195,7 @@ def write_small_bundle(path: Path, **program: Any) -> Bundle:
     (path / "tokenizer.json").write_text("{}")
     files = bundles.file_entries(path)
     ledger = [bundles.LedgerRow(f.path, "all of it", f.n_bytes) for f in files]
-    manifest = replace(small_manifest(**program), files=files, ledger=ledger)
+    manifest = replace(small_manifest(**changes), files=files, ledger=ledger)
     (path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(path)
 

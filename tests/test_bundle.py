@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_bundles import as_dict, copy, edit_manifest, small_manifest, write_small_bundle
+from helpers_bundles import as_dict, copy, edit_manifest, place, small_manifest, write_small_bundle
 
 from exporter import bundle as bundles
 from exporter.bundle import Bundle, Manifest, new_bundle
@@ -45,17 +45,17 @@ def test_manifest_json_is_standard(bundle: Bundle) -> None:
 
 
 MISTYPED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "text for a number": (lambda m: m["program"].update(context="48"), "program.context must be int"),
-    "true for a number": (lambda m: m["program"].update(context=True), "program.context must be int"),
+    "text for a number": (lambda m: m["interface"].update(context="48"), "interface.context must be int"),
+    "true for a number": (lambda m: m["interface"].update(context=True), "interface.context must be int"),
     "a float for an integer": (lambda m: m["tensors"][0].update(rows=4.0), "tensors[0].rows must be int"),
     "null for text": (lambda m: m.update(created=None), "created must be str"),
-    "a list for an object": (lambda m: m.update(program=[]), "program must be an object"),
+    "a list for an object": (lambda m: m.update(interface=[]), "interface must be an object"),
     "an object for a list": (lambda m: m.update(files={}), "files must be list[FileEntry]"),
     "a number in a list of objects": (lambda m: m["files"].append(3), "files[3] must be an object"),
-    "text in a list of integers": (lambda m: m["program"].update(eos_token_ids=["2"]), "program.eos_token_ids"),
-    "a list in a map of integers": (lambda m: m["program"].update(operators={"a": []}), "program.operators"),
+    "text in a list of integers": (lambda m: m["interface"].update(eos_token_ids=["2"]), "interface.eos_token_ids"),
+    "a list in a map of integers": (lambda m: m["artifacts"][0].update(operators={"a": []}), "artifacts[0].operators"),
     "a number in a list of texts": (lambda m: m.update(prompts=[1]), "prompts"),
-    "missing": (lambda m: m["program"].pop("context"), "program.context is missing"),
+    "missing": (lambda m: m["interface"].pop("context"), "interface.context is missing"),
     "missing in a list": (lambda m: m["tensors"][0].pop("codec"), "tensors[0].codec is missing"),
     "unknown": (lambda m: m.update(colour="red"), "colour is unknown"),
     "unknown inside": (lambda m: m["model"].update(colour="red"), "model.colour is unknown"),
@@ -75,11 +75,11 @@ def test_wrong_fields_are_named(small: Bundle, what: str) -> None:
 def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
     raw = as_dict(small)
     del raw["tools"]
-    raw["program"]["context"] = None
+    raw["interface"]["context"] = None
     raw["extra"] = 1
     with pytest.raises(BundleError) as caught:
         Manifest.from_dict(raw)
-    assert sorted(p.split()[0] for p in caught.value.problems) == ["extra", "program.context", "tools"]
+    assert sorted(p.split()[0] for p in caught.value.problems) == ["extra", "interface.context", "tools"]
 
 
 @pytest.mark.parametrize("version", [0, bundles.SCHEMA_VERSION + 1, "1", None])
@@ -153,7 +153,7 @@ def no_reference(path: Path) -> None:
 
 
 def other_program(path: Path) -> None:
-    edit_manifest(path, lambda m: m["program"].update(file="other.pte"))
+    edit_manifest(path, lambda m: m["artifacts"][0].update(files=["other.pte"]))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -233,10 +233,12 @@ def test_the_manifest_says_where_each_matrix_is(which: str, request: pytest.Fixt
     made: Bundle = request.getfixturevalue(which)
     program = (made.path / bundles.PROGRAM).read_bytes()
     for entry in made.manifest.tensors[:3]:
-        levels = reference.decode(program[entry.blob_offset : entry.blob_offset + entry.blob_bytes])
+        at = place(made, entry.name)
+        assert (at.file, at.form, at.n_bytes) == (bundles.PROGRAM, "tqlz", entry.blob_bytes)
+        levels = reference.decode(program[at.offset : at.offset + at.n_bytes])
         assert levels.shape == (entry.rows, entry.cols)
         assert np.mean(levels == 0) == pytest.approx(entry.zeros, abs=1e-6)
-        scales = np.frombuffer(program, "<f4", entry.scales_bytes // 4, entry.scales_offset)
+        scales = np.frombuffer(program, "<f4", entry.scales_bytes // 4, at.scales_offset or 0)
         assert scales.size == entry.rows * -(-entry.cols // entry.group_size)
         assert (scales > 0).all()
         bits = 8 * (entry.blob_bytes + entry.scales_bytes) / (entry.rows * entry.cols)

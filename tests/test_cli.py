@@ -63,7 +63,7 @@ def raising(error: BaseException) -> Any:
 
 
 def test_all_commands_are_here() -> None:
-    assert COMMANDS == ["export", "run", "parity", "inspect", "demo", "doctor", "native-dir"]
+    assert COMMANDS == ["export", "run", "parity", "expand", "inspect", "demo", "doctor", "native-dir"]
 
 
 def test_help_lists_the_commands_and_no_arguments_is_help() -> None:
@@ -91,7 +91,7 @@ def test_shell_completion() -> None:
 
     assert "complete -o default -F _tinyqmoe_completion tinyqmoe" in complete(_TINYQMOE_COMPLETE="source_bash")
     words = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe ex", COMP_CWORD="1")
-    assert words.split() == ["export"]
+    assert words.split() == ["export", "expand"]
     schemes = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3")
     assert schemes.split() == ["int8", "ternary"]
 
@@ -218,7 +218,7 @@ def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None
 def test_a_failed_verdict_is_1_and_still_json(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     check = parity.Check("levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf"))
     report = parity.ParityReport("executorch", "int8", {}, [check])
-    monkeypatch.setattr(cli, "_runner", lambda _: None)
+    monkeypatch.setattr(cli, "_runner", lambda *_: None)
     monkeypatch.setattr(cli, "_parity", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")
     assert result.exit_code == 1
@@ -268,6 +268,67 @@ def test_parity_of_a_good_bundle(bundle: Bundle) -> None:
     assert strict_json(result.stdout)["passed"] is True
 
 
+@pytest.fixture(scope="module")
+def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with all three packages, made on the command line."""
+    out = tmp_path_factory.mktemp("both") / "out"
+    options = ("--target", "both", "--coreml-format", "both", "--context", "48")
+    result = tinyqmoe("export", checkpoint, out, *options)
+    assert result.exit_code == 0, result.output
+    assert "model.weights.tqlz" in result.stdout
+    return out
+
+
+def test_target_decides_the_packages(both: Path) -> None:
+    manifest = Bundle.open(both).manifest
+    assert [(a.format, a.backend) for a in manifest.artifacts] == [
+        ("pte", "executorch"), ("mlprogram", "coreml"), ("custom-op", "coreml"),
+    ]  # fmt: skip
+    assert {"executorch", "coremltools"} < manifest.tools.keys()
+
+
+def test_parity_of_all_packages_stands_side_by_side(both: Path) -> None:
+    shown = tinyqmoe("parity", both)
+    assert shown.exit_code == 0, shown.output
+    for name in ("executorch", "Core ML mlprogram", "Core ML custom-op"):
+        assert f"{name}: float32 activations" in " ".join(shown.stdout.split())
+    data = strict_json(tinyqmoe("parity", both, "--backend", "coreml", "--json", "-").stdout)
+    assert data["passed"] is True
+    assert [p["backend"] for p in data["packages"]] == ["Core ML mlprogram", "Core ML custom-op"]
+
+
+def test_packages_say_the_same(both: Path) -> None:
+    options = ("--prompt", "the cat", "--max-new-tokens", "4", "--json", "-")
+    for name in ("executorch", "coreml", "mlprogram", "custom-op"):
+        assert len(strict_json(tinyqmoe("run", both, "--backend", name, *options).stdout)["tokens"]) <= 4
+    first, again = (tinyqmoe("run", both, *backend, *options).stdout for backend in ((), ("--backend", "executorch")))
+    assert strict_json(first)["tokens"] == strict_json(again)["tokens"]
+
+
+def test_a_package_that_is_not_there_is_told(bundle: Bundle) -> None:
+    for command in (("run", "--prompt", "x"), ("parity",)):
+        result = tinyqmoe(command[0], bundle.path, *command[1:], "--backend", "coreml")
+        assert "it has pte (executorch)" in one_error(result, 2)
+    assert "no package for mlprogram" in one_error(tinyqmoe("expand", bundle.path), 2)
+
+
+def test_expand(both: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.mlpackage"
+    data = strict_json(tinyqmoe("expand", both, target, "--json", "-").stdout)
+    sizes = {path: (target / path).stat().st_size for path in data["weight_files_bytes"]}
+    assert sizes == data["weight_files_bytes"]
+    assert "already exists" in one_error(tinyqmoe("expand", both, target), 2)
+    assert tinyqmoe("expand", both, target, "--force").exit_code == 0
+
+
+def test_groups_an_ml_program_cannot_hold_are_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--target", "ios", "--group-size", "32")
+    message = one_error(tinyqmoe("export", checkpoint, tmp_path / "out", *options), 2)
+    assert message.count("columns are no multiple of 32") == 14
+    assert "custom-op" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_native_dir() -> None:
     path = Path(tinyqmoe("native-dir").stdout.rstrip("\n"))
     assert (path / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
@@ -282,7 +343,7 @@ def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
-    monkeypatch.setattr(cli, "_runner", lambda _: None)
+    monkeypatch.setattr(cli, "_runner", lambda *_: None)
     monkeypatch.setattr(generate, "run", lambda *_: result)
     data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
     assert (data["prefill_ms"], data["decode_ms"]) == (None, None)

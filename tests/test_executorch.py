@@ -237,13 +237,13 @@ def test_a_dense_weight_fails_the_export(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def whole(bundle: Bundle, parts: Parts) -> Made:
     """The program of the shared bundle, to check again with something changed."""
-    tensors, entry = bundle.manifest.tensors, bundle.manifest.program
+    entry = bundle.artifact("pte")
     emitted = EmittedProgram(
-        blob_offsets={t.name: t.blob_offset for t in tensors},
-        scales_offsets={t.name: t.scales_offset for t in tensors},
+        blob_offsets={name: place.offset for name, place in entry.places.items()},
+        scales_offsets={name: place.scales_offset or 0 for name, place in entry.places.items()},
         operators=entry.operators,
-        arena_bytes=entry.arena_bytes,
-        delegates=entry.delegates,
+        arena_bytes=entry.details["arena_bytes"],
+        delegates=entry.details["delegates"],
         constants_bytes=next(row.n_bytes for row in bundle.ledger if row.what.startswith("norms")),
     )
     return Made(parts, emitted, bundle.path / PROGRAM)
@@ -296,7 +296,7 @@ def test_a_trained_model_tells_its_story(data_dir: Any, tmp_path: Path) -> None:
 
     bundle = helpers_bundles.export(data_dir("hf-stories260K"), tmp_path / "stories", INT8)
     runner = ExecuTorchRunner(bundle)
-    bos = bundle.manifest.program.bos_token_id
+    bos = bundle.manifest.interface.bos_token_id
     assert bos is not None
     result = generate.run(bundle, runner, [bos], 120, generate.Sampling(), lambda _: None)
     assert result.text.strip().startswith("Once upon a time, there was a little girl named")

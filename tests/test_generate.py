@@ -258,14 +258,14 @@ def test_chat_renders_the_template_in_the_tokenizer_config(bytes_bundle: Bundle)
     config = json.loads((bytes_bundle.path / "tokenizer_config.json").read_text())
     (bytes_bundle.path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     assert render_chat(bytes_bundle, "hi") == "<s>[user] hi[assistant]"
-    program = dataclasses.replace(bytes_bundle.manifest.program, context=64)
-    roomy = Bundle(bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, program=program))
+    interface = dataclasses.replace(bytes_bundle.manifest.interface, context=64)
+    roomy = Bundle(bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, interface=interface))
     ids = encode_prompt(roomy, "hi", chat=True)
     assert ids == [BOS, *byte_ids(bytes_bundle, "[user] hi[assistant]")]  # the template writes BOS: no second one
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(bytes_bundle: Bundle) -> None:
-    room = bytes_bundle.manifest.program.context
+    room = bytes_bundle.manifest.interface.context
     assert len(encode_prompt(bytes_bundle, "x" * (room - 1), chat=False)) == room  # and BOS
     with pytest.raises(ContextError, match=f"{room + 1} tokens"):
         encode_prompt(bytes_bundle, "x" * room, chat=False)

@@ -35,9 +35,12 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.quiet", *CODEC, *QUANT),
         ("torch", "numpy", "executorch", "coremltools"),
     ),
+    "exporter.packages": (
+        ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.pipeline", *CODEC, *QUANT), ("torch",),
+    ),
     "exporter.pipeline": (
-        ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.reference", *CODEC, *QUANT),
-        ("tokenizers",),
+        ("exporter.packages", "exporter.encoded", "exporter.bundle", "exporter.reference", *CODEC, *QUANT),
+        ("tokenizers", "torch"),
     ),
     "exporter.show": (("exporter.bundle",), ("rich",)),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
@@ -45,7 +48,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref": (
         ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
         ("numpy", "torch", "executorch", "coremltools", "safetensors", "tokenizers", "transformers", "rich",
-         "jinja2", "platformdirs", "packaging"),
+         "jinja2", "platformdirs", "packaging", "google"),
     ),
 }  # fmt: skip
 

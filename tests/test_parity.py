@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_bundles import Parts, copy, edit_manifest, encode, patch, read, reseal, tensor
+from helpers_bundles import Parts, copy, edit_manifest, encode, patch, place, read, reseal, tensor, with_artifact
 from torch import Tensor
 
 from exporter import bundle as bundles
@@ -63,17 +63,18 @@ def test_every_way_of_feeding_is_judged(right: tuple[Bundle, ParityReport]) -> N
     whats = [check.what for check in report.checks if check.verdict == "logits" and check.arithmetic == "float32"]
     for how in ("prefill", "split prefill", "step by step"):
         assert any(what.endswith(f", {how}") for what in whats)
-    assert f"{bundle.manifest.program.context} tokens: the whole context" in whats
+    assert f"{bundle.manifest.interface.context} tokens: the whole context" in whats
     lengths = {int(what.split()[0]) for what in whats}
     assert len(lengths) >= 4
     arithmetics = {check.arithmetic for check in report.checks if check.verdict == "logits"}
-    assert arithmetics == {"float32", bundle.manifest.program.activations}
+    assert arithmetics == {"float32", bundle.artifact("pte").activations}
 
 
 def test_prompts_cross_the_border_of_a_call(other_bundle: Bundle) -> None:
-    prefill = other_bundle.manifest.program.prefill_tokens
+    prefill = other_bundle.artifact("pte").prefill_tokens
     assert prefill == 5
-    assert sum(len(answer.prompt) > 2 * prefill for answer in load_reference(other_bundle)) >= 2
+    answers = load_reference(other_bundle, other_bundle.artifact("pte"))
+    assert sum(len(answer.prompt) > 2 * prefill for answer in answers) >= 2
 
 
 def test_float_parity_is_far_inside_its_gate(right: tuple[Bundle, ParityReport]) -> None:
@@ -86,7 +87,7 @@ def test_float_parity_is_far_inside_its_gate(right: tuple[Bundle, ParityReport])
 def test_progress_is_told_all_the_work(bundle: Bundle) -> None:
     steps: list[int] = []
     check_parity(bundle, ExecuTorchRunner(bundle), steps.append)
-    assert sum(steps) == work_tokens(bundle)
+    assert sum(steps) == work_tokens(bundle, bundle.artifact("pte"))
 
 
 def test_the_report_is_json(right: tuple[Bundle, ParityReport]) -> None:
@@ -119,8 +120,8 @@ def test_a_report_without_checks_does_not_pass() -> None:
 
 def flip_level(bundle: Bundle, name: str) -> None:
     """Changes one level inside a raw blob, and its two CRCs."""
-    entry = tensor(bundle, name)
-    blob = np.frombuffer(read(bundle, entry.blob_offset, entry.blob_bytes), np.uint8)
+    entry, at = tensor(bundle, name), place(bundle, name)
+    blob = np.frombuffer(read(bundle, at.offset, at.n_bytes), np.uint8)
     with NativeTensor(blob) as coded:
         info, levels = coded.info, coded.decode_rows()
     levels[entry.rows // 2, entry.cols // 3] += -1 if levels[entry.rows // 2, entry.cols // 3] > 0 else 1
@@ -130,14 +131,14 @@ def flip_level(bundle: Bundle, name: str) -> None:
 
 def seal_blob(bundle: Bundle, name: str, payload: bytes) -> None:
     """Puts another payload into a blob, with CRCs that fit it (FORMAT.md section 2)."""
-    entry = tensor(bundle, name)
-    blob = bytearray(read(bundle, entry.blob_offset, entry.blob_bytes))
+    lies = place(bundle, name)
+    blob = bytearray(read(bundle, lies.offset, lies.n_bytes))
     at = int.from_bytes(blob[32:40], "little")
     assert at + len(payload) <= len(blob)
     blob[at : at + len(payload)] = payload
     blob[52:56] = zlib.crc32(payload).to_bytes(4, "little")
     blob[60:64] = zlib.crc32(blob[:60]).to_bytes(4, "little")
-    patch(bundle, entry.blob_offset, bytes(blob))
+    patch(bundle, lies.offset, bytes(blob))
 
 
 @pytest.mark.parametrize("name", [EMBEDDING, Q1])
@@ -156,7 +157,7 @@ def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) ->
     assert entry.codec == "lzw"
     assert entry.code_bits % 8 == 0
     width = entry.code_bits // 8
-    blob = read(wrong, entry.blob_offset, entry.blob_bytes)
+    blob = read(wrong, place(wrong, Q0).offset, entry.blob_bytes)
     at, n = int.from_bytes(blob[32:40], "little"), int.from_bytes(blob[40:48], "little")
     payload = blob[at : at + n]
     assert payload[:width] != payload[width : 2 * width]
@@ -167,27 +168,28 @@ def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) ->
 
 
 def test_a_byte_of_a_payload_without_its_crc(copied: Bundle) -> None:
-    entry = tensor(copied, Q0)
-    offset = entry.blob_offset + 64
+    offset = place(copied, Q0).offset + 64
     patch(copied, offset, bytes([read(copied, offset, 1)[0] ^ 1]))
     report = judge(reseal(copied))
     assert f"{Q0}: BAD_PAYLOAD_CRC" in report.checks[0].detail
     assert not report.passed
 
 
+def moved(bundle: Bundle, offset: int) -> Bundle:
+    """The manifest says that one matrix lies elsewhere."""
+    there = dataclasses.replace(place(bundle, Q0), offset=offset)
+    return reseal(bundle, artifacts=with_artifact(bundle, places=bundle.artifact("pte").places | {Q0: there}))
+
+
 def test_a_matrix_that_is_elsewhere_than_the_manifest_says(copied: Bundle) -> None:
-    moved = [
-        dataclasses.replace(t, blob_offset=t.blob_offset + 64) if t.name == Q0 else t for t in copied.manifest.tensors
-    ]
-    report = judge(reseal(copied, tensors=moved))
+    report = judge(moved(copied, place(copied, Q0).offset + 64))
     assert failed(report) == {"levels"}
     assert f"{Q0}: BAD_MAGIC" in report.checks[0].detail
 
 
 @pytest.mark.parametrize("offset", [-1, 10**12])
 def test_a_matrix_outside_the_file(copied: Bundle, offset: int) -> None:
-    moved = [dataclasses.replace(t, blob_offset=offset) if t.name == Q0 else t for t in copied.manifest.tensors]
-    report = judge(reseal(copied, tensors=moved))
+    report = judge(moved(copied, offset))
     assert failed(report) == {"levels"}
 
 
@@ -197,15 +199,16 @@ def test_a_manifest_without_matrices_does_not_pass(copied: Bundle) -> None:
 
 def swap(bundle: Bundle, first: str, second: str) -> Bundle:
     """Two matrices change places with their scales, and the manifest with them: the levels verdict sees nothing."""
-    a, b = tensor(bundle, first), tensor(bundle, second)
-    places = ("blob_offset", "scales_offset")
-    for place, n_bytes in zip(places, (a.blob_bytes, a.scales_bytes), strict=True):
-        held = [read(bundle, getattr(t, place), n_bytes) for t in (a, b)]
-        patch(bundle, getattr(a, place), held[1])
-        patch(bundle, getattr(b, place), held[0])
-    moved = {first: {p: getattr(b, p) for p in places}, second: {p: getattr(a, p) for p in places}}
-    tensors = [dataclasses.replace(t, **moved.get(t.name, {})) for t in bundle.manifest.tensors]
-    return reseal(bundle, tensors=tensors)
+    sizes = tensor(bundle, first)
+    a, b = place(bundle, first), place(bundle, second)
+    for at, other, n_bytes in ((a.offset, b.offset, a.n_bytes), (a.scales_offset, b.scales_offset, sizes.scales_bytes)):
+        assert at is not None
+        assert other is not None
+        held = [read(bundle, offset, n_bytes) for offset in (at, other)]
+        patch(bundle, at, held[1])
+        patch(bundle, other, held[0])
+    places = bundle.artifact("pte").places | {first: b, second: a}
+    return reseal(bundle, artifacts=with_artifact(bundle, places=places))
 
 
 def test_two_layers_in_the_wrong_order(copied: Bundle) -> None:
@@ -226,9 +229,10 @@ def test_two_matrices_of_a_layer_in_the_wrong_order(copied: Bundle) -> None:
 
 @pytest.mark.parametrize("factor", [1.05, -1.0])
 def test_one_wrong_scale(copied: Bundle, factor: float) -> None:
-    entry = tensor(copied, "model.layers.1.mlp.down_proj.weight")
-    scale = np.frombuffer(read(copied, entry.scales_offset, 4), "<f4")
-    patch(copied, entry.scales_offset, (scale * np.float32(factor)).astype("<f4").tobytes())
+    at = place(copied, "model.layers.1.mlp.down_proj.weight").scales_offset
+    assert at is not None
+    scale = np.frombuffer(read(copied, at, 4), "<f4")
+    patch(copied, at, (scale * np.float32(factor)).astype("<f4").tobytes())
     report = judge(reseal(copied))
     assert "logits" in failed(report)
     assert report.checks[0].passed
@@ -237,9 +241,11 @@ def test_one_wrong_scale(copied: Bundle, factor: float) -> None:
 def test_a_nan_in_the_head(copied: Bundle) -> None:
     """One logit of every position is not a number; tied weights put it into one row of the embedding too."""
     entry = tensor(copied, EMBEDDING)
-    prompt_tokens = set(itertools.chain(*(a.prompt + a.tokens for a in load_reference(copied))))
+    prompt_tokens = set(itertools.chain(*(a.prompt + a.tokens for a in load_reference(copied, copied.artifact("pte")))))
     unused = next(i for i in range(entry.rows) if i not in prompt_tokens)
-    patch(copied, entry.scales_offset + 4 * unused, np.array([np.nan], "<f4").tobytes())
+    at = place(copied, EMBEDDING).scales_offset
+    assert at is not None
+    patch(copied, at + 4 * unused, np.array([np.nan], "<f4").tobytes())
     report = judge(reseal(copied))
     assert {"logits", "greedy"} <= failed(report)
     logits = [c for c in report.checks if c.verdict == "logits"]
@@ -261,14 +267,14 @@ def test_permuted_rope_frequencies(copied: Bundle, parts: Parts) -> None:
 
 def lower_again(bundle: Bundle, parts: Parts) -> Bundle:
     """Puts a newly lowered program into `bundle`, with a manifest that fits it."""
-    entry = bundle.manifest.program
-    emitted = parts.emit(bundle.path / entry.file, entry.context, entry.activations)  # type: ignore[arg-type]
-    tensors = [
-        dataclasses.replace(t, blob_offset=emitted.blob_offsets[t.name], scales_offset=emitted.scales_offsets[t.name])
-        for t in bundle.manifest.tensors
-    ]
+    entry, context = bundle.artifact("pte"), bundle.manifest.interface.context
+    emitted = parts.emit(bundle.path / entry.path, context, entry.activations)  # type: ignore[arg-type]
+    places = {
+        name: dataclasses.replace(at, offset=emitted.blob_offsets[name], scales_offset=emitted.scales_offsets[name])
+        for name, at in entry.places.items()
+    }
     operators = dict(sorted(emitted.operators.items()))
-    return reseal(bundle, tensors=tensors, program=dataclasses.replace(entry, operators=operators))
+    return reseal(bundle, artifacts=with_artifact(bundle, places=places, operators=operators))
 
 
 class SkipsFirstLayer(executorch.CachedAttention):
@@ -341,7 +347,7 @@ def test_the_other_convention_of_rope(
 
 
 def test_a_tampered_file_is_an_error(copied: Bundle) -> None:
-    patch(copied, tensor(copied, Q0).blob_offset + 64, b"\xff")
+    patch(copied, place(copied, Q0).offset + 64, b"\xff")
     with pytest.raises(BundleError, match=r"model\.pte has been changed"):
         judge(copied)
 
@@ -367,21 +373,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_manifest_that_is_not_the_programs_is_an_error(copied: Bundle, what: str) -> None:
     changes, named = WRONG[what]
-    sealed = reseal(copied, program=dataclasses.replace(copied.manifest.program, **changes))
+    own = {name: value for name, value in changes.items() if name in ("prefill_tokens", "activations")}
+    common = {name: value for name, value in changes.items() if name not in own}
+    interface = dataclasses.replace(copied.manifest.interface, **common)
+    sealed = reseal(copied, interface=interface, artifacts=with_artifact(copied, **own))
     with pytest.raises(BundleError, match="not the program the manifest describes") as caught:
         judge(sealed)
     assert any(named in problem for problem in caught.value.problems)
 
 
 def test_a_wrong_vocabulary_is_an_error(copied: Bundle) -> None:
-    sealed = reseal(copied, program=dataclasses.replace(copied.manifest.program, vocab_size=100))
+    sealed = reseal(copied, interface=dataclasses.replace(copied.manifest.interface, vocab_size=100))
     with pytest.raises(BundleError, match=r"reference\.safetensors is not a reference"):
         judge(sealed)
 
 
 def test_an_operator_the_runtime_lacks_is_an_error(copied: Bundle) -> None:
-    operators = copied.manifest.program.operators | {"tinyqmoe::of_tomorrow.out": 1}
-    sealed = reseal(copied, program=dataclasses.replace(copied.manifest.program, operators=operators))
+    operators = copied.artifact("pte").operators | {"tinyqmoe::of_tomorrow.out": 1}
+    sealed = reseal(copied, artifacts=with_artifact(copied, operators=operators))
     with pytest.raises(MissingComponentError, match=r"tinyqmoe::of_tomorrow\.out"):
         judge(sealed)
 
@@ -404,7 +413,7 @@ for path, error in zip(sys.argv[1:], (MissingComponentError, BundleError), stric
 
 def test_a_runtime_without_the_kernels_is_an_error(bundle: Bundle, copied: Bundle) -> None:
     """In a process of its own: also where the manifest hides which operators the program needs."""
-    reseal(copied, program=dataclasses.replace(copied.manifest.program, operators={}))
+    reseal(copied, artifacts=with_artifact(copied, operators={}))
     command = [sys.executable, "-c", NO_KERNELS, str(bundle.path), str(copied.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
@@ -480,7 +489,7 @@ def test_a_program_that_runs_past_its_context_fails(bundle: Bundle, monkeypatch:
         try:
             return real(tokens, position)
         except ContextError:
-            return np.zeros(bundle.manifest.program.vocab_size, np.float32)
+            return np.zeros(bundle.manifest.interface.vocab_size, np.float32)
 
     monkeypatch.setattr(runner, "forward", forward)
     assert failed(check_parity(bundle, runner, lambda n: None)) == {"context"}
@@ -546,6 +555,6 @@ def test_a_near_tie_is_the_margin_the_noise_can_close() -> None:
 
 def test_the_manifest_decides_nothing_about_the_gates(copied: Bundle) -> None:
     """An unknown arithmetic in the manifest is an error, not a missing gate."""
-    edit_manifest(copied.path, lambda m: m["program"].update(activations="int4"))
+    edit_manifest(copied.path, lambda m: m["artifacts"][0].update(activations="int4"))
     with pytest.raises(BundleError):
         judge(Bundle.open(copied.path))

@@ -12,6 +12,7 @@ from typing import Any
 import helpers_bundles
 import pytest
 from conftest import CONTEXT, SPARSE, TERNARY, VOCAB, export_other
+from helpers_bundles import with_artifact
 from helpers_checkpoints import copy, edit_config, write_llama, write_tokenizer
 
 from exporter import pipeline, reference
@@ -115,13 +116,14 @@ def test_the_manifest_says_what_was_asked_for(bundle: Bundle, other_bundle: Bund
         (bundle, TERNARY, "int8", CONTEXT),
         (other_bundle, SPARSE, "float32", 5),
     ):
-        program = made.manifest.program
+        program = made.artifact("pte")
         assert made.manifest.quantization == quantization.to_dict()
-        assert (program.context, program.prefill_tokens, program.activations) == (CONTEXT, prefill, activations)
-    assert bundle.manifest.program.vocab_size == VOCAB
-    assert bundle.manifest.program.eos_token_ids == [1]
-    assert other_bundle.manifest.program.eos_token_ids == []
-    assert other_bundle.manifest.program.bos_token_id is None
+        assert made.manifest.interface.context == CONTEXT
+        assert (program.prefill_tokens, program.activations) == (prefill, activations)
+    assert bundle.manifest.interface.vocab_size == VOCAB
+    assert bundle.manifest.interface.eos_token_ids == [1]
+    assert other_bundle.manifest.interface.eos_token_ids == []
+    assert other_bundle.manifest.interface.bos_token_id is None
     assert {t.codec for t in other_bundle.manifest.tensors} == {"lzw"}
     assert {t.scheme for t in bundle.manifest.tensors} == {"int8", "ternary"}
 
@@ -170,7 +172,7 @@ def test_progress_names_every_stage_and_ends_it(
 
     monkeypatch.setattr(executorch, "emit", stop)
     seen: dict[str, tuple[int, int]] = {}
-    config = pipeline.ExportConfig(TERNARY, CONTEXT)
+    config = pipeline.ExportConfig(TERNARY, context=CONTEXT)
     with pytest.raises(LoweringBeginsError):
         pipeline.export(
             checkpoint, tmp_path / "out", config, lambda stage, done, total: seen.update({stage: (done, total)})
@@ -234,10 +236,13 @@ def test_a_ledger_that_does_not_sum_up_fails_the_export(bundle: Bundle) -> None:
 
 
 def test_matrices_that_overlap_fail_the_export(bundle: Bundle) -> None:
-    first, second, *rest = bundle.manifest.tensors
-    error = broken_ledger(bundle, tensors=[first, dataclasses.replace(second, blob_offset=first.blob_offset), *rest])
+    first, second, *_ = bundle.manifest.tensors
+    places = bundle.artifact("pte").places
+    there = dataclasses.replace(places[second.name], offset=places[first.name].offset)
+    error = broken_ledger(bundle, artifacts=with_artifact(bundle, places=places | {second.name: there}))
     assert any(first.name in p and second.name in p and "overlap" in p for p in error.problems)
-    error = broken_ledger(bundle, tensors=[first, dataclasses.replace(second, blob_offset=10**9), *rest])
+    beyond = dataclasses.replace(places[second.name], offset=10**9)
+    error = broken_ledger(bundle, artifacts=with_artifact(bundle, places=places | {second.name: beyond}))
     assert any(second.name in p and "past the end" in p for p in error.problems)
 
 

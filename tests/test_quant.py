@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ Q_PROJ, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 # ---- the reference: one group of one row at a time, in float64 -------------------------------------------------------
 
 
+def short(scale: float, to_integer: Callable[[float], int]) -> float:
+    """11 significant bits, as half precision has them."""
+    mantissa, exponent = math.frexp(scale)
+    return math.ldexp(to_integer(mantissa * 2048), exponent - 11)
+
+
 def reference_int8(group: list[float]) -> tuple[list[int], float]:
-    scale = float(np.float32(max(abs(w) for w in group)) / np.float32(127))
+    scale = short(float(np.float32(max(abs(w) for w in group)) / np.float32(127)), math.ceil)
     if scale == 0:
         return [0] * len(group), 0.0
     return [int(np.clip(np.round(np.float32(w) / np.float32(scale)), -127, 127)) for w in group], scale
@@ -43,7 +50,7 @@ def reference_ternary(group: list[float], sparsity: float | None) -> tuple[list[
         kept = set(order[ternary.zeros_per_group(sparsity, size) :])
     kept = {i for i in kept if group[i] != 0}
     scale = math.fsum(abs(group[i]) for i in kept) / len(kept) if kept else 0.0
-    return [int(np.sign(group[i])) if i in kept else 0 for i in range(size)], scale
+    return [int(np.sign(group[i])) if i in kept else 0 for i in range(size)], short(scale, round)
 
 
 def reference(w: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +170,7 @@ def test_scale_is_the_least_squares_optimum() -> None:
     for config in (ternary.Config(), ternary.Config(sparsity=0.6)):
         levels, scales = ternary.quantize_rows(w, config)
         best = (w * levels).sum(1, keepdim=True) / levels.square().sum(1, keepdim=True)
-        torch.testing.assert_close(scales, best)
+        torch.testing.assert_close(scales, best, rtol=2.0**-11, atol=0)  # the scale has 11 significant bits
 
 
 def test_result_does_not_depend_on_the_block() -> None:
@@ -269,3 +276,11 @@ def test_threads_are_as_before(checkpoint: Checkpoint) -> None:
         assert torch.get_num_threads() == threads
     checkpoint.check_finite()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("config", [int8.Config(), int8.Config(8), ternary.Config(), ternary.Config(16, 0.5)])
+def test_scales_are_halves(config: int8.Config | ternary.Config) -> None:
+    """So that float16 packages hold the very weights of the others."""
+    w = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    _, scales = scheme_of(config).quantize_rows(w, config)
+    assert torch.equal(scales.half().float(), scales)

@@ -1,4 +1,7 @@
-"""Symmetric int8: levels -127..127, scale = max |w| / 127 over a row or a group, rounded to nearest even."""
+"""Symmetric int8: levels -127..127, rounded to nearest even, scale = max |w| / 127 over a row or a group.
+
+Scales are rounded up to the 11 significant bits of half precision.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporter.quant.tensor import JsonConfig, by_group, dequantize, group_size_problems
+from exporter.quant.tensor import JsonConfig, by_group, dequantize, group_size_problems, short_scales
 
 __all__ = ["LEVEL_MIN", "N_LEVELS", "Config", "dequantize", "quantize_rows"]
 
@@ -30,7 +33,7 @@ def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_groups(w: Tensor) -> tuple[Tensor, Tensor]:
-    scales = w.abs().amax(-1) / -LEVEL_MIN
+    scales = short_scales(w.abs().amax(-1) / -LEVEL_MIN, up=True)  # upwards: the largest weight stays within 127
     divisor = torch.where(scales == 0, 1.0, scales)  # a group of zeros keeps scale 0 and level 0
     levels = (w / divisor.unsqueeze(-1)).round_().clamp_(LEVEL_MIN, -LEVEL_MIN)
     return levels.to(torch.int8), scales

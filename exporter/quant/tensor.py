@@ -64,6 +64,16 @@ def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tup
     return torch.cat((levels, last_levels.squeeze(1)), dim=1), torch.cat((scales, last_scales), dim=1)
 
 
+SCALE_BITS = 11  # significant bits of a scale, those of half precision: Core ML computes with the same weights
+
+
+def short_scales(scales: Tensor, *, up: bool) -> Tensor:
+    """float32 scales rounded to SCALE_BITS significant bits, to the nearest or upwards; zero, NaN and Inf as they are."""
+    mantissa, exponent = torch.frexp(scales)
+    steps = mantissa * 2**SCALE_BITS
+    return torch.ldexp((steps.ceil() if up else steps.round()) / 2**SCALE_BITS, exponent)
+
+
 def effective_group_size(group_size: int | None, cols: int) -> int:
     """The group size of a matrix with `cols` columns."""
     return cols if group_size is None else min(group_size, cols)

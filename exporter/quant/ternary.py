@@ -3,7 +3,7 @@
 Without `sparsity`, the rule of Ternary Weight Networks (Li et al., arXiv 1605.04711, eq. 5 and 6): |w| <= 0.7 mean |w|
 becomes zero, the scale is the mean |w| of the others. With `sparsity`, the smallest |w| become zero up to that
 fraction, which sets the rate in bits per weight; the scale is again the mean |w| of the kept, the least-squares optimum
-for any fixed set of kept weights.
+for any fixed set of kept weights. Scales are rounded to the 11 significant bits of half precision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporter.quant.tensor import JsonConfig, by_group, dequantize, group_size_problems
+from exporter.quant.tensor import JsonConfig, by_group, dequantize, group_size_problems, short_scales
 
 __all__ = ["LEVEL_MIN", "N_LEVELS", "Config", "dequantize", "quantize_rows", "zeros_per_group"]
 
@@ -81,4 +81,4 @@ def _with_support(w: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     levels = w.sign().mul_(keep)
     count = levels.count_nonzero(-1).clamp(min=1)
     scales = (w * levels).sum(-1, dtype=torch.float64) / count  # float64: the sum's order does not show in float32
-    return levels.to(torch.int8), scales.float()
+    return levels.to(torch.int8), short_scales(scales.float(), up=False)

@@ -1,0 +1,191 @@
+"""Weight files of a Core ML package in coded form, and their expansion to the very bytes Core ML maps.
+
+An ML Program takes no custom operator on a device, so its weights are shipped coded and expanded once, at install. A
+`Recipe` lists the pieces of every weight file in order: bytes taken as they are, and matrices to be decoded from a TQLZ
+blob and packed as int8 or as 2-bit indices. All pieces lie in one coded file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from exporter.codec.native import NativeTensor
+from exporter.errors import BundleError, CodecError, OutOfSpaceError
+
+RECIPE_VERSION = 1
+BLOCK_WEIGHTS = 1 << 22  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
+
+FORMS = ("bytes", "int8", "uint2")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`n_bytes` of a weight file, made from `coded_bytes` at `coded_offset` of the coded file.
+
+    form: "bytes" as they are; "int8" the levels of a TQLZ blob; "uint2" its levels + 1, four to a byte, lowest bits
+    first, without padding between rows.
+    """
+
+    form: str
+    n_bytes: int
+    coded_offset: int
+    coded_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One weight file: its path in the package, size, SHA-256 in hex, and pieces in order."""
+
+    path: str
+    n_bytes: int
+    sha256: str
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a template and a coded file become an `.mlpackage`. Paths are relative to the bundle."""
+
+    version: int
+    template: str
+    package: str
+    coded_file: str
+    weight_files: list[WeightFile]
+
+    def to_json(self) -> str:
+        """Indented JSON with a final newline."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Raises BundleError for anything that is not a recipe of this version."""
+        try:
+            raw = json.loads(text)
+            files = [WeightFile(**f | {"pieces": [Piece(**p) for p in f["pieces"]]}) for f in raw["weight_files"]]
+            recipe = cls(**raw | {"weight_files": files})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BundleError(f"the recipe of the weight file is damaged: {error}", do="export again") from error
+        if problems := recipe._problems():
+            raise BundleError("the recipe of the weight file is not valid", problems=problems, do="export again")
+        return recipe
+
+    def _problems(self) -> list[str]:
+        problems = [] if self.version == RECIPE_VERSION else [f"version {self.version!r}, expected {RECIPE_VERSION}"]
+        paths = [self.template, self.package, self.coded_file, *(file.path for file in self.weight_files)]
+        problems += [f"{p!r} is outside the bundle" for p in paths if PurePosixPath(p).is_absolute() or ".." in p]
+        for file in self.weight_files:
+            pieces = file.pieces
+            numbers = [n for p in pieces for n in (p.n_bytes, p.coded_offset, p.coded_bytes)]
+            if any(type(n) is not int or n < 0 for n in numbers) or any(p.form not in FORMS for p in pieces):
+                problems.append(f"{file.path}: a piece has an unknown form or a wrong number")
+            elif sum(p.n_bytes for p in pieces) != file.n_bytes:
+                problems.append(f"{file.path}: its pieces do not sum to {file.n_bytes:,} bytes")
+        return problems
+
+
+def pack_uint2(levels: np.ndarray) -> np.ndarray:
+    """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the lowest."""
+    indices = np.zeros(-(-levels.size // 4) * 4, np.uint8)
+    np.add(levels.reshape(-1), 1, out=indices[: levels.size], casting="unsafe")
+    first, second, third, fourth = indices.reshape(-1, 4).T
+    return first | (second << 2) | (third << 4) | (fourth << 6)
+
+
+def unpack_uint2(packed: np.ndarray, n: int) -> np.ndarray:
+    """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix has."""
+    shifted = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)
+    return ((shifted & 3).astype(np.int8) - 1).reshape(-1)[:n]
+
+
+def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
+    """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded file is wrong."""
+    source = coded[piece.coded_offset : piece.coded_offset + piece.coded_bytes]
+    if source.size != piece.coded_bytes:
+        what = f"the coded file ends at {coded.size:,} bytes, a piece at {piece.coded_offset + piece.coded_bytes:,}"
+        raise BundleError(what, do="copy the bundle again")
+    if piece.form == "bytes":
+        yield source
+        return
+    with NativeTensor(source) as tensor:
+        rows, cols = tensor.info.rows, tensor.info.cols
+        step = max(4, BLOCK_WEIGHTS // cols // 4 * 4)
+        for begin in range(0, rows, step):
+            levels = tensor.decode_rows(begin, min(begin + step, rows)).reshape(-1)
+            yield pack_uint2(levels) if piece.form == "uint2" else levels.view(np.uint8)
+
+
+def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], None]) -> str:
+    """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the bytes done."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        for block in expanded(coded, piece):
+            digest.update(block.data)
+            progress(block.size)
+    return digest.hexdigest()
+
+
+def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int], None]) -> None:
+    """Builds the `.mlpackage` at `target`, byte for byte as it was exported.
+
+    Works in `.NAME.partial` beside it, which takes its name when complete. An interrupted expansion goes on from the
+    last whole piece; its bytes are hashed again, not trusted. Raises BundleError when the result is not what the
+    recipe says, OutOfSpaceError before anything is written if the disk is too full.
+    """
+    work = target.with_name(f".{target.name}.partial")
+    coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
+    _check_disk(recipe, work)
+    shutil.copytree(bundle / recipe.template, work, dirs_exist_ok=True)
+    for file in recipe.weight_files:
+        path = work / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _expand_file(coded, file, path, progress)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(work, target)
+
+
+def _check_disk(recipe: Recipe, work: Path) -> None:
+    done = sum((work / f.path).stat().st_size for f in recipe.weight_files if (work / f.path).is_file())
+    needed = sum(f.n_bytes for f in recipe.weight_files) - done + (16 << 20)
+    free = shutil.disk_usage(work.parent).free
+    if free < needed:
+        what = f"the package needs {needed / 1e9:.2f} GB in {work.parent}, {free / 1e9:.2f} GB are free"
+        raise OutOfSpaceError(what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET")
+
+
+def _expand_file(coded: np.ndarray, file: WeightFile, path: Path, progress: Callable[[int], None]) -> None:
+    digest = hashlib.sha256()
+    with path.open("r+b" if path.exists() else "w+b") as out:
+        present = out.seek(0, os.SEEK_END)
+        out.seek(0)
+        for piece in file.pieces:
+            if out.tell() + piece.n_bytes <= present:
+                _hash_again(out, piece.n_bytes, digest)
+                progress(piece.n_bytes)
+                continue
+            try:
+                for block in expanded(coded, piece):
+                    digest.update(block.data)
+                    out.write(block.data)
+                    progress(block.size)
+            except CodecError as error:
+                raise BundleError(f"{path.name} cannot be rebuilt: {error}", do="copy the bundle again") from error
+        out.truncate()
+    if digest.hexdigest() != file.sha256:
+        path.unlink()  # so that the next try begins anew
+        what = f"{file.path} was rebuilt with another SHA-256 than it was exported with"
+        raise BundleError(what, do="run `tinyqmoe expand` again; if that fails, copy the bundle again")
+
+
+def _hash_again(file: BinaryIO, n_bytes: int, digest: Any) -> None:
+    for begin in range(0, n_bytes, 1 << 20):
+        digest.update(file.read(min(1 << 20, n_bytes - begin)))
