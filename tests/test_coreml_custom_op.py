@@ -1,4 +1,4 @@
-"""Neural networks with custom layers: many shapes against the model in PyTorch, the file byte for byte, wrong packages."""
+"""Neural networks with custom layers: many shapes against PyTorch, the file byte for byte, wrong packages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ with quiet():
 CONTEXT, MAX_TOKENS = 40, 40
 TERNARY = QuantConfig(scheme="ternary")
 INT8 = QuantConfig(scheme="int8")
-EMBED, GATE, UP = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+EMBED = "model.embed_tokens.weight"
+GATE, UP = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
 
 # Each with one layer unless it says otherwise.
 SHAPES: dict[str, tuple[dict[str, Any], QuantConfig]] = {
@@ -371,7 +372,8 @@ def test_every_matrix_is_in_the_file_once_and_opens_in_place(made: Made) -> None
         assert place.scales_offset is not None
         scales = whole[place.scales_offset : place.scales_offset + matrix.scales_bytes]
         assert scales == matrix.scales_path.read_bytes()
-        with NativeTensor(data[place.offset : place.offset + place.n_bytes], verify=True) as tensor, matrix.open() as own:
+        blob = data[place.offset : place.offset + place.n_bytes]
+        with NativeTensor(blob, verify=True) as tensor, matrix.open() as own:
             assert np.array_equal(tensor.decode_rows(), own.decode_rows())
 
 

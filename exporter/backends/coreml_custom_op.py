@@ -8,7 +8,7 @@ Letters in shapes: S tokens in a call, H query heads, KV key/value heads, G = H 
 slots), L layers, V vocabulary.
 
 Inputs: `input_ids` int32 [S]; `positions` int32 [S], which are p, p + 1, ..; `kv_cache` float32 [C, L, 2, KV, D] with
-the keys (0) and values (1) of earlier tokens in slots below p. Slots from p on are unused and may hold any finite value.
+the keys (0) and values (1) of earlier tokens in slots below p. Slots from p on are unused.
 Outputs: `logits` float32 [V] of the last token; `kv_new` float32 [S, L, 2, KV, D], for slots p to p + S of the cache.
 Those are one piece of memory, so an app can let Core ML write there (`MLPredictionOptions.outputBackings`).
 S is 1 to `max_tokens`, and p + S at most C: one network reads the prompt and generates.

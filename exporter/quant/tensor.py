@@ -68,7 +68,7 @@ SCALE_BITS = 11  # significant bits of a scale, those of half precision: Core ML
 
 
 def short_scales(scales: Tensor, *, up: bool) -> Tensor:
-    """float32 scales rounded to SCALE_BITS significant bits, to the nearest or upwards; zero, NaN and Inf as they are."""
+    """float32 scales rounded to SCALE_BITS significant bits, to nearest or upwards; zero, NaN and Inf stay."""
     mantissa, exponent = torch.frexp(scales)
     steps = mantissa * 2**SCALE_BITS
     return torch.ldexp((steps.ceil() if up else steps.round()) / 2**SCALE_BITS, exponent)
