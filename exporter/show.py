@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -23,8 +24,8 @@ def ledger_table(bundle: Bundle) -> Table:
     """What every byte on disk is. The rows sum to the size of the directory."""
     rows, total = bundle.ledger, bundle.size_bytes
     table = Table(title=f"Every byte of {escape(bundle.path.name)}", title_justify="left", show_footer=True)
-    table.add_column("file", footer="sum")
-    table.add_column("what")
+    table.add_column("file", footer="sum", overflow="fold")
+    table.add_column("what", overflow="fold")
     table.add_column("bytes", justify="right", footer=f"{sum(r.n_bytes for r in rows):,}")
     table.add_column("share", justify="right", footer="100.0 %")
     for row in rows:
@@ -64,13 +65,19 @@ def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:
     """What to know of one package."""
     ours = ("tinyqmoe", "LZW", "constexpr")
     operators = [f"{n} x {name}" for name, n in a.operators.items() if name.startswith(ours)]
-    details = [f"{name.replace('_', ' ')} {value}" for name, value in a.details.items() if not isinstance(value, dict)]
+    details = [_detail(name, value) for name, value in a.details.items() if not isinstance(value, dict)]
     return [
         (a.format, f"{a.path}, {bytes_text(bundle.shipped_bytes(a))} shipped"),
         ("", f"activations {a.activations}, prefill by {a.prefill_tokens}, KV cache {bytes_text(a.kv_cache_bytes)}"),
         ("", ", ".join(operators)),
         ("", ", ".join(details)),
     ]
+
+
+def _detail(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes').replace('_', ' ')} {bytes_text(value)}"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def tensor_table(tensors: Sequence[TensorEntry]) -> Table:
