@@ -125,6 +125,16 @@ class Backend(enum.StrEnum):
     CUSTOM_OP = "custom-op"
 
 
+class Judged(enum.StrEnum):
+    """Which packages of a bundle: all, those of a backend, or that of a format."""
+
+    ALL = "all"
+    EXECUTORCH = "executorch"
+    COREML = "coreml"
+    MLPROGRAM = "mlprogram"
+    CUSTOM_OP = "custom-op"
+
+
 class Scheme(enum.StrEnum):
     """How the layers are quantized."""
 
@@ -277,8 +287,8 @@ def run(
 def parity(
     bundle_path: BundleArgument,
     backend: Annotated[
-        list[Backend] | None, typer.Option(help="Which packages; by default all. Can be given several times.")
-    ] = None,
+        list[Judged], typer.Option(help="Which packages. Can be given several times.")
+    ] = [Judged.ALL],  # noqa: B006  (typer copies it)
     json_file: JsonOption = None,
 ) -> None:
     """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does not."""
@@ -290,12 +300,14 @@ def parity(
         raise typer.Exit(1)
 
 
-def _chosen(bundle: Bundle, backends: list[Backend] | None) -> list[Artifact]:
+def _chosen(bundle: Bundle, backends: list[Judged]) -> list[Artifact]:
     """All packages of these backends or formats. Raises UsageError for one the bundle has none of."""
-    wanted = [b.value for b in backends or []]
+    wanted = [b.value for b in backends]
+    if Judged.ALL in wanted:
+        return bundle.manifest.artifacts
     for name in wanted:
         bundle.artifact(name)
-    return [a for a in bundle.manifest.artifacts if not wanted or a.format in wanted or a.backend in wanted]
+    return [a for a in bundle.manifest.artifacts if a.format in wanted or a.backend in wanted]
 
 
 @app.command()
