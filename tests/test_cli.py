@@ -288,7 +288,7 @@ def test_target_decides_the_packages(both: Path) -> None:
 
 
 def test_parity_of_all_packages_stands_side_by_side(both: Path) -> None:
-    shown = tinyqmoe("parity", both)
+    shown = tinyqmoe("parity", both, "--backend", "all")
     assert shown.exit_code == 0, shown.output
     for name in ("executorch", "Core ML mlprogram", "Core ML custom-op"):
         assert f"{name}: float32 activations" in " ".join(shown.stdout.split())
