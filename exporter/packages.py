@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 CUSTOM_OP_PACKAGE = "model-custom-op.mlpackage"
 CUSTOM_OP_TOKENS = 512  # of the longest call
+_CUSTOM_OP_REST = {".mlmodel": "custom layers: graph, package", ".json": "package", ".weights": "alignment"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _custom_op(source: Source, progress: Progress) -> Emitted:
         parts = _matrix_rows(source) if name == weights_file else {}
         if name.endswith(".mlmodel"):
             parts["norms, rope tables"] = emitted.constants_bytes
-        rows += _rows_of(source.work / file, name, parts, "custom layers: graph, package" if parts else "package")
+        rows += _rows_of(source.work / file, name, parts, _CUSTOM_OP_REST[file.suffix])
     artifact = Artifact(
         format="custom-op",
         path=package.name,

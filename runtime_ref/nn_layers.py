@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,7 +223,9 @@ def _unary(params: Any) -> Compute:
 @_standard("activation", 1)
 def _activation(params: Any) -> Compute:
     name = params.WhichOneof("NonlinearityType")
-    functions: dict[str, Compute] = {"sigmoid": _sigmoid, "ReLU": lambda x: np.maximum(x, np.float32(0))}
+    functions: dict[str, Compute] = {
+        "sigmoid": _sigmoid, "tanh": np.tanh, "ReLU": lambda x: np.maximum(x, np.float32(0)),
+    }  # fmt: skip
     _require(name in functions, f"the function {name}")
     return functions[name]
 
@@ -268,6 +271,73 @@ def _batched_matmul(params: Any) -> Compute:
 
 
 # What models converted from elsewhere are made of besides
+
+
+def _elementwise(name: str, compute: Compute) -> None:
+    """Of any number of inputs, or of one with the constant `alpha`."""
+
+    def prepare(params: Any) -> Compute:
+        alpha = np.float32(params.alpha)
+        return lambda x, *more: reduce(compute, more or (alpha,), x)
+
+    STANDARD[name] = Standard(range(1, 1 << 16), prepare)
+
+
+_elementwise("add", np.add)
+_elementwise("multiply", np.multiply)
+
+
+@_standard("slice", 1)
+def _slice_of_one_axis(params: Any) -> Compute:
+    axis = ("CHANNEL_AXIS", "HEIGHT_AXIS", "WIDTH_AXIS").index(params.SliceAxis.Name(params.axis)) - 3
+    begin, end, stride = params.startIndex, params.endIndex, params.stride or 1
+    _require(0 <= begin < end, f"a slice from {begin} to {end}")  # what a negative end means is not documented alike
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        if end > x.shape[axis]:
+            raise ValueError(f"a slice to {end} of {list(x.shape)}, axis {axis}")
+        return np.moveaxis(np.moveaxis(x, axis, 0)[begin:end:stride], 0, axis)
+
+    return compute
+
+
+@_standard("embeddingND", 1)
+def _embedding(params: Any) -> Compute:
+    n_ids, size = params.vocabSize, params.embeddingSize
+    table = _weights(params.weights, (size, n_ids), "weights").T
+    bias = _weights(params.bias, (size,), "bias") if params.hasBias else np.float32(0)
+
+    def compute(ids: np.ndarray) -> np.ndarray:  # [.., 1] -> [.., size]
+        if ids.ndim < 2 or ids.shape[-1] != 1 or ids.min() < 0 or ids.max() >= n_ids:
+            raise ValueError(f"an embedding of {n_ids} for {list(ids.shape)}, {ids.min()} to {ids.max()}")
+        return table[whole_numbers(ids[..., 0])] + bias
+
+    return compute
+
+
+@_standard("mvn", 1)
+def _normalization(params: Any) -> Compute:
+    axes = (-3, -2, -1) if params.acrossChannels else (-2, -1)
+    eps = np.float32(params.epsilon or 1e-5)
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axes, keepdims=True)
+        return centred / np.sqrt(x.var(axes, keepdims=True) + eps) if params.normalizeVariance else centred
+
+    return compute
+
+
+@_standard("scale", 1)
+def _scale(params: Any) -> Compute:
+    scale = _by_channel(params.scale, params.shapeScale, "scale")
+    bias = _by_channel(params.bias, params.shapeBias, "bias") if params.hasBias else np.float32(0)
+    return lambda x: x * scale + bias
+
+
+def _by_channel(params: WeightParams, shape: Sequence[int], what: str) -> np.ndarray:
+    """[1], [C] as [C, 1, 1], [1, H, W] or [C, H, W]."""
+    _require(len(shape) in (1, 3), f"{what} of shape {list(shape)}")
+    return _weights(params, tuple(shape) if len(shape) == 3 else (shape[0], 1, 1), what)
 
 
 @_standard("innerProduct", 1)

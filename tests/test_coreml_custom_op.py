@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from exporter.backends import coreml, coreml_custom_op, protobuf_stream
 from exporter.backends.coreml_custom_op import CustomOpConfig, EmittedCustomOp
 from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
+from exporter.encoded import EncodedModel
 from exporter.errors import ExportError
 from exporter.models.llama import rope_frequencies
 from exporter.quant import QuantConfig
@@ -521,6 +523,97 @@ def test_a_dense_product_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.M
     assert "lm_head" not in message
 
 
+def changed_layers(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[str, Any]], str]) -> None:
+    """`change` gives the type of a layer, and may edit its parameters."""
+    layer = coreml_custom_op._Builder.layer
+
+    def changed(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
+        return layer(self, change(kind, params), *inputs, name=name, **params)
+
+    monkeypatch.setattr(coreml_custom_op._Builder, "layer", changed)
+
+
+def test_a_missing_embedding_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreml_custom_op, "EMBEDDING", coreml_custom_op.LINEAR)
+    assert "LZWLinear is there 16 times, expected 15" in failure(raw, tmp_path)
+
+
+def test_a_missing_product_of_attention_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(kind: str, params: dict[str, Any]) -> str:
+        return "addBroadcastable" if kind == "batchedMatmul" and not params.pop("transposeB") else kind
+
+    changed_layers(monkeypatch, change)
+    assert "batchedMatmul is there 4 times, expected 8" in failure(raw, tmp_path)
+
+
+def test_a_constant_of_another_size_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(kind: str, params: dict[str, Any]) -> str:
+        if kind == "loadConstantND" and len(params["shape"]) == 2:
+            params["shape"][0] += 1
+        return kind
+
+    changed_layers(monkeypatch, change)
+    half = raw.checkpoint.config.head_dim // 2
+    assert f"has {CONTEXT * half} values for [{CONTEXT + 1}, {half}]" in failure(raw, tmp_path)
+
+
+def test_layers_that_are_lost_on_the_way_to_the_file_fail(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = coreml_custom_op._layer_pieces
+    monkeypatch.setattr(
+        coreml_custom_op, "_layer_pieces", lambda layer, m: [] if layer.name == "logits" else pieces(layer, m)
+    )
+    message = failure(raw, tmp_path)
+    assert "its layers are not those that were written" in message
+    assert "no layer makes logits" in message
+
+
+def test_a_value_made_twice_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = coreml_custom_op._layer_pieces
+    monkeypatch.setattr(
+        coreml_custom_op, "_layer_pieces", lambda layer, m: pieces(layer, m) * (2 if layer.name == "logits" else 1)
+    )
+    assert "logits makes logits again" in failure(raw, tmp_path)
+
+
+DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "version": (lambda s: setattr(s, "specificationVersion", 3), "specification version is 3, expected 4"),
+    "input": (
+        lambda s: setattr(s.description.input[1].type.multiArrayType.shapeRange.sizeRanges[0], "upperBound", 9),
+        "input positions is int32 [1..9], expected int32 [1..40]",
+    ),
+    "cache": (
+        lambda s: s.description.input[2].type.multiArrayType.shape.__setitem__(0, 8), "input kv_cache is float32 [8, ",
+    ),
+    "output": (lambda s: s.description.output.pop(1), "output kv_new is absent, expected float32 [1..40, "),
+    "one more": (lambda s: s.description.output.add(name="x"), "output x is invalid_array_data_type [], expected none"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_wrong_description_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    edit, expected = DESCRIPTIONS[name]
+    interface = coreml_custom_op._interface
+
+    def edited(*args: Any) -> Any:
+        spec = interface(*args)
+        edit(spec)
+        return spec
+
+    monkeypatch.setattr(coreml_custom_op, "_interface", edited)
+    assert expected in failure(raw, tmp_path)
+
+
+def test_metadata_that_is_not_written_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreml, "fill_metadata", lambda metadata, values: None)
+    assert "metadata author is , expected someone" in failure(raw, tmp_path)
+
+
 def test_a_misplaced_matrix_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = protobuf_stream.write
     monkeypatch.setattr(
@@ -535,6 +628,20 @@ def test_an_absent_matrix_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.
         protobuf_stream, "write", lambda pieces, path: dict(list(write(pieces, path).items())[2:])
     )
     assert f"{EMBED} is not in the package" in failure(raw, tmp_path)
+
+
+def test_a_matrix_that_ends_otherwise_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, blob = protobuf_stream.write, raw.encoded.matrices[GATE].blob_path
+
+    def written(pieces: Any, path: Path) -> dict[Path, int]:
+        offsets = write(pieces, path)
+        with path.open("r+b") as file:
+            file.seek(offsets[blob] + blob.stat().st_size - 1)
+            file.write(b"\x5a")
+        return offsets
+
+    monkeypatch.setattr(protobuf_stream, "write", written)
+    assert f"{GATE} is not at byte" in failure(raw, tmp_path)
 
 
 def test_large_unknown_bytes_fail(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,6 +674,60 @@ def test_a_graph_with_a_gap_fails(
 
     monkeypatch.setattr(coreml_custom_op._Builder, "layer", renamed)
     assert problem in failure(raw, tmp_path)
+
+
+def test_export_and_check_do_not_hold_weights(raw: Parts, tmp_path: Path) -> None:
+    """Blobs of 4 MB for small matrices: nothing at export decodes them."""
+    large, matrices = 4 << 20, {}
+    for i, matrix in enumerate(raw.encoded.matrices.values()):
+        blob = tmp_path / f"{i}.tqlz"
+        blob.write_bytes(matrix.blob_path.read_bytes().ljust(large, b"\1"))
+        matrices[matrix.name] = dataclasses.replace(matrix, blob_path=blob)
+    tracemalloc.start()
+    try:
+        made = emit(dataclasses.replace(raw, encoded=EncodedModel(matrices)), tmp_path / "m.mlpackage")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made.model_file.stat().st_size > len(matrices) * large
+    assert peak < large
+
+
+def test_stand_ins_change_nothing_but_weights(made: Made) -> None:
+    """What coremltools parses of them is what it parses of the file, and weights keep their beginnings."""
+    whole = coremltools.utils.load_spec(str(made.model_file))
+    short = type(whole).FromString(protobuf_stream.shortened(made.model_file, coreml_custom_op.PATH_TO_WEIGHTS))
+    for a, b in zip(whole.neuralNetwork.layers, short.neuralNetwork.layers, strict=True):
+        for full, cut in zip(a.custom.weights, b.custom.weights, strict=True):
+            assert full.rawValue.startswith(cut.rawValue)
+            assert len(cut.rawValue) == len(full.rawValue) or 64 <= len(cut.rawValue) < 128
+            assert list(full.floatValue)[: len(cut.floatValue)] == list(cut.floatValue)
+        a.custom.ClearField("weights")
+        b.custom.ClearField("weights")
+    assert short == whole
+
+
+def test_a_scale_that_is_cut_in_half_fails(raw: Parts, tmp_path: Path) -> None:
+    """Packed numbers that end inside a number, far behind what a stand-in keeps."""
+    matrix = raw.encoded.matrices[GATE]
+    cut = tmp_path / "cut"
+    cut.write_bytes(matrix.scales_path.read_bytes() + b"\0\0")
+    encoded = EncodedModel(raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)})
+    assert cut.stat().st_size > 2 * protobuf_stream.KEPT_BYTES
+    assert "coremltools cannot read the model" in failure(dataclasses.replace(raw, encoded=encoded), tmp_path)
+
+
+def test_a_length_that_is_wrong_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the blob of one matrix: one byte less than is written."""
+    blob = raw.encoded.matrices[GATE].blob_path
+    length = protobuf_stream.length
+    monkeypatch.setattr(protobuf_stream, "length", lambda pieces: length(pieces) - (list(pieces) == [blob]))
+    assert "coremltools cannot read the model" in failure(raw, tmp_path)
+
+
+def test_a_model_above_the_limit_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", 1000)
+    assert "the limit is 1,000" in failure(raw, tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 16383, 16384, (1 << 31) - 1, 1 << 35])

@@ -39,6 +39,8 @@ def floats(x: Tensor) -> dict[str, list[float]]:
 
 X, Y = rand(3, 1, 4, 5), rand(2, 1, 5)
 IMAGE, KERNEL, BIAS = rand(2, 4, 11, 12), rand(6, 2, 3, 2), rand(6)
+IDS = torch.tensor([[[5], [0]], [[3], [3]]])
+PLANE = rand(11, 12)
 INDICES = torch.tensor([[2, 0], [1, -1]])
 MATRIX = rand(6, 5)
 BORDERS = [{"startEdgeSize": 1, "endEdgeSize": 2}, {"startEdgeSize": 0, "endEdgeSize": 3}]
@@ -93,6 +95,7 @@ CASES: dict[str, tuple[Tensor, str, tuple[Tensor, ...], dict[str, Any]]] = {
         (X.abs() * 3 + 0.5).sqrt(), "unary", (X.abs(),), {"type": "SQRT", "scale": 3.0, "shift": 0.5},
     ),
     "sigmoid": (torch.sigmoid(X * 100), "activation", (X * 100,), {"sigmoid": {}}),
+    "tanh": (torch.tanh(X), "activation", (X,), {"tanh": {}}),
     "relu": (torch.relu(X), "activation", (X,), {"ReLU": {}}),
     "softmax": (torch.softmax(X * 50, 2), "softmaxND", (X * 50,), {"axis": 2}),
     "reduce max": (X.amax(-1, keepdim=True), "reduceMax", (X,), {"axes": [-1], "keepDims": True}),
@@ -102,6 +105,32 @@ CASES: dict[str, tuple[Tensor, str, tuple[Tensor, ...], dict[str, Any]]] = {
     "matmul, transposed": (
         rand(5, 4).T @ MATRIX.T, "batchedMatmul", (rand(5, 4), MATRIX), {"transposeA": True, "transposeB": True},
     ),
+    "sum of three": (X + 2 * X.abs() - 1, "add", (X, 2 * X.abs(), -torch.ones_like(X)), {}),
+    "sum with alpha": (X + 0.75, "add", (X,), {"alpha": 0.75}),
+    "product of two": (X * Y[:1], "multiply", (X, Y[:1]), {}),
+    "product with alpha": (X * -3, "multiply", (X,), {"alpha": -3}),
+    "slice of channels": (X[:, :1], "slice", (X,), {"startIndex": 0, "endIndex": 1, "axis": "CHANNEL_AXIS"}),
+    "slice of rows": (
+        X[:, :, 1:4:2], "slice", (X,), {"startIndex": 1, "endIndex": 4, "stride": 2, "axis": "HEIGHT_AXIS"},
+    ),
+    "slice of columns": (X[..., 2:5], "slice", (X,), {"startIndex": 2, "endIndex": 5, "stride": 1, "axis": 2}),
+    "embedding": (
+        MATRIX[IDS[..., 0]] + rand(5), "embeddingND", (IDS,),
+        {"vocabSize": 6, "embeddingSize": 5, "weights": floats(MATRIX.T), "hasBias": True, "bias": floats(rand(5))},
+    ),
+    "normalized planes": (
+        F.instance_norm(IMAGE, eps=0.01), "mvn", (IMAGE,), {"normalizeVariance": True, "epsilon": 0.01},
+    ),
+    "normalized images": (
+        F.layer_norm(IMAGE, IMAGE.shape[1:]), "mvn", (IMAGE,), {"acrossChannels": True, "normalizeVariance": True},
+    ),
+    "centred": (IMAGE - IMAGE.mean((2, 3), True), "mvn", (IMAGE,), {"epsilon": 0.01}),
+    "scale a channel": (
+        IMAGE * rand(4)[:, None, None] + 1.5, "scale", (IMAGE,),
+        {"shapeScale": [4], "scale": floats(rand(4)), "shapeBias": [1], "hasBias": True,
+         "bias": {"floatValue": [1.5]}},
+    ),
+    "scale a plane": (IMAGE * PLANE, "scale", (IMAGE,), {"shapeScale": [1, 11, 12], "scale": floats(PLANE)}),
     "inner product": (
         F.linear(X, MATRIX, BIAS), "innerProduct", (X,),
         {"inputChannels": 5, "outputChannels": 6, "hasBias": True, "bias": floats(BIAS),
@@ -173,6 +202,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
                         "weights": {"floatValue": [1]}}, "padding",
     ),
     "groups that do not divide": ("convolution", {"outputChannels": 3, "nGroups": 2}, "3 channels in 2 groups"),
+    "slice to the last but one": ("slice", {"endIndex": -1}, "a slice from 0 to -1"),
+    "scale of a matrix": ("scale", {"shapeScale": [2, 2]}, "scale of shape"),
     "three sizes": ("pooling", {"kernelSize": [1, 2, 3], "valid": {}}, "expected two"),
     "root mean square": ("pooling", {"type": "L2"}, "L2"),
     "average over a border": ("pooling", {"type": "AVERAGE", "valid": VALID}, "border"),
@@ -202,6 +233,15 @@ WRONG_INPUTS: dict[str, tuple[str, dict[str, Any], list[Any], str]] = {
     "reshape to nothing": ("reshapeDynamic", {}, [np.zeros(3), np.array([0.0, 3])], "reshape"),
     "product of vectors": ("batchedMatmul", {}, [np.zeros(3), np.zeros(3)], "product"),
     "index past the end": ("gather", {}, [np.zeros((3, 2)), np.array([3.0])], "out of bounds"),
+    "slice past the end": ("slice", {"endIndex": 4}, [np.zeros((3, 4, 4))], "a slice to 4"),
+    "id past the end": (
+        "embeddingND", {"vocabSize": 2, "embeddingSize": 1, "weights": {"floatValue": [1, 2]}},
+        [np.array([[2.0]])], "an embedding of 2",
+    ),
+    "negative id": (
+        "embeddingND", {"vocabSize": 2, "embeddingSize": 1, "weights": {"floatValue": [1, 2]}},
+        [np.array([[-1.0]])], "an embedding of 2",
+    ),
     "wrong channels": (
         "convolution", {"outputChannels": 1, "kernelChannels": 2, "kernelSize": [1, 1], "valid": {},
                         "weights": {"floatValue": [1, 1]}}, [np.zeros((3, 4, 4))], "2 channels",

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -52,11 +52,13 @@ CONTRACT_VERSION = 1
 SPECIFICATION_VERSION = 4  # iOS 13: tensors of any rank and all layers used here
 PROTOBUF_LIMIT_BYTES = (1 << 31) - (64 << 20)  # a protobuf message ends at 2 GiB; with a margin
 ALIGNMENT = 64  # of what lies in the side file
+ENDS_BYTES = 64  # of each end of blob and scales that are compared
 HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 DENSE_LAYERS = ("innerProduct", "convolution", "embedding", "embeddingND")
 
 # Field numbers of Model.proto and NeuralNetwork.proto, for what is written piece by piece.
 MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = 500, 1, 500, 20, 1, 30
+PATH_TO_WEIGHTS = (MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def emit(
 ) -> EmittedCustomOp:
     """Writes the `.mlpackage`, and weights beside it if a protobuf cannot hold them; then checks what was written.
 
-    Weights are copied from file to file. The check parses the model as any reader would, and so holds it once.
+    Weights are copied from file to file, and the check parses stand-ins of them: memory does not follow their size.
     Raises ExportError if it is not what it should be.
     """
     with quiet():
@@ -112,10 +114,10 @@ def emit(
         layers=census(layers),
         constants_bytes=sum(4 * len(layer.loadConstantND.data.floatValue) for layer in layers),
         specification_version=spec.specificationVersion,
-        inputs={feature.name: _sizes(feature) for feature in spec.description.input},
-        outputs={feature.name: _sizes(feature) for feature in spec.description.output},
+        inputs={feature.name: coreml.array_text(feature.type) for feature in spec.description.input},
+        outputs={feature.name: coreml.array_text(feature.type) for feature in spec.description.output},
     )
-    _check(emitted, encoded, model, package)
+    _check(emitted, encoded, model, config, package, metadata)
     return emitted
 
 
@@ -341,15 +343,6 @@ def _add_feature(features: Any, name: str, dtype: str, shape: list[int], max_tok
             array.shapeRange.sizeRanges.add(lowerBound=lower, upperBound=upper)
 
 
-def _sizes(feature: Any) -> str:
-    """Such as "int32 [1..512]"."""
-    array = feature.type.multiArrayType
-    sizes = [str(n) for n in array.shape]
-    if ranges := array.shapeRange.sizeRanges:
-        sizes[0] = f"{ranges[0].lowerBound}..{ranges[0].upperBound}"
-    return f"{array.ArrayDataType.Name(array.dataType).lower()} [{', '.join(sizes)}]"
-
-
 def _write(
     spec: Model, layers: Sequence[NeuralNetworkLayer], encoded: EncodedModel, model_file: Path, side_file: Path
 ) -> tuple[Path, dict[Path, int]]:
@@ -433,11 +426,24 @@ def census(layers: Sequence[NeuralNetworkLayer]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _check(emitted: EmittedCustomOp, encoded: EncodedModel, model: LlamaConfig, package: Path) -> None:
-    """coremltools reads the model, the layers are as many as asked, every matrix is there once and whole."""
+def _check(
+    emitted: EmittedCustomOp, encoded: EncodedModel, model: LlamaConfig, config: CustomOpConfig, package: Path,
+    metadata: dict[str, str],
+) -> None:  # fmt: skip
+    """Reads back what was written. Raises ExportError with all that is wrong.
+
+    - coremltools parses the model, and it is small enough for a protobuf (see `_reload`);
+    - version, metadata, inputs and outputs are those of the contract (see the module);
+    - its layers are those that were written, products as many as the model asks, none of them dense;
+    - every value is made once and before it is used, and every output is made;
+    - every matrix lies where its place says, by the bytes at both ends of blob and scales;
+    - what is neither blobs, scales nor constants is small.
+    """
     spec = _reload(package / coreml.MODEL_FILE)
     layers = spec.neuralNetwork.layers
-    problems = [] if census(layers) == emitted.layers else ["its layers are not those that were written"]
+    problems = coreml.description_problems(spec, SPECIFICATION_VERSION, metadata)
+    problems += coreml.differences("", coreml.declared(spec.description), _contract(model, config))
+    problems += [] if census(layers) == emitted.layers else ["its layers are not those that were written"]
     problems += _graph_problems(spec)
     n = model.num_hidden_layers
     expected = {LINEAR: 7 * n + 1, EMBEDDING: 1, "batchedMatmul": 4 * n} | dict.fromkeys(DENSE_LAYERS, 0)
@@ -454,12 +460,32 @@ def _check(emitted: EmittedCustomOp, encoded: EncodedModel, model: LlamaConfig, 
         raise ExportError(what, problems=problems, do="report this as a bug")
 
 
+def _contract(model: LlamaConfig, config: CustomOpConfig) -> dict[str, str]:
+    """What the module says of inputs and outputs, as `coreml.declared` reads it."""
+    row = f"{model.num_hidden_layers}, 2, {model.num_key_value_heads}, {model.head_dim}"
+    tokens = f"1..{config.max_tokens}" if config.max_tokens > 1 else "1"
+    return {
+        "input input_ids": f"int32 [{tokens}]",
+        "input positions": f"int32 [{tokens}]",
+        "input kv_cache": f"float32 [{config.context}, {row}]",
+        "output logits": f"float32 [{model.vocab_size}]",
+        "output kv_new": f"float32 [{tokens}, {row}]",
+    }
+
+
 def _reload(model_file: Path) -> Model:
+    """The model as coremltools parses it, with stand-ins for the weights of custom layers.
+
+    Lengths around the stand-ins are new, so the file's own are checked on the way: every field down to the weights
+    must end inside its message. What lies within the weights means nothing to a parser.
+    """
     with quiet():
-        import coremltools
+        from coremltools.proto.Model_pb2 import Model
     try:
-        return coremltools.utils.load_spec(str(model_file))
-    except Exception as error:  # of protobuf or of coremltools, which raises bare Exception
+        if (n := model_file.stat().st_size) > PROTOBUF_LIMIT_BYTES:
+            raise ValueError(f"it has {n:,} bytes, the limit is {PROTOBUF_LIMIT_BYTES:,}")
+        return Model.FromString(protobuf_stream.shortened(model_file, PATH_TO_WEIGHTS))
+    except Exception as error:  # protobuf's own is no ValueError
         what = f"coremltools cannot read the model it was given: {error}"
         raise ExportError(what, do="report this as a bug") from error
 
@@ -479,13 +505,20 @@ def _graph_problems(spec: Model) -> list[str]:
 
 
 def _misplaced(matrix: EncodedMatrix, place: Place | None, package: Path) -> str:
-    """Compares the first bytes of blob and scales with what lies in the package."""
+    """Compares both ends of blob and scales with what lies in the package."""
     if place is None or place.scales_offset is None:
         return f"{matrix.name} is not in the package"
     with (package.parent / place.file).open("rb") as file:
         for offset, path in ((place.offset, matrix.blob_path), (place.scales_offset, matrix.scales_path)):
-            file.seek(offset)
             with path.open("rb") as source:
-                if file.read(len(first := source.read(64))) != first:
+                if _ends(file, offset, path.stat().st_size) != _ends(source, 0, path.stat().st_size):
                     return f"{matrix.name} is not at byte {offset} of {place.file}"
     return ""
+
+
+def _ends(file: BinaryIO, begin: int, n_bytes: int) -> bytes:
+    """The first and the last bytes of a part of a file."""
+    file.seek(begin)
+    first = file.read(min(n_bytes, ENDS_BYTES))
+    file.seek(begin + n_bytes - len(first))
+    return first + file.read(len(first))
