@@ -25,6 +25,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.quiet": ((), ()),
     "exporter.native": ((), ()),
     "exporter.bundle": (("exporter.errors",), ()),
+    "exporter.memory": (("exporter.errors",), ()),
+    "exporter.forecast": (("exporter.memory", "exporter.reference", "exporter.pipeline", *CODEC, *QUANT), ()),
+    "exporter.partial": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.codec": (CODEC, ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.checkpoint": (MODELS, ("torch", "numpy", "huggingface_hub")),
@@ -39,12 +42,14 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.pipeline", *CODEC, *QUANT), ("torch",),
     ),
     "exporter.pipeline": (
-        ("exporter.packages", "exporter.encoded", "exporter.bundle", "exporter.reference", *CODEC, *QUANT),
+        ("exporter.packages", "exporter.encoded", "exporter.bundle", "exporter.reference", "exporter.forecast",
+         "exporter.memory", "exporter.partial", *CODEC, *QUANT),
         ("tokenizers", "torch"),
     ),
     "exporter.show": (("exporter.bundle",), ("rich",)),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
     "exporter.cli": (OURS, ("typer", "rich")),
+    "runtime_ref.residency": (("exporter.bundle", *CODEC), ("platformdirs",)),
     "runtime_ref": (
         ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
         ("numpy", "torch", "executorch", "coremltools", "safetensors", "tokenizers", "transformers", "rich",
@@ -52,8 +57,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 
-# Besides the C++ standard library, the core asks the processor what it can do.
+# Besides the C++ standard library, the core asks the processor what it can do, and the system for pages and files.
 MACHINE_HEADERS = {"immintrin.h", "arm_neon.h", "sys/auxv.h", "sys/sysctl.h", "cpuid.h", "asm/hwcap.h"}
+MACHINE_HEADERS |= {"fcntl.h", "unistd.h", "sys/file.h", "sys/mman.h", "sys/stat.h"}
 C_HEADERS = {"float.h", "inttypes.h", "limits.h", "math.h", "stdbool.h", "stddef.h", "stdint.h", "stdlib.h", "string.h"}
 
 

@@ -62,6 +62,14 @@ def test_under_sanitizers(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    """Products while other threads trim, change the budgets and the folder, and open and close tensors."""
+    assert CXX is not None
+    program = compile_program(CXX, ["-O1", "-fsanitize=thread"], test_sources(), tmp_path / "tests")
+    assert "0 failures" in run(program, "--residency")
+
+
+@needs_compiler
 @pytest.mark.long
 def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
     """A user's own -mfma or -march=native must not change a bit: -ffp-contract=off stands against it."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +22,6 @@ from exporter.codec.format import (
     RAW_CODE_BITS,
     CodecId,
     Header,
-    new_blob,
     packed_bytes,
     seal,
     write_tables,
@@ -33,7 +35,7 @@ Levels = npt.NDArray[np.int8]
 # to 2 MB) does not fit a phone's L2 cache; where it does fit, it still decodes a quarter more slowly than at 12.
 WIDER_CODE_GAIN = {8: 0.0, 12: 0.005, 16: 0.02}
 LONGER_CAP_GAIN = 0.01  # share of the codewords that cap 32 must save: its table is twice as large
-BLOCK_BYTES = 1 << 24  # levels written or verified at a time
+BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class EncodedTensor:
     blob: npt.NDArray[np.uint8]
     codec: Literal["lzw", "raw"]
     entropy_bits: float
+    zeros: float  # share of the levels
     levels_crc32: int
     sizes_bytes: dict[str, int]  # of every candidate considered, such as {"raw2": ..., "lzw12": ...}
 
@@ -81,36 +84,39 @@ class Candidate:
         return self.header.layout.total_bytes
 
 
-def encode(levels: Levels, level_min: int, n_levels: int, codec: Codec = "auto") -> EncodedTensor:
+def encode(
+    levels: Levels, level_min: int, n_levels: int, codec: Codec = "auto", path: Path | None = None
+) -> EncodedTensor:
     """Codes `levels`, int8 [rows, cols], of the alphabet level_min to level_min + n_levels - 1.
 
-    `auto` takes the smallest of raw and lzw by exact size; `lzw` and `raw` force one. The blob has been decoded again
-    and compared when this returns. Besides the blob, little memory is used however large the matrix is.
+    `auto` takes the smallest of raw and lzw by exact size; `lzw` and `raw` force one. With a `path` the blob is written
+    there and memory-mapped, else it is in memory. It has been decoded again and compared when this returns. Everything
+    is done in blocks of rows, so besides the blob little memory is used however large the matrix is, and of
+    memory-mapped levels only a block is resident.
     """
     if levels.dtype != np.int8 or levels.ndim != 2:
         raise CodecError("BAD_ARGUMENT", f"got levels {levels.dtype} {list(levels.shape)}, expected int8 [rows, cols]")
-    levels = np.ascontiguousarray(levels)
     raw = _raw_candidate(levels, level_min, n_levels)
-    counts = _count(levels, level_min, n_levels)
+    counts, levels_crc32 = _count(levels, level_min, n_levels)
     candidates = [] if codec == "lzw" else [raw]
     if codec != "raw":
         candidates.extend(_lzw_candidates(levels, level_min, counts))
     chosen = choose(candidates)
-    blob, header = _write(levels, chosen)
+    blob, header = _write(levels, chosen, path)
     verify(blob, levels)
     return EncodedTensor(
         header=header,
         blob=blob,
         codec="raw" if chosen.dictionary is None else "lzw",
         entropy_bits=entropy_bits(counts),
-        levels_crc32=zlib.crc32(levels.data),
+        zeros=zero_share(counts, level_min),
+        levels_crc32=levels_crc32,
         sizes_bytes={candidate.name: candidate.n_bytes for candidate in candidates},
     )
 
 
 def encode_with(levels: Levels, dictionary: Dictionary) -> npt.NDArray[np.uint8]:
     """An lzw blob of `levels`, int8 [rows, cols], with the dictionary given."""
-    levels = np.ascontiguousarray(levels)
     blob, _ = _write(levels, _lzw_candidate(levels, dictionary))
     verify(blob, levels)
     return blob
@@ -135,33 +141,55 @@ def entropy_bits(counts: npt.NDArray[np.integer]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # no negative zero
 
 
+def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:
+    """Share of zeros among levels that occur `counts` times, from level_min up."""
+    return float(counts[-level_min] / counts.sum()) if 0 <= -level_min < len(counts) else 0.0
+
+
 def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
     """Decodes the blob with the native decoder and compares it with `levels`; raises `CodecError` where they differ."""
     with native.NativeTensor(blob) as tensor:
-        for begin, end in _blocks(levels):
-            if not np.array_equal(tensor.decode_rows(begin, end), levels[begin:end]):
+        for begin, end, block in _blocks(levels):
+            if not np.array_equal(tensor.decode_rows(begin, end), block):
                 raise CodecError(
                     "BAD_LEVEL", f"rows {begin} to {end} do not decode to what was coded", do="report this as a bug"
                 )
+            release(blob)
 
 
-def _blocks(levels: Levels) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, small enough to work on without much memory."""
+def release(*arrays: npt.NDArray[Any]) -> None:
+    """Lets go of the pages of memory-mapped files, which count as memory of this process; reading brings them back."""
+    for array in arrays:
+        if isinstance(array, np.memmap):
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def _blocks(levels: Levels) -> Iterator[tuple[int, int, Levels]]:
+    """Ranges of rows with their levels, contiguous and small enough to work on without much memory."""
     rows, cols = levels.shape
     step = max(1, BLOCK_BYTES // cols)
     for begin in range(0, rows, step):
-        yield begin, min(rows, begin + step)
+        end = min(rows, begin + step)
+        yield begin, end, np.ascontiguousarray(levels[begin:end])
+        release(levels)
 
 
-def _count(levels: Levels, level_min: int, n_levels: int) -> npt.NDArray[np.uint64]:
-    """How often each level of the alphabet occurs, [n_levels]. Raises `BAD_LEVEL` for levels outside it."""
-    counts = native.count_levels(levels)[level_min + 128 :][:n_levels]
+def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[np.uint64], int]:
+    """How often each level of the alphabet occurs, [n_levels], and the CRC-32 of all.
+
+    Raises `BAD_LEVEL` for levels outside the alphabet.
+    """
+    all_counts, crc = np.zeros(256, np.uint64), 0
+    for _, _, block in _blocks(levels):
+        all_counts += native.count_levels(block)
+        crc = zlib.crc32(block.data, crc)
+    counts = all_counts[level_min + 128 :][:n_levels]
     outside = levels.size - int(counts.sum())
     if outside:
         raise CodecError(
             "BAD_LEVEL", f"{outside} of {levels.size} levels lie outside {level_min} to {level_min + n_levels - 1}"
         )
-    return counts
+    return counts, crc
 
 
 def _raw_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
@@ -183,7 +211,7 @@ def _lzw_candidates(levels: Levels, level_min: int, counts: npt.NDArray[np.uint6
 
 def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
     """Parses all rows to know the exact size, without keeping the codewords."""
-    _, _, payload_bytes = _encode_lzw(levels, dictionary, count_only=True)
+    payload_bytes = sum(_encode_lzw(block, dictionary, count_only=True)[2] for _, _, block in _blocks(levels))
     rows, cols = levels.shape
     header = Header(
         *(CodecId.LZW, dictionary.code_bits, dictionary.cap, dictionary.level_min, dictionary.n_levels, rows, cols),
@@ -203,22 +231,39 @@ def best_dictionary(shares: tuple[int, ...], level_min: int, code_bits: int) -> 
     return long if saved > LONGER_CAP_GAIN else short
 
 
-def _write(levels: Levels, chosen: Candidate) -> tuple[npt.NDArray[np.uint8], Header]:
-    """The blob and its sealed header."""
+def _write(levels: Levels, chosen: Candidate, path: Path | None = None) -> tuple[npt.NDArray[np.uint8], Header]:
+    """The blob, in memory or in a file, and its sealed header."""
+    if path is None:
+        memory = io.BytesIO()
+        header = _write_to(memory, levels, chosen)
+        return np.frombuffer(memory.getbuffer(), np.uint8), header
+    with path.open("wb") as file:
+        header = _write_to(file, levels, chosen)
+    return np.memmap(path, np.uint8, "r"), header
+
+
+def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
+    """The payload block by block, then what precedes it: the row index is not known earlier."""
     header, dictionary = chosen.header, chosen.dictionary
-    blob, payload = new_blob(header)
+    layout = header.layout
     row_codes = np.zeros(header.rows, np.uint16)
-    at = 0
-    for begin, end in _blocks(levels):
+    payload_crc32 = 0
+    file.seek(layout.payload_offset)
+    for begin, end, block in _blocks(levels):
         if dictionary is None:
-            part = native.encode_raw(levels[begin:end], header.level_min, header.n_levels, header.code_bits)
+            part = native.encode_raw(block, header.level_min, header.n_levels, header.code_bits)
         else:
-            row_codes[begin:end], part, _ = _encode_lzw(levels[begin:end], dictionary)
-        payload[at : at + len(part)] = part
-        at += len(part)
+            row_codes[begin:end], part, _ = _encode_lzw(block, dictionary)
+        payload_crc32 = zlib.crc32(part.data, payload_crc32)
+        file.write(part.data)
+    file.write(bytes(layout.total_bytes - file.tell()))
+    head = np.zeros(layout.payload_offset, np.uint8)
     if dictionary is not None:
-        write_tables(blob, header, dictionary.to_bits(), row_codes)
-    return blob, seal(blob, header)
+        write_tables(head, header, dictionary.to_bits(), row_codes)
+    sealed = seal(head, header, payload_crc32)
+    file.seek(0)
+    file.write(head.data)
+    return sealed
 
 
 def _encode_lzw(

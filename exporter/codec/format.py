@@ -239,13 +239,15 @@ def write_tables(
     blob[layout.index_offset :][: layout.index_bytes] = np.frombuffer(index, np.uint8)
 
 
-def seal(blob: npt.NDArray[np.uint8], header: Header) -> Header:
-    """Writes the header of a blob that is otherwise complete; the header returned holds the CRCs."""
+def seal(blob: npt.NDArray[np.uint8], header: Header, payload_crc32: int | None = None) -> Header:
+    """Writes the header of a blob that is otherwise complete; the header returned holds the CRCs.
+
+    With the CRC of the payload given, `blob` may end where the payload begins.
+    """
     layout = header.layout
-    sealed = replace(
-        header,
-        tables_crc32=zlib.crc32(blob[HEADER_BYTES : layout.payload_offset].data),
-        payload_crc32=zlib.crc32(blob[layout.payload_offset :][: layout.payload_bytes].data),
-    )
+    if payload_crc32 is None:
+        payload_crc32 = zlib.crc32(blob[layout.payload_offset :][: layout.payload_bytes].data)
+    tables_crc32 = zlib.crc32(blob[HEADER_BYTES : layout.payload_offset].data)
+    sealed = replace(header, tables_crc32=tables_crc32, payload_crc32=payload_crc32)
     blob[:HEADER_BYTES] = np.frombuffer(sealed.pack(), np.uint8)
     return sealed

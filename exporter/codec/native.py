@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,8 +20,9 @@ import numpy.typing as npt
 
 from exporter.errors import CodecError, MissingComponentError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _VERIFY_PAYLOAD = 1
+UNLIMITED = 2**64 - 1  # of a budget
 
 Isa = Literal["auto", "scalar", "avx2", "neon", "neon_dotprod"]
 _ISA_NUMBER: dict[str, int] = {"auto": 0, "scalar": 1, "avx2": 2, "neon": 3, "neon_dotprod": 4}
@@ -66,6 +68,34 @@ class TensorInfo:
     total_bytes: int
 
 
+@dataclass(frozen=True)
+class ResidencyStats:
+    """What a copy of the core holds and has done; the fields are those of tinyqmoe.h."""
+
+    budget_bytes: int
+    clean_budget_bytes: int
+    dirty_bytes: int
+    dirty_peak_bytes: int
+    file_bytes: int
+    tensors_known: int
+    tensors_raw: int
+    tensors_expanded: int
+    tensors_from_file: int
+    tensors_streamed: int
+    expansions: int
+    products_raw: int
+    products_from_codes: int
+    products_from_forms: int
+    file_failures: int
+    code_bytes_read: int
+    pinned_bytes: int
+    given_back_bytes: int
+
+
+class _CResidencyStats(ctypes.Structure):
+    _fields_ = (("struct_bytes", ctypes.c_uint64), *((f.name, ctypes.c_uint64) for f in fields(ResidencyStats)))
+
+
 def native_dir() -> Path:
     """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
     return Path(__file__).resolve().parent.parent / "native"
@@ -76,7 +106,15 @@ _U32 = ctypes.c_uint32
 _U64 = ctypes.c_uint64
 _INT = ctypes.c_int
 
+_RESIDENCY_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "set_budget": (None, (_U64,)),
+    "trim": (None, (_U64, ctypes.POINTER(_U64))),
+    "set_cache_dir": (_INT, (ctypes.c_char_p,)),
+    "set_clean_budget": (None, (_U64,)),
+    "stats": (_INT, (ctypes.POINTER(_CResidencyStats),)),
+}
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    **_RESIDENCY_SIGNATURES,
     "abi_version": (_U32, ()),
     "status_name": (ctypes.c_char_p, (_INT,)),
     "best_isa": (_INT, ()),
@@ -91,6 +129,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear_scratch_bytes": (_U64, (_P, _U32)),
     "linear_int8": (_INT, (_P, _P, _U32, _P, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
     "linear_f32": (_INT, (_P, _P, _U32, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
+    "acquire": (_INT, (_P, ctypes.POINTER(_P))),
+    "form_tensor": (_P, (_P,)),
+    "release": (None, (_P,)),
     "count_levels": (_INT, (_P, _U64, _P)),
     "encode_lzw": (
         _INT,
@@ -108,15 +149,19 @@ def library() -> ctypes.CDLL:
     if not found:
         raise MissingComponentError(f"the compiled codec is not in {native_dir()}", do=rebuild)
     loaded = ctypes.CDLL(str(found[0]))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, f"tinyqmoe_{name}", None)
-        if function is None:
-            raise MissingComponentError(f"{found[0].name} lacks tinyqmoe_{name}", do=rebuild)
-        function.restype = result
-        function.argtypes = arguments
+    _declare(loaded, _SIGNATURES, rebuild)
     if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
         raise MissingComponentError(f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild)
     return loaded
+
+
+def _declare(loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], do: str) -> None:
+    for name, (result, arguments) in signatures.items():
+        function = getattr(loaded, f"tinyqmoe_{name}", None)
+        if function is None:
+            raise MissingComponentError(f"{Path(loaded._name).name} lacks tinyqmoe_{name}", do=do)
+        function.restype = result
+        function.argtypes = arguments
 
 
 def _check(status: int, what: str) -> None:
@@ -274,9 +319,9 @@ class NativeTensor:
         quantized, x_scales = _quantize_padded(array, isa)
         y = np.empty((array.shape[0], self.info.rows), np.float32)
 
-        def part(begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
+        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
             return library().tinyqmoe_linear_int8(
-                self._open_handle(),
+                handle,
                 factors.ctypes.data,
                 group_size,
                 quantized.ctypes.data,
@@ -301,9 +346,9 @@ class NativeTensor:
         factors = self._scales(scales, group_size)
         y = np.empty((array.shape[0], self.info.rows), np.float32)
 
-        def part(begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
+        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
             return library().tinyqmoe_linear_f32(
-                self._open_handle(),
+                handle,
                 factors.ctypes.data,
                 group_size,
                 array.ctypes.data,
@@ -319,20 +364,63 @@ class NativeTensor:
         self._run(part, array.shape[0], threads)
         return y
 
-    def _run(self, part: Callable[[int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int) -> None:
+    def _run(self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int) -> None:
         """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
         rows = self.info.rows
-        scratch_bytes = library().tinyqmoe_linear_scratch_bytes(self._open_handle(), tokens)
-        step = -(-rows // max(1, threads))
-        spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-        jobs = [(begin, end, _aligned(scratch_bytes)) for begin, end in spans]
-        if len(jobs) == 1:
-            statuses = [part(*jobs[0])]
-        else:
-            with ThreadPoolExecutor(len(jobs)) as pool:
-                statuses = list(pool.map(lambda job: part(*job), jobs))
+        what = f"product of {tokens} tokens with a {self._where}"
+        form = _P()
+        _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
+        try:
+            handle = library().tinyqmoe_form_tensor(form)
+            scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
+            step = -(-rows // max(1, threads))
+            spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+            jobs = [(handle, begin, end, _aligned(scratch_bytes)) for begin, end in spans]
+            if len(jobs) == 1:
+                statuses = [part(*jobs[0])]
+            else:
+                with ThreadPoolExecutor(len(jobs)) as pool:
+                    statuses = list(pool.map(lambda job: part(*job), jobs))
+        finally:
+            library().tinyqmoe_release(form)
         for status in statuses:
-            _check(status, f"product of {tokens} tokens with a {self._where}")
+            _check(status, what)
+
+
+class ResidencyManager:
+    """Where a copy of the core holds the weights that its products read: the codec's own copy, or that of `loaded`.
+
+    Each shared library has a manager of its own. All calls may be made from any thread, also during products.
+    """
+
+    def __init__(self, loaded: ctypes.CDLL | None = None) -> None:
+        self._library = loaded or library()
+        _declare(self._library, _RESIDENCY_SIGNATURES, "build the library anew from the sources of this package")
+
+    def set_budget(self, n_bytes: int) -> None:
+        """Anonymous memory that expanded forms may take: 0 none, UNLIMITED all of them."""
+        self._library.tinyqmoe_set_budget(n_bytes)
+
+    def trim(self, n_bytes: int) -> int:
+        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget; returns the bytes freed."""
+        freed = _U64()
+        self._library.tinyqmoe_trim(n_bytes, ctypes.byref(freed))
+        return freed.value
+
+    def set_cache_dir(self, path: Path | None) -> None:
+        """The folder of expanded forms in files, which must exist; None: no files."""
+        status = self._library.tinyqmoe_set_cache_dir(None if path is None else os.fsencode(path))
+        _check(status, f"cache directory {path}")
+
+    def set_clean_budget(self, n_bytes: int) -> None:
+        """Memory that pages of mapped weights may take; UNLIMITED: the system decides."""
+        self._library.tinyqmoe_set_clean_budget(n_bytes)
+
+    def stats(self) -> ResidencyStats:
+        """What is held now and was done since the start."""
+        raw = _CResidencyStats(struct_bytes=ctypes.sizeof(_CResidencyStats))
+        _check(self._library.tinyqmoe_stats(ctypes.byref(raw)), "residency statistics")
+        return ResidencyStats(**{f.name: getattr(raw, f.name) for f in fields(ResidencyStats)})
 
 
 def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 #include <new>
 
 #include "bytes.h"
+#include "residency.h"
 #include "rows.h"
 #include "tensor.h"
 
@@ -179,6 +180,8 @@ tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flag
   tinyqmoe_tensor* tensor = new (std::nothrow) tinyqmoe_tensor{};
   if (tensor == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   tensor->info = info;
+  tensor->bytes = static_cast<const uint8_t*>(bytes);
+  std::memcpy(tensor->header, header, sizeof header);
   status = tinyqmoe::check_parts(header, static_cast<const uint8_t*>(bytes), n_bytes, flags, tensor);
   if (status != TINYQMOE_OK) {
     tinyqmoe_close(tensor);
@@ -190,6 +193,7 @@ tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flag
 
 void tinyqmoe_close(tinyqmoe_tensor* tensor) {
   if (tensor == nullptr) return;
+  tinyqmoe::forget(*tensor);
   tinyqmoe::release_dictionary(tensor->dictionary);
   delete tensor;
 }

@@ -14,6 +14,8 @@ enum Codec : uint8_t { kRaw = 0, kLzw = 1 };
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
 
+struct Entry;  // residency.cc
+
 // Checks shared by the decoder and the encoder (FORMAT.md section 2).
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap);
 tinyqmoe_status check_alphabet(uint32_t code_bits, int32_t level_min, uint32_t n_levels);
@@ -29,6 +31,9 @@ struct tinyqmoe_tensor {
   const uint8_t* payload;
   uint64_t row_bytes;           // of a raw row
   const tinyqmoe::Dictionary* dictionary;
+  const uint8_t* bytes;         // of the whole blob, as far as info.total_bytes
+  uint8_t header[tinyqmoe::kHeaderBytes];
+  mutable tinyqmoe::Entry* entry;  // of the residency manager, from the first acquire on; its lock guards it
 };
 
 #endif  // TINYQMOE_CORE_TENSOR_H_

@@ -74,6 +74,10 @@ tinyqmoe_status open_cached(const Tensor& blob, std::shared_ptr<tinyqmoe_tensor>
   return TINYQMOE_OK;
 }
 
+struct ReleaseForm {
+  void operator()(tinyqmoe_form* form) const { tinyqmoe_release(form); }
+};
+
 struct FreeBytes {
   void operator()(void* p) const { std::free(p); }
 };
@@ -145,6 +149,11 @@ struct Product {
 };
 
 tinyqmoe_status multiply(Product product, bool int8_activations) {
+  tinyqmoe_form* acquired = nullptr;
+  const tinyqmoe_status found = tinyqmoe_acquire(product.tensor, &acquired);
+  if (found != TINYQMOE_OK) return found;
+  const std::unique_ptr<tinyqmoe_form, ReleaseForm> form(acquired);
+  product.tensor = tinyqmoe_form_tensor(acquired);
   if (!int8_activations) return product.run();
   const uint32_t stride = tinyqmoe_padded_cols(product.info.cols);
   const Buffer quantized = allocate(static_cast<uint64_t>(product.n_tokens) * stride);

@@ -1,4 +1,4 @@
-// tinyqmoe_tests GOLDEN_FOLDER: exit status 0 when every check holds.
+// tinyqmoe_tests GOLDEN_FOLDER, or tinyqmoe_tests --residency: exit status 0 when every check holds.
 #include <cstdio>
 #include <exception>
 
@@ -8,14 +8,17 @@
 
 int main(int argc, char** argv) {
   if (argc != 2) {
-    std::printf("usage: %s tests/golden\n", argv[0]);
+    std::printf("usage: %s tests/golden | --residency\n", argv[0]);
     return 2;
   }
   try {
-    tests::test_calls();
-    tests::test_golden(argv[1]);
-    tests::test_random();
-    tests::test_hostile();
+    if (std::string(argv[1]) != "--residency") {
+      tests::test_calls();
+      tests::test_golden(argv[1]);
+      tests::test_random();
+      tests::test_hostile();
+    }
+    tests::test_residency();
   } catch (const std::exception& error) {
     std::printf("%s: %s\n", tests::g_context.c_str(), error.what());
     return 1;

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define TINYQMOE_ABI_VERSION 1
+#define TINYQMOE_ABI_VERSION 2 /* 2: residency */
 
 /* Pinned values: golden-error vectors and other languages name them. */
 typedef enum tinyqmoe_status {
@@ -130,6 +130,70 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, 
                                                  uint32_t group_size, const float* x, uint32_t n_tokens,
                                                  uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa,
                                                  void* scratch, uint64_t scratch_bytes, float* y);
+
+/* Residency: where the weights of a product lie.
+ *
+ * A coded tensor can be multiplied straight from its codes, or from an expanded form: a raw blob of the same levels,
+ * which is faster and mostly larger. Every product has the same bits either way. One manager a process (a copy of this
+ * library) holds the forms, under the content of the 64-byte header, which has the CRCs of all that follows. All these
+ * functions may be called from any thread at any time. Nothing expands until a budget or a folder is set. */
+
+/* Anonymous memory that expanded forms may take, in bytes; 0 (the default): none, UINT64_MAX: all expand. What saves
+ * most time a byte is expanded first, among equals what is used first. Lowering it frees at once what no product uses,
+ * and the rest when its product ends. */
+TINYQMOE_API void tinyqmoe_set_budget(uint64_t bytes);
+
+/* For memory warnings. Frees expanded forms of at least n_bytes, or all of them, those that save least first, and
+ * lowers the budget to what is kept, so that they do not come back. A form in use is freed when its product ends.
+ * *freed (may be null): the bytes of these forms. Mapped files are not touched: their pages are clean. */
+TINYQMOE_API void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed);
+
+/* Forms that the budget does not hold are kept as files in this folder, which must exist, and are mapped: clean pages.
+ * Files are written whole or not at all, checked in full when they are opened, used again at the next start, and
+ * replaced when they are damaged. Where that fails (a full disk) the tensor is multiplied from its codes, and
+ * file_failures counts it. Null (the default): no files. BAD_ARGUMENT: a path of more than 1023 bytes. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_set_cache_dir(const char* path);
+
+/* Memory that clean pages of weights may take, in bytes; UINT64_MAX (the default): the system decides. When what the
+ * products read, in turn, does not fit, then the pages of some tensors stay, and those of the others are given back
+ * right after each product and asked for in time before the next, so that a token reads little more than what is
+ * missing. The largest stay, among equals those used first; room for two of the others is part of the budget. What was
+ * read before this call does not count: call it again after another model was loaded. */
+TINYQMOE_API void tinyqmoe_set_clean_budget(uint64_t bytes);
+
+typedef struct tinyqmoe_residency_stats {
+  uint64_t struct_bytes; /* set by the caller to sizeof; nothing past it is written */
+  uint64_t budget_bytes;
+  uint64_t clean_budget_bytes;
+  uint64_t dirty_bytes;       /* anonymous, held now, forms whose product has not ended included */
+  uint64_t dirty_peak_bytes;
+  uint64_t file_bytes;        /* mapped now, of cache files */
+  uint64_t tensors_known;     /* open, and acquired at least once: the sum of the next four */
+  uint64_t tensors_raw;       /* nothing to expand */
+  uint64_t tensors_expanded;
+  uint64_t tensors_from_file;
+  uint64_t tensors_streamed;
+  uint64_t expansions;        /* done since the start, into memory or a file */
+  uint64_t products_raw;
+  uint64_t products_from_codes;
+  uint64_t products_from_forms;
+  uint64_t file_failures;     /* tensors that have no cache file since the folder was set, though they should */
+  uint64_t code_bytes_read;   /* by products from codes since the start */
+  uint64_t pinned_bytes;      /* clean, of tensors whose pages stay; 0 without a clean budget */
+  uint64_t given_back_bytes;  /* clean, given back since the start, to be read again */
+} tinyqmoe_residency_stats;
+
+/* BAD_ARGUMENT: null, or struct_bytes below 8. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_stats(tinyqmoe_residency_stats* out);
+
+typedef struct tinyqmoe_form tinyqmoe_form;
+
+/* What to multiply with: an expanded form, or the tensor itself. Acquire before a product, in one thread, and release
+ * when all its parts are done; the tensor must stay open until then. May expand the tensor, which takes as long as
+ * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** form);
+TINYQMOE_API const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form);
+TINYQMOE_API void tinyqmoe_release(tinyqmoe_form* form); /* null is fine */
 
 /* Encoder side. counts: uint64 [256], counts[level + 128]. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t* counts);

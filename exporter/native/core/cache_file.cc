@@ -1,0 +1,100 @@
+// A file is the raw blob and, behind it, the header of the tensor that it was made from: a reader of raw blobs ignores
+// that, and here it tells the file from that of another tensor.
+#include "cache_file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+
+#include "bytes.h"
+#include "expand.h"
+#include "pages.h"
+
+namespace tinyqmoe {
+namespace {
+
+struct File {
+  int fd;
+
+  ~File() {
+    if (fd >= 0) close(fd);
+  }
+};
+
+bool is_form_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
+  const tinyqmoe_info& a = coded.info;
+  const tinyqmoe_info& b = raw.info;
+  return b.codec == kRaw && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min &&
+         a.n_levels == b.n_levels && b.total_bytes == raw_blob_bytes(a) &&
+         std::memcmp(raw.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
+}
+
+bool map_form(const tinyqmoe_tensor& coded, const char* path, MappedForm* form) {
+  const File file{open(path, O_RDONLY | O_CLOEXEC)};
+  struct stat status;
+  const uint64_t n_bytes = raw_blob_bytes(coded.info) + kHeaderBytes;
+  if (file.fd < 0 || fstat(file.fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != n_bytes) return false;
+  void* const mapped = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  if (mapped == MAP_FAILED) return false;
+  *form = {static_cast<uint8_t*>(mapped), n_bytes, nullptr};
+  const tinyqmoe_status opened = tinyqmoe_open(mapped, n_bytes, TINYQMOE_VERIFY_PAYLOAD, &form->tensor);
+  if (opened == TINYQMOE_OK && is_form_of(coded, *form->tensor)) return true;
+  tinyqmoe_close(form->tensor);
+  unmap(form->bytes, n_bytes);
+  return false;
+}
+
+bool is_at(const File& file, const char* path) {
+  struct stat held;
+  struct stat there;
+  return fstat(file.fd, &held) == 0 && stat(path, &there) == 0 && held.st_dev == there.st_dev &&
+         held.st_ino == there.st_ino;
+}
+
+FileResult fill(const tinyqmoe_tensor& coded, const File& file) {
+  bool written = ftruncate(file.fd, 0) == 0;
+  if (!written) return FileResult::kFailed;
+  if (expand_to_file(coded, file.fd, &written) != TINYQMOE_OK) return FileResult::kBadBlob;
+  written = written && write_at(file.fd, coded.header, kHeaderBytes, raw_blob_bytes(coded.info));
+  return written && fsync(file.fd) == 0 ? FileResult::kMapped : FileResult::kFailed;
+}
+
+// One temporary name a form, locked by who writes it: what a process left that was killed is overwritten by the next.
+FileResult write_form(const tinyqmoe_tensor& coded, const char* path) {
+  char temporary[kMaxPath + 4];
+  std::snprintf(temporary, sizeof temporary, "%s.tmp", path);
+  const File file{open(temporary, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
+  if (file.fd < 0) return FileResult::kFailed;
+  if (flock(file.fd, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? FileResult::kBusy : FileResult::kFailed;
+  // Who held the lock before may have renamed the file, and it is in use: not a byte of it may change.
+  if (!is_at(file, temporary)) return FileResult::kBusy;
+  FileResult result = fill(coded, file);
+  if (result == FileResult::kMapped && rename(temporary, path) != 0) result = FileResult::kFailed;
+  if (result != FileResult::kMapped) unlink(temporary);
+  return result;
+}
+
+}  // namespace
+
+void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPath]) {
+  std::snprintf(path, kMaxPath, "%s/tqlz-%" PRIu32 "x%" PRIu32 "-%08" PRIx32 "-%08" PRIx32 "-%08" PRIx32 ".raw", dir,
+                coded.info.rows, coded.info.cols, load<uint32_t>(coded.header + 48),
+                load<uint32_t>(coded.header + 52), coded.info.header_crc32);
+}
+
+FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedForm* form, bool* wrote) {
+  *wrote = false;
+  if (map_form(coded, path, form)) return FileResult::kMapped;
+  const FileResult result = write_form(coded, path);
+  if (result != FileResult::kMapped) return result;
+  *wrote = true;
+  return map_form(coded, path, form) ? FileResult::kMapped : FileResult::kFailed;
+}
+
+}  // namespace tinyqmoe

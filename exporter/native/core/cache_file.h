@@ -1,0 +1,35 @@
+// Expanded forms in files, mapped read-only: pages that the system may drop and read again.
+#ifndef TINYQMOE_CORE_CACHE_FILE_H_
+#define TINYQMOE_CORE_CACHE_FILE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace tinyqmoe {
+
+constexpr size_t kMaxFolder = 1024;
+constexpr size_t kMaxPath = kMaxFolder + 64;
+
+// The file of a tensor's form: "DIR/tqlz-ROWSxCOLS-TABLES-PAYLOAD-HEADER.raw", the last three the CRCs of its header.
+void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPath]);
+
+struct MappedForm {
+  uint8_t* bytes;
+  uint64_t n_bytes;
+  tinyqmoe_tensor* tensor;
+};
+
+enum class FileResult {
+  kMapped,
+  kBusy,    // another process writes it now
+  kFailed,  // it cannot be written, or not read again
+  kBadBlob,
+};
+
+// Opens and checks the form's file; writes it first if it is missing, damaged or of another tensor.
+FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedForm* form, bool* wrote);
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_CACHE_FILE_H_

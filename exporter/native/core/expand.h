@@ -1,0 +1,28 @@
+// The expanded form of a coded tensor: a raw blob of the same levels.
+#ifndef TINYQMOE_CORE_EXPAND_H_
+#define TINYQMOE_CORE_EXPAND_H_
+
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace tinyqmoe {
+
+// Bits a level of the smallest raw form.
+uint32_t raw_bits(uint32_t n_levels);
+
+// Bytes of the raw blob of a tensor with this header.
+uint64_t raw_blob_bytes(const tinyqmoe_info& info);
+
+// Writes that blob to zeroed memory. Forms go by the CRCs of the header, so the payload's is checked here.
+tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, uint8_t* blob);
+
+// Writes it to the start of an empty file, through a small buffer. *written tells a file that could not be written
+// from a blob that could not be read.
+tinyqmoe_status expand_to_file(const tinyqmoe_tensor& coded, int file, bool* written);
+
+// All n bytes at `offset` of the file.
+bool write_at(int file, const void* bytes, uint64_t n, uint64_t offset);
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_EXPAND_H_

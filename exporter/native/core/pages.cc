@@ -1,0 +1,54 @@
+#include "pages.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "bytes.h"
+
+namespace tinyqmoe {
+namespace {
+
+#if defined(__linux__) && !defined(MADV_PAGEOUT)
+#define MADV_PAGEOUT 21  // Linux 5.4, which old headers lack; an older kernel refuses it, which does no harm
+#endif
+
+// Linux reads no more than its read-ahead window at one request, however long the range; its default is this.
+constexpr uint64_t kRequestBytes = 128 << 10;
+
+}  // namespace
+
+uint64_t page_bytes() {
+  static const uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+uint8_t* map_memory(uint64_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<uint8_t*>(memory);
+}
+
+void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }
+
+void ask_for(const PageRange& range) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(range.begin) / page_bytes() * page_bytes();
+  const uintptr_t end = reinterpret_cast<uintptr_t>(range.begin) + range.bytes;
+  for (uintptr_t at = begin; at < end; at += kRequestBytes) {
+    posix_madvise(reinterpret_cast<void*>(at), std::min<uint64_t>(kRequestBytes, end - at), POSIX_MADV_WILLNEED);
+  }
+}
+
+void give_back(const PageRange& range) {
+  const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(range.begin), page_bytes());
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(range.begin) + range.bytes) / page_bytes() * page_bytes();
+  if (begin >= end) return;
+  void* const first = reinterpret_cast<void*>(begin);
+#if defined(__linux__)
+  madvise(first, end - begin, MADV_PAGEOUT);  // MADV_DONTNEED would zero memory that is no file
+#else
+  posix_madvise(first, end - begin, POSIX_MADV_DONTNEED);  // keeps the content, other than Linux's own
+#endif
+}
+
+}  // namespace tinyqmoe

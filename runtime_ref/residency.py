@@ -1,0 +1,195 @@
+"""Where the weights of products lie: coded as shipped, expanded in memory under a budget, or expanded in files.
+
+Every mode gives the same bits. The managers are in the C++ core (exporter/native/include/tinyqmoe/tinyqmoe.h), one in
+each shared library: `native.library()` for what the codec's extension computes, `kernels.load()` for ExecuTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from exporter.bundle import Bundle
+from exporter.codec.format import ALIGNMENT, HEADER_BYTES, TAIL_BYTES, CodecId, Header, align, packed_bytes
+from exporter.codec.native import UNLIMITED, ResidencyManager, ResidencyStats
+from exporter.errors import BundleError, OutOfSpaceError, UsageError
+
+Mode = Literal["stream", "expand", "file", "auto"]
+
+# Nanoseconds a weight by bits of a level in the raw form: the table of exporter/native/core/residency.cc.
+RAW_NS = {2: 0.020, 4: 0.027, 8: 0.053}
+LZW_NS = {
+    8: {2: 0.14, 4: 0.35, 8: 0.65},
+    12: {2: 0.12, 4: 0.26, 8: 0.70},
+    16: {2: 0.13, 4: 0.27, 8: 0.52},
+}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Residency:
+    """`stream`: products read the codes. `expand`: all expanded in memory. `file`: all expanded in files.
+
+    `auto`: expanded in memory up to `budget_bytes`, the rest in `cache_dir` if one is given, else streamed.
+    `cache_dir`: the folder of the files; None is, for `file`, the user's cache. `clean_budget_bytes`: memory that pages
+    of mapped weights may take where memory is short; None leaves it to the system. Raises UsageError.
+    """
+
+    mode: Mode = "stream"
+    budget_bytes: int | None = None
+    cache_dir: Path | None = None
+    clean_budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if (self.budget_bytes is not None) != (self.mode == "auto"):
+            problems.append(f"mode {self.mode} " + ("needs a budget" if self.mode == "auto" else "takes no budget"))
+        if self.cache_dir is not None and self.mode not in ("file", "auto"):
+            problems.append(f"mode {self.mode} takes no cache directory")
+        for name, value in (("budget", self.budget_bytes), ("clean budget", self.clean_budget_bytes)):
+            if value is not None and not 0 <= value <= UNLIMITED:
+                problems.append(f"the {name} is {value} bytes")
+        if problems:
+            what = "these settings of residency contradict each other"
+            raise UsageError(what, problems=problems, do="give a budget with mode auto, a directory with file or auto")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where expanded forms are files; None: nowhere."""
+        if self.mode == "file" and self.cache_dir is None:
+            return default_cache_dir()
+        return self.cache_dir
+
+    @property
+    def budget(self) -> int:
+        """Bytes of expanded forms in memory."""
+        return UNLIMITED if self.mode == "expand" else self.budget_bytes or 0
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """A matrix that products read, as its package stores it."""
+
+    name: str
+    header: Header
+
+    @property
+    def raw_bits(self) -> int:
+        """Bits of a level in the expanded form."""
+        return next(bits for bits in RAW_NS if self.header.n_levels <= 1 << bits)
+
+    @property
+    def gain(self) -> float:
+        """Nanoseconds that a product saves for a byte of the expanded form; 0 where there is nothing to expand."""
+        if self.header.codec == CodecId.RAW:
+            return 0.0
+        saved = LZW_NS[self.header.code_bits][self.raw_bits] - RAW_NS[self.raw_bits]
+        return saved * 8 / self.raw_bits
+
+    @property
+    def blob_bytes(self) -> int:
+        """The expanded form, a raw blob."""
+        payload = self.header.rows * packed_bytes(self.header.cols, self.raw_bits)
+        return align(HEADER_BYTES + payload + TAIL_BYTES, ALIGNMENT)
+
+    @property
+    def form_bytes(self) -> int:
+        """What the budget counts for it: whole pages."""
+        return align(self.blob_bytes, mmap.PAGESIZE)
+
+    @property
+    def file_bytes(self) -> int:
+        """Its cache file."""
+        return self.blob_bytes + HEADER_BYTES
+
+    @property
+    def file_name(self) -> str:
+        """Its cache file's name."""
+        h = self.header
+        sealed = int.from_bytes(h.pack()[-4:], "little")
+        return f"tqlz-{h.rows}x{h.cols}-{h.tables_crc32:08x}-{h.payload_crc32:08x}-{sealed:08x}.raw"
+
+
+def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
+    """The TQLZ blobs that the products of a package read, in the order of use: a tied head comes last.
+
+    Raises BundleError, CodecError.
+    """
+    places = bundle.artifact(wanted).places
+    names = [t.name for t in bundle.manifest.tensors if places[t.name].form == "tqlz"]
+    names.sort(key=lambda name: name in (EMBEDDING, HEAD))
+    if HEAD in names:  # then the embedding is only looked up
+        names = [name for name in names if name != EMBEDDING]
+    return [CodedTensor(name, _header(bundle, places[name].file, places[name].offset)) for name in names]
+
+
+def _header(bundle: Bundle, relative: str, offset: int) -> Header:
+    path = bundle.file(relative)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return Header.parse(file.read(HEADER_BYTES))
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}", do="copy the bundle again") from error
+
+
+def plan(tensors: Sequence[CodedTensor], budget_bytes: int) -> set[str]:
+    """Names of those that the core expands in memory: the most time saved a byte first, among equals the first used."""
+    names = set()
+    for tensor in sorted(tensors, key=lambda t: -t.gain):
+        if tensor.gain > 0 and tensor.form_bytes <= budget_bytes:
+            names.add(tensor.name)
+            budget_bytes -= tensor.form_bytes
+    return names
+
+
+def default_cache_dir() -> Path:
+    """Where expanded forms of this user lie."""
+    return platformdirs.user_cache_path("tiny-qmoe") / "expanded"
+
+
+def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTensor] = ()) -> None:
+    """Sets how the products of `library` find their weights, from the next product on; makes the cache directory.
+
+    `tensors`: those that will be multiplied, to see before anything is written whether the disk holds their files.
+    Raises OutOfSpaceError.
+    """
+    folder = residency.folder
+    if folder is not None:
+        _make_room(folder, residency, tensors)
+    manager = ResidencyManager(library)
+    manager.set_cache_dir(folder)
+    manager.set_budget(residency.budget)
+    clean = residency.clean_budget_bytes
+    manager.set_clean_budget(UNLIMITED if clean is None else clean)
+
+
+def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor]) -> None:
+    do = "free disk space, give another cache directory, or choose another mode"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutOfSpaceError(f"the cache directory {folder} cannot be used: {error}", do=do) from error
+    in_memory = plan(tensors, residency.budget)
+    missing = {t.file_name: t.file_bytes for t in tensors if t.gain > 0 and t.name not in in_memory}
+    needed = sum(n for name, n in missing.items() if not (folder / name).is_file())
+    if needed > free:
+        raise OutOfSpaceError(f"expanded weights need {needed:,} bytes in {folder}, {free:,} are free", do=do)
+
+
+def stats(library: ctypes.CDLL) -> ResidencyStats:
+    """What the core in `library` holds now, and has done."""
+    return ResidencyManager(library).stats()
+
+
+def trim(library: ctypes.CDLL, n_bytes: int) -> int:
+    """Frees expanded forms of at least `n_bytes` if there are; returns the bytes freed. For any thread, at any time."""
+    return ResidencyManager(library).trim(n_bytes)
