@@ -7,18 +7,13 @@ bundles too.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import BundleError, OutOfSpaceError, UsageError
+from exporter.errors import BundleError, UsageError
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -318,41 +313,3 @@ def check_target(out: Path, *, force: bool) -> None:
     if out.is_symlink() or not (out / MANIFEST).is_file():
         what = f"{out} exists and is not a bundle; --force replaces only bundles"
         raise UsageError(what, do="choose another directory")
-
-
-@contextlib.contextmanager
-def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary directory beside `out` that takes its place when the block ends well, and is removed otherwise.
-
-    Raises UsageError as `check_target`; OutOfSpaceError when the disk fills.
-    """
-    check_target(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    work.chmod(0o755)
-    try:
-        yield work
-        _replace(work, out)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            what = f"the disk that holds {out.parent} is full"
-            raise OutOfSpaceError(what, do="free space, or choose another OUT") from error
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _replace(work: Path, out: Path) -> None:
-    """Renames `work` to `out`; an old bundle stays whole until the new one is in its place."""
-    if not out.exists():
-        os.rename(work, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    os.rename(out, old / "bundle")
-    try:
-        os.rename(work, out)
-    except OSError:
-        os.rename(old / "bundle", out)
-        old.rmdir()
-        raise
-    shutil.rmtree(old)

@@ -172,6 +172,17 @@ def _options(
     """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
 
 
+def _size(text: str) -> int:
+    """Bytes of "1.5 GB"."""
+    from exporter.errors import UsageError
+    from exporter.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise typer.BadParameter(error.what) from error
+
+
 def _writable(json_file: Path | None) -> Path | None:
     """Says before the long work, and not after it, that its result has nowhere to go."""
     if json_file is not None and str(json_file) != "-":
@@ -229,6 +240,13 @@ def export(
         int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
     ] = 1_000_000_000,
     with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
+    max_ram: Annotated[
+        int | None,
+        typer.Option(parser=_size, metavar="SIZE", help="Memory the export may take, such as 2GB; else it is refused."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what an export to OUT that was interrupted has finished.")
+    ] = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -246,8 +264,35 @@ def export(
         chunk_bytes=chunk_bytes,
         with_native=with_native,
     )
-    bundle = _export(model, out, config, force=force)
+    begin = time.monotonic()
+    if resume:
+        _say_resumed(out)
+    bundle = _export(model, out, config, force=force, resume=resume, max_ram=max_ram)
     _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=False)))
+    _say_spent(time.monotonic() - begin, max_ram)
+
+
+def _say_resumed(out: Path) -> None:
+    from exporter.partial import workplace_of
+
+    place = workplace_of(out)
+    what = f"{place.finished} matrices of an earlier export are in {place.root}"
+    if not place.finished:
+        what = f"nothing to resume: {place.root} has no finished matrix; starting from the beginning"
+    err_console.print(what, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_spent(seconds: float, max_ram: int | None) -> None:
+    """What depends on the machine is not in the manifest."""
+    from exporter.memory import peak_bytes
+    from exporter.show import bytes_text
+
+    peak = peak_bytes()
+    what = f"peak memory {bytes_text(peak)}"
+    if max_ram is not None and peak > max_ram:
+        what += f", more than the {bytes_text(max_ram)} of --max-ram: please report this as a bug"
+    minutes = f"{seconds // 60:.0f} min " if seconds >= 60 else ""
+    err_console.print(f"{what}, {minutes}{seconds % 60:.0f} s", highlight=False, soft_wrap=True)
 
 
 def _formats(target: Target, coreml_format: CoreMLFormat) -> tuple[str, ...]:
@@ -419,11 +464,17 @@ def main() -> None:
         sys.exit(BUG)
 
 
-def _export(model: str, out: Path, config: ExportConfig, *, force: bool) -> Bundle:
+def _export(model: str, out: Path, config: ExportConfig, **options: Any) -> Bundle:
+    """Whatever ends the export, what it leaves for --resume is said first."""
     from exporter import pipeline
 
-    with _progress() as progress:
-        return pipeline.export(model, out, config, progress, force=force)
+    try:
+        with _progress() as progress:
+            return pipeline.export(model, out, config, progress, **options)
+    except BaseException as error:
+        for note in getattr(error, "__notes__", ()):
+            err_console.print(note, markup=False, highlight=False, soft_wrap=True)
+        raise
 
 
 def _verified(path: Path) -> Bundle:

@@ -1,14 +1,19 @@
 """The encoded model: every matrix as a TQLZ blob and its scales in files of a work directory, norms in memory.
 
-Matrices stay on disk, so that what an export holds in memory follows its largest tensor and not the model.
+Matrices stay on disk, so that what an export holds in memory follows neither the model nor its largest tensor. A record
+beside them, written last, says that a matrix is finished and what its files hold: an export that was interrupted goes
+on from the matrices that are there and whole.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,9 +60,13 @@ class EncodedMatrix:
         """Of the blob and the scales together."""
         return (self.blob_bytes + self.scales_bytes) * 8 / (self.rows * self.cols)
 
+    def blob(self) -> np.ndarray:
+        """uint8 [blob_bytes], memory-mapped."""
+        return np.memmap(self.blob_path, dtype=np.uint8, mode="r")
+
     def open(self) -> NativeTensor:
         """The blob, memory-mapped and opened by the C++ core."""
-        return NativeTensor(np.memmap(self.blob_path, dtype=np.uint8, mode="r"))
+        return NativeTensor(self.blob())
 
     def scales(self) -> np.ndarray:
         """float32 [rows, n_groups], memory-mapped."""
@@ -71,14 +80,13 @@ class EncodedModel:
     matrices: dict[str, EncodedMatrix]
 
 
-def encode_matrix(tensor: QuantizedTensor, work: Path, index: int, codec: Codec) -> EncodedMatrix:
-    """Codes one matrix and writes blob and scales under `work`; the encoder verifies that it decodes to the levels."""
-    coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec)
-    blob_path, scales_path = work / f"{index:05d}.tqlz", work / f"{index:05d}.scales"
-    blob_path.write_bytes(coded.blob.data)
+def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedMatrix:
+    """Codes one matrix and writes blob, scales and record under `work`; the encoder verifies that it decodes."""
+    blob_path, scales_path = _paths(work, tensor.name)
+    coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec, blob_path)
     scales_path.write_bytes(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
     rows, cols = tensor.levels.shape
-    return EncodedMatrix(
+    matrix = EncodedMatrix(
         name=tensor.name,
         rows=rows,
         cols=cols,
@@ -88,18 +96,66 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, index: int, codec: Codec)
         code_bits=coded.code_bits,
         cap=coded.cap,
         entropy_bits=coded.entropy_bits,
-        zeros=1.0 - np.count_nonzero(tensor.levels) / tensor.levels.size,
+        zeros=coded.zeros,
         levels_crc32=coded.levels_crc32,
         sizes_bytes=coded.sizes_bytes,
         blob_path=blob_path,
         scales_path=scales_path,
     )
+    _write_record(matrix, work / f"{tensor.name}{RECORD}")
+    return matrix
 
 
 def encode_model(tensors: Iterable[QuantizedTensor], work: Path, codec: Codec) -> EncodedModel:
     """Codes a stream of matrices; each is dropped before the next is asked for."""
     matrices = {}
-    for index, tensor in enumerate(tensors):
-        matrices[tensor.name] = encode_matrix(tensor, work, index, codec)
+    for tensor in tensors:
+        matrices[tensor.name] = encode_matrix(tensor, work, codec)
         del tensor
     return EncodedModel(matrices)
+
+
+# ---- records of finished matrices
+
+
+RECORD = ".json"
+_FILES = ("blob_path", "scales_path")
+
+
+def _paths(work: Path, name: str) -> tuple[Path, Path]:
+    """Of the blob and of the scales."""
+    return work / f"{name}.tqlz", work / f"{name}.scales"
+
+
+def finished(work: Path) -> dict[str, EncodedMatrix]:
+    """The matrices under `work` whose files are whole, by name; what has no record or another CRC-32 is left out."""
+    matrices = (_read_record(record) for record in sorted(work.glob(f"*{RECORD}")))
+    return {matrix.name: matrix for matrix in matrices if matrix}
+
+
+def _write_record(matrix: EncodedMatrix, path: Path) -> None:
+    values = {f.name: getattr(matrix, f.name) for f in fields(matrix) if f.name not in _FILES}
+    record = {"matrix": values, "files": {name: _summary(getattr(matrix, name)) for name in _FILES}}
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_record(path: Path) -> EncodedMatrix | None:
+    blob_path, scales_path = _paths(path.parent, path.name.removesuffix(RECORD))
+    paths: dict[str, Any] = {"blob_path": blob_path, "scales_path": scales_path}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = all(_summary(file) == record["files"][name] for name, file in paths.items())
+        return EncodedMatrix(**record["matrix"], **paths) if whole else None
+    except (OSError, ValueError, TypeError, KeyError):  # a record that cannot be used is as good as none
+        return None
+
+
+def _summary(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file."""
+    n_bytes = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            n_bytes, crc = n_bytes + len(block), zlib.crc32(block, crc)
+    return {"n_bytes": n_bytes, "crc32": crc}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
+import json
+import math
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
     from exporter.codec.encoder import Codec
     from exporter.encoded import EncodedMatrix, EncodedModel
+    from exporter.partial import Fingerprint, Workplace
     from exporter.quant import QuantConfig
     from exporter.reference import Arithmetic
 
@@ -49,30 +52,38 @@ class ExportConfig:
     texts: tuple[str, ...] = ()
 
 
-def export(model: str | Path, out: Path, config: ExportConfig, progress: Progress, *, force: bool = False) -> Bundle:
+def export(
+    model: str | Path,
+    out: Path,
+    config: ExportConfig,
+    progress: Progress,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    max_ram: int | None = None,
+) -> Bundle:
     """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model -> bundle at `out`.
 
-    Nothing is left at `out` unless all of it succeeded. Raises the errors of exporter.errors.
+    Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an interrupted export has
+    coded. `max_ram` limits the memory of this process, in bytes. Raises the errors of exporter.errors.
     """
-    from exporter import packages
+    from exporter import forecast, packages, partial
     from exporter.checkpoint import Checkpoint
-    from exporter.encoded import encode_model
-    from exporter.quant import quantize
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
     context = _context(config.context, checkpoint)
     packages.check(config, checkpoint)
+    if max_ram is not None:
+        forecast.check_memory(max_ram, checkpoint, config, context)
     with (
-        bundles.new_bundle(out, force=force) as work,
-        tempfile.TemporaryDirectory(dir=work.parent, prefix=f".{out.name}.", suffix=".scratch") as scratch,
+        partial.workplace(out, _fingerprint(checkpoint, config), force=force, resume=resume) as place,
+        _memory_errors(),
     ):
-        _check_disk(checkpoint, config, work)
+        work = place.bundle
+        _check_disk(checkpoint, config, place)
         checkpoint.check_finite(lambda _, done, total: progress("check weights", done, total))
-        tensors = quantize(
-            checkpoint, config.quantization, lambda _, done, total: progress("quantize and code", done, total)
-        )
-        encoded = encode_model(tensors, Path(scratch), config.codec)
+        encoded = _encode(checkpoint, config, place.coded, progress)
         vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
         source = packages.Source(checkpoint, encoded, vectors, context, config, work)
         emitted = [packages.emit(name, source, progress) for name in config.formats]
@@ -102,6 +113,47 @@ def export(model: str | Path, out: Path, config: ExportConfig, progress: Progres
     return Bundle.open(out)
 
 
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """PyTorch has no type of its own for the error that memory is short."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error
+
+
+def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
+    """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may be moved."""
+    from exporter import partial
+
+    stats = {file: file.stat() for file in sorted({entry.file for entry in checkpoint.entries.values()})}
+    return {
+        "format": str(partial.FORMAT_VERSION),
+        "codec": config.codec,
+        "quantization": json.dumps(config.quantization.to_dict(), sort_keys=True),
+        **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
+        **{file.name: f"{stat.st_size} bytes of {stat.st_mtime_ns} ns" for file, stat in stats.items()},
+    }
+
+
+def _encode(checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress) -> EncodedModel:
+    """All matrices, those that `work` already has without coding them again."""
+    from exporter import encoded
+    from exporter.quant import quantize
+
+    stage = "quantize and code"
+    progress(stage, 0, 0)
+    finished = encoded.finished(work)
+    tensors = quantize(
+        checkpoint, config.quantization, lambda _, done, total: progress(stage, done, total),
+        scratch=work, skip=finished,
+    )  # fmt: skip
+    matrices = finished | encoded.encode_model(tensors, work, config.codec).matrices
+    return encoded.EncodedModel({name: matrices[name] for name in checkpoint.names if name in matrices})
+
+
 def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
     limit = checkpoint.config.max_position_embeddings
     context = min(DEFAULT_CONTEXT, limit) if wanted is None else wanted
@@ -110,13 +162,15 @@ def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
     return context
 
 
-def _check_disk(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
+def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: Workplace) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are few."""
-    needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + (64 << 20)
-    free = shutil.disk_usage(work).free
+    largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)  # its levels lie there for a while
+    needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
+    needed -= sum(file.stat().st_size for file in place.coded.iterdir())
+    free = shutil.disk_usage(place.root).free
     if free < needed:
         raise OutOfSpaceError(
-            f"the export may need {needed / 1e9:.1f} GB beside {work.parent}, {free / 1e9:.1f} GB are free",
+            f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, {free / 1e9:.1f} GB are free",
             do="free space, or choose another OUT",
         )
 
@@ -131,9 +185,10 @@ def _answer(
     progress: Progress,
 ) -> tuple[list[str], bundles.QuantizationLoss]:
     """Writes `reference.safetensors`; returns how its prompts were made, and what quantization cost."""
-    from exporter import reference
+    from exporter import memory, reference
 
     texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
+    memory.give_back()  # what lowering and the tokenizer leave goes now, and not at some time in what follows
     prompts = reference.make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
@@ -144,6 +199,7 @@ def _answer(
         done += n
         progress("compute reference answers", done, total)
 
+    advance(0)
     reference.write_reference(
         encoded, vectors, checkpoint.config, context, prompts, work / bundles.REFERENCE, advance
     )

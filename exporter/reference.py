@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from exporter.bundle import QuantizationLoss
+from exporter.codec.encoder import release
+from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import CheckpointError
 from exporter.models.llama import Layers, Llama, LlamaConfig, TorchAttention
@@ -30,6 +32,9 @@ ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 
 BLOCK_WEIGHTS = 1 << 20  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
 EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
+PIECE_TOKENS = 256  # of a prompt computed at a time: attention over a full context takes much memory
+LOSS_POSITIONS = 64  # whose logits are in memory at a time
+LOSS_ROWS = 8  # of them compared at a time, in float64
 SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
 SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
 
@@ -70,11 +75,13 @@ class QuantizedLinear(nn.Module):
         quantized, x_scales = quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
         multiply = self._multiply_int8 if self.arithmetic == "int8" else self._multiply_float32
         y = torch.empty(flat.shape[0], self.matrix.rows)
-        with self.matrix.open() as coded:
+        blob = self.matrix.blob()
+        with NativeTensor(blob) as coded:
             scales = self.matrix.scales()
             for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
                 levels = torch.from_numpy(coded.decode_rows(begin, end)).float()
                 y[:, begin:end] = multiply(quantized, x_scales, levels, torch.tensor(scales[begin:end]))
+                release(blob, scales)
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
     def _multiply_int8(self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
@@ -100,8 +107,10 @@ class FloatLinear(nn.Module):
         self.rows, self.out_features = rows, out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks = row_blocks(self.out_features, x.shape[-1])
-        return torch.cat([x @ self.rows(begin, end).T for begin, end in blocks], dim=-1)
+        y = torch.empty(*x.shape[:-1], self.out_features)
+        for begin, end in row_blocks(self.out_features, x.shape[-1]):
+            y[..., begin:end] = x @ self.rows(begin, end).T
+        return y
 
 
 class RowEmbedding(nn.Module):
@@ -139,11 +148,14 @@ class QuantizedLayers:
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         matrix = self.encoded.matrices[name]
-        coded, scales = matrix.open(), matrix.scales()
+        blob, scales = matrix.blob(), matrix.scales()
+        coded = NativeTensor(blob)
 
         def row(i: int) -> Tensor:
             levels = torch.from_numpy(coded.decode_rows(i, i + 1)).float()
-            return dequantized(levels, torch.tensor(scales[i : i + 1]), matrix.group_size)[0]
+            factors = torch.tensor(scales[i : i + 1])
+            release(blob, scales)  # rows lie far apart, and the system maps what is around them too
+            return dequantized(levels, factors, matrix.group_size)[0]
 
         return RowEmbedding(row)
 
@@ -188,12 +200,17 @@ def make_prompts(
 
     Shorter than the context by as many tokens as are generated, so every one fits.
     """
-    small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
-    new = max(1, min(16 if small else 4, context // 4))
+    new = new_tokens(context, parameters, vocab_size)
     room = context - new
     lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
     prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]
     return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
+
+
+def new_tokens(context: int, parameters: int, vocab_size: int) -> int:
+    """How many greedy tokens follow a prompt."""
+    small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
+    return max(1, min(16 if small else 4, context // 4))
 
 
 def loss_positions(parameters: int) -> int:
@@ -208,7 +225,7 @@ def _cycle(tokens: Sequence[int], n: int) -> list[int]:
 @torch.inference_mode()
 def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
     """Logits float32 [max(new_tokens, 1), V] and the greedy token int64 of each row."""
-    logits = [model(torch.tensor([prompt.tokens]), torch.tensor([0]))[0]]
+    logits = [model.logits(hidden_states(model, prompt.tokens)[:, -1])[0]]
     for step in range(1, prompt.new_tokens):
         position = torch.tensor([len(prompt.tokens) + step - 1])
         logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
@@ -216,9 +233,15 @@ def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
     return stacked, stacked.argmax(-1)
 
 
+def hidden_states(model: Llama, tokens: Sequence[int]) -> Tensor:
+    """float32 [1, S, hidden] from position 0 on, computed in pieces."""
+    pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
+    return torch.cat([model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1)
+
+
 def finite(logits: Tensor) -> Tensor:
     """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged by them."""
-    if logits.isfinite().all():
+    if torch.stack(logits.aminmax()).isfinite().all():  # NaN passes through it, and nothing is copied
         return logits
     raise CheckpointError(
         "the model computes logits that are not finite: its weights overflow float32",
@@ -250,6 +273,7 @@ def write_reference(
                 logits, tokens = answers(model, prompt)
                 tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
                 progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
+        del model  # its cache, before the next one's
     path.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
 
 
@@ -262,26 +286,35 @@ def quantization_loss(
     tokens: Sequence[int],
 ) -> QuantizationLoss:
     """The quantized model against the float one over `tokens`: KL(original || quantized) in nats, top-1, perplexity."""
-    ids, start = torch.tensor([tokens]), torch.tensor([0])
-    n = len(tokens)
-    config = checkpoint.config
+    config, n = checkpoint.config, len(tokens)
+    all_layers: tuple[Layers, Layers] = OriginalLayers(checkpoint), QuantizedLayers(encoded, vectors, arithmetic)
+    models = [Llama(config, n, layers) for layers in all_layers]
+    hidden = [hidden_states(model, tokens) for model in models]
+    following = torch.tensor([*tokens[1:], 0])  # nothing follows the last: what it would cost is left out below
 
-    def log_probs(layers: Layers) -> Tensor:  # float64 [S, V]
-        model = Llama(config, n, layers)
-        return torch.log_softmax(finite(model.logits(model.hidden(ids, start)))[0].double(), -1)
+    def compare(part: slice) -> list[tuple[Tensor, ...]]:
+        logits = (finite(model.logits(h[:, part]))[0] for model, h in zip(models, hidden, strict=True))
+        rows = [*(x.split(LOSS_ROWS) for x in logits), following[part].split(LOSS_ROWS)]
+        return [_compare(*block) for block in zip(*rows, strict=True)]
 
-    def perplexity(log_p: Tensor) -> float:
-        return float(torch.exp(-log_p[:-1].gather(-1, ids[0, 1:, None]).mean()))
-
-    original = log_probs(OriginalLayers(checkpoint))
-    quantized = log_probs(QuantizedLayers(encoded, vectors, arithmetic))
+    blocks = [block for begin in range(0, n, LOSS_POSITIONS) for block in compare(slice(begin, begin + LOSS_POSITIONS))]
+    kl, same, log_original, log_quantized = (torch.cat(column) for column in zip(*blocks, strict=True))
     return QuantizationLoss(
         positions=n,
-        kl_mean=float((original.exp() * (original - quantized)).sum(-1).mean()),
-        top1_agreement=float((original.argmax(-1) == quantized.argmax(-1)).double().mean()),
-        perplexity_original=perplexity(original),
-        perplexity_quantized=perplexity(quantized),
+        kl_mean=float(kl.mean()),
+        top1_agreement=float(same.double().mean()),
+        perplexity_original=float(torch.exp(-log_original[:-1].mean())),
+        perplexity_quantized=float(torch.exp(-log_quantized[:-1].mean())),
     )
+
+
+def _compare(original: Tensor, quantized: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two times logits [n, V], and the ids that follow -> of each position: KL(original || quantized) in nats, whether
+    the largest agrees, and the log probabilities of the id that follows."""
+    p, q = (torch.log_softmax(logits.double(), -1) for logits in (original, quantized))
+    same = original.argmax(-1) == quantized.argmax(-1)
+    log_p, log_q = (x.gather(-1, following[:, None])[:, 0] for x in (p, q))
+    return (p.exp() * (p - q)).sum(-1), same, log_p, log_q
 
 
 def random_tokens(vocab_size: int, n: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,8 +16,9 @@ import pytest
 from helpers_bundles import as_dict, copy, edit_manifest, place, small_manifest, write_small_bundle
 
 from exporter import bundle as bundles
-from exporter.bundle import Bundle, Manifest, new_bundle
+from exporter.bundle import Bundle, Manifest
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
+from exporter.partial import workplace
 
 
 @pytest.fixture
@@ -253,6 +255,13 @@ def names(path: Path) -> list[str]:
     return sorted(os.listdir(path))
 
 
+@contextlib.contextmanager
+def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
+    """The directory of the bundle being made, of an export that starts from the beginning."""
+    with workplace(out, {}, force=force, resume=False) as place:
+        yield place.bundle
+
+
 def test_a_new_bundle_appears_when_the_block_ends(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     with new_bundle(out, force=False) as work:
@@ -282,7 +291,7 @@ def test_a_rename_that_fails_leaves_the_old_bundle(small: Bundle, monkeypatch: p
     real = os.rename
 
     def rename(source: Path, target: Path) -> None:
-        if str(source).endswith(".partial"):
+        if str(source).endswith(".partial/bundle"):
             raise PermissionError(errno.EACCES, "no")
         real(source, target)
 

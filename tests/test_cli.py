@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -183,18 +184,25 @@ def test_an_interrupt_is_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_sigterm_is_143_and_lets_an_export_clean_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("coded", [0, 2])
+def test_a_signal_lets_an_export_clean_up(tmp_path: Path, number: int, code: int, coded: int) -> None:
+    """What is coded stays, and that is said."""
     script = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import bundle, cli, pipeline\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import cli, partial, pipeline\n"
         "def export(model, out, *args, **options):\n"
-        "    with bundle.new_bundle(out, force=False):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(60)\n"
+        "    with partial.workplace(out, {}, force=False, resume=False) as place:\n"
+        f"        [(place.coded / f'{{i}}.json').touch() for i in range({coded})]\n"
+        f"        os.kill(os.getpid(), {number:d})\n        time.sleep(60)\n"
         "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\ncli.main()\n"
     )
     command = [sys.executable, "-c", script, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
-    assert list(tmp_path.iterdir()) == []
+    assert (done.returncode, done.stdout) == (code, b"")
+    left = tmp_path / ".out.partial"
+    said = f"{coded} coded matrices are kept in {left}: the same command with --resume goes on from there\n"
+    assert done.stderr.decode() == (said if coded else "")
+    assert list(tmp_path.iterdir()) == ([left] if coded else [])
 
 
 def test_a_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,24 +81,35 @@ def test_a_damaged_checkpoint_leaves_nothing(checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"),
+    ("error", "raised", "left"),
     [
-        (OSError(errno.ENOSPC, "full"), OutOfSpaceError),
-        (ExportError("wrong"), ExportError),
-        (KeyboardInterrupt(), None),
+        (OSError(errno.ENOSPC, "full"), OutOfSpaceError, [".out.partial"]),
+        (KeyboardInterrupt(), KeyboardInterrupt, [".out.partial"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, [".out.partial"]),
+        (RuntimeError("another"), RuntimeError, []),
+        (ExportError("wrong"), ExportError, []),
     ],
 )
-def test_nothing_is_left_when_lowering_fails(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: Any
+def test_no_half_bundle_is_left_when_lowering_fails(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: Any,
+    left: list[str],
 ) -> None:
+    """What the user can mend leaves the coded matrices, anything else leaves nothing."""
+
     def fail(*args: Any) -> None:
         args[-1].write_bytes(b"half a program")
         raise error
 
     monkeypatch.setattr(executorch, "emit", fail)
-    with pytest.raises(raised or type(error)):
+    with pytest.raises(raised) as caught:
         helpers_bundles.export(checkpoint, tmp_path / "new" / "out", TERNARY, context=CONTEXT)
-    assert names(tmp_path / "new") == []
+    assert names(tmp_path / "new") == left
+    assert any("--resume" in note for note in getattr(caught.value, "__notes__", [])) == bool(left)
+    assert not list((tmp_path / "new").rglob("*.pte"))
 
 
 # ---- what comes out

@@ -72,7 +72,7 @@ def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     levels = rng.integers(low, low + n, (rows, cols), dtype=np.int8)
     scales = rng.uniform(0.01, 0.1, (rows, -(-cols // group_size))).astype(np.float32)
     tensor = QuantizedTensor("matrix", levels, scales, group_size, scheme, low, n)
-    return encode_matrix(tensor, tmp_path_factory.mktemp("matrix"), 0, "auto")
+    return encode_matrix(tensor, tmp_path_factory.mktemp("matrix"), "auto")
 
 
 def operator(matrix: EncodedMatrix, x: torch.Tensor, int8: bool) -> torch.Tensor:

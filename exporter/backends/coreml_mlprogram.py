@@ -40,6 +40,9 @@ MASKED = -3e4  # exp of it is 0, and half precision holds it
 TEMPLATE, PACKAGE = "model.template.mlpackage", "model.mlpackage"
 CODED_FILE, RECIPE_FILE = "model.weights.tqlz", "expand.json"
 
+SPECIFICATION_VERSION = 9  # iOS 18, the first with states and 2-bit tables
+BYTES_PER_LAYER = 64 << 10  # of a program without weights, at most; two such for what is outside of layers
+
 # A weight file as coremltools' MILBlob writes it: a header; then at multiples of 64 what each blob is, and its data.
 ALIGNMENT, SENTINEL, STORAGE_VERSION = 64, 0xDEADBEEF, 2
 BLOB_TYPES = {"float16": 1, "float32": 2, "int8": 4, "uint2": 10, "int32": 14}
@@ -150,22 +153,23 @@ def emit(
         program = _Builder(encoded, vectors, model, config).program()
         spec = _translate(program, encoded, layout)
         coreml.fill_metadata(spec.description.metadata, metadata)
-        _check_reload(spec)
     template = work / TEMPLATE
     (template / coreml.DATA).mkdir(parents=True)
     coreml.write_package_manifest(template, weights=True)
     (template / coreml.MODEL_FILE).write_bytes(spec.SerializeToString(deterministic=True))
+    written = type(spec).FromString((template / coreml.MODEL_FILE).read_bytes())
+    with quiet():
+        _check_reload(written)
+    _check(written, layout, encoded, model, config, metadata)
     pieces = _write_coded(layout, work / CODED_FILE)
     recipe = Recipe(RECIPE_VERSION, TEMPLATE, PACKAGE, CODED_FILE, _weight_files(pieces, work / CODED_FILE, progress))
     (work / RECIPE_FILE).write_text(recipe.to_json(), encoding="utf-8")
-    operators = census(spec)
-    _check(operators, layout, encoded, model)
     return EmittedMLProgram(
         recipe=recipe,
         places={key: _place(number, blob) for key, (number, blob) in layout.places.items() if key in encoded.matrices},
-        operators=operators,
+        operators=census(operations(written, DECODE) + operations(written, PREFILL)),
         constants_bytes=sum(b.n_bytes for _, b in layout.places.values() if isinstance(b.source, bytes)),
-        specification_version=spec.specificationVersion,
+        specification_version=written.specificationVersion,
     )
 
 
@@ -438,12 +442,15 @@ def _weight_files(files: list[list[Piece]], coded_path: Path, progress: Callable
     ]
 
 
-def census(spec: Model) -> dict[str, int]:
-    """How often each operation but `const` is in the program, over both functions."""
-    counts: Counter[str] = Counter()
-    for function in spec.mlProgram.functions.values():
-        for block in function.block_specializations.values():
-            counts.update(op.type for op in block.operations)
+def operations(spec: Model, function: str) -> list[Any]:
+    """The operations of a function, in order."""
+    body = spec.mlProgram.functions[function]
+    return list(body.block_specializations[body.opset].operations)
+
+
+def census(ops: list[Any]) -> dict[str, int]:
+    """How often each type of operation but `const` is there."""
+    counts = Counter(op.type for op in ops)
     counts.pop("const", None)
     return dict(sorted(counts.items()))
 
@@ -473,31 +480,68 @@ def _check_reload(spec: Model) -> None:
         raise ExportError(f"the program has the functions {sorted(program.functions)}", do="report this as a bug")
 
 
-def _check(operators: dict[str, int], layout: _Layout, encoded: EncodedModel, model: LlamaConfig) -> None:
-    """Every matrix is there once and compressed, and products and state updates are as many as asked."""
-    schemes = Counter(m.scheme for m in encoded.matrices.values())
-    layers = model.num_hidden_layers
-    expected = {
-        "constexpr_lut_to_dense": 2 * schemes["ternary"],
-        "constexpr_blockwise_shift_scale": 2 * schemes["int8"],
-        "linear": 2 * (7 * layers + 1),
-        "scaled_dot_product_attention": 2 * layers,
-        "slice_update": 4 * layers,
-        "write_state": 4 * layers,
-        "matmul": 0,
-        "conv": 0,
-    }
-    problems = [
-        f"{operators.get(name, 0)} x {name}, expected {count}"
-        for name, count in expected.items()
-        if operators.get(name, 0) != count
-    ]
+def _check(
+    spec: Model, layout: _Layout, encoded: EncodedModel, model: LlamaConfig, config: MLProgramConfig,
+    metadata: dict[str, str],
+) -> None:  # fmt: skip
+    """Whether a program is the one that was asked for. Raises ExportError with all that is wrong.
+
+    - version and metadata; inputs, outputs and states of both functions;
+    - operations of both functions (see `_function_problems`);
+    - every matrix has its place in a weight file, whole; and nothing large lies in the program itself.
+    """
+    problems = coreml.description_problems(spec, SPECIFICATION_VERSION, metadata)
+    described = {f.name: f for f in spec.description.functions}
+    for name, n_tokens in ((DECODE, 1), (PREFILL, config.prefill_tokens)):
+        found = coreml.declared(described[name]) if name in described else {}
+        problems += coreml.differences(f"{name}: ", found, _interface(name, n_tokens, model, config))
+        problems += [f"{name}: {p}" for p in _function_problems(operations(spec, name), encoded, model)]
     problems += [f"{name} is not in the program" for name in encoded.matrices if name not in layout.places]
     problems += [
         f"{blob.key} has {blob.n_elements:,} elements"
         for _, blob in layout.places.values()
         if isinstance(blob.source, EncodedMatrix) and blob.n_elements != blob.source.rows * blob.source.cols
     ]
+    if (n := spec.ByteSize()) > (limit := (2 + model.num_hidden_layers) * BYTES_PER_LAYER):
+        problems.append(f"the program without weights has {n:,} bytes, expected {limit:,} at most")
     if problems:
         what = f"{TEMPLATE} is not the program that was asked for"
         raise ExportError(what, problems=problems, do="report this as a bug")
+
+
+def _interface(name: str, n_tokens: int, model: LlamaConfig, config: MLProgramConfig) -> dict[str, str]:
+    """What a function declares, as `coreml.declared` reads it."""
+    cache = f"{model.num_hidden_layers}, {model.num_key_value_heads}, {config.context}, {model.head_dim}"
+    return {
+        "input input_ids": f"int32 [1, {n_tokens}]",
+        "input position": "int32 [1]",
+        **({"input last": "int32 [1]"} if name == PREFILL else {}),
+        "output logits": f"float16 [1, {model.vocab_size}]",
+        "state k_cache": f"float16 [{cache}]",
+        "state v_cache": f"float16 [{cache}]",
+    }
+
+
+def _function_problems(ops: list[Any], encoded: EncodedModel, model: LlamaConfig) -> list[str]:
+    """Every matrix is there once and compressed, products are as many as asked and none is dense; each state is read
+    first, and after that only what was just written."""
+    schemes = Counter(m.scheme for m in encoded.matrices.values())
+    layers = model.num_hidden_layers
+    expected = {
+        "constexpr_lut_to_dense": schemes["ternary"],
+        "constexpr_blockwise_shift_scale": schemes["int8"],
+        "linear": 7 * layers + 1,
+        "scaled_dot_product_attention": layers,
+        "slice_update": 2 * layers,
+        "matmul": 0,
+        "conv": 0,
+    }
+    found = Counter(op.type for op in ops)
+    problems = [f"{found[name]} x {name}, expected {n}" for name, n in expected.items() if found[name] != n]
+    orders: dict[str, list[str]] = {"k_cache": [], "v_cache": []}
+    for op in ops:
+        if op.type in ("read_state", "write_state"):
+            orders.setdefault(op.inputs["input"].arguments[0].name, []).append(op.type)
+    right = ["read_state", *["write_state", "read_state"] * layers]
+    wrong = [name for name, order in orders.items() if order != right]
+    return problems + [f"{name} is not read once and then updated in a chain" for name in wrong]

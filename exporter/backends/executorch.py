@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STAND_IN_BYTES = 64
 ALIGNMENT = 64  # of every constant: the blobs' own sections are aligned to 64 bytes
-PREFILL_TOKENS = 512  # the longest input of one call: activations are planned for it
+PREFILL_TOKENS = 128  # the longest input of one call: activations are planned for it, and longer ones are no faster
 
 
 @dataclass(frozen=True)

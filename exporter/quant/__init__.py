@@ -8,8 +8,10 @@ statistics, say) goes into its `Config`, so that `quantize` stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -65,34 +67,46 @@ class QuantConfig(JsonConfig):
 
 
 def quantize(
-    checkpoint: Checkpoint, config: QuantConfig, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    progress: Progress | None = None,
+    *,
+    scratch: Path | None = None,
+    skip: Collection[str] = (),
 ) -> Iterator[QuantizedTensor]:
-    """All matrices in checkpoint order, one at a time: memory holds the levels of one and a block of its weights.
+    """All matrices in checkpoint order but those in `skip`, one at a time.
 
-    `progress` gets (tensor name, weights done, weights in all). Raises CheckpointError at a tensor that is not finite.
+    The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary files), and are
+    memory-mapped: memory holds the scales of one matrix and a block of its weights. `progress` gets (tensor name,
+    weights done, weights in all). Raises CheckpointError at a tensor that is not finite.
     """
     names = [name for name in checkpoint.names if config.scheme_for(name)]
-    total = sum(math.prod(checkpoint.shape(name)) for name in names)
-    done = 0
+    sizes = {name: math.prod(checkpoint.shape(name)) for name in names}
+    done = sum(sizes[name] for name in names if name in skip)
     for name in names:
-        yield _quantize_tensor(checkpoint, name, config)
-        done += math.prod(checkpoint.shape(name))
+        if name in skip:
+            continue
+        yield _quantize_tensor(checkpoint, name, config, scratch)
+        done += sizes[name]
         if progress:
-            progress(name, done, total)
+            progress(name, done, sum(sizes.values()))
 
 
-def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig) -> QuantizedTensor:
+def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig, scratch: Path | None) -> QuantizedTensor:
     scheme_name, scheme_config = config.scheme_for(name), config.config_for(name)
     assert scheme_name is not None  # the caller leaves out norms
     assert scheme_config is not None
     scheme, (rows, cols) = SCHEMES[scheme_name], checkpoint.shape(name)
     group_size = effective_group_size(scheme_config.group_size, cols)
-    levels = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, -(-cols // group_size)), np.float32)
-    for begin, block in one_thread(checkpoint.blocks(name)):
-        end = begin + len(block)
-        block_levels, block_scales = scheme.quantize_rows(block, scheme_config)
-        levels[begin:end], scales[begin:end] = block_levels.numpy(), block_scales.numpy()
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        for begin, block in one_thread(checkpoint.blocks(name)):
+            block_levels, block_scales = scheme.quantize_rows(block, scheme_config)
+            scales[begin : begin + len(block)] = block_scales.numpy()
+            file.write(block_levels.contiguous().numpy().data)
+        file.flush()
+        # The mapping keeps the file. Private, because PyTorch warns of arrays that cannot be written.
+        levels = np.memmap(file, np.int8, "c", shape=(rows, cols))
     if not np.isfinite(scales).all():
         raise CheckpointError(
             f"{name} has weights that are not finite, or too large to add up in float32",

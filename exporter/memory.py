@@ -1,0 +1,51 @@
+"""The memory of this process, and sizes as people write them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import resource
+import sys
+from pathlib import Path
+
+from exporter.errors import UsageError
+
+STATUS = Path("/proc/self/status")
+UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}}
+UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GB", "900 MB", "1.5GiB" or "2000000000". Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper(), re.ASCII)
+    n_bytes = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if n_bytes <= 0:
+        raise UsageError(f"got {text!r}, expected a size such as 2GB, 900MB, 1.5 GiB or a number of bytes")
+    return n_bytes
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far, files that it has mapped included."""
+    if STATUS.is_file():
+        return _status("VmHWM")  # what getrusage says on Linux is inherited from the parent
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """What it has now; the peak where the system does not say."""
+    return _status("VmRSS") if STATUS.is_file() else peak_bytes()
+
+
+def give_back() -> None:
+    """Frees what nothing refers to, and returns it to the system: the C library would keep it for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+def _status(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,198 @@
+"""Where an export works: one hidden directory beside OUT, `.OUT.partial`, that an interrupted export can go on from.
+
+    lock                held while an export is under way
+    fingerprint.json    what the coded matrices were made from
+    coded/              the finished matrices (exporter.encoded)
+    bundle/             the bundle being made; it takes its place at OUT by a rename when complete
+    old/                the bundle that is being replaced, between two renames
+
+A process may be killed at any moment: what is at OUT is whole or absent, and the next export puts an old bundle back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from exporter.bundle import check_target
+from exporter.errors import MissingComponentError, OutOfSpaceError, UsageError
+
+FORMAT_VERSION = 1  # of this directory and of what lies in it
+LOCK, FINGERPRINT = "lock", "fingerprint.json"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything else is wrong input or
+# a bug, which would be met again.
+MENDABLE = (OSError, MemoryError, ImportError, OutOfSpaceError, MissingComponentError, KeyboardInterrupt, SystemExit)
+
+Fingerprint = dict[str, str]
+"""What coded matrices depend on: a value for each thing that is named to the user where it differs."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The directory of one export."""
+
+    root: Path
+
+    @property
+    def coded(self) -> Path:
+        return self.root / "coded"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    @property
+    def old(self) -> Path:
+        return self.root / "old"
+
+    @property
+    def finished(self) -> int:
+        """How many matrices have a record, damaged or not."""
+        return len(list(self.coded.glob("*.json")))
+
+
+def workplace_of(out: Path) -> Workplace:
+    """The directory beside `out`, whether it exists or not."""
+    return Workplace(out.parent / f".{out.name}.partial")
+
+
+@contextlib.contextmanager
+def workplace(out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool) -> Iterator[Workplace]:
+    """An empty `bundle` to fill, which goes to `out` when the block ends well, and nothing else is left then.
+
+    With `resume`, `coded` holds what an earlier export with this fingerprint has finished. After an error that can be
+    mended it stays, with a note on the exception that says so. Raises UsageError as `check_target`, if another export
+    to `out` is under way, and if the fingerprint differs; OutOfSpaceError when the disk fills.
+    """
+    check_target(out, force=force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = workplace_of(out)
+    with _locked(place, out):
+        _put_back(place, out)
+        try:
+            check_target(out, force=force)
+            _begin(place, fingerprint, resume)
+        except BaseException:
+            if not place.finished:
+                _remove(place)
+            raise
+        try:
+            yield place
+            _replace(place, out)
+        except BaseException as error:
+            raised = _disk_full(error, out) or error
+            _put_back(place, out)
+            _leave(place, raised)
+            if raised is error:
+                raise
+            raise raised from error
+        _remove(place)
+
+
+def _locked(place: Workplace, out: Path) -> IO[bytes]:
+    """Makes the directory; its lock is held until the file is closed. Raises UsageError if another process has it."""
+    path = place.root / LOCK
+    while True:
+        place.root.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the export that held it has just ended and removed it
+            file = path.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                do = "wait until it has ended, or choose another OUT"
+                raise UsageError(f"another export to {out} is under way", do=do) from None
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()
+
+
+def _put_back(place: Workplace, out: Path) -> None:
+    """Ends a replacement that was cut off: the old bundle goes back if the new one is not in its place."""
+    if not place.old.exists():
+        return
+    if out.exists():
+        shutil.rmtree(place.old)
+    else:
+        os.rename(place.old, out)
+
+
+def _begin(place: Workplace, fingerprint: Fingerprint, resume: bool) -> None:
+    previous = _read_fingerprint(place)
+    if not resume or previous is None:
+        _clear(place)
+        place.coded.mkdir()
+        temporary = place.root / f"{FINGERPRINT}.new"
+        temporary.write_text(json.dumps(fingerprint), encoding="utf-8")
+        os.replace(temporary, place.root / FINGERPRINT)
+    elif problems := _differences(previous, fingerprint):
+        what = f"{place.root} was begun with something else, so this export cannot go on from there"
+        raise UsageError(what, problems=problems, do="export as then, or begin anew: leave --resume out")
+    shutil.rmtree(place.bundle, ignore_errors=True)
+    place.bundle.mkdir()
+
+
+def _read_fingerprint(place: Workplace) -> Fingerprint | None:
+    """None where there is nothing to go on from."""
+    try:
+        raw = json.loads((place.root / FINGERPRINT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) and place.coded.is_dir() else None
+
+
+def _differences(previous: Fingerprint, fingerprint: Fingerprint) -> list[str]:
+    names = dict.fromkeys([*fingerprint, *previous])
+    values = [(name, previous.get(name, "absent"), fingerprint.get(name, "absent")) for name in names]
+    return [f"{name}: {then} then, {now} now" for name, then, now in values if then != now]
+
+
+def _replace(place: Workplace, out: Path) -> None:
+    """The bundle takes its place; an old one is out of it for the moment between two renames."""
+    if out.exists():
+        os.rename(out, place.old)
+    os.rename(place.bundle, out)
+
+
+def _leave(place: Workplace, error: BaseException) -> None:
+    """Removes what nobody can go on from."""
+    kept = place.finished if isinstance(error, MENDABLE) else 0
+    if not kept:
+        _remove(place)
+        return
+    shutil.rmtree(place.bundle, ignore_errors=True)
+    matrices = "1 coded matrix is" if kept == 1 else f"{kept} coded matrices are"
+    error.add_note(f"{matrices} kept in {place.root}: the same command with --resume goes on from there")
+
+
+def _disk_full(error: BaseException, out: Path) -> OutOfSpaceError | None:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return OutOfSpaceError(f"the disk that holds {out.parent} is full", do="free space, or choose another OUT")
+    return None
+
+
+def _clear(place: Workplace) -> None:
+    """Removes everything but the lock."""
+    for path in place.root.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
+
+
+def _remove(place: Workplace) -> None:
+    """Removes the directory, the lock last: who waits for it must not meet the rest."""
+    _clear(place)
+    (place.root / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another export has already begun here
+        place.root.rmdir()
