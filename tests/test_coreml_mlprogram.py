@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,29 +229,116 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, sca
 # ---- the checks after writing
 
 
-def check(made: Made, **changes: int) -> None:
+def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -> list[str]:
+    """What is wrong with the program after `edit`; `placed` are rows of matrices in the weight file, 0 for none."""
     layout = coreml_mlprogram._Layout(10**9)
     for name, matrix in made.parts.encoded.matrices.items():
-        layout.place(name, "int8", matrix.rows * matrix.cols, matrix)
-    operators = made.emitted.operators | changes
-    coreml_mlprogram._check(operators, layout, made.parts.encoded, made.parts.checkpoint.config)
+        if rows := placed.get(name.split(".")[-2], matrix.rows):
+            layout.place(name, "int8", rows * matrix.cols, matrix)
+    edited = type(spec)()
+    edited.CopyFrom(spec)
+    edit(edited)
+    config, model = MLProgramConfig(CONTEXT, 10**9), made.parts.checkpoint.config
+    try:
+        coreml_mlprogram._check(edited, layout, made.parts.encoded, model, config, METADATA)
+    except ExportError as error:
+        return error.problems
+    return []
 
 
-def test_a_program_that_is_right_passes_the_check(made: Made) -> None:
-    check(made)
+def test_a_program_that_is_right_passes_the_check(made: Made, spec: Any) -> None:
+    assert check(made, spec, lambda s: None) == []
 
 
-@pytest.mark.parametrize("name", ["linear", "scaled_dot_product_attention", "slice_update", "write_state"])
-def test_a_missing_operation_fails_the_check(made: Made, name: str) -> None:
+def first(spec: Any, function: str, kind: str) -> Any:
+    return next(op for op in coreml_mlprogram.operations(spec, function) if op.type == kind)
+
+
+@pytest.mark.parametrize("function", ["decode", "prefill"])
+@pytest.mark.parametrize("kind", ["linear", "scaled_dot_product_attention", "slice_update", "constexpr"])
+def test_an_operation_too_few_fails_the_check(made: Made, spec: Any, function: str, kind: str) -> None:
+    ops = coreml_mlprogram.operations(spec, function)
+    full = next(op.type for op in ops if op.type.startswith(kind))
+    n = sum(op.type == full for op in ops)
+    problems = check(made, spec, lambda s: setattr(first(s, function, full), "type", "identity"))
+    assert problems == [f"{function}: {n - 1} x {full}, expected {n}"]
+
+
+@pytest.mark.parametrize("kind", ["matmul", "conv"])
+def test_a_dense_product_fails_the_check(made: Made, spec: Any, kind: str) -> None:
+    problems = check(made, spec, lambda s: setattr(first(s, "prefill", "silu"), "type", kind))
+    assert problems == [f"prefill: 1 x {kind}, expected 0"]
+
+
+@pytest.mark.parametrize("kind", ["read_state", "write_state"])
+def test_a_state_that_is_not_read_or_written_fails_the_check(made: Made, spec: Any, kind: str) -> None:
+    problems = check(made, spec, lambda s: setattr(first(s, "decode", kind), "type", "identity"))
+    assert problems == ["decode: k_cache is not read once and then updated in a chain"]
+
+
+def test_a_state_read_twice_fails_the_export(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one might write it; coremltools' passes would then merge the reads over a write between them."""
+    real = coreml_mlprogram._Builder.update
+
+    def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
+        state, _ = cache
+        return real(self, (state, self.mb.read_state(input=state)), layer, new, position)
+
+    monkeypatch.setattr(coreml_mlprogram._Builder, "update", update)
     with pytest.raises(ExportError) as caught:
-        check(made, **{name: made.emitted.operators[name] - 1})
-    assert name in caught.value.problems[0]
+        emit(made.parts, tmp_path / "out")
+    right = "is not read once and then updated in a chain"
+    assert caught.value.problems == [f"{f}: {s}_cache {right}" for f in ("decode", "prefill") for s in "kv"]
 
 
-def test_a_dense_product_fails_the_check(made: Made) -> None:
-    with pytest.raises(ExportError) as caught:
-        check(made, matmul=1)
-    assert caught.value.problems == ["1 x matmul, expected 0"]
+def test_a_matrix_that_is_absent_or_cut_fails_the_check(made: Made, spec: Any) -> None:
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert check(made, spec, lambda s: None, gate_proj=0)[0] == f"{name} is not in the program"
+    cols = made.parts.encoded.matrices[name].cols
+    assert check(made, spec, lambda s: None, gate_proj=3)[0] == f"{name} has {3 * cols:,} elements"
+
+
+def function(spec: Any, name: str) -> Any:
+    return next(f for f in spec.description.functions if f.name == name)
+
+
+DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "version": (lambda s: setattr(s, "specificationVersion", 8), "specification version is 8, expected 9"),
+    "author": (lambda s: setattr(s.description.metadata, "author", ""), "metadata author is , expected somebody"),
+    "licence": (lambda s: setattr(s.description.metadata, "license", "MIT"), "metadata license is MIT, expected "),
+    "scheme": (
+        lambda s: s.description.metadata.userDefined.pop("tinyqmoe.scheme"),
+        "metadata tinyqmoe.scheme is absent, expected ternary",
+    ),
+    "more metadata": (
+        lambda s: s.description.metadata.userDefined.update({"x": "y"}), "metadata x is y, expected none",
+    ),
+    "input": (
+        lambda s: setattr(function(s, "prefill").input[1], "name", "start"),
+        "prefill: input position is absent, expected int32 [1]",
+    ),
+    "output": (
+        lambda s: setattr(function(s, "decode").output[0].type.multiArrayType, "dataType", 65568),
+        "decode: output logits is float32 [1, ",
+    ),
+    "state": (
+        lambda s: function(s, "decode").state[0].type.stateType.arrayType.shape.__setitem__(2, 8),
+        "decode: state k_cache is float16 [",
+    ),
+    "function": (
+        lambda s: setattr(function(s, "decode"), "name", "step"), "decode: input input_ids is absent, expected int32",
+    ),
+    "size": (
+        lambda s: setattr(s.description.metadata, "shortDescription", "x" * (1 << 20)),
+        "the program without weights has 1,",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_wrong_description_fails_the_check(made: Made, spec: Any, name: str) -> None:
+    edit, expected = DESCRIPTIONS[name]
+    assert any(problem.startswith(expected) for problem in check(made, spec, edit))
 
 
 def test_a_constant_nobody_asked_for_fails_the_export(
