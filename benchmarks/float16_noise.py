@@ -15,8 +15,9 @@ from pathlib import Path
 
 from exporter.pipeline import ExportConfig, export
 from exporter.quant import QuantConfig
-from runtime_ref.coreml_runner import open_runner
 from runtime_ref.parity import check_parity
+from runtime_ref.residency import Residency
+from runtime_ref.runners import open_runner
 
 COLUMNS = ("model", "scheme", "KL median", "KL worst", "dB median", "dB worst", "in float32, dB worst")
 
@@ -26,7 +27,7 @@ def measure(path: str, scheme: str, context: int) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as work:
         config = ExportConfig(QuantConfig(scheme=scheme), ("mlprogram",), context)
         bundle = export(path, Path(work) / "bundle", config, lambda *_: None)
-        runner = open_runner(bundle, bundle.artifact("mlprogram"), lambda *_: None)
+        runner = open_runner(bundle, bundle.artifact("mlprogram"), Residency(), lambda *_: None)
         checks = [c for c in check_parity(bundle, runner, lambda _: None).checks if c.verdict == "logits"]
     half = [c for c in checks if c.arithmetic == "float16"]
     exact = [c for c in checks if c.arithmetic == "float32"]

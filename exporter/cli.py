@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -30,14 +30,18 @@ from typer.core import TyperGroup
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
 if TYPE_CHECKING:
-    from exporter.bundle import Artifact, Bundle
+    from exporter.bundle import Artifact, Bundle, Manifest
     from exporter.pipeline import ExportConfig
+    from runtime_ref.device import DeviceProfile
+    from runtime_ref.device_run import Placed
     from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
+    from runtime_ref.report_files import Judged
+    from runtime_ref.residency import Mode
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 BUG, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 70, 130, 141, 143
-DEMO_FORMATS = ("pte", "mlprogram", "custom-op")
+ALL_FORMATS = ("pte", "mlprogram", "custom-op")
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
@@ -125,7 +129,7 @@ class Backend(enum.StrEnum):
     CUSTOM_OP = "custom-op"
 
 
-class Judged(enum.StrEnum):
+class JudgedBackend(enum.StrEnum):
     """Which packages of a bundle: all, those of a backend, or that of a format."""
 
     ALL = "all"
@@ -148,6 +152,15 @@ class CodecChoice(enum.StrEnum):
     AUTO = "auto"
     LZW = "lzw"
     RAW = "raw"
+
+
+class ResidencyMode(enum.StrEnum):
+    """Where the weights of products lie: as codes, expanded in memory, in files, or as a device's limit has room."""
+
+    STREAM = "stream"
+    EXPAND = "expand"
+    FILE = "file"
+    AUTO = "auto"
 
 
 class Activations(enum.StrEnum):
@@ -203,6 +216,39 @@ JsonOption = Annotated[
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")]
 SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
+GroupSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
+]
+SparsityOption = Annotated[
+    float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
+]
+EmbeddingOption = Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")]
+ContextOption = Annotated[
+    int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")
+]
+CodecOption = Annotated[CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")]
+DevicesOption = Annotated[
+    list[str] | None,
+    typer.Option("--device", metavar="NAME|all", help="A phone of `tinyqmoe devices`. Can be given several times."),
+]
+DeviceFilesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--device-file", metavar="FILE", help="A phone of your own, see docs/devices.md. Can be repeated."),
+]
+EntitlementOption = Annotated[
+    bool, typer.Option("--entitlement", help="iOS: the app has increased-memory-limit.")
+]
+ResidencyOption = Annotated[
+    ResidencyMode | None,
+    typer.Option(
+        "--residency",
+        help="Where weights lie: stream (as codes), expand (in memory), file (in a cache, mapped), auto (as the "
+        "device has room). By default auto on a device, else stream.",
+    ),
+]
+BackendsOption = Annotated[
+    list[JudgedBackend], typer.Option("--backend", help="Which packages. Can be given several times.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")]
 
 
@@ -217,19 +263,11 @@ def export(
         Target, typer.Option(help="android: ExecuTorch (also runs on iOS); ios: Core ML; or both.")
     ] = Target.ANDROID,
     scheme: SchemeOption = Scheme.TERNARY,
-    group_size: Annotated[
-        int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
-    ] = None,
-    embedding: Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")] = Scheme.INT8,
-    context: Annotated[
-        int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")
-    ] = None,
-    codec: Annotated[
-        CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")
-    ] = CodecChoice.AUTO,
+    group_size: GroupSizeOption = None,
+    sparsity: SparsityOption = None,
+    embedding: EmbeddingOption = Scheme.INT8,
+    context: ContextOption = None,
+    codec: CodecOption = CodecChoice.AUTO,
     activations: Annotated[
         Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
     ] = Activations.INT8,
@@ -311,48 +349,302 @@ def run(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
     backend: Annotated[Backend | None, typer.Option(help="Which package; by default the first of the bundle.")] = None,
+    residency: ResidencyOption = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")] = None,
+    device_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run under the limits of a phone of your own.")
+    ] = None,
+    entitlement: EntitlementOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=_writable, help="Memory over time as a PNG; needs a device.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter."""
+    """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter.
+
+    On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if it does not fit.
+    """
     from runtime_ref import generate
 
     sampling = generate.Sampling(temperature, top_p, seed)
+    profiles = _profiles([device] if device else [], [device_file] if device_file else [])
+    _check_device_options(profiles, residency, entitlement, plot)
     bundle = _verified(bundle_path)
     ids = generate.encode_prompt(bundle, prompt, chat=chat)
     artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend.value)
-    runner = _runner(bundle, artifact)
     quiet = str(json_file) == "-"
+    if profiles:
+        _run_on_device(bundle, artifact, profiles, residency, entitlement, plot, json_file, "" if chat else prompt,
+                       {"prompt": ids, "max_new_tokens": max_new_tokens, "sampling": vars(sampling)})  # fmt: skip
+        return
+    runner = _runner(bundle, artifact, residency)
     if not quiet and not chat:
         _stream(prompt, style="dim")
     result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else _stream(text))
     _emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
 
 
+def _run_on_device(
+    bundle: Bundle,
+    artifact: Artifact,
+    profiles: list[DeviceProfile],
+    residency: ResidencyMode | None,
+    entitlement: bool,
+    plot: Path | None,
+    json_file: Path | None,
+    prompt: str,
+    arguments: dict[str, Any],
+) -> None:
+    from dataclasses import asdict
+
+    from runtime_ref import device_run, report
+    from runtime_ref.plot import plot_memory
+
+    (profile,) = profiles
+    placed = device_run.place(bundle.manifest, artifact, profile, entitlement=entitlement, mode=_mode(residency))
+    _prepare(artifact)
+    with _progress() as progress:
+        done = device_run.run(bundle, placed, "generate", arguments, progress)
+    if plot is not None:
+        plot_memory(done, plot)
+    projection = device_run.project_speed(bundle, done)
+    result = done.to_dict() | {"projection": projection and asdict(projection)}
+
+    def show() -> None:
+        if done.report.result is not None:
+            _stream(prompt, style="dim")
+            out_console.print(done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True)
+        out_console.print(report.run_view(done, projection))
+
+    _emit(json_file, lambda: result, show)
+    if not done.fits:
+        raise typer.Exit(OutOfSpaceError.exit_code)
+
+
 @app.command()
 def parity(
     bundle_path: BundleArgument,
-    backend: Annotated[
-        list[Judged], typer.Option(help="Which packages. Can be given several times.")
-    ] = [Judged.ALL],  # noqa: B006  (typer copies it)
+    backend: BackendsOption = [JudgedBackend.ALL],  # noqa: B006  (typer copies it)
+    residency: ResidencyOption = None,
+    device: DevicesOption = None,
+    device_file: DeviceFilesOption = None,
+    entitlement: EntitlementOption = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For CI: a test case for each check.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For a pull request.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For a browser, with memory over time.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does not."""
+    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does not.
+
+    On devices each package is checked in a process of its own, under the phone's limits, and must fit besides.
+    """
+    from runtime_ref import report_files
+
+    profiles = _profiles(device or [], device_file or [])
+    _check_device_options(profiles, residency, entitlement, None)
     bundle = _verified(bundle_path)
-    reports = [_parity(bundle, _runner(bundle, a)) for a in _chosen(bundle, backend)]
-    passed = all(report.passed for report in reports)
-    _emit(json_file, lambda: _parity_json(reports), lambda: _show_parity(reports))
-    if not passed:
+    chosen = _chosen(bundle.manifest, backend)
+    if profiles:
+        placed = _placed(bundle.manifest, chosen, profiles, residency, entitlement)
+        results = _judge_on_devices(bundle, placed)
+    else:
+        results = [report_files.Judged(_parity(bundle, _runner(bundle, a, residency)), None) for a in chosen]
+    _emit(json_file, lambda: _judged_json(results), lambda: _show_judged(results))
+    for write, path in ((report_files.write_markdown, markdown), (report_files.write_html, html)):
+        if path is not None:
+            write(results, bundle, path)
+    if junit is not None:
+        report_files.write_junit(results, junit)
+    if not all(result.passed for result in results):
         raise typer.Exit(1)
 
 
-def _chosen(bundle: Bundle, backends: list[Judged]) -> list[Artifact]:
+def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
+    from runtime_ref import device_run
+    from runtime_ref.report_files import Judged
+    from runtime_ref.sandbox_tasks import parity_report
+
+    for p in placed:
+        _prepare(p.artifact)
+    with _progress() as progress:
+        runs = device_run.run_each(bundle, placed, "parity", progress)
+    return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
+
+
+def _chosen(manifest: Manifest, backends: list[JudgedBackend]) -> list[Artifact]:
     """All packages of these backends or formats. Raises UsageError for one the bundle has none of."""
+    from exporter.errors import UsageError
+
     wanted = [b.value for b in backends]
-    if Judged.ALL in wanted:
-        return bundle.manifest.artifacts
-    for name in wanted:
-        bundle.artifact(name)
-    return [a for a in bundle.manifest.artifacts if a.format in wanted or a.backend in wanted]
+    there = [a for a in manifest.artifacts if JudgedBackend.ALL in wanted or a.format in wanted or a.backend in wanted]
+    known = {"all", *(name for a in there for name in (a.format, a.backend))}
+    if missing := [name for name in wanted if name not in known]:
+        formats = ", ".join(f"{a.format} ({a.backend})" for a in manifest.artifacts)
+        what = f"there is no package for {', '.join(missing)}: it has {formats}"
+        raise UsageError(what, do="export it with --target")
+    return there
+
+
+def _profiles(names: list[str], files: list[Path]) -> list[DeviceProfile]:
+    """The devices asked for, `all` among the names. Raises UsageError, TinyQMoEError."""
+    from runtime_ref import device
+
+    every = device.all_devices() if "all" in names else [device.load(name) for name in dict.fromkeys(names)]
+    return [*every, *map(device.load_file, files)]
+
+
+def _check_device_options(
+    profiles: list[DeviceProfile], residency: ResidencyMode | None, entitlement: bool, plot: Path | None
+) -> None:
+    """Raises UsageError for options that mean nothing without a device, and for two devices where one can be."""
+    from exporter.errors import UsageError
+
+    do = "give --device NAME; `tinyqmoe devices` lists them"
+    if not profiles and residency is ResidencyMode.AUTO:
+        raise UsageError("--residency auto fills the limit of a device, and there is none", do=do)
+    if not profiles and (entitlement or plot):
+        raise UsageError(f"--{'entitlement' if entitlement else 'plot'} needs a device", do=do)
+
+
+def _mode(residency: ResidencyMode | None) -> Mode | None:
+    return None if residency is None else cast("Mode", residency.value)
+
+
+def _placed(
+    manifest: Manifest,
+    artifacts: list[Artifact],
+    profiles: list[DeviceProfile],
+    residency: ResidencyMode | None,
+    entitlement: bool,
+) -> list[Placed]:
+    """Every package on every device. Of several devices, those that know no entitlement are taken as they are."""
+    from runtime_ref.device_run import place
+
+    several = len(profiles) > 1
+    return [
+        place(manifest, a, p, entitlement=entitlement and (not several or p.knows_entitlement), mode=_mode(residency))
+        for p in profiles
+        for a in artifacts
+    ]
+
+
+def _prepare(artifact: Artifact) -> None:
+    """Compiles the kernels here, where there is a progress bar, and not in the sandbox."""
+    if artifact.format == "pte":
+        from runtime_ref import kernels
+
+        with _progress() as progress:
+            progress("compile the kernels, the first time", 0, 0)
+            kernels.build()
+
+
+@app.command()
+def devices(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show all that is known of this one.")] = None,
+    device_file: DeviceFilesOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """List the phones that packages can be judged on, or show one with the source of each figure."""
+    from dataclasses import asdict
+
+    from runtime_ref import report
+
+    names = [name] if name else [] if device_file else ["all"]
+    profiles = _profiles(names, device_file or [])
+
+    def show() -> None:
+        out_console.print(report.device_view(profiles[0]) if len(profiles) == 1 else report.devices_table(profiles))
+
+    _emit(json_file, lambda: [asdict(p) for p in profiles], show)
+
+
+@app.command()
+def fit(
+    given: typer.Context,
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_BUNDLE", help="A bundle, or a model as for `export`, before any export.")
+    ],
+    device: DevicesOption = None,
+    device_file: DeviceFilesOption = None,
+    entitlement: EntitlementOption = False,
+    residency: ResidencyOption = None,
+    backend: BackendsOption = [JudgedBackend.ALL],  # noqa: B006  (typer copies it)
+    scheme: SchemeOption = Scheme.TERNARY,
+    group_size: GroupSizeOption = None,
+    sparsity: SparsityOption = None,
+    embedding: EmbeddingOption = Scheme.INT8,
+    context: ContextOption = None,
+    codec: CodecOption = CodecChoice.AUTO,
+    json_file: JsonOption = None,
+) -> None:
+    """Say whether a package fits a phone, from its manifest or the shapes of a model; nothing is run.
+
+    By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the options of the export.
+    """
+    from runtime_ref import device_run, report
+
+    profiles = _profiles(device or ([] if device_file else ["all"]), device_file or [])
+    if (Path(target) / "manifest.json").is_file():
+        from exporter.bundle import Bundle
+
+        _refuse_export_options(given)
+        manifest = Bundle.open(Path(target)).manifest
+    else:
+        manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
+    placed = _placed(manifest, _chosen(manifest, backend), profiles, residency, entitlement)
+
+    def show() -> None:
+        if len(profiles) > 1:
+            out_console.print(report.fit_table(placed))
+            return
+        for p in placed:
+            out_console.print(report.fit_view(p, device_run.advice(manifest, p)))
+
+    _emit(json_file, lambda: [p.to_dict() for p in placed], show)
+    if any(p.problems for p in placed):
+        raise typer.Exit(1)
+
+
+def _refuse_export_options(given: typer.Context) -> None:
+    """A bundle is what it is: options of an export would be ignored. Raises UsageError."""
+    from exporter.errors import UsageError
+
+    names = ("scheme", "group_size", "sparsity", "embedding", "context", "codec")
+    if wrong := [n for n in names if _is_given(given, n)]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise UsageError(f"{options} cannot be given for a bundle: it has its own", do="leave it away, or give a MODEL")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _outline(
+    model: str,
+    scheme: Scheme,
+    group_size: int | None,
+    sparsity: float | None,
+    embedding: Scheme,
+    context: int | None,
+    codec: CodecChoice,
+) -> Manifest:
+    """The manifest that an export to all formats would write, without the export."""
+    from exporter import outline, pipeline
+    from exporter.checkpoint import Checkpoint
+    from exporter.quant import QuantConfig
+
+    quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
+    config = pipeline.ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
+    with _progress() as progress:
+        checkpoint = Checkpoint.open(model, progress=progress)
+    return outline.outline(checkpoint, config, pipeline.context_of(config, checkpoint))
 
 
 @app.command()
@@ -411,7 +703,7 @@ def demo(
     results = {}
     texts = tuple(itertools.islice(held_out_texts(), 2))
     for scheme in Scheme:
-        config = ExportConfig(QuantConfig(scheme=scheme.value), DEMO_FORMATS, context=256, texts=texts)
+        config = ExportConfig(QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=texts)
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
@@ -485,16 +777,13 @@ def _verified(path: Path) -> Bundle:
     return bundle
 
 
-def _runner(bundle: Bundle, artifact: Artifact) -> Runner:
+def _runner(bundle: Bundle, artifact: Artifact, mode: ResidencyMode | None = None) -> Runner:
+    from runtime_ref.residency import Residency
+    from runtime_ref.runners import open_runner
+
+    _prepare(artifact)
     with _progress() as progress:
-        if artifact.backend == "coreml":
-            from runtime_ref import coreml_runner
-
-            return coreml_runner.open_runner(bundle, artifact, lambda *n: progress("expand the weights", *n))
-        from runtime_ref.executorch_runner import ExecuTorchRunner
-
-        progress("load the package (compiles the kernels the first time)", 0, 0)
-        return ExecuTorchRunner(bundle)
+        return open_runner(bundle, artifact, Residency(_mode(mode) or "stream"), progress)
 
 
 def _parity(bundle: Bundle, runner: Runner) -> ParityReport:
@@ -515,6 +804,23 @@ def _parity(bundle: Bundle, runner: Runner) -> ParityReport:
 
 def _parity_json(reports: list[ParityReport]) -> dict[str, Any]:
     return {"passed": all(r.passed for r in reports), "packages": [r.to_dict() for r in reports]}
+
+
+def _judged_json(results: list[Judged]) -> dict[str, Any]:
+    """Without devices as `_parity_json`; with them a run for each package and device besides."""
+    plain = _parity_json([r.parity for r in results if r.parity])
+    runs = [r.run.to_dict() for r in results if r.run]
+    return plain | ({"passed": all(r.passed for r in results), "devices": runs} if runs else {})
+
+
+def _show_judged(results: list[Judged]) -> None:
+    """Parity of each package, on several devices the one that failed, then how each did on each device."""
+    from runtime_ref.report import run_table
+
+    reports = [r.parity for r in results if r.parity]
+    _show_parity(list({r.backend: r for r in sorted(reports, key=lambda r: r.passed, reverse=True)}.values()))
+    if runs := [r.run for r in results if r.run]:
+        out_console.print(run_table(runs))
 
 
 def _show_parity(reports: list[ParityReport]) -> None:

@@ -32,6 +32,7 @@ class EncodedMatrix:
     rows: int
     cols: int
     scheme: str
+    n_levels: int
     group_size: int
     codec: str
     code_bits: int
@@ -91,6 +92,7 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
         rows=rows,
         cols=cols,
         scheme=tensor.scheme,
+        n_levels=tensor.n_levels,
         group_size=tensor.group_size,
         codec=coded.codec,
         code_bits=coded.code_bits,
@@ -119,6 +121,7 @@ def encode_model(tensors: Iterable[QuantizedTensor], work: Path, codec: Codec) -
 
 
 RECORD = ".json"
+SEAL = "crc32"
 _FILES = ("blob_path", "scales_path")
 
 
@@ -137,7 +140,7 @@ def _write_record(matrix: EncodedMatrix, path: Path) -> None:
     values = {f.name: getattr(matrix, f.name) for f in fields(matrix) if f.name not in _FILES}
     record = {"matrix": values, "files": {name: _summary(getattr(matrix, name)) for name in _FILES}}
     temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
+    temporary.write_text(json.dumps(record | {SEAL: _seal(record)}), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -146,10 +149,16 @@ def _read_record(path: Path) -> EncodedMatrix | None:
     paths: dict[str, Any] = {"blob_path": blob_path, "scales_path": scales_path}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(_summary(file) == record["files"][name] for name, file in paths.items())
+        whole = record.pop(SEAL) == _seal(record)
+        whole = whole and all(_summary(file) == record["files"][name] for name, file in paths.items())
         return EncodedMatrix(**record["matrix"], **paths) if whole else None
-    except (OSError, ValueError, TypeError, KeyError):  # a record that cannot be used is as good as none
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # one that cannot be used is as good as none
         return None
+
+
+def _seal(record: dict[str, Any]) -> int:
+    """What a record says goes into the manifest, so it is checked as the files are: a CRC-32 of it as JSON."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _summary(path: Path) -> dict[str, int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 CUSTOM_OP_PACKAGE = "model-custom-op.mlpackage"
-CUSTOM_OP_TOKENS = 512  # of the longest call
+CUSTOM_OP_TOKENS = 128  # of the longest call: scores of attention are kept for so many
 _CUSTOM_OP_REST = {".mlmodel": "custom layers: graph, package", ".json": "package", ".weights": "alignment"}
 
 

@@ -72,7 +72,7 @@ def export(
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
-    context = _context(config.context, checkpoint)
+    context = context_of(config, checkpoint)
     packages.check(config, checkpoint)
     if max_ram is not None:
         forecast.check_memory(max_ram, checkpoint, config, context)
@@ -154,9 +154,10 @@ def _encode(checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: 
     return encoded.EncodedModel({name: matrices[name] for name in checkpoint.names if name in matrices})
 
 
-def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
+def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
+    """Positions of the cache. Raises UsageError if the model has not as many."""
     limit = checkpoint.config.max_position_embeddings
-    context = min(DEFAULT_CONTEXT, limit) if wanted is None else wanted
+    context = min(DEFAULT_CONTEXT, limit) if config.context is None else config.context
     if not MIN_CONTEXT <= context <= limit:
         raise UsageError(f"--context must be from {MIN_CONTEXT} to {limit} (max_position_embeddings), got {context}")
     return context
@@ -240,6 +241,7 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
         rows=m.rows,
         cols=m.cols,
         scheme=m.scheme,
+        n_levels=m.n_levels,
         group_size=m.group_size,
         codec=m.codec,
         code_bits=m.code_bits,

@@ -14,7 +14,7 @@ from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
 from runtime_ref import expansion
 from runtime_ref.coreml_package import CoreMLPackage
-from runtime_ref.generate import Runner, check_room
+from runtime_ref.generate import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from runtime_ref.neural_network import NeuralNetwork
 
 CACHE_BYTES = 1 << 28  # of weights an ML Program keeps dense, as float32
-
-
-def open_runner(bundle: Bundle, artifact: Artifact, progress: Callable[[int, int], None]) -> Runner:
-    """The runner of a Core ML package; `progress` is told the bytes of an expansion. Raises BundleError."""
-    if artifact.format == "custom-op":
-        return CustomOpRunner(bundle, artifact)
-    return MLProgramRunner(bundle, artifact, progress)
 
 
 class MLProgramRunner:

@@ -71,6 +71,11 @@ class DeviceProfile:
     available_mb: Figure | None = None
     anonymous_limit_mb: Figure | None = None
 
+    @property
+    def knows_entitlement(self) -> bool:
+        """Whether the limit with iOS's increased-memory-limit is known."""
+        return self.limit_with_entitlement_mb is not None
+
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Key and figure of everything that is known."""
         for f in fields(self):

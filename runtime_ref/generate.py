@@ -192,14 +192,16 @@ def run(
     max_new_tokens: int,
     sampling: Sampling,
     show: Callable[[str], None],
+    tokenizer: Tokenizer | None = None,
 ) -> RunResult:
     """Generates and streams text: `show` gets whole characters only, as soon as they are complete.
 
-    When the context fills before the limit, what was generated is kept and `stopped` is "context".
+    The tokenizer is the bundle's; who has it already gives it. When the context fills before the limit, what was
+    generated is kept and `stopped` is "context".
     """
     from tokenizers.decoders import DecodeStream
 
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer or load_tokenizer(bundle)
     stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
     tokens: list[int] = []
     text = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ PREFIX = "tinyqmoe"
 RLIMIT_SLACK_BYTES = 64 << 20  # above the watchdog's limit: it acts first unless it is starved
 CHARGE_BYTES = 1 << 20  # more than a group is ever charged at once: it is full when less than that is left
 REMOVE_SECONDS = 5.0  # the kernel needs a moment to empty the group of a process that was killed
+_MARKED = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\w+")
 _numbers = itertools.count()
 
 
@@ -107,7 +109,7 @@ class _Files:
     swap: str
     swap_too: bool  # the swap file limits memory and swap together
     peak: str
-    kills: str
+    events: str
     anonymous: str
     file: str
     mapped_file: str
@@ -154,10 +156,18 @@ class Cgroup:
         return int(peak.read_text()) if peak.exists() else None
 
     def killed(self) -> bool:
-        """For this limit, and not for one of a group above or of the machine: those leave ours unreached."""
+        """For this limit, and not for one of a group above or because the machine had no more.
+
+        Version 2 counts how often this very limit left no way out. Version 1 does not: there, a limit that was never
+        reached did not kill; one that file pages had reached before is taken for the cause.
+        """
+        events = _numbers_of(self._folder / self._files.events)
+        if not events["oom_kill"]:
+            return False
+        if "oom" in events:
+            return events["oom"] > 0
         peak = self.peak_bytes()
-        reached = peak is None or peak >= self._limit_bytes - CHARGE_BYTES
-        return reached and _numbers_of(self._folder / self._files.kills)["oom_kill"] > 0
+        return peak is None or peak >= self._limit_bytes - CHARGE_BYTES
 
     def remove(self) -> None:
         """Leaves the folder to `remove_stale` if the kernel does not let go of it in time."""
@@ -270,7 +280,7 @@ def _mount(fs_type: str, option: str) -> tuple[Path, str] | None:
 def _new_group(parent: Path, files: _Files, limit_bytes: int) -> Limit | None:
     """Named by process, its start and a number, so that several live side by side and stale ones are known."""
     remove_stale(parent)
-    folder = parent / f"{PREFIX}-{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
+    folder = parent / f"{mark()}-{next(_numbers)}"
     try:
         folder.mkdir()
     except OSError:  # not ours to change, or read-only
@@ -282,12 +292,21 @@ def _new_group(parent: Path, files: _Files, limit_bytes: int) -> Limit | None:
         return None
 
 
+def mark() -> str:
+    """What the names of all that this process makes begin with: itself, by number and start."""
+    return f"{PREFIX}-{os.getpid()}-{_start_time(os.getpid())}"
+
+
+def stale(parent: Path) -> list[Path]:
+    """What a process has made in a folder that was killed before it could remove it."""
+    named = [(path, _MARKED.fullmatch(path.name)) for path in parent.glob(f"{PREFIX}-*")]
+    return [path for path, name in named if name and _start_time(int(name[1])) != name[2]]
+
+
 def remove_stale(parent: Path) -> None:
-    """Removes groups whose maker was killed before it could; a group with processes in it stays."""
-    for folder in parent.glob(f"{PREFIX}-*-*-*"):
-        _, pid, start, _ = folder.name.split("-")
-        if not pid.isdigit() or _start_time(int(pid)) != start:
-            _removed(folder)
+    """Removes stale groups; one with processes in it stays."""
+    for folder in stale(parent):
+        _removed(folder)
 
 
 def _start_time(pid: int) -> str:

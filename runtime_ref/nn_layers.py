@@ -238,8 +238,10 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 @_standard("softmaxND", 1)
 def _softmax(params: Any) -> Compute:
     def compute(x: np.ndarray) -> np.ndarray:
-        e = np.exp(x - x.max(params.axis, keepdims=True))
-        return e / e.sum(params.axis, keepdims=True)
+        e = x - x.max(params.axis, keepdims=True)
+        np.exp(e, out=e)  # scores of a long prompt are the largest values there are: one copy, not three
+        e /= e.sum(params.axis, keepdims=True)
+        return e
 
     return compute
 

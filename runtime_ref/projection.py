@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.bundle import Artifact, Bundle
+from exporter.bundle import Artifact, Manifest
 from runtime_ref.device import DeviceProfile, MemoryBudget
+from runtime_ref.residency import CodedTensor, Residency, in_order_of_use, plan
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BANDWIDTH_SHARES = (0.5, 0.6)  # of the peak that decoding reaches on phones
 
 
@@ -63,16 +63,23 @@ class Projection:
     missing: list[str]
 
 
-def token_traffic(bundle: Bundle, artifact: Artifact, fill_tokens: int) -> TokenTraffic:
-    """Of a package whose matrices are used as they lie in the file, with `fill_tokens` of the context filled.
+def token_traffic(manifest: Manifest, artifact: Artifact, residency: Residency, fill_tokens: int) -> TokenTraffic:
+    """Of a package with its weights where `residency` has them, and `fill_tokens` of the context filled.
 
     An embedding apart from the head is read by one row a token, and left out.
     """
-    scales = {entry.name: entry.scales_bytes for entry in bundle.manifest.tensors}
-    read = {name: place for name, place in artifact.places.items() if name != EMBEDDING or HEAD not in scales}
-    weights = sum(place.n_bytes + scales[name] for name, place in read.items())
-    kv = artifact.kv_cache_bytes * fill_tokens // bundle.manifest.interface.context
-    return TokenTraffic(weights, kv, clean_bytes=weights)
+    used = in_order_of_use(manifest.tensors)
+    coded = {t.name: CodedTensor.of_entry(t) for t in used if artifact.places[t.name].form == "tqlz"}
+    in_memory = plan(list(coded.values()), residency.budget)
+    weights = dirty = 0
+    for entry in used:
+        tensor = coded.get(entry.name)
+        expanded = tensor is not None and tensor.gain > 0 and (entry.name in in_memory or residency.folder is not None)
+        n_bytes = tensor.blob_bytes if tensor is not None and expanded else artifact.places[entry.name].n_bytes
+        weights += n_bytes + entry.scales_bytes
+        dirty += n_bytes if entry.name in in_memory else 0
+    kv = artifact.kv_cache_bytes * fill_tokens // manifest.interface.context
+    return TokenTraffic(weights, kv, clean_bytes=weights - dirty)
 
 
 def project(

@@ -16,7 +16,7 @@ from typing import Literal
 
 import platformdirs
 
-from exporter.bundle import Bundle
+from exporter.bundle import Bundle, TensorEntry
 from exporter.codec.format import ALIGNMENT, HEADER_BYTES, TAIL_BYTES, CodecId, Header, align, packed_bytes
 from exporter.codec.native import UNLIMITED, ResidencyManager, ResidencyStats
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
@@ -80,6 +80,13 @@ class CodedTensor:
     name: str
     header: Header
 
+    @classmethod
+    def of_entry(cls, entry: TensorEntry) -> CodedTensor:
+        """From the manifest alone: everything but the name of its cache file, which has checksums in it."""
+        codec = CodecId.LZW if entry.codec == "lzw" else CodecId.RAW
+        header = Header(codec, entry.code_bits, entry.cap, 0, entry.n_levels, entry.rows, entry.cols, 0, 0)
+        return cls(entry.name, header)
+
     @property
     def raw_bits(self) -> int:
         """Bits of a level in the expanded form."""
@@ -123,11 +130,15 @@ def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
     Raises BundleError, CodecError.
     """
     places = bundle.artifact(wanted).places
-    names = [t.name for t in bundle.manifest.tensors if places[t.name].form == "tqlz"]
-    names.sort(key=lambda name: name in (EMBEDDING, HEAD))
-    if HEAD in names:  # then the embedding is only looked up
-        names = [name for name in names if name != EMBEDDING]
-    return [CodedTensor(name, _header(bundle, places[name].file, places[name].offset)) for name in names]
+    used = in_order_of_use([t for t in bundle.manifest.tensors if places[t.name].form == "tqlz"])
+    return [CodedTensor(t.name, _header(bundle, places[t.name].file, places[t.name].offset)) for t in used]
+
+
+def in_order_of_use(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
+    """The matrices that are multiplied, the head last; an embedding that is no head is only looked up."""
+    untied = any(t.name == HEAD for t in entries)
+    used = [t for t in entries if not (untied and t.name == EMBEDDING)]
+    return sorted(used, key=lambda t: t.name in (EMBEDDING, HEAD))
 
 
 def _header(bundle: Bundle, relative: str, offset: int) -> Header:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +28,15 @@ from typing import IO, Any, Literal
 
 from exporter import errors
 from exporter.errors import MissingComponentError, TinyQMoEError
+from runtime_ref import memory_limits
 from runtime_ref.device import MemoryBudget
 from runtime_ref.memory_limits import Counters, Limit, Usage, counters, open_limit
 
+# As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One heap for all threads:
+# each of its own would take address space.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
 TERMINATED = 143  # 128 + SIGTERM
+LIBRARIES_BYTES = 64 << 20  # of the interpreter and its libraries, in memory already, that a task may come to touch
 MAX_SAMPLES = 2000
 LAST_WORDS_BYTES = 4000  # of the stderr of a child that failed
 
@@ -93,14 +99,22 @@ class SandboxReport:
 
 
 def run(
-    task: str, arguments: dict[str, Any], limit_bytes: int, files_to_drop: Sequence[Path], progress: Progress
+    task: str,
+    arguments: dict[str, Any],
+    limit_bytes: int,
+    files_to_drop: Sequence[Path],
+    progress: Progress,
+    *,
+    dirty_limit_bytes: int | None = None,
 ) -> SandboxReport:
     """Calls `task`, "module:function", in a child process under a limit.
 
     The function takes (arguments, report_phase) and returns a dict for JSON; its module may have a
     `prepare(arguments)`, which is called before the limit holds, for imports. `files_to_drop` leave the page cache
     first, so that the task pays for what it reads. `progress` is told the phases and, in them, what is done of how
-    much. Raises the TinyQMoEError the task raised; MissingComponentError where there is no Linux.
+    much. `dirty_limit_bytes`: a lower limit of anonymous memory alone, as Android 17 has it; no control group counts
+    that apart, so the parent looks and kills. Raises the TinyQMoEError the task raised; MissingComponentError where
+    there is no Linux.
     """
     if not sys.platform.startswith("linux"):
         raise MissingComponentError("memory limits are enforced by the Linux kernel only", do="run this on Linux")
@@ -114,11 +128,11 @@ def run(
             "parent": os.getpid(),
         }
         with _child(request, output) as (process, messages):
-            watch = _Watch(process.pid, limit, progress)
+            watch = _Watch(process.pid, limit, limit_bytes, dirty_limit_bytes, progress)
             watch.follow(messages)
             return_code = process.wait()
         last_words = _last_words(output)
-        report = watch.report(return_code, limit_bytes, last_words)
+        report = watch.report(return_code, last_words)
     if watch.error is not None:
         sys.stderr.write(last_words)  # what native code logged belongs to the message
         raise watch.error
@@ -132,6 +146,11 @@ def problems(report: SandboxReport, budget: MemoryBudget) -> list[str]:
         found.append(f"{report.outcome} in phase {report.phase!r}: {report.detail}")
     if report.peak_dirty_bytes > budget.dirty_bytes:
         found.append(f"{report.peak_dirty_bytes:,} bytes dirty, {budget.dirty_bytes:,} allowed ({budget.counted})")
+    if report.peak_resident_bytes > budget.available_bytes + LIBRARIES_BYTES:
+        found.append(
+            f"{report.peak_resident_bytes:,} bytes resident, {budget.available_bytes:,} available: pages of files that "
+            "were in memory before were used free of charge"
+        )
     if budget.mapped_bytes is not None and report.peak_mapped_bytes > budget.mapped_bytes:
         found.append(f"{report.peak_mapped_bytes:,} bytes of address space, {budget.mapped_bytes:,} allowed")
     return found
@@ -140,10 +159,12 @@ def problems(report: SandboxReport, budget: MemoryBudget) -> list[str]:
 @contextlib.contextmanager
 def _child(request: dict[str, Any], output: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """A child that has its request, and where its messages come from. It does not outlive the block, nor do its
-    temporary files.
+    temporary files; those of a run that was killed itself go with the next.
     """
+    for left in memory_limits.stale(Path(tempfile.gettempdir())):
+        shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="tinyqmoe-sandbox-"))
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{memory_limits.mark()}-"))
         read_end, write_end = os.pipe()
         messages = stack.enter_context(open(read_end, "rb", buffering=0))
         with open(write_end, "wb"):
@@ -153,7 +174,7 @@ def _child(request: dict[str, Any], output: IO[bytes]) -> Iterator[tuple[subproc
                 stdout=output,
                 stderr=output,
                 pass_fds=[write_end],
-                env={**os.environ, "TMPDIR": temporary},
+                env={**os.environ, **ALLOCATOR, "TMPDIR": temporary},
                 start_new_session=True,  # Ctrl-C is for the parent, which ends the child
             )
             stack.callback(process.wait)
@@ -167,9 +188,13 @@ def _child(request: dict[str, Any], output: IO[bytes]) -> Iterator[tuple[subproc
 class _Watch:
     """What is known of a child while it runs."""
 
-    def __init__(self, pid: int, limit: Limit, progress: Progress) -> None:
+    def __init__(
+        self, pid: int, limit: Limit, limit_bytes: int, dirty_limit_bytes: int | None, progress: Progress
+    ) -> None:
         self.error: TinyQMoEError | None = None
         self._pid, self._limit, self._progress = pid, limit, progress
+        self._limit_bytes, self._dirty_limit_bytes = limit_bytes, dirty_limit_bytes
+        self._not_enough = f"{limit_bytes:,} bytes were not enough"
         self._at_join: Counters | None = None
         self._begin = self._end = 0.0
         self._cached_bytes = 0
@@ -232,11 +257,17 @@ class _Watch:
         if usage is None:
             return
         self._peaks.see_usage(self._ms(), usage)
-        if self._limit.must_kill(usage):
-            self._killed = True
-            os.kill(self._pid, signal.SIGKILL)  # it is not reaped before the end, so the number is still its own
+        if self._dirty_limit_bytes is not None and usage.anonymous_bytes > self._dirty_limit_bytes:
+            self._not_enough = f"{self._dirty_limit_bytes:,} bytes of anonymous memory were not enough"
+            self._kill()
+        elif self._limit.must_kill(usage):
+            self._kill()
 
-    def report(self, return_code: int, limit_bytes: int, last_words: str) -> SandboxReport:
+    def _kill(self) -> None:
+        self._killed = True
+        os.kill(self._pid, signal.SIGKILL)  # it is not reaped before the end, so the number is still its own
+
+    def report(self, return_code: int, last_words: str) -> SandboxReport:
         """After the end of the child."""
         self._look()
         killed = self._result is None and (self._killed or self._limit.killed())
@@ -245,10 +276,10 @@ class _Watch:
         peaks = self._peaks
         return SandboxReport(
             mechanism=self._limit.mechanism,
-            limit_bytes=limit_bytes,
+            limit_bytes=self._limit_bytes,
             outcome="killed" if killed else outcome,
             phase=self._phases[-1].name if self._phases else "",
-            detail=f"{limit_bytes:,} bytes were not enough" if killed else detail,
+            detail=self._not_enough if killed else detail,
             peak_group_bytes=self._limit.peak_bytes(),
             peak_dirty_bytes=peaks.dirty_bytes,
             peak_clean_bytes=peaks.clean_bytes,

@@ -65,9 +65,7 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
 
 def _join(how: str | int) -> Counters:
     """Comes under the limit, as small as it can be: freed memory that is reused would not be counted again."""
-    gc.collect()
-    if hasattr(_libc, "malloc_trim"):  # glibc
-        _libc.malloc_trim(0)
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _own_counters()
     if isinstance(how, str):
@@ -75,6 +73,13 @@ def _join(how: str | int) -> Counters:
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (before.data_bytes + how,) * 2)
     return before
+
+
+def give_back() -> None:
+    """Frees what nothing refers to, and returns it to the system: the C library would keep it for later."""
+    gc.collect()
+    if hasattr(_libc, "malloc_trim"):  # glibc
+        _libc.malloc_trim(0)
 
 
 def _own_counters() -> Counters:

@@ -1,26 +1,38 @@
 """What runs in a sandbox: `sandbox.run("runtime_ref.sandbox_tasks:generate", ...)` and `:parity`.
 
-Arguments are plain values. Common to both: `bundle`, a path, and `format` of the artifact.
+Arguments are plain values. Common to both: `bundle`, a path; `format` of the artifact; `residency`, from `plain`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from exporter.bundle import REFERENCE, Artifact, Bundle
-from runtime_ref.generate import Runner, Sampling
+from runtime_ref import residency as residencies
+from runtime_ref.generate import Runner, Sampling, load_tokenizer
 from runtime_ref.generate import generate as generate_tokens
+from runtime_ref.generate import run as run_prompt
 from runtime_ref.parity import Check, ParityReport, Tolerance, check_parity, work_tokens
+from runtime_ref.residency import Residency
+from runtime_ref.runners import core_of, open_runner
+from runtime_ref.sandbox_child import give_back
 
 ReportPhase = Callable[..., None]  # (phase, done=0, total=0)
 
 
+def plain(residency: Residency) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return asdict(residency) | {"cache_dir": residency.cache_dir and str(residency.cache_dir)}
+
+
 def prepare(arguments: dict[str, Any]) -> None:
     """Imports what the task needs and an app has not."""
-    import safetensors.numpy  # noqa: F401
+    import safetensors  # noqa: F401
+    import tokenizers.decoders  # noqa: F401
 
     if arguments["format"] == "pte":
         import torch
@@ -32,43 +44,81 @@ def prepare(arguments: dict[str, Any]) -> None:
     else:
         from coremltools.proto import MIL_pb2, Model_pb2, NeuralNetwork_pb2  # noqa: F401
 
+        from exporter.codec import native
         from runtime_ref import coreml_runner, mil_program, neural_network  # noqa: F401
 
+        native.library()
 
-def files_to_drop(bundle: Bundle, artifact: Artifact) -> list[Path]:
-    """What a task reads of a bundle: the package, expanded too where it is, and the reference."""
+
+def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> list[Path]:
+    """What a task reads: the package, expanded too where it is, the reference, the tokenizer, expanded weights."""
     package = bundle.file(artifact.path)
-    expanded = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
-    return sorted({*map(bundle.file, [*artifact.files, REFERENCE]), *expanded})
+    files = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
+    files += map(bundle.file, [*artifact.files, REFERENCE, "tokenizer.json"])
+    if residency.folder is not None:
+        coded = residencies.coded_tensors(bundle, artifact.format)
+        files += [residency.folder / tensor.file_name for tensor in coded]
+    return sorted({file for file in files if file.is_file()})
 
 
 def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
-    """Greedy generation from `prompt`, token ids, of at most `max_new_tokens`: tokens, milliseconds and speed."""
+    """Generates from `prompt`, token ids, at most `max_new_tokens`, with `sampling`: tokens, text, milliseconds, speed.
+
+    The tokenizer comes first, and what reading it took is returned: an app that does so needs less at its peak.
+    """
+    report_phase("load")
     begin = time.perf_counter()
-    bundle, runner = _open(arguments, report_phase)
-    loaded = first = time.perf_counter()
-    limit = arguments["max_new_tokens"]
+    bundle = Bundle.open(Path(arguments["bundle"]))
+    tokenizer = load_tokenizer(bundle) if bundle.file("tokenizer.json").is_file() else None
+    give_back()
+    runner = _open(bundle, arguments, report_phase)
+    loaded = time.perf_counter()
+    prompt, limit = arguments["prompt"], arguments["max_new_tokens"]
+    watched = _Watched(runner, len(prompt), limit, report_phase)
+    sampling = Sampling(**arguments["sampling"])
+    if tokenizer is None:
+        result = _tokens_only(watched, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids)
+    else:
+        result = asdict(run_prompt(bundle, watched, prompt, limit, sampling, lambda _: None, tokenizer))
+    return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
+
+
+class _Watched:
+    """A runner that says how far it is."""
+
+    def __init__(self, runner: Runner, prompt_tokens: int, limit: int, report_phase: ReportPhase) -> None:
+        self._runner, self._prompt_tokens, self._limit, self._report = runner, prompt_tokens, limit, report_phase
+        self.name, self.artifact, self.context = runner.name, runner.artifact, runner.context
+        self.file, self.float_activations = runner.file, runner.float_activations
+
+    def forward(self, tokens: Sequence[int], position: int) -> Any:
+        if position == 0:
+            self._report("prefill", 0, self._prompt_tokens)
+        else:
+            self._report("decode", position - self._prompt_tokens + 1, self._limit)
+        return self._runner.forward(tokens, position)
+
+
+def _tokens_only(
+    runner: Runner, prompt: Sequence[int], limit: int, sampling: Sampling, eos: Sequence[int]
+) -> dict[str, Any]:
+    """For a model without a tokenizer, as `generate.run`."""
     tokens: list[int] = []
-    report_phase("prefill", 0, len(arguments["prompt"]))
-    eos = bundle.manifest.interface.eos_token_ids
-    for token in generate_tokens(runner, arguments["prompt"], limit, Sampling(), eos):
+    begin = first = time.perf_counter()
+    for token in generate_tokens(runner, prompt, limit, sampling, eos):
         if not tokens:
             first = time.perf_counter()
         tokens.append(token)
-        report_phase("decode", len(tokens), limit)
-    decode_ms = (time.perf_counter() - first) * 1e3
-    return {
-        "tokens": tokens,
-        "load_ms": (loaded - begin) * 1e3,
-        "prefill_ms": (first - loaded) * 1e3,
-        "decode_ms": decode_ms,
-        "decode_tokens_per_second": (len(tokens) - 1) * 1e3 / decode_ms if len(tokens) > 1 else 0.0,
-    }
+    end = time.perf_counter()
+    return {"prompt_tokens": list(prompt), "tokens": tokens, "text": "", "stopped": "limit",
+            "prefill_ms": (first - begin) * 1e3, "decode_ms": (end - first) * 1e3}  # fmt: skip
 
 
 def parity(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
     """All checks of `parity.check_parity`, as `ParityReport.to_dict` gives them."""
-    bundle, runner = _open(arguments, report_phase)
+    report_phase("load")
+    bundle = Bundle.open(Path(arguments["bundle"]))
+    runner = _open(bundle, arguments, report_phase)
     total, done = work_tokens(bundle, runner.artifact), 0
 
     def advance(n: int) -> None:
@@ -77,7 +127,7 @@ def parity(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, An
         report_phase("parity", done, total)
 
     report_phase("parity", 0, total)
-    return check_parity(bundle, runner, advance).to_dict()
+    return check_parity(bundle, runner, advance).to_dict() | {"residency": _stats(runner)}
 
 
 def parity_report(result: dict[str, Any]) -> ParityReport:
@@ -87,15 +137,14 @@ def parity_report(result: dict[str, Any]) -> ParityReport:
     return ParityReport(result["backend"], result["activations"], tolerances, checks)
 
 
-def _open(arguments: dict[str, Any], report_phase: ReportPhase) -> tuple[Bundle, Runner]:
-    """The one place where a package is loaded, and so where its residency is to be set."""
-    report_phase("load")
-    bundle = Bundle.open(Path(arguments["bundle"]))
+def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) -> Runner:
+    wanted = arguments["residency"]
+    folder = wanted["cache_dir"] and Path(wanted["cache_dir"])
     artifact = bundle.artifact(arguments["format"])
-    if artifact.backend == "coreml":
-        from runtime_ref import coreml_runner
+    return open_runner(bundle, artifact, Residency(**wanted | {"cache_dir": folder}), report_phase)
 
-        return bundle, coreml_runner.open_runner(bundle, artifact, lambda *n: report_phase("expand the weights", *n))
-    from runtime_ref.executorch_runner import ExecuTorchRunner
 
-    return bundle, ExecuTorchRunner(bundle)
+def _stats(runner: Runner) -> dict[str, int] | None:
+    """What the core held and did; None for a package that does not use it."""
+    core = core_of(runner.artifact)
+    return None if core is None else asdict(residencies.stats(core))

@@ -169,9 +169,9 @@ def small_manifest(**changes: Any) -> Manifest:
         details={"arena_bytes": 1, "delegates": 0},
     )  # fmt: skip
     matrix = TensorEntry(
-        name="model.embed_tokens.weight", rows=4, cols=8, scheme="int8", group_size=8, codec="raw", code_bits=8, cap=0,
-        bits_per_weight=9.5, entropy_bits=7.1, zeros=0.25, levels_crc32=1, blob_bytes=32, scales_bytes=16,
-        sizes_bytes={"raw8": 32},
+        name="model.embed_tokens.weight", rows=4, cols=8, scheme="int8", n_levels=255, group_size=8, codec="raw",
+        code_bits=8, cap=0, bits_per_weight=9.5, entropy_bits=7.1, zeros=0.25, levels_crc32=1, blob_bytes=32,
+        scales_bytes=16, sizes_bytes={"raw8": 32},
     )  # fmt: skip
     return Manifest(
         schema_version=bundles.SCHEMA_VERSION,

@@ -20,7 +20,7 @@ ReportPhase = Callable[..., None]
 
 
 def anonymous(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
-    """Allocates and touches `n_bytes` of anonymous memory, in the phase "touch", piece by piece."""
+    """Allocates and touches `n_bytes` of anonymous memory, in the phase "touch", a piece every `seconds`."""
     report_phase("start")
     pieces = []
     for begin in range(0, arguments["n_bytes"], STEP):
@@ -28,6 +28,7 @@ def anonymous(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]
         for at in range(0, STEP, PAGE):
             pieces[-1][at] = 1
         report_phase("touch", begin, arguments["n_bytes"])
+        time.sleep(arguments.get("seconds", 0))
     report_phase("end")
     return {"n_bytes": STEP * len(pieces)}
 

@@ -64,7 +64,9 @@ def raising(error: BaseException) -> Any:
 
 
 def test_all_commands_are_here() -> None:
-    assert COMMANDS == ["export", "run", "parity", "expand", "inspect", "demo", "doctor", "native-dir"]
+    assert COMMANDS == [
+        "export", "run", "parity", "devices", "fit", "expand", "inspect", "demo", "doctor", "native-dir",
+    ]  # fmt: skip
 
 
 def test_help_lists_the_commands_and_no_arguments_is_help() -> None:

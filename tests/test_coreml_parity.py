@@ -135,6 +135,29 @@ def test_the_expanded_package_inside_the_bundle_is_used(copied: Bundle) -> None:
         judge(copied)
 
 
+def test_an_expansion_inside_the_bundle_that_was_interrupted_goes_on(copied: Bundle) -> None:
+    """What it left does no harm to the bundle, and only that is overlooked."""
+    recipe = expansion.load_recipe(copied, copied.artifact("mlprogram"))
+    package, weights = copied.path / recipe.package, recipe.weight_files[0]
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        expansion.expand(copied, recipe, package, interrupt)
+    (left,) = copied.path.glob(f".*/**/{Path(weights.path).name}")
+    assert 0 < left.stat().st_size < weights.n_bytes
+    copied.verify()
+    expansion.expand(copied, recipe, package, no_progress)
+    copied.verify()
+    assert list(copied.path.glob(".*")) == []
+    (copied.path / ".other.partial").mkdir()
+    (copied.path / ".other.partial" / "x").write_text("x")
+    with pytest.raises(BundleError, match=r"\.other\.partial/x is not in the manifest"):
+        copied.verify()
+
+
 def test_a_prompt_near_the_end_of_the_context_is_decoded(ios: Bundle) -> None:
     """A padded prefill would write past the cache: the same logits with and without one."""
     run = runner(ios)

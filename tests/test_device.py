@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,53 @@ def test_a_shipped_device_is_sensible(name: str) -> None:
     for key, figure in profile.figures():
         if "policy" in figure.source or "assumed" in figure.source or "estimate" in figure.source:
             assert figure.confidence == "low", f"{key} is no measurement"
+
+
+def devices_table() -> list[str]:
+    """Of docs/devices.md: a row a device, each number with the first letter of its confidence."""
+    columns = {
+        "ram_gb": "RAM, GB", "limit_mb": "limit, MB", "limit_with_entitlement_mb": "with entitlement, MB",
+        "available_mb": "available, MB", "mapped_gb": "mapped, GB",
+        "mapped_with_entitlement_gb": "with entitlement, GB",
+        "page_kib": "page, KiB", "dram_gb_per_s": "DRAM, GB/s", "flash_gb_per_s": "flash, GB/s",
+        "performance_cores": "P cores", "efficiency_cores": "E cores",
+    }  # fmt: skip
+    rows = [f"| name | device | {' | '.join(columns.values())} |", "|---" * (2 + len(columns)) + "|"]
+    for profile in device.all_devices():
+        figures = dict(profile.figures())
+        assert figures.keys() <= columns.keys()
+        cells = [f"{figures[key].value:g} {figures[key].confidence[0]}" if key in figures else "" for key in columns]
+        rows.append(f"| `{profile.name}` | {profile.title} | {' | '.join(cells)} |")
+    return rows
+
+
+def sources_table() -> list[str]:
+    """Of docs/devices.md: what each number is from, once for all devices that have it from there."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for profile in device.all_devices():
+        for key, figure in profile.figures():
+            row = (key, f"{figure.value:g}", figure.confidence, figure.source)
+            found.setdefault(row, []).append(f"`{profile.name}`")
+    order = [f.name for f in dataclasses.fields(device.DeviceProfile)]
+    rows = sorted(found, key=lambda row: (order.index(row[0]), float(row[1]), row[3], row[2]))
+    head = ["| key | value | confidence | source | devices |", "|---|---|---|---|---|"]
+    named = {row: "all" if len(found[row]) == len(NAMES) else ", ".join(found[row]) for row in rows}
+    return head + [f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {named[row]} |" for row in rows]
+
+
+@pytest.mark.parametrize(("heading", "table"), [("The devices that ship", devices_table), ("Sources", sources_table)])
+def test_the_documentation_has_what_the_files_have(heading: str, table: Callable[[], list[str]]) -> None:
+    text = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
+    _, _, section = text.partition(f"\n## {heading}\n")
+    there = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    expected = "\n".join(table())
+    assert "\n".join(there) == expected, f"the table should be:\n{expected}"
+
+
+def test_the_documentation_explains_every_key() -> None:
+    text = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `(\w+)` \| (?:text|number)", text, re.MULTILINE)
+    assert explained == [f.name for f in dataclasses.fields(device.DeviceProfile) if f.name != "name"]
 
 
 def test_budgets() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("exporter", "runtime_ref")
-HEAVY = ("torch", "torchao", "transformers", "coremltools", "executorch", "tokenizers", "scipy", "pandas")
+HEAVY = ("torch", "torchao", "transformers", "coremltools", "executorch", "tokenizers", "scipy", "pandas",
+         "matplotlib")  # fmt: skip
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
@@ -46,6 +47,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "exporter.memory", "exporter.partial", *CODEC, *QUANT),
         ("tokenizers", "torch"),
     ),
+    "exporter.outline": (
+        ("exporter.packages", "exporter.backends", "exporter.bundle", "exporter.pipeline", *CODEC, *QUANT), (),
+    ),
     "exporter.show": (("exporter.bundle",), ("rich",)),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
     "exporter.cli": (OURS, ("typer", "rich")),
@@ -53,7 +57,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref": (
         ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
         ("numpy", "torch", "executorch", "coremltools", "safetensors", "tokenizers", "transformers", "rich",
-         "jinja2", "platformdirs", "packaging", "google"),
+         "jinja2", "platformdirs", "packaging", "google", "junitparser", "matplotlib"),
     ),
 }  # fmt: skip
 

@@ -484,6 +484,48 @@ def test_a_converted_model_gives_what_pytorch_gives(
         np.testing.assert_allclose(got, expected, atol=1e-5 if stored_exactly else 3e-3)
 
 
+class Remembering(nn.Module):
+    """Attention over a cache of keys, which are values too, as others export language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.out = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.register_buffer("cache", torch.zeros(1, SLOTS, 8))
+
+    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """x [1, 2, 8] are new; `seen` [1, n] has as many columns as slots are used with them."""
+        end = seen.shape[-1]
+        self.cache[:, end - 2 : end] = self.keys(x)
+        known = self.cache[:, :end]
+        return self.out((x @ known.transpose(1, 2)).softmax(-1) @ known)
+
+
+def test_a_converted_model_with_a_state_gives_what_pytorch_gives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Remembering().eval()
+    x, seen = torch.randn(1, 2, 8), torch.zeros(1, 4)
+    with quiet():
+        ct.convert(
+            torch.jit.trace(model, (x, seen)),
+            inputs=[ct.TensorType("x", x.shape, dtype=np.float32), ct.TensorType("seen", seen.shape, dtype=np.float32)],
+            outputs=[ct.TensorType("y", dtype=np.float32)],
+            states=[ct.StateType(ct.TensorType(shape=(1, SLOTS, 8), dtype=np.float16), name="cache")],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        ).save(str(tmp_path / "x.mlpackage"))
+    program = MLProgram(CoreMLPackage.open(tmp_path / "x.mlpackage"), None, "float32", 10**6)
+    state = program.new_state()
+    with torch.no_grad():
+        model.cache.copy_(torch.randn(1, SLOTS, 8))
+        state["cache"].copy_(model.cache)
+        for _ in range(2):  # the second call sees what the first one stored
+            x = torch.randn(1, 2, 8)
+            got = program.predict({"x": x.numpy(), "seen": seen.numpy()}, state)["y"]
+            np.testing.assert_allclose(got, model(x, seen).numpy(), atol=1e-5)
+            np.testing.assert_allclose(state["cache"].numpy(), model.cache.numpy(), atol=1e-6)
+
+
 # What is refused.
 
 

@@ -46,13 +46,15 @@ def test_a_context_the_model_cannot_have_is_refused(checkpoint: Path, tmp_path: 
 
 
 def test_the_context_is_at_most_the_models_own(checkpoint: Path, tmp_path: Path) -> None:
-    opened = Checkpoint.open(checkpoint)
-    assert pipeline._context(None, opened) == 512
-    assert pipeline._context(8, opened) == 8
-    assert pipeline._context(512, opened) == 512
+    def context_of(wanted: int | None, directory: Path) -> int:
+        return pipeline.context_of(pipeline.ExportConfig(TERNARY, context=wanted), Checkpoint.open(directory))
+
+    assert context_of(None, checkpoint) == 512
+    assert context_of(8, checkpoint) == 8
+    assert context_of(512, checkpoint) == 512
     long = copy(checkpoint, tmp_path / "long")
     edit_config(long, max_position_embeddings=131072)
-    assert pipeline._context(None, Checkpoint.open(long)) == pipeline.DEFAULT_CONTEXT
+    assert context_of(None, long) == pipeline.DEFAULT_CONTEXT
 
 
 @pytest.mark.usefixtures("no_lowering")

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from helpers_bundles import small_manifest
 
-from exporter.bundle import Bundle, Manifest
+from exporter.bundle import Manifest
 from runtime_ref import device
 from runtime_ref.device import DeviceProfile, Figure, MemoryBudget
 from runtime_ref.projection import Measured, TokenTraffic, project, token_traffic
+from runtime_ref.residency import Residency
 
 MB = 1_000_000
 FAST = Measured(tokens_per_second=1e6, threads=1)
@@ -88,8 +89,24 @@ def manifest(*, untied: bool) -> Manifest:
 
 
 @pytest.mark.parametrize("untied", [False, True])
-def test_traffic_of_a_package(untied: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_traffic_of_a_package(untied: bool) -> None:
     """An embedding of its own is not read in full; a tied one is, as the head."""
-    opened = Bundle(tmp_path_factory.mktemp("bundle"), manifest(untied=untied))
-    artifact = replace(opened.artifact("pte"), kv_cache_bytes=1600)
-    assert token_traffic(opened, artifact, 4) == TokenTraffic(weights_bytes=48, kv_bytes=400, clean_bytes=48)
+    described = manifest(untied=untied)
+    artifact = replace(described.artifacts[0], kv_cache_bytes=1600)
+    expected = TokenTraffic(weights_bytes=48, kv_bytes=400, clean_bytes=48)
+    assert token_traffic(described, artifact, Residency(), 4) == expected
+    assert token_traffic(described, artifact, Residency("expand"), 4) == expected, "raw levels have no other form"
+
+
+def test_traffic_follows_where_weights_lie() -> None:
+    """Ternary codes of 32 bytes for 4 x 8 levels; expanded, a raw blob of 2 bits a level, padded."""
+    described = manifest(untied=False)
+    coded = replace(described.tensors[0], codec="lzw", code_bits=8, cap=16, n_levels=3)
+    described, artifact = replace(described, tensors=[coded]), described.artifacts[0]
+    expanded = 16 + 128  # scales; header, levels and tail, aligned
+    in_memory = token_traffic(described, artifact, Residency("expand"), 0)
+    assert in_memory == TokenTraffic(weights_bytes=expanded, kv_bytes=0, clean_bytes=16)
+    in_files = token_traffic(described, artifact, Residency("file"), 0)
+    assert in_files == TokenTraffic(weights_bytes=expanded, kv_bytes=0, clean_bytes=expanded)
+    streamed = token_traffic(described, artifact, Residency("auto", budget_bytes=0), 0)
+    assert streamed == TokenTraffic(weights_bytes=48, kv_bytes=0, clean_bytes=48)

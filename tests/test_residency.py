@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,7 +179,11 @@ print(json.dumps([right, now.file_failures, now.tensors_from_file, now.tensors_s
 
 def children(n: int, limit: int, folder: Path) -> list[list[Any]]:
     """What `n` processes say that multiply at once, with files of at most `limit` bytes (0: any)."""
-    command = [sys.executable, "-c", CHILD, str(limit), str(folder)]
+    return in_children([sys.executable, "-c", CHILD, str(limit), str(folder)], n)
+
+
+def in_children(command: list[str], n: int) -> list[list[Any]]:
+    """What `n` processes that run at once print, as JSON."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_WAIT_POLICY": "PASSIVE"}
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(n)]
     outputs = [process.communicate()[0] for process in running]
@@ -197,6 +203,29 @@ def test_a_full_disk_streams_and_is_counted(tmp_path: Path) -> None:
     [[right, failures, from_file, streamed]] = children(1, 15000, tmp_path)
     assert (right, failures, from_file, streamed) == (True, 1, 2, 1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+SHORT = """
+import json, resource
+import test_residency as t
+matrix = t.Matrix("m", t.TERNARY, (2048, 16384), 16384)
+product = lambda: matrix.tensor.linear_int8(matrix.x[:1], matrix.scales, 16384)  # no thread: it would need memory too
+t.apply(t.LIBRARY, t.Residency("expand"))
+with open("/proc/self/status") as status:
+    mapped = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (mapped + matrix.coded.form_bytes // 2, resource.RLIM_INFINITY))
+refused = [t.same_bits(product(), matrix.expected[0]) for _ in range(2)] + [t.stats(t.LIBRARY).dirty_bytes]
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+t.apply(t.LIBRARY, t.Residency("expand"))
+print(json.dumps([refused, t.same_bits(product(), matrix.expected[0]), t.stats(t.LIBRARY).dirty_bytes]))
+"""
+
+
+def test_memory_that_is_refused_streams_and_is_not_counted() -> None:
+    [refused, right, dirty_bytes] = in_children([sys.executable, "-c", SHORT], 1)[0]
+    assert refused == [True, True, 0]
+    assert right
+    assert dirty_bytes > 8 << 20
 
 
 @pytest.fixture
@@ -313,31 +342,106 @@ def test_executorch_trims_while_it_generates(which: str, request: pytest.Fixture
     assert after.products_from_codes > before.products_from_codes
 
 
+DISTURBER = """
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+
+using Budget = void (*)(uint64_t);
+using Trim = void (*)(uint64_t, uint64_t*);
+using Folder = int (*)(const char*);
+
+static std::thread thread;
+static std::atomic<bool> done;
+static std::atomic<int64_t> result;
+
+extern "C" void trim_after(Trim trim, int64_t microseconds) {
+  thread = std::thread([=] {
+    std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
+    uint64_t freed;
+    trim(UINT64_MAX, &freed);
+    result = std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+  });
+}
+
+extern "C" void disturb(Budget set_budget, Budget set_clean_budget, Trim trim, Folder set_cache_dir,
+                        const char* folder) {
+  done = false;
+  result = 0;
+  thread = std::thread([=] {
+    for (uint64_t i = 0; !done; ++i, ++result) {
+      set_budget(i % 3 == 0 ? UINT64_MAX : i % 3 * 5000);
+      if (i % 4 == 1) trim(i % 8 * 5000, nullptr);
+      if (i % 50 == 7) set_cache_dir(i % 100 == 7 ? folder : nullptr);
+      set_clean_budget(i % 5 == 0 ? UINT64_MAX : i % 5 * 10000);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  });
+}
+
+extern "C" int64_t so_far() { return result; }
+
+extern "C" int64_t finish() {
+  done = true;
+  thread.join();
+  return result;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def disturber(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A thread of its own: the runtime's Python module holds the interpreter's lock while a program runs."""
+    source = tmp_path_factory.mktemp("disturber") / "disturber.cc"
+    source.write_text(DISTURBER)
+    built = source.with_suffix(".so")
+    command = [*kernels.compiler(), "-std=c++17", "-shared", "-fPIC", "-pthread", str(source), "-o", str(built)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(built))
+    library.so_far.restype = library.finish.restype = ctypes.c_int64
+    return library
+
+
+PATIENCE_SECONDS = 60  # a thread that comes at the right moment has to find a free core
+
+
+def test_executorch_frees_within_the_token_in_which_it_is_told_to(
+    other_bundle: Bundle, kernel_library: Any, disturber: ctypes.CDLL
+) -> None:
+    runner = ExecuTorchRunner(other_bundle)
+    prompt = [3, 5, 7] * 4
+    expected = runner.forward(prompt, 0).tobytes()
+    coded = coded_tensors(other_bundle, "pte")
+    forms = sum(c.form_bytes for c in coded if c.gain > 0)
+    inside, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+    while inside < 5 and time.monotonic() < deadline:
+        apply(kernel_library, Residency("expand"))
+        runner.forward(prompt, 0)
+        assert stats(kernel_library).dirty_bytes >= forms
+        disturber.trim_after(kernel_library.tinyqmoe_trim, ctypes.c_int64(50))
+        begin_ns = time.monotonic_ns()
+        assert runner.forward(prompt, 0).tobytes() == expected
+        end_ns = time.monotonic_ns()
+        inside += begin_ns < disturber.finish() < end_ns
+        assert stats(kernel_library).dirty_bytes == stats(kernel_library).budget_bytes == 0
+    assert inside == 5
+
+
 def test_executorch_while_a_thread_changes_everything(
-    other_bundle: Bundle, kernel_library: Any, tmp_path: Path
+    other_bundle: Bundle, kernel_library: Any, disturber: ctypes.CDLL, tmp_path: Path
 ) -> None:
     runner = ExecuTorchRunner(other_bundle)
     expected = greedy(runner, 20)
-    done = threading.Event()
-    modes: list[Residency] = [
-        Residency("expand"), Residency(), Residency("auto", budget_bytes=9000, clean_budget_bytes=20_000),
-        Residency("file", cache_dir=tmp_path),
-    ]  # fmt: skip
-
-    def disturb() -> None:
-        i = 0
-        while not done.is_set():
-            apply(kernel_library, modes[i % 4])
-            trim(kernel_library, 5000 * (i % 3))
-            i += 1
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
+    changes = [getattr(kernel_library, f"tinyqmoe_{name}") for name in ("set_budget", "set_clean_budget", "trim")]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    disturber.disturb(*changes, kernel_library.tinyqmoe_set_cache_dir, os.fsencode(tmp_path))
     try:
-        assert all(greedy(runner, 20) == expected for _ in range(5))
+        while disturber.so_far() < 10_000 and time.monotonic() < deadline:
+            assert greedy(runner, 20) == expected
     finally:
-        done.set()
-        thread.join()
+        changed = disturber.finish()
+    assert changed >= 10_000
 
 
 def test_executorch_from_files(other_bundle: Bundle, kernel_library: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from exporter.codec import weight_file
 from exporter.codec.encoder import encode
 from exporter.codec.weight_file import Piece, Recipe, WeightFile, expand, pack_uint2, unpack_uint2
-from exporter.errors import BundleError, OutOfSpaceError
+from exporter.errors import BundleError, OutOfSpaceError, UsageError
 
 TERNARY, WHOLE = (37, 50), (5, 9)  # 1850 levels: the last byte of the first matrix is not full
 
@@ -43,6 +44,7 @@ def made(directory: Path) -> tuple[Recipe, dict[str, bytes]]:
     template = directory / "t.mlpackage" / "Data"
     template.mkdir(parents=True)
     (template / "model.mlmodel").write_bytes(b"a model")
+    (directory / "t.mlpackage" / "Manifest.json").write_bytes(b"{}")
     ternary, whole = weights()
     blobs = [bytes(encode(ternary, -1, 3, "lzw").blob), bytes(encode(whole, -127, 255, "auto").blob)]
     expected = [b"head" + pack_uint2(ternary).tobytes() + b"tail", whole.tobytes()]
@@ -74,7 +76,7 @@ def test_an_expanded_package_is_template_and_weights(tmp_path: Path) -> None:
     recipe, expected = made(tmp_path)
     done: list[int] = []
     expand(tmp_path, recipe, tmp_path / "m.mlpackage", done.append)
-    assert files(tmp_path / "m.mlpackage") == expected | {"Data/model.mlmodel": b"a model"}
+    assert files(tmp_path / "m.mlpackage") == expected | {"Data/model.mlmodel": b"a model", "Manifest.json": b"{}"}
     assert sum(done) == sum(map(len, expected.values()))
     assert sorted(os.listdir(tmp_path)) == ["coded", "m.mlpackage", "t.mlpackage"]
 
@@ -101,7 +103,7 @@ def test_an_interrupted_expansion_goes_on(tmp_path: Path, present: int, monkeypa
     """Whole pieces that are there are kept, and hashed again; the torn one is written anew."""
     recipe, expected = made(tmp_path)
     content = expected["Data/weights/weight.bin"]
-    partial = tmp_path / ".m.mlpackage.partial" / "Data" / "weights"
+    partial = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
     partial.mkdir(parents=True)
     (partial / "weight.bin").write_bytes(content[:present])
     expanded: list[int] = []
@@ -116,7 +118,7 @@ def test_an_interrupted_expansion_goes_on(tmp_path: Path, present: int, monkeypa
 
 def test_a_partial_file_that_was_damaged_is_seen_and_made_anew(tmp_path: Path) -> None:
     recipe, expected = made(tmp_path)
-    partial = tmp_path / ".m.mlpackage.partial" / "Data" / "weights"
+    partial = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
     partial.mkdir(parents=True)
     (partial / "weight.bin").write_bytes(b"HEAD" + expected["Data/weights/weight.bin"][4:467] + b"too long by far")
     with pytest.raises(BundleError, match="another SHA-256"):
@@ -126,11 +128,77 @@ def test_a_partial_file_that_was_damaged_is_seen_and_made_anew(tmp_path: Path) -
     assert expected.items() <= files(tmp_path / "m.mlpackage").items()
 
 
+def old_package(path: Path) -> None:
+    path.mkdir()
+    (path / "Manifest.json").write_text("old")
+    (path / "old").write_text("old")
+
+
 def test_an_existing_package_is_replaced_when_the_new_one_is_whole(tmp_path: Path, recipe: Recipe) -> None:
-    (tmp_path / "m.mlpackage").mkdir()
-    (tmp_path / "m.mlpackage" / "old").write_text("old")
-    expand(tmp_path, recipe, tmp_path / "m.mlpackage", lambda n: None)
-    assert "old" not in files(tmp_path / "m.mlpackage")
+    target = tmp_path / "m.mlpackage"
+    old_package(target)
+    seen = []
+    expand(tmp_path, recipe, target, lambda n: seen.append(files(target)))
+    assert all(each == {"Manifest.json": b"old", "old": b"old"} for each in seen)
+    assert "old" not in files(target)
+    assert sorted(os.listdir(tmp_path)) == ["coded", "m.mlpackage", "t.mlpackage"]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_package_is_not_replaced(tmp_path: Path, recipe: Recipe, kind: str) -> None:
+    target, kept = tmp_path / "m.mlpackage", tmp_path / "kept"
+    old_package(kept)
+    if kind == "link":
+        target.symlink_to(kept)
+    elif kind == "file":
+        target.write_text("old")
+    else:
+        target.mkdir()
+    with pytest.raises(UsageError, match="exists and is not a Core ML package"):
+        expand(tmp_path, recipe, target, lambda n: None)
+    assert files(kept) == {"Manifest.json": b"old", "old": b"old"}
+    assert {"link": target.is_symlink, "file": target.is_file, "directory": target.is_dir}[kind]()
+    assert not weight_file.partial_path(target).exists()
+
+
+class KilledError(BaseException):
+    """As if the process ended there."""
+
+
+@pytest.mark.parametrize("moment", ["second file", "old package out", "new package in", "work removed"])
+def test_a_process_may_be_killed_at_any_moment(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is at the target then is the old package, the new one or nothing; and the next try makes it the new one."""
+    recipe, expected = made(tmp_path)
+    target, old = tmp_path / "m.mlpackage", {"Manifest.json": b"old", "old": b"old"}
+    old_package(target)
+
+    def killed(owner: Any, name: str, when: Callable[..., bool]) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            if when(*args):
+                raise KilledError
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    if moment == "second file":
+        killed(weight_file, "_expand_file", lambda coded, file, path, progress: file == recipe.weight_files[1])
+    elif moment == "work removed":
+        killed(shutil, "rmtree", lambda path: path == weight_file.partial_path(target))
+    else:
+        killed(os, "rename", lambda source, to: target == (source if moment == "old package out" else to))
+    with pytest.raises(KilledError):
+        expand(tmp_path, recipe, target, lambda n: None)
+    monkeypatch.undo()
+    whole = expected | {"Data/model.mlmodel": b"a model", "Manifest.json": b"{}"}
+    assert files(target) == {"new package in": {}, "work removed": whole}.get(moment, old)
+    expand(tmp_path, recipe, target, lambda n: None)
+    assert expected.items() <= files(target).items()
+    assert "old" not in files(target)
+    assert sorted(os.listdir(tmp_path)) == ["coded", "m.mlpackage", "t.mlpackage"]
 
 
 def test_damaged_codes_are_an_error(tmp_path: Path, recipe: Recipe) -> None:

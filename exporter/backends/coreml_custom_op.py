@@ -419,10 +419,7 @@ def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict
 
 def census(layers: Sequence[NeuralNetworkLayer]) -> dict[str, int]:
     """How often each type of layer is there; custom layers by their class."""
-    kinds = (layer.WhichOneof("layer") for layer in layers)
-    counts = Counter(
-        layer.custom.className if kind == "custom" else kind for kind, layer in zip(kinds, layers, strict=True)
-    )
+    counts = Counter(layer.custom.className or layer.WhichOneof("layer") or "no type" for layer in layers)
     return dict(sorted(counts.items()))
 
 

@@ -19,12 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from exporter.codec.native import NativeTensor
-from exporter.errors import BundleError, CodecError, OutOfSpaceError
+from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
 RECIPE_VERSION = 1
 BLOCK_WEIGHTS = 1 << 22  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
 
 FORMS = ("bytes", "int8", "uint2")
+PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
 
 @dataclass(frozen=True)
@@ -134,31 +135,42 @@ def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], 
 
 
 def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int], None]) -> None:
-    """Builds the `.mlpackage` at `target`, byte for byte as it was exported.
+    """Builds the `.mlpackage` at `target`, byte for byte as it was exported; replaces one that is there.
 
-    Works in `.NAME.partial` beside it, which takes its name when complete. An interrupted expansion goes on from the
-    last whole piece; its bytes are hashed again, not trusted. Raises BundleError when the result is not what the
-    recipe says, OutOfSpaceError before anything is written if the disk is too full.
+    Works in `.NAME.partial` beside it, from which the package goes to its place by a rename when complete: a process
+    may be killed at any moment. An interrupted expansion goes on from the last whole piece; its bytes are hashed again,
+    not trusted. Raises UsageError if something else than a package is at `target`, BundleError when the result is not
+    what the recipe says, OutOfSpaceError before anything is written if the disk is too full.
     """
-    work = target.with_name(f".{target.name}.partial")
+    if target.is_symlink() or (target.exists() and not (target / PACKAGE_MANIFEST).is_file()):
+        raise UsageError(f"{target} exists and is not a Core ML package", do="choose another TARGET")
+    work = partial_path(target)
+    package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
-    _check_disk(recipe, work)
-    shutil.copytree(bundle / recipe.template, work, dirs_exist_ok=True)
+    _check_disk(recipe, package, target.parent)
+    shutil.copytree(bundle / recipe.template, package, dirs_exist_ok=True)
     for file in recipe.weight_files:
-        path = work / file.path
+        path = package / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         _expand_file(coded, file, path, progress)
     if target.exists():
-        shutil.rmtree(target)
-    os.rename(work, target)
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+    os.rename(package, target)
+    shutil.rmtree(work)
 
 
-def _check_disk(recipe: Recipe, work: Path) -> None:
-    done = sum((work / f.path).stat().st_size for f in recipe.weight_files if (work / f.path).is_file())
+def partial_path(target: Path) -> Path:
+    """Where an expansion to `target` works."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def _check_disk(recipe: Recipe, package: Path, disk: Path) -> None:
+    done = sum((package / f.path).stat().st_size for f in recipe.weight_files if (package / f.path).is_file())
     needed = sum(f.n_bytes for f in recipe.weight_files) - done + (16 << 20)
-    free = shutil.disk_usage(work.parent).free
+    free = shutil.disk_usage(disk).free
     if free < needed:
-        what = f"the package needs {needed / 1e9:.2f} GB in {work.parent}, {free / 1e9:.2f} GB are free"
+        what = f"the package needs {needed / 1e9:.2f} GB in {disk}, {free / 1e9:.2f} GB are free"
         raise OutOfSpaceError(what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET")
 
 

@@ -4,11 +4,14 @@
 #include <mutex>
 #include <new>
 
+#include "forever.h"
+
 namespace tinyqmoe {
 namespace {
 
 // A model has a hundred tensors and a few dictionaries: a list serves.
-std::mutex g_mutex;
+Forever<std::mutex> g_forever;
+std::mutex& g_mutex = g_forever.value;
 Dictionary* g_dictionaries = nullptr;
 
 constexpr std::align_val_t kAlignment{64};

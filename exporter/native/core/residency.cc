@@ -12,6 +12,7 @@
 #include "bytes.h"
 #include "cache_file.h"
 #include "expand.h"
+#include "forever.h"
 #include "pages.h"
 
 namespace tinyqmoe {
@@ -89,7 +90,8 @@ struct Manager {
   tinyqmoe_residency_stats stats;  // what is counted as it happens
 };
 
-Manager g;
+Forever<Manager> g_manager;
+Manager& g = g_manager.value;
 
 // Forms that nothing uses any more. Declared before the lock, so that they are unmapped after it is given up; their
 // bytes count until then.

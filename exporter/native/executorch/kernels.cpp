@@ -47,9 +47,14 @@ struct OpenTensor {
   std::shared_ptr<tinyqmoe_tensor> tensor;
 };
 
-std::mutex cache_mutex;
+// Both outlive static destructors, as core/forever.h says why.
+std::mutex& cache_mutex() {
+  static auto* mutex = new std::mutex();
+  return *mutex;
+}
+
 std::unordered_map<const void*, OpenTensor>& cache() {
-  static auto* map = new std::unordered_map<const void*, OpenTensor>();  // outlives static destructors
+  static auto* map = new std::unordered_map<const void*, OpenTensor>();
   return *map;
 }
 
@@ -57,7 +62,7 @@ tinyqmoe_status open_cached(const Tensor& blob, std::shared_ptr<tinyqmoe_tensor>
   const void* bytes = blob.const_data_ptr();
   const uint64_t n_bytes = static_cast<uint64_t>(blob.nbytes());
   if (n_bytes < kHeaderBytes) return TINYQMOE_TRUNCATED;
-  const std::lock_guard<std::mutex> lock(cache_mutex);
+  const std::lock_guard<std::mutex> lock(cache_mutex());
   const auto found = cache().find(bytes);
   if (found != cache().end() && std::memcmp(found->second.header, bytes, kHeaderBytes) == 0) {
     *out = found->second.tensor;

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "expand.h"
+#include "forever.h"
 #include "pages.h"
 #include "support.h"
 #include "tests.h"
@@ -143,6 +144,18 @@ void test_same_bits() {
     }
     reset();
   }
+}
+
+struct Counted {
+  static inline int destroyed = 0;
+  ~Counted() { ++destroyed; }
+};
+
+void test_forever() {
+  g_context = "a global that is never destroyed";
+  { const Counted counted; }
+  { const tinyqmoe::Forever<Counted> forever; }
+  CHECK(Counted::destroyed == 1);
 }
 
 void test_arguments() {
@@ -506,6 +519,7 @@ void test_threads() {
 
 void test_residency() {
   reset();
+  test_forever();
   test_arguments();
   test_same_bits();
   test_raw_and_close();

@@ -1,0 +1,182 @@
+"""A package on a simulated phone: the memory it is predicted to take, and what it took under the phone's limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from exporter.bundle import Artifact, Bundle, Manifest
+from exporter.errors import UsageError
+from runtime_ref import ledger, sandbox, sandbox_tasks
+from runtime_ref.device import DeviceProfile, MemoryBudget, memory_budget
+from runtime_ref.ledger import MemoryLedger
+from runtime_ref.projection import Measured, Projection, project, token_traffic
+from runtime_ref.residency import Mode, Residency
+from runtime_ref.sandbox import SandboxReport
+
+Progress = Callable[[str, int, int], None]
+MIN_CONTEXT = 256  # less is of no use to a chat
+RESERVE_SHARE, RESERVE_BYTES = 0.1, 8_000_000  # of a prediction: what `auto` leaves free, as predictions are not exact
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A package on a device, before it runs."""
+
+    profile: DeviceProfile
+    budget: MemoryBudget
+    artifact: Artifact
+    residency: Residency
+    prediction: MemoryLedger
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it is predicted not to fit; empty if it does."""
+        return ledger.problems(self.prediction, self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "device": self.profile.name,
+            "format": self.artifact.format,
+            "fits": not self.problems,
+            "problems": self.problems,
+            "budget": asdict(self.budget),
+            "residency": sandbox_tasks.plain(self.residency),
+            "prediction": self.prediction.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class DeviceRun:
+    """A package after its run. `problems` says why it does not fit; empty if it does."""
+
+    placed: Placed
+    report: SandboxReport
+    problems: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; what was predicted to be wrong gives way to what was."""
+        measured = {"fits": self.fits, "problems": self.problems, "report": self.report.to_dict()}
+        return self.placed.to_dict() | measured
+
+
+def place(
+    manifest: Manifest, artifact: Artifact, profile: DeviceProfile, *, entitlement: bool, mode: Mode | None
+) -> Placed:
+    """Chooses what is expanded where. `mode` None: `auto`, where the package has coded weights.
+
+    `auto` expands into what the limit leaves; where the files do not fit beside that, a part of them is kept in memory.
+    Raises UsageError for an ML Program with a mode, and as `memory_budget`.
+    """
+    budget = memory_budget(profile, entitlement=entitlement)
+    if artifact.format == "mlprogram":
+        if mode is not None:
+            what = f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
+            raise UsageError(what, do="choose another --backend, or leave --residency away")
+        return Placed(profile, budget, artifact, Residency(), ledger.predict(manifest, artifact, Residency()))
+    residency = Residency(mode or "auto", budget_bytes=0 if mode in (None, "auto") else None)
+    if residency.mode == "auto":
+        streamed = ledger.predict(manifest, artifact, Residency()).dirty_bytes
+        residency = replace(residency, budget_bytes=max(0, budget.dirty_bytes - streamed - _reserve(streamed)))
+    prediction = ledger.predict(manifest, artifact, residency)
+    room = budget.available_bytes - prediction.dirty_bytes - _reserve(prediction.dirty_bytes)
+    if room < prediction.clean_bytes:
+        residency = replace(residency, clean_budget_bytes=max(0, room))
+    return Placed(profile, budget, artifact, residency, prediction)
+
+
+def _reserve(dirty_bytes: int) -> int:
+    return int(RESERVE_SHARE * dirty_bytes) + RESERVE_BYTES
+
+
+def run(bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], progress: Progress) -> DeviceRun:
+    """`task` of sandbox_tasks, with what it needs besides the package, under the limits of the device."""
+    artifact, budget, residency = placed.artifact, placed.budget, placed.residency
+    common = {"bundle": str(bundle.path), "format": artifact.format, "residency": sandbox_tasks.plain(residency)}
+    if residency.folder is not None:
+        residency.folder.mkdir(parents=True, exist_ok=True)
+    report = sandbox.run(
+        f"runtime_ref.sandbox_tasks:{task}",
+        common | arguments,
+        budget.available_bytes,
+        sandbox_tasks.files_to_drop(bundle, artifact, residency),
+        progress,
+        dirty_limit_bytes=budget.dirty_bytes if budget.dirty_bytes < budget.available_bytes else None,
+    )
+    return DeviceRun(placed, report, sandbox.problems(report, budget))
+
+
+def run_each(bundle: Bundle, placed: Sequence[Placed], task: str, progress: Progress) -> list[DeviceRun]:
+    """`task` for each; devices that make no difference to the run share one, and have a verdict each."""
+    done: dict[Any, SandboxReport] = {}
+    runs = []
+    for number, p in enumerate(placed, 1):
+        key = (p.artifact.format, p.budget.dirty_bytes, p.budget.available_bytes, p.residency)
+        if key not in done:
+            what = f"{number}/{len(placed)} {p.artifact.format} on {p.profile.title}"
+            done[key] = run(bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)).report
+        runs.append(DeviceRun(p, done[key], sandbox.problems(done[key], p.budget)))
+    return runs
+
+
+def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
+    """From the tokens a second of a generation by ExecuTorch; None if there was none, or too few tokens to tell.
+
+    An interpreter's speed says nothing of Core ML's.
+    """
+    result = done.report.result
+    if result is None or len(result.get("tokens", [])) < 2 or done.placed.artifact.format != "pte":
+        return None
+    threads = len(os.sched_getaffinity(0))  # ExecuTorch takes them all
+    placed = done.placed
+    speed = (len(result["tokens"]) - 1) * 1e3 / result["decode_ms"]
+    filled = len(result["prompt_tokens"]) + len(result["tokens"])
+    manifest = bundle.manifest
+    traffic = token_traffic(manifest, placed.artifact, placed.residency, min(filled, manifest.interface.context))
+    return project(placed.profile, placed.budget, traffic, done.report.peak_dirty_bytes, Measured(speed, threads))
+
+
+def advice(manifest: Manifest, placed: Placed) -> list[str]:
+    """What would make a package fit that does not, each for itself, with what it brings."""
+    artifact, profile, budget = placed.artifact, placed.profile, placed.budget
+    found: list[str] = []
+    if not placed.problems:
+        return found
+    if placed.residency.budget > 0:
+        streamed = ledger.predict(manifest, artifact, Residency())
+        found.append(_said("--residency stream", streamed, budget))
+    context = manifest.interface.context // 2
+    while context >= MIN_CONTEXT:
+        shorter = _with_context(manifest, artifact, context)
+        prediction = ledger.predict(*shorter, placed.residency)
+        if not ledger.problems(prediction, budget) or context // 2 < MIN_CONTEXT:
+            found.append(_said(f"export with --context {context}", prediction, budget))
+            break
+        context //= 2
+    if profile.limit_with_entitlement_mb is not None and not budget.entitlement:
+        more = memory_budget(profile, entitlement=True)
+        found.append(_said("--entitlement", placed.prediction, more))
+    return found
+
+
+def _said(what: str, prediction: MemoryLedger, budget: MemoryBudget) -> str:
+    does = "would not do alone" if ledger.problems(prediction, budget) else "fits"
+    return f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} MB, {does}"
+
+
+def _with_context(manifest: Manifest, artifact: Artifact, context: int) -> tuple[Manifest, Artifact]:
+    """As if exported with a shorter cache."""
+    cache = artifact.kv_cache_bytes * context // manifest.interface.context
+    details = dict(artifact.details)
+    if "arena_bytes" in details:
+        details["arena_bytes"] += cache - artifact.kv_cache_bytes
+    interface = replace(manifest.interface, context=context)
+    shorter = replace(artifact, kv_cache_bytes=cache, details=details)
+    return replace(manifest, interface=interface), shorter

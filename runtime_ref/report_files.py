@@ -1,0 +1,231 @@
+"""Verdicts as files that continuous integration and people keep: JUnit, Markdown, HTML.
+
+A file is whole or not there; the OSError of a full disk or of a path that cannot be written goes to the caller.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jinja2
+from junitparser import Failure, JUnitXml, TestCase, TestSuite
+
+from exporter.bundle import Bundle
+from runtime_ref import plot
+from runtime_ref.atomic import write_whole
+from runtime_ref.device_run import DeviceRun
+from runtime_ref.parity import Check, ParityReport
+from runtime_ref.report import device_title, gate_text, judged_in, mb_text, outcome, package_name
+
+TEMPLATES = Path(__file__).parent / "templates"
+CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."
+CAVEATS_RUN = (
+    f"{CAVEATS} Memory was measured there, under an enforced limit; the limits are from public reports. Dirty memory "
+    "cannot be dropped and is what a phone kills for; clean memory is pages of files, evicted and read again."
+)
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 has no way to say
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&])")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A package, judged here (no run), or on a device in the sandbox (no parity if that ended before its verdict)."""
+
+    parity: ParityReport | None
+    run: DeviceRun | None
+
+    def __post_init__(self) -> None:
+        if self.parity is None and self.run is None:
+            raise ValueError("nothing was judged")
+
+    @property
+    def passed(self) -> bool:
+        return (self.parity is None or self.parity.passed) and (self.run is None or self.run.fits)
+
+    @property
+    def package(self) -> str:
+        """As its runner is called."""
+        if self.parity is not None:
+            return self.parity.backend
+        assert self.run is not None
+        return package_name(self.run.placed.artifact)
+
+    @property
+    def name(self) -> str:
+        """The package, and the device if it was judged on one."""
+        return self.package if self.run is None else f"{self.package} on {device_title(self.run.placed)}"
+
+
+# ---- JUnit
+
+
+def write_junit(results: Sequence[Judged], path: Path) -> None:
+    """A suite for each package and device, a case for each check, and one for whether it fits."""
+    xml = JUnitXml("tinyqmoe parity")
+    for result in results:
+        xml.append(_suite(result))
+    xml.update_statistics()
+    write_whole(path, xml.tostring())
+
+
+def _suite(result: Judged) -> TestSuite:
+    suite = TestSuite(_xml(result.name))
+    cases = []
+    if result.run is not None:
+        report, budget = result.run.report, result.run.placed.budget
+        suite.add_property("peak_dirty_bytes", str(report.peak_dirty_bytes))
+        suite.add_property("limit_dirty_bytes", str(budget.dirty_bytes))
+        suite.add_property("mechanism", report.mechanism)
+        cases.append(_case(result, "fits", result.run.problems, report.wall_ms / 1e3))
+    for check in [] if result.parity is None else result.parity.checks:
+        name = f"{check.verdict} {check.arithmetic} {check.what}"
+        cases.append(_case(result, name, [] if check.passed else [_figures(check)]))
+    suite.add_testcases(cases)
+    return suite
+
+
+def _case(result: Judged, name: str, problems: Sequence[str], seconds: float | None = None) -> TestCase:
+    case = TestCase(_xml(name), _xml(result.name), seconds)
+    if problems:
+        case.result = [Failure(_xml("; ".join(problems)))]
+    return case
+
+
+def _xml(text: str) -> str:
+    """Without what neither XML nor HTML can hold, whoever wrote it."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+# ---- for people
+
+
+def write_markdown(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
+    """A short report to paste into a pull request."""
+    template = _environment(autoescape=False).get_template("report.md")
+    write_whole(path, _xml(template.render(_content(results, bundle))).encode())
+
+
+def write_html(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
+    """The same and a figure of each run, in one file that needs no other."""
+    pngs = [(result.name, plot.memory_png(run)) for result, run in _runs(results)]
+    figures = [(name, base64.b64encode(png).decode("ascii")) for name, png in pngs]
+    template = _environment(autoescape=True).get_template("report.html")
+    write_whole(path, _xml(template.render(_content(results, bundle), figures=figures)).encode())
+
+
+def _environment(*, autoescape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["md"] = _markdown
+    return environment
+
+
+def _markdown(text: str) -> str:
+    """One line that means nothing to Markdown or HTML, for a cell of a table too."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _content(results: Sequence[Judged], bundle: Bundle) -> dict[str, Any]:
+    """What both templates show, as texts."""
+    failed = [result.name for result in results if not result.passed]
+    reports = [result.parity for result in results if result.parity is not None]
+    runs = _runs(results)
+    return {
+        "passed": bool(results) and not failed,
+        "verdict": f"{len(results) - len(failed)} of {len(results)} passed",
+        "failed": failed,
+        "facts": _facts(bundle),
+        "checks": _checks_table(results),
+        "failures": [(r.name, _what(c), _figures(c)) for r in results for c in _failed_checks(r)],
+        "gates": list(dict.fromkeys(gate_text(*item) for report in reports for item in report.tolerances.items())),
+        "devices": _devices_table(runs),
+        "problems": [(result.name, problem) for result, run in runs for problem in run.problems],
+        "caveats": CAVEATS_RUN if runs else CAVEATS,
+    }
+
+
+def _runs(results: Sequence[Judged]) -> list[tuple[Judged, DeviceRun]]:
+    return [(result, result.run) for result in results if result.run is not None]
+
+
+def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    m = bundle.manifest
+    return [
+        ("model", f"{m.model.name}, {m.model.parameters:,} parameters, context {m.interface.context:,}"),
+        ("quantization", ", ".join(f"{name} {value}" for name, value in m.quantization.items() if value is not None)),
+        ("made", f"{m.created} with " + ", ".join(f"{name} {version}" for name, version in m.tools.items())),
+    ]
+
+
+Rows: TypeAlias = tuple[Sequence[str], list[tuple[str, ...]]]  # of a table: the head, and what is below
+
+
+def _checks_table(results: Sequence[Judged]) -> Rows:
+    """A row for each package and device, a column for each verdict and arithmetic."""
+    judged = [(result, result.parity) for result in results if result.parity is not None]
+    groups = list(dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks))
+    rows = []
+    for result, report in judged:
+        cells = [_cell([c for c in report.checks if judged_in(c) == group]) for group in groups]
+        rows.append((result.name, report.activations, *cells))
+    return ("package", "declares", *(f"{verdict} {how}" for verdict, how in groups)), rows
+
+
+def _cell(checks: Sequence[Check]) -> str:
+    """The worst of a group of checks."""
+    if not checks:
+        return "-"
+    kl = [c.kl_worst for c in checks if c.kl_worst is not None]
+    sqnr = [c.sqnr_db_worst for c in checks if c.sqnr_db_worst is not None]
+    top1 = [(c.top1, c.positions) for c in checks if c.top1 is not None]
+    parts = ["pass" if all(c.passed for c in checks) else "FAIL"]
+    parts += [f"KL {max(kl):.1e}"] if kl else []
+    parts += [f"{min(sqnr):.1f} dB"] if sqnr else []
+    parts += [f"{_agreeing(checks[0])} {sum(same for same, _ in top1)}/{sum(n for _, n in top1)}"] if top1 else []
+    return ", ".join(parts)
+
+
+def _agreeing(check: Check) -> str:
+    """What `top1` counts: a greedy check ends where a near tie was decided in another way."""
+    return "tokens" if check.verdict == "greedy" else "top-1"
+
+
+def _failed_checks(result: Judged) -> list[Check]:
+    return [] if result.parity is None else [check for check in result.parity.checks if not check.passed]
+
+
+def _what(check: Check) -> str:
+    return f"{check.verdict}, {check.arithmetic}: {check.what}"
+
+
+def _figures(check: Check) -> str:
+    """All that was measured, in a line."""
+    parts = []
+    if check.kl_median is not None and check.kl_worst is not None:
+        parts.append(f"KL {check.kl_median:.1e} median, {check.kl_worst:.1e} worst")
+    if check.sqnr_db_median is not None and check.sqnr_db_worst is not None:
+        parts.append(f"SQNR {check.sqnr_db_median:.1f} dB median, {check.sqnr_db_worst:.1f} dB worst")
+    if check.top1 is not None:
+        parts.append(f"{_agreeing(check)} {check.top1}/{check.positions}")
+    return "; ".join([*parts, *([check.detail] if check.detail else [])]) or "failed"
+
+
+def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
+    """A row for each run, memory in MB."""
+    head = ("device", "package", "residency", "limit MB", "predicted dirty MB", "measured dirty MB", "clean MB",
+            "mechanism", "verdict")  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for result, run in runs:
+        placed, report = run.placed, run.report
+        memory = (placed.budget.dirty_bytes, placed.prediction.dirty_bytes, report.peak_dirty_bytes,
+                  report.peak_clean_bytes)  # fmt: skip
+        rows.append((device_title(placed), result.package, placed.residency.mode, *map(mb_text, memory),
+                     report.mechanism, outcome(run)))  # fmt: skip
+    return head, rows
