@@ -84,15 +84,16 @@ def place(
     residency = Residency(mode or "auto", budget_bytes=0 if mode in (None, "auto") else None)
     if residency.mode == "auto":
         streamed = ledger.predict(manifest, artifact, Residency()).dirty_bytes
-        residency = replace(residency, budget_bytes=max(0, budget.dirty_bytes - streamed - _reserve(streamed)))
+        residency = replace(residency, budget_bytes=max(0, budget.dirty_bytes - streamed - reserve(streamed)))
     prediction = ledger.predict(manifest, artifact, residency)
-    room = budget.available_bytes - prediction.dirty_bytes - _reserve(prediction.dirty_bytes)
+    room = budget.available_bytes - prediction.dirty_bytes - reserve(prediction.dirty_bytes)
     if room < prediction.clean_bytes:
         residency = replace(residency, clean_budget_bytes=max(0, room))
     return Placed(profile, budget, artifact, residency, prediction)
 
 
-def _reserve(dirty_bytes: int) -> int:
+def reserve(dirty_bytes: int) -> int:
+    """What is left free beside a prediction."""
     return int(RESERVE_SHARE * dirty_bytes) + RESERVE_BYTES
 
 
@@ -137,10 +138,11 @@ def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
     threads = len(os.sched_getaffinity(0))  # ExecuTorch takes them all
     placed = done.placed
     speed = (len(result["tokens"]) - 1) * 1e3 / result["decode_ms"]
+    measured = Measured(speed, threads, waits_for_files=done.report.filled)
     filled = len(result["prompt_tokens"]) + len(result["tokens"])
     manifest = bundle.manifest
     traffic = token_traffic(manifest, placed.artifact, placed.residency, min(filled, manifest.interface.context))
-    return project(placed.profile, placed.budget, traffic, done.report.peak_dirty_bytes, Measured(speed, threads))
+    return project(placed.profile, placed.budget, traffic, done.report.peak_dirty_bytes, measured)
 
 
 def advice(manifest: Manifest, placed: Placed) -> list[str]:

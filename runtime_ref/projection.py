@@ -38,10 +38,14 @@ class TokenTraffic:
 
 @dataclass(frozen=True)
 class Measured:
-    """Decode speed on the machine that measured it, and the threads it took."""
+    """Decode speed on the machine that measured it, and the threads it took.
+
+    waits_for_files: memory was short, so what is projected from it is a lower bound.
+    """
 
     tokens_per_second: float
     threads: int
+    waits_for_files: bool = False
 
 
 @dataclass(frozen=True)

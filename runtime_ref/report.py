@@ -264,6 +264,7 @@ def _measured_table(run: DeviceRun) -> Table:
     """Measured and predicted compare only after a whole run; clean memory is what there was room for."""
     budget, prediction, report = run.placed.budget, run.placed.prediction, run.report
     table = _table("Memory, in MB", ("",), ("predicted", "measured", "difference", "limit"), ("counted",))
+    table.caption = "predicted: of a run that fills the context"
     rows = [
         ("dirty", prediction.dirty_bytes, report.peak_dirty_bytes, budget.dirty_bytes, budget.counted),
         ("clean", prediction.clean_bytes, report.peak_clean_bytes, budget.available_bytes, "with what is dirty"),
@@ -292,7 +293,7 @@ def _phases_table(report: SandboxReport) -> Table:
 def _remarks(report: SandboxReport) -> list[str]:
     """What to know of a run beside its peaks."""
     known = (
-        (report.refaulted_bytes, "of files were read again after they had been evicted"),
+        (report.refaulted_bytes if report.filled else 0, "of files were read again after they had been evicted"),
         (report.cached_bytes, "of the files stayed in the page cache, and were not charged"),
         (report.locked_bytes, "locked in memory"),
     )
@@ -312,7 +313,8 @@ def _projection_table(profile: DeviceProfile, p: Projection) -> Table:
          f"{mb_text(traffic.weights_bytes)} MB of weights and {mb_text(traffic.kv_bytes)} MB of cache a token, at "
          f"{shares} of {_number(profile.dram_gb_per_s)} GB/s"),
         ("compute", _ms(p.compute_ms),
-         f"{_digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} threads, "
+         f"{_digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} threads"
+         f"{' and waits for files, so a lower bound' if measured.waits_for_files else ''}, "
          f"{_number(profile.performance_cores)} fast cores there"),
         ("flash", _ms(p.flash_ms),
          f"{mb_text(p.shortfall_bytes)} MB of the weights find no room beside {mb_text(p.dirty_bytes)} MB dirty; "

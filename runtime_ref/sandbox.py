@@ -93,6 +93,11 @@ class SandboxReport:
     samples: list[Sample]
     result: dict[str, Any] | None
 
+    @property
+    def filled(self) -> bool:
+        """Whether the limit was nearly reached, and so may have evicted pages of files."""
+        return self.peak_group_bytes is not None and self.peak_group_bytes > 0.95 * self.limit_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
         return asdict(self)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +132,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear_f32": (_INT, (_P, _P, _U32, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
     "acquire": (_INT, (_P, ctypes.POINTER(_P))),
     "form_tensor": (_P, (_P,)),
+    "form_next_rows": (ctypes.c_bool, (_P, ctypes.POINTER(_U32), ctypes.POINTER(_U32))),
     "release": (None, (_P,)),
     "count_levels": (_INT, (_P, _U64, _P)),
     "encode_lzw": (
@@ -366,25 +368,29 @@ class NativeTensor:
 
     def _run(self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int) -> None:
         """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
-        rows = self.info.rows
         what = f"product of {tokens} tokens with a {self._where}"
         form = _P()
         _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
             handle = library().tinyqmoe_form_tensor(form)
-            scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
-            step = -(-rows // max(1, threads))
-            spans = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-            jobs = [(handle, begin, end, _aligned(scratch_bytes)) for begin, end in spans]
-            if len(jobs) == 1:
-                statuses = [part(*jobs[0])]
-            else:
-                with ThreadPoolExecutor(len(jobs)) as pool:
-                    statuses = list(pool.map(lambda job: part(*job), jobs))
+            scratches = [_aligned(library().tinyqmoe_linear_scratch_bytes(handle, tokens)) for _ in range(threads)]
+            with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+                each = pool.map if pool else map
+                for first, last in _blocks(form):
+                    step = -(-(last - first) // threads)
+                    spans = [(begin, min(begin + step, last)) for begin in range(first, last, step)]
+                    jobs = [(handle, *span, scratch) for span, scratch in zip(spans, scratches, strict=False)]
+                    for status in each(lambda job: part(*job), jobs):
+                        _check(status, what)
         finally:
             library().tinyqmoe_release(form)
-        for status in statuses:
-            _check(status, what)
+
+
+def _blocks(form: _P) -> Iterator[tuple[int, int]]:
+    """The rows of a product, block by block: see tinyqmoe_form_next_rows."""
+    begin, end = _U32(), _U32()
+    while library().tinyqmoe_form_next_rows(form, ctypes.byref(begin), ctypes.byref(end)):
+        yield begin.value, end.value
 
 
 class ResidencyManager:

@@ -14,6 +14,7 @@
 #include "expand.h"
 #include "forever.h"
 #include "pages.h"
+#include "rows.h"
 
 namespace tinyqmoe {
 
@@ -41,9 +42,8 @@ struct Entry {
   bool bad_file;        // nor into a file: not tried again until the folder is set
   Form* form;
   PageRange pages;      // what its last product read; nothing where the form was dirty
-  bool pinned;
-  bool decided;         // in plan_pins
-  bool asked;           // pages are on their way
+  uint64_t pinned_bytes;  // of these, from the first on, that stay in memory
+  bool asked;           // the first block that passes is on its way
   Entry* successor;     // what was acquired after it
   Entry* next;          // by gain, the highest first; among equals by first use
 };
@@ -54,6 +54,12 @@ struct tinyqmoe_form {
   tinyqmoe::Entry* entry;
   tinyqmoe::Form* form;  // null: the tensor itself
   const tinyqmoe_tensor* tensor;
+  uint32_t next_row;     // of tinyqmoe_form_next_rows
+  uint64_t given_back;   // bytes of the blob, from pinned_bytes on; the first part last
+  // As planned when the product began:
+  uint64_t block_bytes;  // that pass at a time; 0: nothing passes
+  uint64_t pinned_bytes;
+  tinyqmoe::PageRange following;  // what passes after this tensor
 };
 
 namespace tinyqmoe {
@@ -151,39 +157,25 @@ Entry* last_expanded() {
   return last;
 }
 
-Entry* largest_undecided() {
-  Entry* largest = nullptr;
-  for (Entry* e = g.entries; e != nullptr; e = e->next) {
-    if (!e->decided && (largest == nullptr || e->pages.bytes > largest->pages.bytes)) largest = e;
-  }
-  return largest;
-}
+// Three blocks are in memory at a time: in use, on its way in, on its way out.
+uint64_t block_bytes() { return std::clamp<uint64_t>(g.clean_budget / 64, 64 << 10, 4 << 20); }
+constexpr uint64_t kBlocksPassing = 3;
 
-// Eviction of the least recently used would read the whole cycle anew each token, however little is missing. So some
-// tensors stay, and the others pass through the room that two of them need: one in use, one on its way. The large ones
-// stay, to keep that room small.
+// Eviction of the least recently used would read the whole cycle anew each token, however little is missing. So a part
+// stays, and the rest passes through in small blocks: a token reads what is missing and no more.
 void plan_pins() {
   g.clean_plan_stale = false;
   uint64_t total = 0;
+  for (const Entry* e = g.entries; e != nullptr; e = e->next) total += e->pages.bytes;
+  const uint64_t passage = total <= g.clean_budget ? 0 : kBlocksPassing * block_bytes();
+  uint64_t room = g.clean_budget - std::min(g.clean_budget, passage);
+  g.stats.pinned_bytes = 0;
   for (Entry* e = g.entries; e != nullptr; e = e->next) {
-    e->pinned = e->decided = false;
-    total += e->pages.bytes;
+    e->pinned_bytes = std::min(e->pages.bytes, room);
+    if (e->pinned_bytes < e->pages.bytes) e->pinned_bytes = e->pinned_bytes / page_bytes() * page_bytes();
+    room -= e->pinned_bytes;
+    g.stats.pinned_bytes += e->pinned_bytes;
   }
-  uint64_t pinned = 0;
-  uint64_t passage = 0;
-  while (Entry* e = largest_undecided()) {
-    e->decided = true;
-    const Entry* next = largest_undecided();
-    uint64_t needed = passage;
-    if (needed == 0 && next != nullptr && total > g.clean_budget) needed = 2 * next->pages.bytes;
-    e->pinned = pinned + e->pages.bytes + needed <= g.clean_budget;
-    if (e->pinned) {
-      pinned += e->pages.bytes;
-    } else if (passage == 0) {
-      passage = 2 * e->pages.bytes;
-    }
-  }
-  g.stats.pinned_bytes = pinned;
 }
 
 bool manages_pages() { return g.clean_budget != UINT64_MAX; }
@@ -362,24 +354,23 @@ void count_product(const tinyqmoe_form& use) {
   }
 }
 
+bool passes(const Entry& entry) { return entry.pinned_bytes < entry.pages.bytes; }
+
 Entry* next_passing(Entry* entry) {
   Entry* e = entry->successor;
   for (uint32_t i = 0; i < g.n_entries && e != nullptr; ++i, e = e->successor) {
-    if (!e->pinned && e->pages.bytes > 0) return e == entry ? nullptr : e;
+    if (passes(*e)) return e == entry ? nullptr : e;
   }
   return nullptr;
 }
 
-struct Requests {
-  PageRange ranges[2];
-  uint32_t n;
-
-  void add(Entry* entry) {
-    if (entry == nullptr || entry->asked) return;
-    entry->asked = true;
-    ranges[n++] = entry->pages;
-  }
-};
+// The first block of an entry that passes, unless somebody has asked for it.
+PageRange first_block(Entry* entry) {
+  if (entry == nullptr || entry->asked) return {};
+  entry->asked = true;
+  const uint64_t left = entry->pages.bytes - entry->pinned_bytes;
+  return {entry->pages.begin + entry->pinned_bytes, std::min(left, block_bytes())};
+}
 
 // Nothing for a form in memory, also one that its entry has dropped.
 PageRange clean_pages(const tinyqmoe_form& use) {
@@ -387,25 +378,30 @@ PageRange clean_pages(const tinyqmoe_form& use) {
   return {use.tensor->bytes, use.tensor->info.total_bytes};
 }
 
-// The order of use repeats with each token: what passes through memory is asked for while the one before it is in use.
-void note_pages(const tinyqmoe_form& use, Requests* requests) {
-  Entry* const entry = use.entry;
+// The order of use repeats with each token: what passes through memory is asked for while what is before it is in use.
+// Returns what to ask for now.
+PageRange note_pages(tinyqmoe_form* use) {
+  Entry* const entry = use->entry;
   if (g.last != nullptr && g.last != entry) g.last->successor = entry;
   g.last = entry;
-  const PageRange pages = clean_pages(use);
+  const PageRange pages = clean_pages(*use);
   if (pages.begin != entry->pages.begin || pages.bytes != entry->pages.bytes) {
     entry->pages = pages;
     entry->asked = false;
     g.clean_plan_stale = true;
   }
-  if (!manages_pages()) return;
+  if (!manages_pages()) return {};
   if (g.clean_plan_stale) plan_pins();
-  if (entry->pinned || entry->pages.bytes == 0) return;
-  requests->add(entry);
-  requests->add(next_passing(entry));
+  if (!passes(*entry)) return {};
+  use->block_bytes = block_bytes();
+  use->pinned_bytes = entry->pinned_bytes;
+  const PageRange first = first_block(entry);
+  use->following = first_block(next_passing(entry));
+  return first;
 }
 
-void start_product(tinyqmoe_form* use, Requests* requests) {
+// Returns what to ask for.
+PageRange start_product(tinyqmoe_form* use) {
   const std::lock_guard<std::mutex> lock(g.mutex);
   if (use->form == nullptr && use->entry->form != nullptr) {
     use->form = use->entry->form;
@@ -413,7 +409,62 @@ void start_product(tinyqmoe_form* use, Requests* requests) {
   }
   if (use->form != nullptr) use->tensor = use->form->tensor;
   count_product(*use);
-  note_pages(*use, requests);
+  return note_pages(use);
+}
+
+// ---- what passes, block by block ----
+
+// Where the row begins in the blob; `rows` gives its end.
+uint64_t row_offset(const tinyqmoe_tensor& tensor, uint32_t row) {
+  if (row >= tensor.info.rows) return tensor.info.total_bytes;
+  const uint64_t payload = static_cast<uint64_t>(tensor.payload - tensor.bytes);
+  return payload + std::min(RowCursor(tensor, row).offset(), tensor.info.payload_bytes);
+}
+
+// The first row, a multiple of a tile above `row`, that begins past `offset`; or all rows.
+uint32_t row_past(const tinyqmoe_tensor& tensor, uint32_t row, uint64_t offset) {
+  uint32_t low = row / kTileRows + 1;
+  uint32_t high = (tensor.info.rows + kTileRows - 1) / kTileRows;
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (row_offset(tensor, middle * kTileRows) > offset) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return static_cast<uint32_t>(std::min<uint64_t>(uint64_t{high} * kTileRows, tensor.info.rows));
+}
+
+// The rows of one block, from `row` on: all that stay and a block more at the beginning.
+uint32_t block_end(const tinyqmoe_form& use, uint32_t row) {
+  const uint64_t begin = std::max(row_offset(*use.tensor, row), use.pinned_bytes);
+  return row_past(*use.tensor, row, begin + use.block_bytes);
+}
+
+// The last offset up to this one at which a page begins.
+uint64_t page_offset(const tinyqmoe_tensor& tensor, uint64_t offset) {
+  return offset - std::min(offset, reinterpret_cast<uintptr_t>(tensor.bytes + offset) % page_bytes());
+}
+
+void return_pages(tinyqmoe_form* use, uint64_t begin, uint64_t end) {
+  if (begin >= end) return;
+  give_back({use->tensor->bytes + begin, end - begin});
+  use->given_back += end - begin;
+}
+
+// After a block: what lies behind its rows, whole pages of them; header and index are still needed.
+void return_rows(tinyqmoe_form* use, uint32_t end_row) {
+  const uint64_t index_end = static_cast<uint64_t>(use->tensor->payload - use->tensor->bytes);
+  const uint64_t from = std::max(use->pinned_bytes, index_end) + use->given_back;
+  return_pages(use, from, page_offset(*use->tensor, row_offset(*use->tensor, end_row)));
+}
+
+// At the end of the product: the rest, and what lies before the rows.
+void return_rest(tinyqmoe_form* use) {
+  const uint64_t index_end = static_cast<uint64_t>(use->tensor->payload - use->tensor->bytes);
+  return_pages(use, std::max(use->pinned_bytes, index_end) + use->given_back, use->tensor->info.total_bytes);
+  return_pages(use, use->pinned_bytes, index_end);
 }
 
 }  // namespace
@@ -504,38 +555,49 @@ tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** 
   if (out == nullptr) return TINYQMOE_BAD_ARGUMENT;
   *out = nullptr;
   if (tensor == nullptr) return TINYQMOE_BAD_ARGUMENT;
-  tinyqmoe_form* const use = new (std::nothrow) tinyqmoe_form{nullptr, nullptr, tensor};
+  tinyqmoe_form* const use = new (std::nothrow) tinyqmoe_form{};
   if (use == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+  use->tensor = tensor;
   use->entry = register_tensor(*tensor);
   if (use->entry == nullptr) {
     delete use;
     return TINYQMOE_OUT_OF_MEMORY;
   }
   use->form = make_form(use->entry, *tensor);
-  Requests requests{};
-  start_product(use, &requests);
-  for (uint32_t i = 0; i < requests.n; ++i) ask_for(requests.ranges[i]);
+  ask_for(start_product(use));
   *out = use;
   return TINYQMOE_OK;
 }
 
 const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form) { return form->tensor; }
 
+bool tinyqmoe_form_next_rows(tinyqmoe_form* form, uint32_t* begin, uint32_t* end) {
+  const uint32_t rows = form->tensor->info.rows;
+  if (form->block_bytes > 0 && form->next_row > 0) return_rows(form, form->next_row);
+  if (form->next_row >= rows) return false;
+  *begin = form->next_row;
+  *end = form->block_bytes > 0 ? block_end(*form, *begin) : rows;
+  form->next_row = *end;
+  if (form->block_bytes == 0) return true;
+  if (*end == rows) {
+    ask_for(form->following);
+  } else {
+    const uint64_t next = row_offset(*form->tensor, *end);
+    ask_for({form->tensor->bytes + next, row_offset(*form->tensor, block_end(*form, *end)) - next});
+  }
+  return true;
+}
+
 void tinyqmoe_release(tinyqmoe_form* form) {
   if (form == nullptr) return;
+  if (form->block_bytes > 0) return_rest(form);
   Garbage garbage;
-  PageRange passing{};
   {
     const std::lock_guard<std::mutex> lock(g.mutex);
-    Entry* const entry = form->entry;
+    if (form->block_bytes > 0) form->entry->asked = false;
+    g.stats.given_back_bytes += form->given_back;
     if (form->form != nullptr) garbage.unreference(form->form);
-    if (manages_pages() && !entry->pinned) {
-      passing = clean_pages(*form);
-      entry->asked = false;
-      g.stats.given_back_bytes += passing.bytes;
-    }
   }
-  if (passing.bytes > 0) give_back(passing);
   delete form;
 }
 

@@ -19,6 +19,9 @@ class RowCursor {
 
   tinyqmoe_status next(CodedRow* row);
 
+  // Of the next row in the payload, as the index has it.
+  uint64_t offset() const { return offset_; }
+
  private:
   const tinyqmoe_tensor& tensor_;
   uint32_t row_;

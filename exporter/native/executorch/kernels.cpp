@@ -138,18 +138,27 @@ struct Product {
                                 TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y);
   }
 
-  tinyqmoe_status run() const {
-    const int64_t n_tiles = (static_cast<int64_t>(info.rows) + kTileRows - 1) / kTileRows;
+  // A block of rows; begin is a multiple of a tile.
+  tinyqmoe_status block(uint32_t block_begin, uint32_t block_end) const {
+    const int64_t n_tiles = (static_cast<int64_t>(block_end - block_begin) + kTileRows - 1) / kTileRows;
     const int64_t tile_weights = static_cast<int64_t>(kTileRows) * info.cols * n_tokens;
     const int64_t grain = std::max<int64_t>(1, kWeightsPerTask / std::max<int64_t>(1, tile_weights));
     std::atomic<int> worst{TINYQMOE_OK};
     const bool ran = executorch::extension::parallel_for(0, n_tiles, grain, [&](int64_t first, int64_t last) {
-      const uint32_t begin = static_cast<uint32_t>(first * kTileRows);
-      const uint32_t end = static_cast<uint32_t>(std::min<int64_t>(last * kTileRows, info.rows));
+      const uint32_t begin = block_begin + static_cast<uint32_t>(first * kTileRows);
+      const uint32_t end = static_cast<uint32_t>(std::min<int64_t>(block_begin + last * kTileRows, block_end));
       const tinyqmoe_status status = rows(begin, end);
       if (status != TINYQMOE_OK) worst = status;
     });
     return ran ? static_cast<tinyqmoe_status>(worst.load()) : TINYQMOE_BAD_ARGUMENT;
+  }
+
+  tinyqmoe_status run(tinyqmoe_form* form) const {
+    tinyqmoe_status status = TINYQMOE_OK;
+    uint32_t begin;
+    uint32_t end;
+    while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &begin, &end)) status = block(begin, end);
+    return status;
   }
 };
 
@@ -159,7 +168,7 @@ tinyqmoe_status multiply(Product product, bool int8_activations) {
   if (found != TINYQMOE_OK) return found;
   const std::unique_ptr<tinyqmoe_form, ReleaseForm> form(acquired);
   product.tensor = tinyqmoe_form_tensor(acquired);
-  if (!int8_activations) return product.run();
+  if (!int8_activations) return product.run(acquired);
   const uint32_t stride = tinyqmoe_padded_cols(product.info.cols);
   const Buffer quantized = allocate(static_cast<uint64_t>(product.n_tokens) * stride);
   const Buffer x_scales = allocate(static_cast<uint64_t>(product.n_tokens) * sizeof(float));
@@ -171,7 +180,7 @@ tinyqmoe_status multiply(Product product, bool int8_activations) {
   if (status != TINYQMOE_OK) return status;
   product.quantized = q;
   product.x_scales = s;
-  return product.run();
+  return product.run(acquired);
 }
 
 // out takes the leading sizes of `like` (without its last n_dropped) and `last` behind them.

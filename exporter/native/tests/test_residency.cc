@@ -462,6 +462,68 @@ void test_clean_budget() {
   reset();
 }
 
+// The product as it is to be done under a clean budget, block by block; and how many blocks there were.
+Floats in_blocks(const Model& model, uint32_t* n_blocks) {
+  const Form form = acquire(model.tensor.get());
+  const tinyqmoe_tensor* with = tinyqmoe_form_tensor(form.get());
+  Floats y(size_t{2} * model.spec.rows, 7.0f);
+  const uint64_t scratch_bytes = (tinyqmoe_linear_scratch_bytes(with, 2) + 63) / 64 * 64;
+  const std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, scratch_bytes), std::free);
+  uint32_t begin;
+  uint32_t end;
+  uint32_t expected_begin = 0;
+  for (*n_blocks = 0; tinyqmoe_form_next_rows(form.get(), &begin, &end); ++*n_blocks) {
+    CHECK(begin == expected_begin && end > begin && end <= model.spec.rows);
+    CHECK(begin % 32 == 0 && (end % 32 == 0 || end == model.spec.rows));
+    CHECK(tinyqmoe_linear_f32(with, model.scales.data(), model.group_size, model.x.data(), 2, begin, end,
+                              TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()) == TINYQMOE_OK);
+    expected_begin = end;
+  }
+  CHECK(expected_begin == model.spec.rows);
+  CHECK(!tinyqmoe_form_next_rows(form.get(), &begin, &end));
+  return y;
+}
+
+// One tensor is larger than the budget: a part of it stays.
+void test_blocks() {
+  const Spec specs[] = {{1, 12, 32, -1, 3, 1211, 2048}, {0, 2, 0, -1, 3, 1211, 2048}, {0, 8, 0, -128, 256, 257, 4096}};
+  for (const Spec& spec : specs) {
+    g_context = "residency blocks " + spec.name();
+    const Model model(spec, 2048, 1);
+    const Model other(kTernary, 300, 2);
+    const uint64_t total = model.blob.size() + other.blob.size();
+    uint32_t n_blocks = 0;
+    CHECK(crc32_of(in_blocks(model, &n_blocks)) == model.expected_f32 && n_blocks == 1);
+    const uint64_t page = tinyqmoe::page_bytes();
+    for (const uint64_t budget : {uint64_t{0}, uint64_t{1}, total / 2, total - 1, total}) {
+      tinyqmoe_set_clean_budget(budget);
+      for (int token = 0; token < 3; ++token) {
+        const uint64_t before = stats().given_back_bytes;
+        CHECK(crc32_of(in_blocks(model, &n_blocks)) == model.expected_f32);
+        CHECK(other.multiplies());
+        const tinyqmoe_residency_stats now = stats();
+        CHECK(now.pinned_bytes <= budget);
+        if (token == 0) continue;  // until both are known, what is known may fit
+        CHECK(now.given_back_bytes - before == total - now.pinned_bytes);
+        CHECK((n_blocks == 1) == (budget == total));
+        const uint64_t passage = budget == total ? 0 : 3 * 65536;
+        CHECK(now.pinned_bytes + passage + 2 * page >= std::min(budget, total) || budget < passage);
+      }
+    }
+    tinyqmoe_set_clean_budget(0);
+    {
+      const uint64_t before = stats().given_back_bytes;
+      const Form form = acquire(model.tensor.get());  // a product that fails after its first block
+      uint32_t begin;
+      uint32_t end;
+      CHECK(tinyqmoe_form_next_rows(form.get(), &begin, &end) && end < spec.rows);
+      CHECK(stats().given_back_bytes == before);
+    }
+    CHECK(in_blocks(model, &n_blocks).size() > 0);
+    reset();
+  }
+}
+
 void test_threads() {
   g_context = "residency threads";
   const Folder folder;
@@ -531,6 +593,7 @@ void test_residency() {
   test_files();
   test_file_failures();
   test_clean_budget();
+  test_blocks();
   test_threads();
 }
 

@@ -7,6 +7,7 @@
 #ifndef TINYQMOE_TINYQMOE_H_
 #define TINYQMOE_TINYQMOE_H_
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -155,10 +156,10 @@ TINYQMOE_API void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed);
 TINYQMOE_API tinyqmoe_status tinyqmoe_set_cache_dir(const char* path);
 
 /* Memory that clean pages of weights may take, in bytes; UINT64_MAX (the default): the system decides. When what the
- * products read, in turn, does not fit, then the pages of some tensors stay, and those of the others are given back
- * right after each product and asked for in time before the next, so that a token reads little more than what is
- * missing. The largest stay, among equals those used first; room for two of the others is part of the budget. What was
- * read before this call does not count: call it again after another model was loaded. */
+ * products read, in turn, does not fit, then a part of the pages stays, and the rest passes through in blocks of at
+ * most 4 MiB, asked for in time and given back after use (tinyqmoe_form_next_rows), so that a token reads little more
+ * than what is missing. What saves most when it is expanded stays first. What was read before this call does not
+ * count: call it again after another model was loaded. */
 TINYQMOE_API void tinyqmoe_set_clean_budget(uint64_t bytes);
 
 typedef struct tinyqmoe_residency_stats {
@@ -193,6 +194,10 @@ typedef struct tinyqmoe_form tinyqmoe_form;
  * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** form);
 TINYQMOE_API const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form);
+
+/* The rows to multiply next, until it returns false: all at once, or under a clean budget a block of them, whose pages
+ * go before those of the block after the next come. For one thread; the parts of a block may be shared among several. */
+TINYQMOE_API bool tinyqmoe_form_next_rows(tinyqmoe_form* form, uint32_t* begin, uint32_t* end);
 TINYQMOE_API void tinyqmoe_release(tinyqmoe_form* form); /* null is fine */
 
 /* Encoder side. counts: uint64 [256], counts[level + 128]. */
