@@ -285,10 +285,16 @@ def export(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from what an export to OUT that was interrupted has finished.")
     ] = False,
+    device: DevicesOption = None,
+    device_file: DeviceFilesOption = None,
+    entitlement: EntitlementOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and expected answers."""
+    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and expected answers.
+
+    With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one does not.
+    """
     from exporter import pipeline, show
     from exporter.quant import QuantConfig
 
@@ -302,12 +308,23 @@ def export(
         chunk_bytes=chunk_bytes,
         with_native=with_native,
     )
+    profiles = _profiles(device or [], device_file or [])
+    _check_device_options(profiles, None, entitlement, None)
     begin = time.monotonic()
     if resume:
         _say_resumed(out)
     bundle = _export(model, out, config, force=force, resume=resume, max_ram=max_ram)
-    _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=False)))
+    placed = _placed(bundle.manifest, bundle.manifest.artifacts, profiles, None, entitlement)
+    result = _bundle_json(bundle) | ({"fit": [p.to_dict() for p in placed]} if placed else {})
+
+    def show_all() -> None:
+        out_console.print(show.bundle_view(bundle, tensors=False))
+        _show_fit(bundle.manifest, placed, one=len(profiles) == 1)
+
+    _emit(json_file, lambda: result, show_all)
     _say_spent(time.monotonic() - begin, max_ram)
+    if any(p.problems for p in placed):
+        raise typer.Exit(1)
 
 
 def _say_resumed(out: Path) -> None:
@@ -587,8 +604,6 @@ def fit(
 
     By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the options of the export.
     """
-    from runtime_ref import device_run, report
-
     profiles = _profiles(device or ([] if device_file else ["all"]), device_file or [])
     if (Path(target) / "manifest.json").is_file():
         from exporter.bundle import Bundle
@@ -598,17 +613,22 @@ def fit(
     else:
         manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
     placed = _placed(manifest, _chosen(manifest, backend), profiles, residency, entitlement)
-
-    def show() -> None:
-        if len(profiles) > 1:
-            out_console.print(report.fit_table(placed))
-            return
-        for p in placed:
-            out_console.print(report.fit_view(p, device_run.advice(manifest, p)))
-
-    _emit(json_file, lambda: [p.to_dict() for p in placed], show)
+    one = len(profiles) == 1
+    _emit(json_file, lambda: [p.to_dict() for p in placed], lambda: _show_fit(manifest, placed, one=one))
     if any(p.problems for p in placed):
         raise typer.Exit(1)
+
+
+def _show_fit(manifest: Manifest, placed: list[Placed], *, one: bool) -> None:
+    """One device with all holders, several as a table."""
+    from runtime_ref import device_run, report
+
+    if not one:
+        if placed:
+            out_console.print(report.fit_table(placed))
+        return
+    for p in placed:
+        out_console.print(report.fit_view(p, device_run.advice(manifest, p)))
 
 
 def _refuse_export_options(given: typer.Context) -> None:

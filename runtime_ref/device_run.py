@@ -111,7 +111,16 @@ def run(bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], pr
         progress,
         dirty_limit_bytes=budget.dirty_bytes if budget.dirty_bytes < budget.available_bytes else None,
     )
-    return DeviceRun(placed, report, sandbox.problems(report, budget))
+    return DeviceRun(placed, report, _problems(report, placed))
+
+
+def _problems(report: SandboxReport, placed: Placed) -> list[str]:
+    """Why a run does not fit; for one that was killed also who, as predicted, holds most."""
+    found = sandbox.problems(report, placed.budget)
+    if report.outcome == "killed":
+        largest = (f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in placed.prediction.peak.largest())
+        found.append(f"predicted to hold most: {', '.join(largest)}")
+    return found
 
 
 def run_each(bundle: Bundle, placed: Sequence[Placed], task: str, progress: Progress) -> list[DeviceRun]:
@@ -123,7 +132,7 @@ def run_each(bundle: Bundle, placed: Sequence[Placed], task: str, progress: Prog
         if key not in done:
             what = f"{number}/{len(placed)} {p.artifact.format} on {p.profile.title}"
             done[key] = run(bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)).report
-        runs.append(DeviceRun(p, done[key], sandbox.problems(done[key], p.budget)))
+        runs.append(DeviceRun(p, done[key], _problems(done[key], p)))
     return runs
 
 

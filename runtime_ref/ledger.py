@@ -204,7 +204,7 @@ def _custom_op_used(artifact: Artifact, shape: _Shape, context: int) -> list[Hol
 def _program_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
     """The interpreter's own form of the program, and of the tables and scales of its rows."""
     calls = PROGRAM_CALL_BYTES * sum(artifact.operators.values())
-    return [Holder("runtime", calls + PROGRAM_ROW_BYTES * shape.rows)]
+    return [Holder("runtime", PROGRAM_RUNTIME_BYTES + calls + PROGRAM_ROW_BYTES * shape.rows)]
 
 
 def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
@@ -219,11 +219,12 @@ def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holde
 
 
 MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
-PTE_RUNTIME_BYTES = int(1.6 * MB)
+PTE_RUNTIME_BYTES = int(1.75 * MB)
 PTE_CALL_BYTES = 3400  # of a call of an operator in the program
 PTE_WORKSPACE = 1.4  # tensors of the width of the MLP
-NETWORK_RUNTIME_BYTES = int(0.1 * MB)
+NETWORK_RUNTIME_BYTES = int(0.3 * MB)
 NETWORK_HIDDEN, NETWORK_MLP = 3.8, 4.9  # tensors of these widths that are alive at once beside scores, or in the MLP
+PROGRAM_RUNTIME_BYTES = int(1.6 * MB)
 PROGRAM_CALL_BYTES, PROGRAM_ROW_BYTES = 4000, 95
 PROGRAM_DENSE_BYTES = 1 << 28  # CACHE_BYTES of coreml_runner
 

@@ -147,6 +147,16 @@ def test_a_run_that_does_not_fit_is_killed_and_ends_with_four(bundle: Bundle, tm
     result = tinyqmoe("run", bundle.path, "--prompt", "The cat", "--device-file", device_file)
     assert result.exit_code == 4
     assert "killed in phase" in result.stdout
+    assert "predicted to hold most: runtime" in result.stdout
+
+
+def test_an_export_for_a_device_that_is_too_small(checkpoint: Path, tmp_path: Path) -> None:
+    """The bundle is made, and the exit code says that it will not do."""
+    options = ("--context", "48", "--device-file", phone(tmp_path, "tiny", 0.3))
+    result = tinyqmoe("export", checkpoint, tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert "does not fit" in result.stdout
+    assert Bundle.open(tmp_path / "out").manifest.artifacts
 
 
 @linux
