@@ -93,6 +93,24 @@ Buffer allocate(uint64_t bytes) {
   return Buffer(std::aligned_alloc(64, rounded));
 }
 
+// Memory that a thread keeps between products, which follow each other and need the same.
+class Kept {
+ public:
+  // 64-byte aligned; null when there is none. What was there before is gone.
+  void* at_least(uint64_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset();
+      memory_ = allocate(bytes);
+      capacity_ = memory_ ? bytes : 0;
+    }
+    return memory_.get();
+  }
+
+ private:
+  Buffer memory_;
+  uint64_t capacity_ = 0;
+};
+
 Error error_of(tinyqmoe_status status) {
   if (status == TINYQMOE_OUT_OF_MEMORY) return Error::MemoryAllocationFailed;
   return status >= TINYQMOE_BAD_ARGUMENT ? Error::InvalidArgument : Error::InvalidProgram;
@@ -128,14 +146,15 @@ struct Product {
 
   tinyqmoe_status rows(uint32_t begin, uint32_t end) const {
     const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
-    const Buffer scratch = allocate(scratch_bytes);
-    if (!scratch) return TINYQMOE_OUT_OF_MEMORY;
+    thread_local Kept kept;
+    void* const scratch = kept.at_least(scratch_bytes);
+    if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
     if (quantized == nullptr) {
       return tinyqmoe_linear_f32(tensor, scales, group_size, x, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
-                                 scratch.get(), scratch_bytes, y);
+                                 scratch, scratch_bytes, y);
     }
     return tinyqmoe_linear_int8(tensor, scales, group_size, quantized, x_scales, n_tokens, begin, end,
-                                TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y);
+                                TINYQMOE_ISA_AUTO, scratch, scratch_bytes, y);
   }
 
   // A block of rows; begin is a multiple of a tile.
@@ -170,11 +189,11 @@ tinyqmoe_status multiply(Product product, bool int8_activations) {
   product.tensor = tinyqmoe_form_tensor(acquired);
   if (!int8_activations) return product.run(acquired);
   const uint32_t stride = tinyqmoe_padded_cols(product.info.cols);
-  const Buffer quantized = allocate(static_cast<uint64_t>(product.n_tokens) * stride);
-  const Buffer x_scales = allocate(static_cast<uint64_t>(product.n_tokens) * sizeof(float));
-  if (!quantized || !x_scales) return TINYQMOE_OUT_OF_MEMORY;
-  int8_t* q = static_cast<int8_t*>(quantized.get());
-  float* s = static_cast<float*>(x_scales.get());
+  thread_local Kept quantized;
+  thread_local Kept x_scales;
+  int8_t* const q = static_cast<int8_t*>(quantized.at_least(static_cast<uint64_t>(product.n_tokens) * stride));
+  float* const s = static_cast<float*>(x_scales.at_least(static_cast<uint64_t>(product.n_tokens) * sizeof(float)));
+  if (q == nullptr || s == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   const tinyqmoe_status status = tinyqmoe_quantize_activations(product.x, product.n_tokens, product.info.cols,
                                                                TINYQMOE_ISA_AUTO, q, s);
   if (status != TINYQMOE_OK) return status;
