@@ -219,7 +219,7 @@ def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holde
 
 
 MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
-PTE_RUNTIME_BYTES = int(1.75 * MB)
+PTE_RUNTIME_BYTES = int(0.4 * MB)
 PTE_CALL_BYTES = 3400  # of a call of an operator in the program
 PTE_WORKSPACE = 1.4  # tensors of the width of the MLP
 NETWORK_RUNTIME_BYTES = int(0.3 * MB)

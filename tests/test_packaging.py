@@ -75,7 +75,9 @@ def native_sources() -> Iterator[str]:
 def needed_files() -> list[str]:
     model = [f"exporter/demo/model/{n}" for n in ("config.json", "model.safetensors", "tokenizer.json")]
     python = [f for part in ("exporter", "runtime_ref") for f in (ROOT / part).rglob("*.py")]
-    return ["exporter/codec/FORMAT.md", *model, *native_sources(), *(f.relative_to(ROOT).as_posix() for f in python)]
+    data = [f for part in ("devices", "templates") for f in (ROOT / "runtime_ref" / part).iterdir()]
+    files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
+    return ["exporter/codec/FORMAT.md", *model, *native_sources(), *files]
 
 
 def test_the_wheel_holds_what_is_needed(wheel_names: list[str]) -> None:
@@ -118,4 +120,5 @@ def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
     native_dir = Path(run(script, "native-dir", cwd=tmp_path).strip())
     assert native_dir.resolve() == (packages / "exporter" / "native").resolve()
     assert (native_dir / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
+    assert "iphone-13" in run(script, "devices", cwd=tmp_path)
     assert Path(run(python, "-c", ROUND_TRIP, cwd=tmp_path).strip()).is_relative_to(packages)
