@@ -417,8 +417,7 @@ def _run_on_device(
     from runtime_ref import device_run, report
     from runtime_ref.plot import plot_memory
 
-    (profile,) = profiles
-    placed = device_run.place(bundle.manifest, artifact, profile, entitlement=entitlement, mode=_mode(residency))
+    (placed,) = _placed(bundle.manifest, [artifact], profiles, residency, entitlement)
     _prepare(artifact)
     with _progress() as progress:
         done = device_run.run(bundle, placed, "generate", arguments, progress)
@@ -540,15 +539,22 @@ def _placed(
     residency: ResidencyMode | None,
     entitlement: bool,
 ) -> list[Placed]:
-    """Every package on every device. Of several devices, those that know no entitlement are taken as they are."""
+    """Every package on every device that runs its kind. Of several devices, those that know no entitlement are as they
+    are. Raises UsageError where nothing is left.
+    """
+    from exporter.errors import UsageError
     from runtime_ref.device_run import place
 
     several = len(profiles) > 1
-    return [
+    placed = [
         place(manifest, a, p, entitlement=entitlement and (not several or p.knows_entitlement), mode=_mode(residency))
         for p in profiles
         for a in artifacts
+        if a.backend in p.backends
     ]
+    if profiles and not placed:
+        raise UsageError("Core ML packages do not run on Android", do="choose --backend executorch, or an iOS device")
+    return placed
 
 
 def _prepare(artifact: Artifact) -> None:

@@ -72,6 +72,11 @@ class DeviceProfile:
     anonymous_limit_mb: Figure | None = None
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """Whose packages run there."""
+        return ("executorch", "coreml") if self.platform == "ios" else ("executorch",)
+
+    @property
     def knows_entitlement(self) -> bool:
         """Whether the limit with iOS's increased-memory-limit is known."""
         return self.limit_with_entitlement_mb is not None

@@ -168,13 +168,17 @@ Rows: TypeAlias = tuple[Sequence[str], list[tuple[str, ...]]]  # of a table: the
 
 
 def _checks_table(results: Sequence[Judged]) -> Rows:
-    """A row for each package and device, a column for each verdict and arithmetic."""
+    """A row for each package, devices with the same figures in one; a column for each verdict and arithmetic."""
     judged = [(result, result.parity) for result in results if result.parity is not None]
     groups = list(dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks))
-    rows = []
+    alike: dict[tuple[Any, ...], list[Judged]] = {}
     for result, report in judged:
         cells = [_cell([c for c in report.checks if judged_in(c) == group]) for group in groups]
-        rows.append((result.name, report.activations, *cells))
+        alike.setdefault((result.run is None, result.package, report.activations, *cells), []).append(result)
+    rows = [
+        (same[0].name if len(same) == 1 else f"{package} on {len(same)} devices", *rest)
+        for (_, package, *rest), same in alike.items()
+    ]
     return ("package", "declares", *(f"{verdict} {how}" for verdict, how in groups)), rows
 
 

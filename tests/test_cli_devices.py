@@ -108,6 +108,15 @@ def test_the_entitlement_is_of_ios(bundle: Bundle) -> None:
     assert entitled == {p.name for p in device.all_devices() if p.knows_entitlement}
 
 
+def test_core_ml_packages_are_for_ios(checkpoint: Path) -> None:
+    on_both = ("--device", "pixel-6a", "--device", "iphone-13", "--json", "-")
+    data = strict_json(tinyqmoe("fit", checkpoint, "--context", "48", *on_both).stdout)
+    formats = {name: [d["format"] for d in data if d["device"] == name] for name in ("pixel-6a", "iphone-13")}
+    assert formats == {"pixel-6a": ["pte"], "iphone-13": ["pte", "mlprogram", "custom-op"]}
+    message = one_error(tinyqmoe("fit", checkpoint, "--device", "pixel-6a", "--backend", "coreml"), 2)
+    assert "do not run on Android" in message
+
+
 def test_options_that_need_a_device_say_so(bundle: Bundle, tmp_path: Path) -> None:
     for options in (("--residency", "auto"), ("--entitlement",), ("--plot", tmp_path / "x.png")):
         assert "--device NAME" in one_error(tinyqmoe("run", bundle.path, "--prompt", "x", *options), 2)

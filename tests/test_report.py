@@ -114,7 +114,8 @@ def test_fit_shows_holders_by_phase_and_what_would_help() -> None:
 
 
 def test_a_run_is_compared_with_its_prediction() -> None:
-    text = shown(report.run_view(device_run(refaulted_bytes=3 * MB, major_faults=1234), None))
+    full = 990 * MB  # of 1,000
+    text = shown(report.run_view(device_run(refaulted_bytes=3 * MB, major_faults=1234, peak_group_bytes=full), None))
     assert text.startswith("fits: executorch on A phone, residency stream\n")
     assert row(text, "dirty")[1:5] == ["400", "380", "+5 %", "1,000"]
     assert row(text, "clean")[1:5] == ["300", "250", "", "1,000"]
@@ -122,6 +123,8 @@ def test_a_run_is_compared_with_its_prediction() -> None:
     assert row(text, "load") == ["load", "0.00", "90.0", "50.0"]
     assert row(text, "decode") == ["decode", "1.00", "380", "250"]
     assert "3.0 MB of files were read again" in text
+    roomy = shown(report.run_view(device_run(refaulted_bytes=3 * MB, peak_group_bytes=500 * MB), None))
+    assert "read again" not in roomy, "not for want of memory"
     assert "1,234 major page faults" in text
     assert "cgroup v9 memory" in text
     assert "projection" not in text
@@ -244,6 +247,14 @@ def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
     assert [r[0] for r in rows] == ["executorch", "executorch on A phone", "executorch"]
     assert rows[0][1:] == ["int8", "pass", "pass, KL 2.0e-09, 61.5 dB, top-1 8/8", "pass, tokens 3/4", "-"]
     assert rows[2][5] == "FAIL, KL 2.0e+00, -inf dB, top-1 1/4"
+
+
+def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
+    results = [Judged(parity(), device_run(placed(profile=replace(PHONE, title=title)))) for title in ("One", "Two")]
+    write_markdown(results, Bundle(tmp_path, small_manifest()), tmp_path / "report.md")
+    checks, devices = tables((tmp_path / "report.md").read_text())
+    assert [row[0] for row in checks[2:]] == ["executorch on 2 devices"]
+    assert [row[0] for row in devices[2:]] == ["One", "Two"]
 
 
 def test_markdown_has_what_devices_measured(markdown: str) -> None:
