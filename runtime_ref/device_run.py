@@ -36,6 +36,12 @@ class Placed:
         """Why it is predicted not to fit; empty if it does."""
         return ledger.problems(self.prediction, self.budget)
 
+    @property
+    def shortfall_bytes(self) -> int:
+        """Of files that find no room beside dirty memory: what a token has to read again."""
+        room = max(0, self.budget.available_bytes - self.prediction.dirty_bytes)
+        return max(0, self.prediction.clean_bytes - room)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         return {
@@ -46,6 +52,7 @@ class Placed:
             "budget": asdict(self.budget),
             "residency": sandbox_tasks.plain(self.residency),
             "prediction": self.prediction.to_dict(),
+            "shortfall_bytes": self.shortfall_bytes,
         }
 
 

@@ -169,7 +169,10 @@ def fit_table(placed: Sequence[Placed]) -> Table:
     """One line a package on a device: whether it is predicted to fit."""
     left, right = ("device", "package", "residency"), ("dirty MB", "limit MB", "share", "clean MB")
     table = _table("Predicted memory", (*left, "peak"), right, ("verdict",))
-    table.caption = "dirty: cannot be dropped, at its peak with the context full; clean: pages of files that are read"
+    table.caption = (
+        "dirty: cannot be dropped, at its peak with the context full; clean: pages of files that are read;\n"
+        "slow: they find no room beside it, and are read again for each token"
+    )
     for p in placed:
         dirty, limit = p.prediction.dirty_bytes, p.budget.dirty_bytes
         device = p.profile.name + (" (entitled)" if p.budget.entitlement else "")
@@ -182,14 +185,16 @@ def fit_table(placed: Sequence[Placed]) -> Table:
 
 
 def fit_verdict(placed: Placed) -> str:
-    """fits, tight or does not fit: as predicted."""
+    """fits, slow (files are read again for each token), tight or does not fit: as predicted."""
     if placed.problems:
         return "does not fit"
+    if placed.shortfall_bytes:
+        return "slow"
     return "tight" if placed.prediction.dirty_bytes > TIGHT * placed.budget.dirty_bytes else "fits"
 
 
 def _verdict(text: str) -> str:
-    colour = {"fits": "green", "tight": "yellow"}.get(text, "bold red")
+    colour = {"fits": "green", "tight": "yellow", "slow": "yellow"}.get(text, "bold red")
     return f"[{colour}]{escape(text)}[/]"
 
 
@@ -201,10 +206,20 @@ def fit_view(placed: Placed, advice: Sequence[str]) -> RenderableType:
         f"{_verdict(fit_verdict(placed))}: {mb_text(prediction.dirty_bytes)} MB dirty in {prediction.peak.name}, "
         f"{100 * prediction.dirty_bytes / limit:.1f} % of {mb_text(limit)} MB ({escape(placed.budget.counted)})",
         f"most of it: {'; '.join(largest)}",
+        *_slow(placed),
         *(f"[red]problem:[/] {escape(problem)}" for problem in placed.problems),
         *(f"what would help: {escape(line)}" for line in advice),
     ]
     return Group(_holders_table(placed), *lines)
+
+
+def _slow(placed: Placed) -> list[str]:
+    """What it means that files do not find room."""
+    missing, flash = placed.shortfall_bytes, placed.profile.flash_gb_per_s
+    if not missing:
+        return []
+    seconds = "" if flash is None else f", {_digits(missing / (flash.value * 1e9))} s at {_number(flash)} GB/s"
+    return [f"slow: {mb_text(missing)} MB of files find no room and are read again for each token{seconds}"]
 
 
 def _holders_table(placed: Placed) -> Table:

@@ -31,9 +31,11 @@ PHONE = DeviceProfile(
 )  # fmt: skip
 
 
-def placed(dirty_mb: int = 400, profile: DeviceProfile = PHONE, *, entitlement: bool = False) -> Placed:
-    """A package that streams; it is predicted to take `dirty_mb` while it decodes, and to read 300 MB."""
-    cache, package = Holder("KV cache", 100 * MB), Holder("package", 0, 300 * MB)
+def placed(
+    dirty_mb: int = 400, profile: DeviceProfile = PHONE, *, entitlement: bool = False, clean_mb: int = 300
+) -> Placed:
+    """A package that streams; it is predicted to take `dirty_mb` while it decodes, and to read `clean_mb`."""
+    cache, package = Holder("KV cache", 100 * MB), Holder("package", 0, clean_mb * MB)
     activations = Holder("activations", (dirty_mb - 100) * MB)
     phases = (Phase("load", (cache,)), Phase("decode", (cache, package, activations)))
     prediction = MemoryLedger("pte", "stream", phases, (dirty_mb + 330) * MB)

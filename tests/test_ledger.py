@@ -19,7 +19,7 @@ from exporter.errors import BundleError, UsageError
 from exporter.outline import outline
 from exporter.pipeline import ExportConfig
 from exporter.quant import QuantConfig
-from runtime_ref import device_run, ledger, sandbox, sandbox_tasks
+from runtime_ref import device_run, ledger, report, sandbox, sandbox_tasks
 from runtime_ref.device import DeviceProfile, Figure, MemoryBudget, memory_budget
 from runtime_ref.residency import Residency
 
@@ -164,6 +164,18 @@ def test_files_that_do_not_fit_beside_it_are_pinned_in_part() -> None:
     assert pinned is not None
     assert 0 < pinned < 7 * MB
     assert place(45, "stream").residency.clean_budget_bytes == 0, "all passes through"
+
+
+def test_files_that_find_no_room_are_told() -> None:
+    dirty = ledger.predict(*model(), Residency()).dirty_bytes
+    assert place(100).shortfall_bytes == 0
+    short = place((dirty + 4 * MB) / MB, "stream")
+    assert short.problems == []
+    assert short.shortfall_bytes == pytest.approx(3 * MB, abs=1)
+    assert report.fit_verdict(short) == "slow"
+    shown = "".join(str(part) for part in report.fit_view(short, []).renderables)  # type: ignore[attr-defined]
+    assert "slow: 3.0 MB of files find no room" in shown
+    assert place((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"] == short.shortfall_bytes
 
 
 def test_an_ml_program_has_no_residency() -> None:
