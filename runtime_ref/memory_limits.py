@@ -124,7 +124,7 @@ _V2 = _Files("cgroup v2 memory", "memory.max", "memory.swap.max", False,
 class Cgroup:
     """A control group of its own. The first to touch a page pays for it: what was cached before is not counted."""
 
-    interval_s = 0.02
+    interval_s = 0.01
 
     def __init__(self, folder: Path, files: _Files, limit_bytes: int) -> None:
         self.mechanism = files.mechanism

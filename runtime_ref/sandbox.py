@@ -64,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What became of a run. Peaks are of samples, taken every 5 or 20 ms, except `peak_group_bytes`, which is exact.
+    """What became of a run. Peaks are of samples, taken every 5 or 10 ms, except `peak_group_bytes`, which is exact.
 
     outcome: ok; killed, for its memory; or failed, of something else. phase: the last one the child reported.
     peak_group_bytes: everything charged, None where the kernel does not count it. peak_dirty_bytes: anonymous memory,
