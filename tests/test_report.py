@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import io
 import os
@@ -340,19 +341,22 @@ def test_html_is_made_for_phones_and_the_dark(html: str) -> None:
 # ---- on disk
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def disk_full_after_100_bytes() -> Iterator[None]:
+    """Not for longer than a call: what pytest itself writes may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_leaves_what_was_there(kind: str, tmp_path: Path, disk_full_after_100_bytes: None) -> None:
+def test_a_full_disk_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "report"
     file.write_text("of yesterday")
-    with pytest.raises(OSError, match="too large") as caught:
+    with disk_full_after_100_bytes(), pytest.raises(OSError, match="too large") as caught:
         WRITERS[kind](file)
     assert caught.value.errno == errno.EFBIG
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("report", "of yesterday")]
