@@ -77,11 +77,11 @@ def test_fit_on_all_devices_is_a_table(bundle: Bundle) -> None:
 
 
 def test_what_does_not_fit_ends_with_one_and_says_what_would_help(bundle: Bundle, tmp_path: Path) -> None:
-    result = tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 1))
+    result = tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3))
     assert result.exit_code == 1
     assert "does not fit" in result.stdout
     data = strict_json(
-        tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 1), "--json", "-").stdout
+        tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3), "--json", "-").stdout
     )
     assert [(d["device"], d["fits"]) for d in data] == [("tiny", False)]
     assert "allowed" in data[0]["problems"][0]
