@@ -155,7 +155,8 @@ def test_the_watchdog_does_not_limit_files(monkeypatch: pytest.MonkeyPatch, larg
     size = large_file.stat().st_size
     report = probe("mapped_file", files=(large_file,), file=str(large_file), times=1)
     assert (report.outcome, report.peak_group_bytes, report.refaulted_bytes) == ("ok", None, None)
-    assert report.peak_clean_bytes >= size > LIMIT > report.peak_dirty_bytes
+    assert report.peak_clean_bytes > 0.9 * size  # the last look is before the last page
+    assert report.peak_dirty_bytes < LIMIT < 0.9 * size
 
 
 def test_one_large_allocation(mechanism: str) -> None:
