@@ -153,10 +153,9 @@ def test_a_file_larger_than_the_limit_is_read_and_read_again(group: str, large_f
 def test_the_watchdog_does_not_limit_files(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
     monkeypatch.setattr(memory_limits, "MECHANISMS", (memory_limits.Watchdog,))
     size = large_file.stat().st_size
-    report = probe("mapped_file", files=(large_file,), file=str(large_file), times=1)
+    report = probe("mapped_file", files=(large_file,), file=str(large_file), times=10)
     assert (report.outcome, report.peak_group_bytes, report.refaulted_bytes) == ("ok", None, None)
-    assert report.peak_clean_bytes > 0.9 * size  # the last look is before the last page
-    assert report.peak_dirty_bytes < LIMIT < 0.9 * size
+    assert report.peak_clean_bytes >= size > LIMIT > report.peak_dirty_bytes
 
 
 def test_one_large_allocation(mechanism: str) -> None:
