@@ -28,7 +28,7 @@ TOKENS = {  # of the longest call
 USUAL_ZEROS = 0.42  # of ternary levels where no share is asked for: normal weights, threshold 0.7 of the mean magnitude
 CODING_LOSS = 1.02  # codes against entropy
 GRAPH_BYTES = 250_000  # of a program or a network, without weights
-CALLS_A_LAYER, OTHER_CALLS = 20, 9  # of operators in an ExecuTorch program
+CALLS = {"pte": (20, 9), "mlprogram": (148, 51), "custom-op": (76, 48)}  # of operators, a layer and besides
 PLANNED_BESIDES = 32_768
 
 
@@ -94,6 +94,7 @@ def _artifact(
     values = 2 * model.num_hidden_layers * context * model.num_key_value_heads * model.head_dim
     cache = values * (2 if name == "mlprogram" else 4)
     tokens = min(context, TOKENS[name])
+    calls_a_layer, other_calls = CALLS[name]
     path = {"pte": bundles.PROGRAM, "mlprogram": "model.mlpackage", "custom-op": CUSTOM_OP_PACKAGE}[name]
     planned = max(3 * model.intermediate_size + model.hidden_size, model.vocab_size // tokens)
     arena = cache + 4 * tokens * planned + PLANNED_BESIDES
@@ -104,7 +105,7 @@ def _artifact(
         activations="float16" if name == "mlprogram" else config.activations,
         prefill_tokens=tokens,
         kv_cache_bytes=cache,
-        operators={"calls": CALLS_A_LAYER * model.num_hidden_layers + OTHER_CALLS},
+        operators={"calls": calls_a_layer * model.num_hidden_layers + other_calls},
         places={t.name: _place(path, name, t) for t in tensors},
         details={"arena_bytes": arena} if name == "pte" else {},
     )

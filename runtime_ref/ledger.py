@@ -186,14 +186,18 @@ def _pte_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
 
 
 def _custom_op_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
-    """The network itself. The cache belongs to the app, and its pages come as it is filled."""
-    return [Holder("runtime", NETWORK_RUNTIME_BYTES)]
+    """The interpreter's own form of the network. The cache belongs to the app; its pages come as it is filled."""
+    return [Holder("runtime", NETWORK_LAYER_BYTES * sum(artifact.operators.values()))]
 
 
 def _custom_op_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
-    """The cache when it is full, its new rows, and whichever is more: scores over the context, or a layer's MLP."""
+    """The cache when it is full, its new rows, and whichever is more: attention, or a layer's MLP.
+
+    Attention holds scores twice, over the context and the new tokens, the mask, the residual stream and queries.
+    """
     tokens = artifact.prefill_tokens
-    attention = 2 * 4 * shape.heads * tokens * context + int(NETWORK_HIDDEN * 4 * tokens * shape.hidden)
+    scores = (2 * shape.heads + 1) * 4 * tokens * (context + tokens)
+    attention = scores + 2 * 4 * tokens * shape.hidden
     return [
         Holder("KV cache", artifact.kv_cache_bytes),
         Holder("new rows of the KV cache", artifact.kv_cache_bytes * tokens // context),
@@ -219,11 +223,11 @@ def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holde
 
 
 MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
-PTE_RUNTIME_BYTES = int(0.4 * MB)
+PTE_RUNTIME_BYTES = int(0.6 * MB)
 PTE_CALL_BYTES = 3400  # of a call of an operator in the program
 PTE_WORKSPACE = 1.4  # tensors of the width of the MLP
-NETWORK_RUNTIME_BYTES = int(0.3 * MB)
-NETWORK_HIDDEN, NETWORK_MLP = 3.8, 4.9  # tensors of these widths that are alive at once beside scores, or in the MLP
+NETWORK_LAYER_BYTES = 2200  # of a layer of the network, of which a layer of the model takes 76
+NETWORK_MLP = 5.25  # tensors of the width of the MLP that are alive at once: a sigmoid's, and a byte for its sign
 PROGRAM_RUNTIME_BYTES = int(1.6 * MB)
 PROGRAM_CALL_BYTES, PROGRAM_ROW_BYTES = 4000, 95
 PROGRAM_DENSE_BYTES = 1 << 28  # CACHE_BYTES of coreml_runner

@@ -32,12 +32,13 @@ from runtime_ref import memory_limits
 from runtime_ref.device import MemoryBudget
 from runtime_ref.memory_limits import Counters, Limit, Usage, counters, open_limit
 
-# As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One heap for all threads:
-# each of its own would take address space.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
+# As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One heap for the first
+# thread and one for all others: each of its own would take address space.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
 TERMINATED = 143  # 128 + SIGTERM
 LIBRARIES_BYTES = 64 << 20  # of the interpreter and its libraries, in memory already, that a task may come to touch
 MAX_SAMPLES = 2000
+SHORTEST_INTERVAL_S, LOOKS = 0.001, 200  # between two looks at a child: the time it has had, in so many parts
 LAST_WORDS_BYTES = 4000  # of the stderr of a child that failed
 
 Progress = Callable[[str, int, int], None]
@@ -64,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What became of a run. Peaks are of samples, taken every 5 or 10 ms, except `peak_group_bytes`, which is exact.
+    """What became of a run. Peaks are of samples, taken every 1 to 10 ms, except `peak_group_bytes`, which is exact.
 
     outcome: ok; killed, for its memory; or failed, of something else. phase: the last one the child reported.
     peak_group_bytes: everything charged, None where the kernel does not count it. peak_dirty_bytes: anonymous memory,
@@ -213,7 +214,7 @@ class _Watch:
         """Hears what the child says and looks at it in between, until it says no more."""
         heard = b""
         while True:
-            ready, _, _ = select.select([messages], [], [], self._limit.interval_s)
+            ready, _, _ = select.select([messages], [], [], self._interval_s())
             if ready:
                 piece = messages.read(1 << 16)
                 if not piece:
@@ -223,6 +224,10 @@ class _Watch:
                     self._hear(json.loads(line))
             self._look()
         self._end = time.perf_counter()
+
+    def _interval_s(self) -> float:
+        """Short at first: what a small model needs comes and goes within a millisecond or two."""
+        return min(self._limit.interval_s, max(SHORTEST_INTERVAL_S, self._ms() / 1e3 / LOOKS))
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "joined" in message:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from runtime_ref import residency as residencies
@@ -20,6 +21,9 @@ from runtime_ref.parity import Check, ParityReport, Tolerance, check_parity, wor
 from runtime_ref.residency import Residency
 from runtime_ref.runners import core_of, open_runner
 from runtime_ref.sandbox_child import give_back
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ReportPhase = Callable[..., None]  # (phase, done=0, total=0)
 
@@ -69,8 +73,7 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     report_phase("load")
     begin = time.perf_counter()
     bundle = Bundle.open(Path(arguments["bundle"]))
-    tokenizer = load_tokenizer(bundle) if bundle.file("tokenizer.json").is_file() else None
-    give_back()
+    tokenizer = _load_tokenizer(bundle) if bundle.file("tokenizer.json").is_file() else None
     runner = _open(bundle, arguments, report_phase)
     loaded = time.perf_counter()
     prompt, limit = arguments["prompt"], arguments["max_new_tokens"]
@@ -81,6 +84,18 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     else:
         result = asdict(run_prompt(bundle, watched, prompt, limit, sampling, lambda _: None, tokenizer))
     return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
+
+
+def _load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """In a thread, which has a heap of its own.
+
+    Reading leaves large holes. glibc would put arrays into them and then not return these, as the allocators of phones
+    do: they keep large blocks apart from small ones.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        tokenizer = thread.submit(load_tokenizer, bundle).result()
+    give_back()
+    return tokenizer
 
 
 class _Watched:

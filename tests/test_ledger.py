@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import helpers_bundles
 import pytest
 from conftest import TERNARY
+from helpers_checkpoints import write_llama
 
 from exporter.bundle import Artifact, Bundle, FileEntry, Manifest, Place, TensorEntry
 from exporter.checkpoint import Checkpoint
@@ -22,6 +24,7 @@ from exporter.quant import QuantConfig
 from runtime_ref import device_run, ledger, report, sandbox, sandbox_tasks
 from runtime_ref.device import DeviceProfile, Figure, MemoryBudget, memory_budget
 from runtime_ref.residency import Residency
+from runtime_ref.runners import open_runner
 
 MB = 10**6
 CONTEXT, TOKENS = 512, 128
@@ -203,25 +206,28 @@ def test_advice_says_what_would_do() -> None:
 # ---- before an export
 
 
-@pytest.mark.parametrize("quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=32)])
+@pytest.mark.parametrize("quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)])
 def test_an_outline_predicts_what_the_export_does(checkpoint: Path, tmp_path: Path, quantization: QuantConfig) -> None:
     """All but the codes, which are chosen by exact size: in a model this small seldom as in a large one."""
-    config = ExportConfig(quantization, ("pte",), context=48)
-    before = outline(Checkpoint.open(checkpoint), config, 48)
-    after = helpers_bundles.export(checkpoint, tmp_path / "out", quantization, context=48).manifest
+    formats = ("pte", "mlprogram", "custom-op")
+    before = outline(Checkpoint.open(checkpoint), ExportConfig(quantization, formats), 48)
+    after = helpers_bundles.export(checkpoint, tmp_path / "out", quantization, formats=formats, context=48).manifest
     assert [t.name for t in before.tensors] == [t.name for t in after.tensors]
     for planned, made in zip(before.tensors, after.tensors, strict=True):
         assert (planned.rows, planned.cols, planned.scheme, planned.n_levels, planned.group_size) == (
             made.rows, made.cols, made.scheme, made.n_levels, made.group_size,
         )  # fmt: skip
         assert planned.scales_bytes == made.scales_bytes
-    (planned_package,), (package,) = before.artifacts, after.artifacts
-    assert planned_package.kv_cache_bytes == package.kv_cache_bytes
-    assert sum(planned_package.operators.values()) == sum(package.operators.values())
-    assert planned_package.details["arena_bytes"] == pytest.approx(package.details["arena_bytes"], abs=40_000)
-    planned_holders, holders = (held(ledger.predict(m, m.artifacts[0], Residency())) for m in (before, after))
-    for what in ("tokenizer", "KV cache", "runtime", "workspace of products and activations"):
-        assert planned_holders[what] == holders[what]
+    for planned, made in zip(before.artifacts, after.artifacts, strict=True):
+        assert planned.kv_cache_bytes == made.kv_cache_bytes
+        assert sum(planned.operators.values()) == sum(made.operators.values()), made.format
+        forecast, holders = (held(ledger.predict(*of, Residency())) for of in ((before, planned), (after, made)))
+        of_codes = {"package, as it lies in its files", "dictionaries", "activations, as planned"}
+        assert forecast.keys() - of_codes == holders.keys() - of_codes
+        for what in holders.keys() - of_codes:
+            assert forecast[what] == holders[what], what
+    arenas = (m.artifacts[0].details["arena_bytes"] for m in (before, after))
+    assert next(arenas) == pytest.approx(next(arenas), abs=40_000)
 
 
 def test_an_outline_of_every_format(checkpoint: Path) -> None:
@@ -248,6 +254,29 @@ def test_bundles_are_predicted_as_their_manifests(bundle: Bundle) -> None:
     assert prediction.clean_bytes == bundle.file("model.pte").stat().st_size
 
 
+SCORES = {"num_attention_heads": 8, "head_dim": 16, "intermediate_size": 128}
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64, "hidden_size": 256}
+MLP = {"intermediate_size": 6000, "hidden_size": 64}
+
+
+@pytest.mark.parametrize(("shape", "context"), [(SCORES, 512), (ONE_HEAD, 256), (MLP, 160)])
+def test_values_of_a_network_take_what_is_predicted(tmp_path: Path, shape: dict[str, int], context: int) -> None:
+    """By what NumPy allocates in a call of the longest kind, which does not depend on when one looks."""
+    checkpoint = write_llama(tmp_path / "checkpoint", num_hidden_layers=3, **shape)
+    formats = ("custom-op",)
+    made = helpers_bundles.export(checkpoint, tmp_path / "out", TERNARY, formats=formats, context=context)
+    artifact = made.artifact("custom-op")
+    runner = open_runner(made, artifact, Residency(), lambda *_: None)
+    runner.forward([3], 0)
+    tracemalloc.start()
+    runner.forward([3 + i % 90 for i in range(artifact.prefill_tokens)], context - artifact.prefill_tokens)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    holders = held(ledger.predict(made.manifest, artifact, Residency()))
+    predicted = sum(holders[what][0] for what in ("activations", "new rows of the KV cache"))
+    assert predicted == pytest.approx(peak, rel=0.1)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="NOT TESTED: memory is measured on Linux only")
 @pytest.mark.parametrize("mode", ["stream", "expand"])
 def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
@@ -260,7 +289,7 @@ def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
     report = sandbox.run("runtime_ref.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None)
     assert report.outcome == "ok", report.detail
     prediction = ledger.predict(demo.manifest, artifact, residency)
-    assert prediction.dirty_bytes == pytest.approx(report.peak_dirty_bytes, rel=0.3)
+    assert prediction.dirty_bytes == pytest.approx(report.peak_dirty_bytes, rel=0.15)
 
 
 @pytest.fixture(scope="module")
