@@ -73,7 +73,7 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     report_phase("load")
     begin = time.perf_counter()
     bundle = Bundle.open(Path(arguments["bundle"]))
-    tokenizer = _load_tokenizer(bundle) if bundle.file("tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer_apart(bundle) if bundle.file("tokenizer.json").is_file() else None
     runner = _open(bundle, arguments, report_phase)
     loaded = time.perf_counter()
     prompt, limit = arguments["prompt"], arguments["max_new_tokens"]
@@ -86,7 +86,7 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
 
 
-def _load_tokenizer(bundle: Bundle) -> Tokenizer:
+def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
     """In a thread, which has a heap of its own.
 
     Reading leaves large holes. glibc would put arrays into them and then not return these, as the allocators of phones

@@ -49,6 +49,26 @@ def one_allocation(arguments: Arguments, report_phase: ReportPhase) -> dict[str,
     return {"n_bytes": len(bytearray(arguments["n_bytes"]))}
 
 
+def array_after_a_tokenizer(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
+    """Reads the tokenizer of a bundle, then makes and frees an array of `n_bytes`: what is dirty still of the array."""
+    from exporter.bundle import Bundle
+    from runtime_ref import sandbox_tasks
+    from runtime_ref.memory_limits import counters
+
+    bundle = Bundle.open(Path(arguments["bundle"]))
+    tokenizer = sandbox_tasks.load_tokenizer_apart(bundle)
+    before = counters()
+    array = bytearray(b"1") * arguments["n_bytes"]
+    during = counters()
+    del array
+    after = counters()
+    assert before is not None
+    assert during is not None
+    assert after is not None
+    return {"vocab": tokenizer.get_vocab_size(), "during": during.anonymous_bytes - before.anonymous_bytes,
+            "after": after.anonymous_bytes - before.anonymous_bytes}  # fmt: skip
+
+
 def locked(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
     """Tries to lock a page, as a loader does that ignores the failure."""
     page = mmap.mmap(-1, PAGE)

@@ -7,7 +7,9 @@ import functools
 import itertools
 import mmap
 import os
+import shutil
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from exporter.bundle import Bundle
 from exporter.errors import CodecError, MissingComponentError
@@ -469,3 +472,20 @@ def test_a_package_that_does_not_fit_is_killed(bundle: Bundle) -> None:
     report = sandbox.run("runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), MIB // 4, [], silent)
     assert report.outcome == "killed"
     assert report.phase in ("load", "prefill")
+
+
+def test_arrays_go_back_although_reading_a_tokenizer_leaves_holes(bundle: Bundle, tmp_path: Path) -> None:
+    letters = string.ascii_letters + string.digits
+    pairs = [(a, b) for a in letters for b in letters]
+    triples = [(a + b, c) for a, b in pairs for c in letters][:100_000]
+    tokens = [*letters, *(a + b for a, b in pairs + triples)]
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    bpe = models.BPE({token: i for i, token in enumerate(tokens)}, pairs + triples)
+    Tokenizer(bpe).save(str(copy / "tokenizer.json"), pretty=False)
+    n_bytes = 4 << 20
+    report = probe("array_after_a_tokenizer", 1 << 30, bundle=str(copy), n_bytes=n_bytes)
+    assert report.outcome == "ok", report.detail
+    assert report.result is not None
+    assert report.result["vocab"] == len(tokens)
+    assert report.result["during"] >= 0.9 * n_bytes
+    assert report.result["after"] < 0.1 * n_bytes
