@@ -7,27 +7,47 @@ closed, terminated.
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import importlib.metadata
 import itertools
-import json
-import math
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
 
-from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
+from exporter.console import Commands, emit, err_console, out_console, progress_bars, stream
+from exporter.errors import MissingComponentError, OutOfSpaceError
+from exporter.options import (
+    Activations,
+    Backend,
+    BackendsOption,
+    BundleArgument,
+    CodecChoice,
+    CodecOption,
+    ContextOption,
+    CoreMLFormat,
+    DeviceFilesOption,
+    DevicesOption,
+    EmbeddingOption,
+    EntitlementOption,
+    ForceOption,
+    GroupSizeOption,
+    JsonOption,
+    JudgedBackend,
+    ResidencyMode,
+    ResidencyOption,
+    Scheme,
+    SchemeOption,
+    SparsityOption,
+    Target,
+    size,
+    writable,
+)
 
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle, Manifest
@@ -39,135 +59,18 @@ if TYPE_CHECKING:
     from runtime_ref.report_files import Judged
     from runtime_ref.residency import Mode
 
-DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
-BUG, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 70, 130, 141, 143
+BUG, TERMINATED = 70, 143
 ALL_FORMATS = ("pte", "mlprogram", "custom-op")
-PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
-
-
-class _Commands(TyperGroup):
-    """Turns the errors a user can meet into one message and an exit code."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        try:
-            result = super().invoke(ctx)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a reader that has gone away shows here, not in the interpreter's last breath
-            return result
-        except TinyQMoEError as error:
-            _fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(OUTPUT_CLOSED) from None
-        except OSError as error:
-            _fail_os(error)
-        except MemoryError as error:
-            _fail(f"out of memory {error}".rstrip(), OutOfSpaceError.exit_code)
-        except ImportError as error:
-            what = f"a package is missing or broken: {error}\nNext step: run `tinyqmoe doctor`"
-            _fail(what, MissingComponentError.exit_code)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """As any other output: rich would exit with 1, which here means that a verdict failed."""
-        raise BrokenPipeError
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _fail_os(error: OSError) -> NoReturn:
-    full = error.errno in DISK_FULL
-    what = "the disk is full" if full else f"{error.strerror or error}"
-    where = f": {error.filename}" if error.filename else ""
-    _fail(what + where, OutOfSpaceError.exit_code if full else TinyQMoEError.exit_code)
-
-
-def _width() -> int | None:
-    return None if sys.stdout is None or sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
 
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     name="tinyqmoe",
     help="Llama 3.2 as ternary or int8 packages for phones, and the evidence that they work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-out_console = _Console(width=_width(), emoji=False)  # ":cat:" is text
-err_console = _Console(stderr=True, emoji=False)
-
-
-class Target(enum.StrEnum):
-    """What the package is for."""
-
-    ANDROID = "android"
-    IOS = "ios"
-    BOTH = "both"
-
-
-class CoreMLFormat(enum.StrEnum):
-    """mlprogram: runs on the Neural Engine; custom-op: decodes the LZW codes itself."""
-
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
-    BOTH = "both"
-
-
-class Backend(enum.StrEnum):
-    """Which package of a bundle, by backend or by format."""
-
-    EXECUTORCH = "executorch"
-    COREML = "coreml"
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
-
-
-class JudgedBackend(enum.StrEnum):
-    """Which packages of a bundle: all, those of a backend, or that of a format."""
-
-    ALL = "all"
-    EXECUTORCH = "executorch"
-    COREML = "coreml"
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
-
-
-class Scheme(enum.StrEnum):
-    """How the layers are quantized."""
-
-    INT8 = "int8"
-    TERNARY = "ternary"
-
-
-class CodecChoice(enum.StrEnum):
-    """auto: by exact size; lzw, raw: one for all."""
-
-    AUTO = "auto"
-    LZW = "lzw"
-    RAW = "raw"
-
-
-class ResidencyMode(enum.StrEnum):
-    """Where the weights of products lie: as codes, expanded in memory, in files, or as a device's limit has room."""
-
-    STREAM = "stream"
-    EXPAND = "expand"
-    FILE = "file"
-    AUTO = "auto"
-
-
-class Activations(enum.StrEnum):
-    """The arithmetic of the products."""
-
-    INT8 = "int8"
-    FLOAT32 = "float32"
 
 
 def _version(wanted: bool) -> None:
@@ -183,73 +86,6 @@ def _options(
     ] = False,
 ) -> None:
     """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
-
-
-def _size(text: str) -> int:
-    """Bytes of "1.5 GB"."""
-    from exporter.errors import UsageError
-    from exporter.memory import parse_size
-
-    try:
-        return parse_size(text)
-    except UsageError as error:
-        raise typer.BadParameter(error.what) from error
-
-
-def _writable(json_file: Path | None) -> Path | None:
-    """Says before the long work, and not after it, that its result has nowhere to go."""
-    if json_file is not None and str(json_file) != "-":
-        if json_file.is_dir():
-            raise typer.BadParameter(f"{json_file} is a directory")
-        if not json_file.parent.is_dir():
-            raise typer.BadParameter(f"there is no directory {json_file.parent}")
-        if not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
-            raise typer.BadParameter(f"{json_file} cannot be written")
-    return json_file
-
-
-JsonOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--json", metavar="FILE|-", callback=_writable, help="Write the result as JSON to a file, or to stdout with -."
-    ),
-]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")]
-SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
-GroupSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
-]
-SparsityOption = Annotated[
-    float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
-]
-EmbeddingOption = Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")]
-ContextOption = Annotated[
-    int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")
-]
-CodecOption = Annotated[CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")]
-DevicesOption = Annotated[
-    list[str] | None,
-    typer.Option("--device", metavar="NAME|all", help="A phone of `tinyqmoe devices`. Can be given several times."),
-]
-DeviceFilesOption = Annotated[
-    list[Path] | None,
-    typer.Option("--device-file", metavar="FILE", help="A phone of your own, see docs/devices.md. Can be repeated."),
-]
-EntitlementOption = Annotated[
-    bool, typer.Option("--entitlement", help="iOS: the app has increased-memory-limit.")
-]
-ResidencyOption = Annotated[
-    ResidencyMode | None,
-    typer.Option(
-        "--residency",
-        help="Where weights lie: stream (as codes), expand (in memory), file (in a cache, mapped), auto (as the "
-        "device has room). By default auto on a device, else stream.",
-    ),
-]
-BackendsOption = Annotated[
-    list[JudgedBackend], typer.Option("--backend", help="Which packages. Can be given several times.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")]
 
 
 @app.command()
@@ -280,7 +116,7 @@ def export(
     with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
     max_ram: Annotated[
         int | None,
-        typer.Option(parser=_size, metavar="SIZE", help="Memory the export may take, such as 2GB; else it is refused."),
+        typer.Option(parser=size, metavar="SIZE", help="Memory the export may take, such as 2GB; else it is refused."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from what an export to OUT that was interrupted has finished.")
@@ -321,7 +157,7 @@ def export(
         out_console.print(show.bundle_view(bundle, tensors=False))
         _show_fit(bundle.manifest, placed, one=len(profiles) == 1)
 
-    _emit(json_file, lambda: result, show_all)
+    emit(json_file, lambda: result, show_all)
     _say_spent(time.monotonic() - begin, max_ram)
     if any(p.problems for p in placed):
         raise typer.Exit(1)
@@ -373,7 +209,7 @@ def run(
     ] = None,
     entitlement: EntitlementOption = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=_writable, help="Memory over time as a PNG; needs a device.")
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -396,9 +232,9 @@ def run(
         return
     runner = _runner(bundle, artifact, residency)
     if not quiet and not chat:
-        _stream(prompt, style="dim")
-    result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else _stream(text))
-    _emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
+        stream(prompt, style="dim")
+    result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else stream(text))
+    emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
 
 
 def _run_on_device(
@@ -419,7 +255,7 @@ def _run_on_device(
 
     (placed,) = _placed(bundle.manifest, [artifact], profiles, residency, entitlement)
     _prepare(artifact)
-    with _progress() as progress:
+    with progress_bars() as progress:
         done = device_run.run(bundle, placed, "generate", arguments, progress)
     if plot is not None:
         plot_memory(done, plot)
@@ -428,11 +264,11 @@ def _run_on_device(
 
     def show() -> None:
         if done.report.result is not None:
-            _stream(prompt, style="dim")
+            stream(prompt, style="dim")
             out_console.print(done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True)
         out_console.print(report.run_view(done, projection))
 
-    _emit(json_file, lambda: result, show)
+    emit(json_file, lambda: result, show)
     if not done.fits:
         raise typer.Exit(OutOfSpaceError.exit_code)
 
@@ -446,13 +282,13 @@ def parity(
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For CI: a test case for each check.")
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check.")
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For a pull request.")
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="For a pull request.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=_writable, help="For a browser, with memory over time.")
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="For a browser, with memory over time.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -471,7 +307,7 @@ def parity(
         results = _judge_on_devices(bundle, placed)
     else:
         results = [report_files.Judged(_parity(bundle, _runner(bundle, a, residency)), None) for a in chosen]
-    _emit(json_file, lambda: _judged_json(results), lambda: _show_judged(results))
+    emit(json_file, lambda: _judged_json(results), lambda: _show_judged(results))
     for write, path in ((report_files.write_markdown, markdown), (report_files.write_html, html)):
         if path is not None:
             write(results, bundle, path)
@@ -488,7 +324,7 @@ def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
 
     for p in placed:
         _prepare(p.artifact)
-    with _progress() as progress:
+    with progress_bars() as progress:
         runs = device_run.run_each(bundle, placed, "parity", progress)
     return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
 
@@ -562,7 +398,7 @@ def _prepare(artifact: Artifact) -> None:
     if artifact.format == "pte":
         from runtime_ref import kernels
 
-        with _progress() as progress:
+        with progress_bars() as progress:
             progress("compile the kernels, the first time", 0, 0)
             kernels.build()
 
@@ -584,7 +420,7 @@ def devices(
     def show() -> None:
         out_console.print(report.device_view(profiles[0]) if len(profiles) == 1 else report.devices_table(profiles))
 
-    _emit(json_file, lambda: [asdict(p) for p in profiles], show)
+    emit(json_file, lambda: [asdict(p) for p in profiles], show)
 
 
 @app.command()
@@ -620,7 +456,7 @@ def fit(
         manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
     placed = _placed(manifest, _chosen(manifest, backend), profiles, residency, entitlement)
     one = len(profiles) == 1
-    _emit(json_file, lambda: [p.to_dict() for p in placed], lambda: _show_fit(manifest, placed, one=one))
+    emit(json_file, lambda: [p.to_dict() for p in placed], lambda: _show_fit(manifest, placed, one=one))
     if any(p.problems for p in placed):
         raise typer.Exit(1)
 
@@ -668,7 +504,7 @@ def _outline(
 
     quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
     config = pipeline.ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
-    with _progress() as progress:
+    with progress_bars() as progress:
         checkpoint = Checkpoint.open(model, progress=progress)
     return outline.outline(checkpoint, config, pipeline.context_of(config, checkpoint))
 
@@ -693,12 +529,12 @@ def expand(
     package = bundle.file(artifact.path) if target is None else target
     if package.exists() and not force:
         raise UsageError(f"{package} already exists", do="choose another TARGET, or give --force to replace it")
-    with _progress() as progress:
+    with progress_bars() as progress:
         expansion.expand(bundle, recipe, package, lambda done, total: progress("expand the weights", done, total))
     files = {f.path: f.n_bytes for f in recipe.weight_files}
     what = f"{package}: {bytes_text(sum(files.values()))} of weights, SHA-256 as exported"
     result = {"package": str(package), "weight_files_bytes": files}
-    _emit(json_file, lambda: result, lambda: out_console.print(escape(what), soft_wrap=True, highlight=False))
+    emit(json_file, lambda: result, lambda: out_console.print(escape(what), soft_wrap=True, highlight=False))
 
 
 @app.command()
@@ -711,7 +547,7 @@ def inspect(
     from exporter import show
 
     bundle = _verified(bundle_path)
-    _emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=tensors)))
+    emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=tensors)))
 
 
 @app.command()
@@ -733,7 +569,7 @@ def demo(
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
-    _emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
+    emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
     if not passed:
         raise typer.Exit(1)
 
@@ -747,7 +583,7 @@ def doctor(json_file: JsonOption = None) -> None:
 
     from runtime_ref.doctor import examine
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         progress("look around (compiles the kernels the first time)", 0, 0)
         findings = examine()
     table = Table()
@@ -755,7 +591,7 @@ def doctor(json_file: JsonOption = None) -> None:
         table.add_column(name, overflow="fold")
     for f in findings:
         table.add_row("[green]ok" if f.ok else "[red]no", f.what, escape(f.found), "" if f.ok else escape(f.do))
-    _emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
+    emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
     if not all(f.ok for f in findings):
         raise typer.Exit(MissingComponentError.exit_code)
 
@@ -766,7 +602,7 @@ def native_dir_command(json_file: JsonOption = None) -> None:
     from exporter.codec.native import native_dir
 
     path = str(native_dir())
-    _emit(json_file, lambda: {"native_dir": path}, lambda: typer.echo(path))
+    emit(json_file, lambda: {"native_dir": path}, lambda: typer.echo(path))
 
 
 def main() -> None:
@@ -787,7 +623,7 @@ def _export(model: str, out: Path, config: ExportConfig, **options: Any) -> Bund
     from exporter import pipeline
 
     try:
-        with _progress() as progress:
+        with progress_bars() as progress:
             return pipeline.export(model, out, config, progress, **options)
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
@@ -808,7 +644,7 @@ def _runner(bundle: Bundle, artifact: Artifact, mode: ResidencyMode | None = Non
     from runtime_ref.runners import open_runner
 
     _prepare(artifact)
-    with _progress() as progress:
+    with progress_bars() as progress:
         return open_runner(bundle, artifact, Residency(_mode(mode) or "stream"), progress)
 
 
@@ -817,7 +653,7 @@ def _parity(bundle: Bundle, runner: Runner) -> ParityReport:
 
     total, done = work_tokens(bundle, runner.artifact), 0
     stage = f"check parity of {runner.name}"
-    with _progress() as progress:
+    with progress_bars() as progress:
 
         def advance(n: int) -> None:
             nonlocal done
@@ -890,11 +726,6 @@ def _show_demo(out: Path, passed: bool, seconds: float) -> None:
     out_console.print(f"{verdict}[/] {after}", highlight=False, soft_wrap=True)
 
 
-def _stream(text: str, style: str | None = None) -> None:
-    """As it is: no markup, no line broken."""
-    out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
-
-
 def _show_run(result: RunResult) -> None:
     out_console.print()
     why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[result.stopped]
@@ -917,51 +748,3 @@ def _bundle_json(bundle: Bundle) -> dict[str, Any]:
 
     manifest = asdict(bundle.manifest)
     return {**manifest, "ledger": [asdict(row) for row in bundle.ledger], "size_bytes": bundle.size_bytes}
-
-
-def _emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
-    """Shows for people, or writes JSON; with a file both."""
-    if str(json_file) != "-":
-        show()
-    if json_file is None:
-        return
-    text = json.dumps(_finite(data()), indent=1, allow_nan=False) + "\n"
-    if str(json_file) == "-":
-        sys.stdout.write(text)
-    else:
-        json_file.write_text(text, encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a stage on stderr, with an ETA; nothing when stderr is not a terminal."""
-    if not err_console.is_terminal:
-        yield lambda stage, done, total: None
-        return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    text = TextColumn("{task.description}")
-    columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to stderr.
-    with open(os.dup(sys.stderr.fileno()), "w") as stream, Progress(*columns, console=Console(file=stream)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bars.update(task, total=1, completed=1)  # a stage begins when the one before has ended
-                tasks[stage] = bars.add_task(stage, total=total or None)
-            bars.update(tasks[stage], completed=done, total=total or None)
-
-        yield update
-
-

@@ -20,7 +20,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from exporter import bundle as bundles
-from exporter import cli, pipeline
+from exporter import cli, console, pipeline
 from exporter.bundle import Bundle
 from exporter.errors import MissingComponentError
 from exporter.quiet import VERBOSE, quiet
@@ -422,11 +422,11 @@ def test_quiet_can_be_switched_off(capfd: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_progress_is_for_terminals(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with cli._progress() as progress:
+    with console.progress_bars() as progress:
         progress("stage one", 1, 2)
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
-    monkeypatch.setattr(cli, "err_console", Console(stderr=True))
-    with cli._progress() as progress, quiet():
+    monkeypatch.setattr(console, "err_console", Console(stderr=True))
+    with console.progress_bars() as progress, quiet():
         progress("stage two", 1, 2)
     assert "stage two" in capfd.readouterr().err

@@ -52,6 +52,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "exporter.show": (("exporter.bundle",), ("rich",)),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
+    "exporter.console": (("exporter.errors",), ("typer", "rich")),
+    "exporter.options": (("exporter.memory", "exporter.errors"), ("typer",)),
     "exporter.cli": (OURS, ("typer", "rich")),
     "runtime_ref.residency": (("exporter.bundle", *CODEC), ("platformdirs",)),
     "runtime_ref": (

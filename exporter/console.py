@@ -1,0 +1,125 @@
+"""What the command line says: results on stdout, as tables or JSON; on stderr progress and errors, with exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rich.console
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
+
+DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
+INTERRUPTED, OUTPUT_CLOSED = 130, 141
+PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
+
+
+class Console(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """As any other output: rich would exit with 1, which here means that a verdict failed."""
+        raise BrokenPipeError
+
+
+def _width() -> int | None:
+    return None if sys.stdout is None or sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
+
+
+out_console = Console(width=_width(), emoji=False)  # ":cat:" is text
+err_console = Console(stderr=True, emoji=False)
+
+
+class Commands(TyperGroup):
+    """Turns the errors a user can meet into one message and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a reader that has gone away shows here, not in the interpreter's last breath
+            return result
+        except TinyQMoEError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OUTPUT_CLOSED) from None
+        except OSError as error:
+            fail_os(error)
+        except MemoryError as error:
+            fail(f"out of memory {error}".rstrip(), OutOfSpaceError.exit_code)
+        except ImportError as error:
+            what = f"a package is missing or broken: {error}\nNext step: run `tinyqmoe doctor`"
+            fail(what, MissingComponentError.exit_code)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def fail_os(error: OSError) -> NoReturn:
+    full = error.errno in DISK_FULL
+    what = "the disk is full" if full else f"{error.strerror or error}"
+    where = f": {error.filename}" if error.filename else ""
+    fail(what + where, OutOfSpaceError.exit_code if full else TinyQMoEError.exit_code)
+
+
+def stream(text: str, style: str | None = None) -> None:
+    """As it is: no markup, no line broken."""
+    out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
+    """Shows for people, or writes JSON; with a file both."""
+    if str(json_file) != "-":
+        show()
+    if json_file is None:
+        return
+    text = json.dumps(_finite(data()), indent=1, allow_nan=False) + "\n"
+    if str(json_file) == "-":
+        sys.stdout.write(text)
+    else:
+        json_file.write_text(text, encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: they become null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a stage on stderr, with an ETA; nothing when stderr is not a terminal."""
+    if not err_console.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to stderr.
+    with open(os.dup(sys.stderr.fileno()), "w") as stream, Progress(*columns, console=Console(file=stream)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)  # a stage begins when the one before has ended
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield update
