@@ -54,14 +54,13 @@ class Format:
     what: str
     making: Growth
     left: Growth
-    checked_whole: bool  # all that is coded is mapped while it is checked
 
 
 # Measured over 1 to 32 layers. ExecuTorch's passes hold several versions of a program and of its caches.
 FORMATS = {
-    "pte": Format("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1), False),
-    "mlprogram": Format("making the ML Program", Growth(290, 3), Growth(290, 3), True),
-    "custom-op": Format("making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3), False),
+    "pte": Format("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1)),
+    "mlprogram": Format("making the ML Program", Growth(290, 3), Growth(290, 3)),
+    "custom-op": Format("making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3)),
 }
 TOKENIZER_GROWTH = 11.5  # times the size of tokenizer.json
 MARGIN = 1.07  # heaps are not packed tightly
@@ -84,8 +83,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
     name = max(_matrices(checkpoint, config), key=lambda name: math.prod(checkpoint.shape(name)))
     found = [("this process before any work", peak_bytes()), (f"coding {name}", at + _coding(checkpoint, config, name))]
     for kind in (FORMATS[name] for name in config.formats):
-        coded_bytes = _coded_bytes(checkpoint, config) if kind.checked_whole else 0
-        found.append((kind.what, at + kind.making.n_bytes(checkpoint, context) + coded_bytes))
+        found.append((kind.what, at + kind.making.n_bytes(checkpoint, context)))
         at += kind.left.n_bytes(checkpoint, context)
     found.append(("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint))))
     found.append(("computing the reference answers", at + _answers(checkpoint, context)))
@@ -105,16 +103,6 @@ def _coding(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
     """A block of weights being quantized, or a block of levels with what it is coded and decoded to."""
     block = min(math.prod(checkpoint.shape(name)), max(BLOCK_BYTES, checkpoint.shape(name)[1]))
     return 12 * MB + 4 * block + 2 * _scales_bytes(checkpoint, config, name)
-
-
-def _coded_bytes(checkpoint: Checkpoint, config: ExportConfig) -> int:
-    """Of all levels packed with the least bits, which coding only improves on, and all scales."""
-    n_bytes = 0
-    for name in _matrices(checkpoint, config):
-        rows, cols = checkpoint.shape(name)
-        n_bytes += rows * cols // (4 if config.quantization.scheme_for(name) == "ternary" else 1)
-        n_bytes += _scales_bytes(checkpoint, config, name)
-    return n_bytes
 
 
 def _scales_bytes(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
@@ -122,6 +123,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
         for begin in range(0, rows, step):
             levels = tensor.decode_rows(begin, min(begin + step, rows)).reshape(-1)
             yield pack_uint2(levels) if piece.form == "uint2" else levels.view(np.uint8)
+            release(coded)
 
 
 def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], None]) -> str:
