@@ -1,7 +1,7 @@
 """Prints how many bits per weight the codec takes, beside the entropy and plain LZW.
 
-The weights are drawn at random. To a codec, trained weights are as good as independent of each other, so the order-0
-entropy is the yardstick for both. Scales are not counted.
+The weights are drawn at random. To a codec, trained weights are as good as independent of each
+other, so the order-0 entropy is the yardstick for both. Scales are not counted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ LZW_NAMES = ("lzw8", "lzw12", "lzw16")
 
 
 def plain_lzw_bits(levels: Levels, code_bits: int = 16) -> int:
-    """Size in bits under plain LZW: first come, first coded, until the table is full; then it stays as it is.
+    """Size in bits under plain LZW: first come, first coded, until the table is full; then it stays
+    as it is.
 
-    Codewords grow with the table, as in compress(1). One stream for the whole matrix: no row can be read on its own.
+    Codewords grow with the table, as in compress(1). One stream for the whole matrix: no row can be
+    read on its own.
     """
     alphabet, indices = np.unique(levels, return_inverse=True)
     n, size = len(alphabet), len(alphabet)
@@ -92,22 +94,33 @@ def as_table(records: list[Record]) -> str:
     def cell(value: str | float | None) -> str:
         return "-" if value is None else value if isinstance(value, str) else f"{value:.3f}"
 
-    lines = [columns, ("---",) * len(columns), *([cell(r.get(c)) for c in columns] for r in records)]
+    lines = [
+        columns,
+        ("---",) * len(columns),
+        *([cell(r.get(c)) for c in columns] for r in records),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--cols", type=int, default=2048)
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there; `-` for standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the numbers there; `-` for standard output"
+    )
     options = parser.parse_args()
     shape = (options.rows, options.cols)
     records = [measure(*matrix) for matrix in matrices(shape)]
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     if options.json:
-        text = json.dumps({"shape": shape, "machine": machine, "bits_per_weight": records}, indent=1) + "\n"
+        text = (
+            json.dumps({"shape": shape, "machine": machine, "bits_per_weight": records}, indent=1)
+            + "\n"
+        )
         if options.json == "-":
             sys.stdout.write(text)
             return

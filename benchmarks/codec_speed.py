@@ -1,7 +1,8 @@
 """Prints how fast the codec encodes, decodes and multiplies: `python benchmarks/codec_speed.py`.
 
-One thread. A figure is the median over repeats of 10^9 weights a second of processor time, so that other work on the
-machine disturbs it less. Matrices are larger than the caches unless --rows says otherwise.
+One thread. A figure is the median over repeats of 10^9 weights a second of processor time, so that
+other work on the machine disturbs it less. Matrices are larger than the caches unless --rows says
+otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def machine() -> str:
     """Processor, as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), ""
+    )
     return f"{model or platform.processor()}, {platform.machine()}, {native.available_isas()[-1]}"
 
 
@@ -41,7 +44,9 @@ def ternary(rows: int, cols: int, percent_zero: int) -> Levels:
     """Random levels -1, 0, 1."""
     rng = np.random.default_rng(percent_zero)
     draws = rng.integers(0, 200, (rows, cols), dtype=np.uint8)
-    return ((draws >= 2 * percent_zero).astype(np.int8) * ((draws % 2).astype(np.int8) * 2 - 1)).astype(np.int8)
+    return (
+        (draws >= 2 * percent_zero).astype(np.int8) * ((draws % 2).astype(np.int8) * 2 - 1)
+    ).astype(np.int8)
 
 
 def raw_blob(levels: Levels, level_min: int, n_levels: int, code_bits: int) -> Blob:
@@ -59,7 +64,9 @@ def lzw_blob(levels: Levels, dictionary: Dictionary) -> Blob:
     """A coded blob of ternary `levels`."""
     d = dictionary
     rows, cols = levels.shape
-    row_codes, part, size = native.encode_lzw(levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits())
+    row_codes, part, size = native.encode_lzw(
+        levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits()
+    )
     assert part is not None
     header = Header(CodecId.LZW, d.code_bits, d.cap, -1, 3, rows, cols, d.n_entries, size)
     blob, payload = new_blob(header)
@@ -81,7 +88,8 @@ def speed(weights: int, repeats: int, run: Callable[[], object]) -> float:
 
 
 def measure(blob: Blob, encode: Callable[[], object], batch: int, repeats: int) -> dict[str, float]:
-    """Speeds of everything done with one blob; products with `batch` tokens count each token's weights."""
+    """Speeds of everything done with one blob; products with `batch` tokens count each token's
+    weights."""
     with native.NativeTensor(blob) as tensor:
         rows, cols = tensor.info.rows, tensor.info.cols
         weights = rows * cols
@@ -94,8 +102,12 @@ def measure(blob: Blob, encode: Callable[[], object], batch: int, repeats: int) 
             "encode": speed(weights, max(1, repeats // 3), encode),
             "decode": speed(few * cols, 3 * repeats, lambda: tensor.decode_rows(0, few)),
             "gemv": speed(weights, repeats, lambda: tensor.linear_int8(x[:1], scales, cols)),
-            "gemm": speed(weights * batch, max(1, repeats // 3), lambda: tensor.linear_int8(x, scales, cols)),
-            "gemv f32": speed(weights, max(1, repeats // 3), lambda: tensor.linear_f32(x[:1], scales, cols)),
+            "gemm": speed(
+                weights * batch, max(1, repeats // 3), lambda: tensor.linear_int8(x, scales, cols)
+            ),
+            "gemv f32": speed(
+                weights, max(1, repeats // 3), lambda: tensor.linear_f32(x[:1], scales, cols)
+            ),
         }
 
 
@@ -108,8 +120,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     where = machine()
-    print(f"{where}; {args.rows} x {args.cols}, batch {args.batch}, 10^9 weights/s on one thread", flush=True)
-    print(f"{'':16}{'bits/w':>8}" + "".join(f"{name:>10}" for name in COLUMNS) + f"{'raw2 gemv/this':>16}", flush=True)
+    print(
+        f"{where}; {args.rows} x {args.cols}, batch {args.batch}, 10^9 weights/s on one thread",
+        flush=True,
+    )
+    print(
+        f"{'':16}{'bits/w':>8}"
+        + "".join(f"{name:>10}" for name in COLUMNS)
+        + f"{'raw2 gemv/this':>16}",
+        flush=True,
+    )
     records: list[dict[str, str | float]] = []
 
     def report(name: str, blob: Blob, encode: Callable[[], object]) -> None:
@@ -117,7 +137,9 @@ def main() -> None:
         records.append({"name": name, **figures})
         baseline = next(float(r["gemv"]) for r in records if r["name"] == "raw 2-bit")
         values = "".join(f"{figures[column]:10.2f}" for column in COLUMNS)
-        print(f"{name:16}{figures['bits']:8.3f}{values}{baseline / figures['gemv']:16.2f}", flush=True)
+        print(
+            f"{name:16}{figures['bits']:8.3f}{values}{baseline / figures['gemv']:16.2f}", flush=True
+        )
 
     dense = ternary(args.rows, args.cols, 33)
     report("raw 2-bit", raw_blob(dense, -1, 3, 2), lambda: native.encode_raw(dense, -1, 3, 2))

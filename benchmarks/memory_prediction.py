@@ -1,8 +1,10 @@
-"""Prints predicted against measured memory (docs/devices.md): `python benchmarks/memory_prediction.py BUNDLE...`.
+"""Prints predicted against measured memory (docs/devices.md): `python
+benchmarks/memory_prediction.py BUNDLE...`.
 
-Each package of each bundle fills its context in a sandbox under a limit that it does not reach, for each residency that
-its format knows. Memory is sampled, so a run may miss its peak, which small models reach for about a millisecond: the
-run with the highest is shown. Linux, with a memory control group.
+Each package of each bundle fills its context in a sandbox under a limit that it does not reach, for
+each residency that its format knows. Memory is sampled, so a run may miss its peak, which small
+models reach for about a millisecond: the run with the highest is shown. Linux, with a memory
+control group.
 """
 
 from __future__ import annotations
@@ -17,8 +19,16 @@ from runtime_ref import ledger, sandbox, sandbox_tasks
 from runtime_ref.residency import Residency
 
 LIMIT_BYTES = 20 << 30
-COLUMNS = ("bundle", "package", "residency", "dirty, predicted MB", "measured", "difference", "clean, predicted MB",
-           "measured")  # fmt: skip
+COLUMNS = (
+    "bundle",
+    "package",
+    "residency",
+    "dirty, predicted MB",
+    "measured",
+    "difference",
+    "clean, predicted MB",
+    "measured",
+)
 
 
 def residencies(artifact: Artifact, folder: Path) -> Iterator[Residency]:
@@ -29,7 +39,9 @@ def residencies(artifact: Artifact, folder: Path) -> Iterator[Residency]:
         yield Residency("file", cache_dir=folder)
 
 
-def measure(bundle: Bundle, artifact: Artifact, residency: Residency, new_tokens: int, rounds: int) -> tuple[str, ...]:
+def measure(
+    bundle: Bundle, artifact: Artifact, residency: Residency, new_tokens: int, rounds: int
+) -> tuple[str, ...]:
     """One row of the table."""
     prediction = ledger.predict(bundle.manifest, artifact, residency)
     interface = bundle.manifest.interface
@@ -38,13 +50,17 @@ def measure(bundle: Bundle, artifact: Artifact, residency: Residency, new_tokens
         "bundle": str(bundle.path),
         "format": artifact.format,
         "residency": sandbox_tasks.plain(residency),
-        "prompt": [3 + i % (interface.vocab_size - 3) for i in range(interface.context - new_tokens)],
+        "prompt": [
+            3 + i % (interface.vocab_size - 3) for i in range(interface.context - new_tokens)
+        ],
         "max_new_tokens": new_tokens,
         "sampling": {},
     }
     files = sandbox_tasks.files_to_drop(bundle, artifact, residency)
     task = "runtime_ref.sandbox_tasks:generate"
-    reports = [sandbox.run(task, arguments, LIMIT_BYTES, files, lambda *_: None) for _ in range(rounds)]
+    reports = [
+        sandbox.run(task, arguments, LIMIT_BYTES, files, lambda *_: None) for _ in range(rounds)
+    ]
     report = max(reports, key=lambda r: r.peak_dirty_bytes)
     if report.outcome != "ok":
         raise SystemExit(f"{artifact.format}: {report.outcome} in {report.phase}: {report.detail}")
@@ -58,7 +74,9 @@ def measure(bundle: Bundle, artifact: Artifact, residency: Residency, new_tokens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--new-tokens", type=int, default=100, help="generated one by one at the end of the context")
+    parser.add_argument(
+        "--new-tokens", type=int, default=100, help="generated one by one at the end of the context"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--formats", nargs="+", default=["pte", "custom-op", "mlprogram"])
     args = parser.parse_args()

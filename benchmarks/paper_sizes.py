@@ -1,6 +1,7 @@
-"""Where the sizes in the Tiny-QMoE paper (arXiv 2509.22951) come from: computed from the shapes of Llama 3.2 alone.
+"""Where the sizes in the Tiny-QMoE paper (arXiv 2509.22951) come from: computed from the shapes of
+Llama 3.2 alone.
 
-    python benchmarks/paper_sizes.py
+python benchmarks/paper_sizes.py
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ def main() -> None:
         coded = (embedding + norms) // WEIGHTS_PER_CODE * CODE_BYTES + files * HEADER_BYTES
         total = embedding + norms + linear
         print(
-            f"{size}: embedding and norms {embedding + norms:,} parameters -> {coded:,} B = {coded / 2**20:.3f} MiB "
-            f"(paper: {PAPER_MB[size]}); linear layers left out: {linear:,} ({100 * linear / total:.0f} %)"
+            f"{size}: embedding and norms {embedding + norms:,} parameters -> {coded:,} B = "
+            f"{coded / 2**20:.3f} MiB "
+            f"(paper: {PAPER_MB[size]}); linear layers left out: {linear:,} "
+            f"({100 * linear / total:.0f} %)"
         )
 
 

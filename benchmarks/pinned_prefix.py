@@ -1,7 +1,9 @@
-"""Prints what a clean budget brings when memory is short: `sudo python benchmarks/pinned_prefix.py`.
+"""Prints what a clean budget brings when memory is short: `sudo python
+benchmarks/pinned_prefix.py`.
 
-Tokens go through a file of coded weights that is memory-mapped, in a control group (v1) whose limit is a quarter below
-the file's size: without a clean budget, with one, and without a limit. Needs root and Linux.
+Tokens go through a file of coded weights that is memory-mapped, in a control group (v1) whose limit
+is a quarter below the file's size: without a clean budget, with one, and without a limit. Needs
+root and Linux.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ ROOM = 16 << 20  # of the limit, for all that is not weights
 
 
 def write_weights(path: Path, n_tensors: int, rows: int, cols: int) -> list[int]:
-    """Tensors of the shapes of a layer, one wide one in three; returns the offsets of their blobs, and the end."""
+    """Tensors of the shapes of a layer, one wide one in three; returns the offsets of their blobs,
+    and the end."""
     offsets = [0]
     with path.open("wb") as file:
         for i in range(n_tensors):
@@ -57,8 +60,11 @@ def disk_bytes() -> int:
     return int(Path("/proc/self/io").read_text().split("read_bytes:")[1].split()[0])
 
 
-def tokens_in_group(path: Path, offsets: list[int], limit: int, clean_budget: int, tokens: int) -> None:
-    """Prints one line: seconds, bytes read and major faults a token, medians but for the first two tokens."""
+def tokens_in_group(
+    path: Path, offsets: list[int], limit: int, clean_budget: int, tokens: int
+) -> None:
+    """Prints one line: seconds, bytes read and major faults a token, medians but for the first two
+    tokens."""
     manager = native.ResidencyManager()
     manager.set_clean_budget(clean_budget)
     with path.open("rb") as file:
@@ -82,7 +88,10 @@ def tokens_in_group(path: Path, offsets: list[int], limit: int, clean_budget: in
             faults.append(major_faults() - start[2])
         middle = [statistics.median(values[2:]) for values in (seconds, read, faults)]
         pinned = manager.stats().pinned_bytes
-        print(f"{middle[0]:9.3f} s {middle[1] / 1e6:9.1f} MB read {middle[2]:8.0f} faults a token", end="")
+        print(
+            f"{middle[0]:9.3f} s {middle[1] / 1e6:9.1f} MB read {middle[2]:8.0f} faults a token",
+            end="",
+        )
         print(f"{pinned / 1e6:9.1f} MB stay", flush=True)
     finally:
         if limit:
@@ -101,13 +110,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         path, limit, clean_budget, *offsets = args.child
-        tokens_in_group(Path(path), [int(o) for o in offsets], int(limit), int(clean_budget), args.tokens)
+        tokens_in_group(
+            Path(path), [int(o) for o in offsets], int(limit), int(clean_budget), args.tokens
+        )
         return
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = Path(folder) / "weights"
         offsets = write_weights(path, args.tensors, args.rows, args.cols)
         limit = offsets[-1] * 3 // 4
-        print(f"{machine()}; {offsets[-1] / 1e6:.0f} MB of weights, limit {limit / 1e6:.0f} MB, 2 threads")
+        print(
+            f"{machine()}; {offsets[-1] / 1e6:.0f} MB of weights, limit {limit / 1e6:.0f} MB, 2 "
+            "threads"
+        )
         cases = {
             "no limit": (0, native.UNLIMITED),
             "limit, system decides": (limit, native.UNLIMITED),

@@ -1,8 +1,9 @@
 """Prints what expanding saves: `python benchmarks/residency_speed.py`.
 
-A product of one token with one scale a row, on one thread, straight from the codes and from the expanded form. Every
-round measures all of them once, so that what else the machine does meets all alike; a figure is the median over the
-rounds of processor time. The table in exporter/native/core/residency.cc and runtime_ref/residency.py is from here.
+A product of one token with one scale a row, on one thread, straight from the codes and from the
+expanded form. Every round measures all of them once, so that what else the machine does meets all
+alike; a figure is the median over the rounds of processor time. The table in
+exporter/native/core/residency.cc and runtime_ref/residency.py is from here.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def blobs(rows: int, cols: int) -> dict[str, tuple[Blob, Blob]]:
     return made
 
 
-def seconds(tensor: native.NativeTensor, x: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]) -> float:
+def seconds(
+    tensor: native.NativeTensor, x: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]
+) -> float:
     """Processor time of one product."""
     start = time.thread_time()
     tensor.linear_int8(x, scales, x.shape[1])
@@ -62,7 +65,8 @@ def main() -> None:
     x = np.random.default_rng(0).standard_normal((1, args.cols), np.float32)
     scales = np.ones((args.rows, 1), np.float32)
     pairs = {
-        name: tuple(native.NativeTensor(blob) for blob in both) for name, both in blobs(args.rows, args.cols).items()
+        name: tuple(native.NativeTensor(blob) for blob in both)
+        for name, both in blobs(args.rows, args.cols).items()
     }
     taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pairs}
     for round_number in range(args.rounds + 1):

@@ -1,8 +1,9 @@
-"""How far apart two correct int8 programs are: the figures behind the int8 gates of `tinyqmoe parity` (docs/parity.md).
+"""How far apart two correct int8 programs are: the figures behind the int8 gates of `tinyqmoe
+parity` (docs/parity.md).
 
-The quantized model is computed twice in PyTorch, the second time with the inputs of every product off by a few
-units in the last place (as another exp, another order of sums would give). What lies between the two is no error of
-either.
+The quantized model is computed twice in PyTorch, the second time with the inputs of every product
+off by a few units in the last place (as another exp, another order of sums would give). What lies
+between the two is no error of either.
 
     python benchmarks/rounding_noise.py CHECKPOINT... [--runs 8] [--positions 64] [--json FILE]
 """
@@ -54,27 +55,43 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
     checkpoint = Checkpoint.open(path)
     with tempfile.TemporaryDirectory() as work:
         encoded = encode_model(quantize(checkpoint, QuantConfig(scheme=scheme)), Path(work), "auto")
-        vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
+        vectors = {
+            name: checkpoint.vector(name)
+            for name in checkpoint.names
+            if len(checkpoint.shape(name)) == 1
+        }
         _, sequences = token_sequences(checkpoint, reference.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
-        model = Llama(checkpoint.config, positions, reference.QuantizedLayers(encoded, vectors, "int8"))
+        model = Llama(
+            checkpoint.config, positions, reference.QuantizedLayers(encoded, vectors, "int8")
+        )
         plain = logits(model, ids, 0.0, 0)
         for bits in (22, 20):
-            pairs = [differences(plain, logits(model, ids, 2.0**-bits, seed)) for seed in range(runs)]
-            kl, sqnr = (np.stack(x)[:, : positions // ROW * ROW].reshape(-1, ROW) for x in zip(*pairs, strict=True))
+            pairs = [
+                differences(plain, logits(model, ids, 2.0**-bits, seed)) for seed in range(runs)
+            ]
+            kl, sqnr = (
+                np.stack(x)[:, : positions // ROW * ROW].reshape(-1, ROW)
+                for x in zip(*pairs, strict=True)
+            )
             yield {
-                "model": checkpoint.path.resolve().name, "scheme": scheme, "disturbance": f"2^-{bits}",
-                "kl_median": float(np.median(kl)), "kl_row_median_worst": float(np.median(kl, 1).max()),
+                "model": checkpoint.path.resolve().name,
+                "scheme": scheme,
+                "disturbance": f"2^-{bits}",
+                "kl_median": float(np.median(kl)),
+                "kl_row_median_worst": float(np.median(kl, 1).max()),
                 "kl_worst": float(kl.max()),
                 "sqnr_db_median": float(np.median(sqnr)),
                 "sqnr_db_row_median_worst": float(np.median(sqnr, 1).min()),
                 "sqnr_db_worst": float(sqnr.min()),
-            }  # fmt: skip
+            }
 
 
 def main() -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--positions", type=int, default=64)
@@ -82,7 +99,10 @@ def main() -> None:
     args = parser.parse_args()
     pairs = [(c, s) for c in args.checkpoints for s in ("int8", "ternary")]
     rows = [row for c, s in pairs for row in measure(c, s, args.runs, args.positions)]
-    print(f"{platform.machine()}, torch {torch.__version__}, {args.runs} runs of {args.positions} positions\n")
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, {args.runs} runs of {args.positions} "
+        "positions\n"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         cells = (f"{v:.2g}" if isinstance(v, float) else str(v) for v in row.values())

@@ -1,8 +1,9 @@
-"""Prints how speed falls when memory is short: `python benchmarks/short_memory.py BUNDLE [--share 0.75]`.
+"""Prints how speed falls when memory is short: `python benchmarks/short_memory.py BUNDLE [--share
+0.75]`.
 
-A package streams its weights: without a limit that it reaches, and under one of that share of what it took, once with a
-part of the weights pinned and the rest passing through, once as the system evicts by itself. Rounds alternate; figures
-are medians. Linux, with a memory control group.
+A package streams its weights: without a limit that it reaches, and under one of that share of what
+it took, once with a part of the weights pinned and the rest passing through, once as the system
+evicts by itself. Rounds alternate; figures are medians. Linux, with a memory control group.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The bundle: a directory with the packages, what describes them, and what they must answer.
 
-`manifest.json` says what every tensor and every byte is. A bundle is written under a temporary name and renamed when
-complete, so a directory that looks like a bundle is one. Nothing here imports torch: the reference runtime reads
-bundles too.
+`manifest.json` says what every tensor and every byte is. A bundle is written under a temporary name
+and renamed when complete, so a directory that looks like a bundle is one. Nothing here imports
+torch: the reference runtime reads bundles too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 REFERENCE = "reference.safetensors"
 ACTIVATIONS = ("int8", "float32", "float16")
-BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}  # by format of an artifact
+BACKENDS = {
+    "pte": "executorch",
+    "mlprogram": "coreml",
+    "custom-op": "coreml",
+}  # by format of an artifact
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One matrix, the same in every package of the bundle. `bits_per_weight` counts blob and scales."""
+    """One matrix, the same in every package of the bundle. `bits_per_weight` counts blob and
+    scales."""
 
     name: str
     rows: int
@@ -47,9 +52,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its own, the scales.
+    """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its
+    own, the scales.
 
-    form: "tqlz" a TQLZ blob; "int8" a byte a level; "uint2" level + 1 in two bits, lowest bits first.
+    form: "tqlz" a TQLZ blob; "int8" a byte a level; "uint2" level + 1 in two bits, lowest bits
+    first.
     """
 
     file: str
@@ -89,7 +96,8 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Interface:
-    """What all packages of the bundle have in common for whoever runs them. `context` counts positions."""
+    """What all packages of the bundle have in common for whoever runs them. `context` counts
+    positions."""
 
     context: int
     vocab_size: int
@@ -101,9 +109,10 @@ class Interface:
 class Artifact:
     """One package: a `.pte`, or an `.mlpackage` of one of two formats.
 
-    path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what ships for it.
-    activations: the arithmetic of the products, "int8", "float32" or "float16". prefill_tokens: of the longest call.
-    operators: how often each is in it. places: by name of the matrix. details: what only its kind has.
+    path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what
+    ships for it. activations: the arithmetic of the products, "int8", "float32" or "float16".
+    prefill_tokens: of the longest call. operators: how often each is in it. places: by name of the
+    matrix. details: what only its kind has.
     """
 
     format: str  # pte | mlprogram | custom-op
@@ -123,7 +132,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """What quantization cost, over the positions of one text, against the float model. Not a parity verdict."""
+    """What quantization cost, over the positions of one text, against the float model. Not a parity
+    verdict."""
 
     positions: int
     kl_mean: float
@@ -148,7 +158,9 @@ class Manifest:
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
-    expanded: list[FileEntry] = field(default_factory=list)  # what `tinyqmoe expand` makes, beside the files
+    expanded: list[FileEntry] = field(
+        default_factory=list
+    )  # what `tinyqmoe expand` makes, beside the files
 
     def to_json(self) -> str:
         """Indented JSON with a final newline."""
@@ -156,7 +168,8 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, raw: object) -> Manifest:
-        """Parsed JSON -> Manifest. Raises BundleError with all fields that are missing, unknown or of a wrong type."""
+        """Parsed JSON -> Manifest. Raises BundleError with all fields that are missing, unknown or
+        of a wrong type."""
         if not isinstance(raw, dict):
             raise BundleError(f"{MANIFEST} must hold an object, got {type(raw).__name__}")
         version = raw.get("schema_version")
@@ -168,7 +181,11 @@ class Manifest:
         problems: list[str] = []
         manifest = _build(cls, raw, "", problems)
         if not problems:
-            problems = [f"format {a.format!r} is unknown" for a in manifest.artifacts if a.format not in BACKENDS]
+            problems = [
+                f"format {a.format!r} is unknown"
+                for a in manifest.artifacts
+                if a.format not in BACKENDS
+            ]
             problems += [
                 f"{a.path}: activations {a.activations!r} are unknown"
                 for a in manifest.artifacts
@@ -183,20 +200,40 @@ class Manifest:
 def _build(kind: Any, raw: object, where: str, problems: list[str]) -> Any:
     """A dataclass from a dict, checking names and types of what it holds; None where that fails."""
     if not isinstance(raw, dict):
-        problems.append(f"{where.removesuffix('.') or 'manifest'} must be an object, got {type(raw).__name__}")
+        problems.append(
+            f"{where.removesuffix('.') or 'manifest'} must be an object, got {type(raw).__name__}"
+        )
         return None
     known = {f.name: f.type for f in fields(kind)}
     problems += [f"{where}{name} is missing" for name in known if name not in raw]
     problems += [f"{where}{name} is unknown" for name in raw if name not in known]
-    values = {name: _value(str(known[name]), raw[name], f"{where}{name}", problems) for name in known if name in raw}
+    values = {
+        name: _value(str(known[name]), raw[name], f"{where}{name}", problems)
+        for name in known
+        if name in raw
+    }
     return kind(**values) if known.keys() <= values.keys() else None
 
 
 _NESTED: dict[str, Any] = {
     c.__name__: c
-    for c in (TensorEntry, Place, FileEntry, LedgerRow, ModelEntry, Interface, Artifact, QuantizationLoss)
+    for c in (
+        TensorEntry,
+        Place,
+        FileEntry,
+        LedgerRow,
+        ModelEntry,
+        Interface,
+        Artifact,
+        QuantizationLoss,
+    )
 }
-_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "int | None": (int, type(None))}
+_PLAIN: dict[str, Any] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "int | None": (int, type(None)),
+}
 
 
 def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
@@ -205,10 +242,14 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
     if kind.startswith("list[") and isinstance(raw, list):
         inner = kind.removeprefix("list[").removesuffix("]")
         return [_value(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(raw)]
-    if kind.startswith("dict[") and isinstance(raw, dict):  # the keys of a JSON object are always texts
+    if kind.startswith("dict[") and isinstance(
+        raw, dict
+    ):  # the keys of a JSON object are always texts
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
-    if kind == "Any" or (kind in _PLAIN and isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool)):
+    if kind == "Any" or (
+        kind in _PLAIN and isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool)
+    ):
         return raw
     problems.append(f"{where} must be {kind}, got {type(raw).__name__}")
     return None
@@ -227,7 +268,9 @@ class Bundle:
         file = path / MANIFEST
         if not file.is_file():
             what = "no such directory" if not path.is_dir() else f"it has no {MANIFEST}"
-            raise BundleError(f"{path} is not a bundle: {what}", do="make one with `tinyqmoe export MODEL OUT`")
+            raise BundleError(
+                f"{path} is not a bundle: {what}", do="make one with `tinyqmoe export MODEL OUT`"
+            )
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -235,20 +278,37 @@ class Bundle:
         return cls(path, Manifest.from_dict(raw))
 
     def verify(self) -> None:
-        """Compares every file with the size and SHA-256 in the manifest. Raises BundleError naming all that differ."""
+        """Compares every file with the size and SHA-256 in the manifest. Raises BundleError naming
+        all that differ."""
         manifest = self.manifest
         problems = [p for entry in manifest.files for p in self._file_problems(entry)]
-        problems += [p for e in manifest.expanded if self.file(e.path).exists() for p in self._file_problems(e)]
+        problems += [
+            p
+            for e in manifest.expanded
+            if self.file(e.path).exists()
+            for p in self._file_problems(e)
+        ]
         listed = {entry.path for entry in manifest.files}
         known = listed | {entry.path for entry in manifest.expanded}
-        # What an interrupted `tinyqmoe expand` left: it goes on from there, and trusts nothing of it.
-        unfinished = {f".{PurePosixPath(entry.path).parts[0]}.partial" for entry in manifest.expanded}
-        found = [name for name in bundle_files(self.path) if PurePosixPath(name).parts[0] not in unfinished]
+        # What an interrupted `tinyqmoe expand` left: it goes on from there, and trusts nothing of
+        # it.
+        unfinished = {
+            f".{PurePosixPath(entry.path).parts[0]}.partial" for entry in manifest.expanded
+        }
+        found = [
+            name
+            for name in bundle_files(self.path)
+            if PurePosixPath(name).parts[0] not in unfinished
+        ]
         problems += [f"{name} is not in the manifest" for name in found if name not in known]
         needed = [REFERENCE, *(name for a in manifest.artifacts for name in a.files)]
-        problems += [f"{name} is not listed in the manifest" for name in needed if name not in listed]
+        problems += [
+            f"{name} is not listed in the manifest" for name in needed if name not in listed
+        ]
         if problems:
-            raise BundleError(f"{self.path} is damaged", problems=problems, do="copy it again, or export again")
+            raise BundleError(
+                f"{self.path} is damaged", problems=problems, do="copy it again, or export again"
+            )
 
     def _file_problems(self, entry: FileEntry) -> list[str]:
         file = self.file(entry.path)
@@ -261,15 +321,19 @@ class Bundle:
         return []
 
     def artifact(self, wanted: str) -> Artifact:
-        """The package of a format, or the first one of a backend. Raises UsageError if the bundle has none."""
+        """The package of a format, or the first one of a backend. Raises UsageError if the bundle
+        has none."""
         for a in self.manifest.artifacts:
             if wanted in (a.format, a.backend):
                 return a
         there = ", ".join(f"{a.format} ({a.backend})" for a in self.manifest.artifacts)
-        raise UsageError(f"{self.path} has no package for {wanted}: it has {there}", do="export it with --target")
+        raise UsageError(
+            f"{self.path} has no package for {wanted}: it has {there}", do="export it with --target"
+        )
 
     def file(self, relative: str) -> Path:
-        """The path of a file the manifest names. Raises BundleError if it points outside the bundle."""
+        """The path of a file the manifest names. Raises BundleError if it points outside the
+        bundle."""
         path = self.path / relative
         if "\0" in relative or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{MANIFEST} names {relative!r}, which is outside the bundle")
@@ -288,7 +352,9 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         """Of all files on disk."""
-        return sum((self.path / name).stat().st_size for name in [*bundle_files(self.path), MANIFEST])
+        return sum(
+            (self.path / name).stat().st_size for name in [*bundle_files(self.path), MANIFEST]
+        )
 
 
 def bundle_files(path: Path) -> list[str]:
@@ -299,7 +365,10 @@ def bundle_files(path: Path) -> list[str]:
 
 def file_entries(path: Path) -> list[FileEntry]:
     """The manifest's file list for what lies in `path`."""
-    return [FileEntry(name, (path / name).stat().st_size, sha256(path / name)) for name in bundle_files(path)]
+    return [
+        FileEntry(name, (path / name).stat().st_size, sha256(path / name))
+        for name in bundle_files(path)
+    ]
 
 
 def sha256(path: Path) -> str:
@@ -313,7 +382,9 @@ def check_target(out: Path, *, force: bool) -> None:
     if not (out.is_symlink() or out.exists()):
         return
     if not force:
-        raise UsageError(f"{out} already exists", do="choose another directory, or give --force to replace it")
+        raise UsageError(
+            f"{out} already exists", do="choose another directory, or give --force to replace it"
+        )
     if out.is_symlink() or not (out / MANIFEST).is_file():
         what = f"{out} exists and is not a bundle; --force replaces only bundles"
         raise UsageError(what, do="choose another directory")

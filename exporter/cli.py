@@ -1,8 +1,8 @@
 """The command line. A command parses, makes one library call, and prints.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 fine; 1 a verdict failed; 2 wrong usage; 3 bad or
-unsupported input; 4 out of budget, memory or disk; 5 a missing component; 70 a bug; 130, 141, 143 interrupted, output
-closed, terminated.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 fine; 1 a verdict failed; 2 wrong
+usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing component; 70 a bug;
+130, 141, 143 interrupted, output closed, terminated.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
@@ -92,7 +95,10 @@ def _options(
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
     target: Annotated[
@@ -108,18 +114,30 @@ def export(
         Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
     ] = Activations.INT8,
     coreml_format: Annotated[
-        CoreMLFormat, typer.Option(help="mlprogram: for the Neural Engine; custom-op: decodes LZW itself; or both.")
+        CoreMLFormat,
+        typer.Option(
+            help="mlprogram: for the Neural Engine; custom-op: decodes LZW itself; or both."
+        ),
     ] = CoreMLFormat.MLPROGRAM,
     chunk_bytes: Annotated[
         int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
     ] = 1_000_000_000,
-    with_native: Annotated[bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")] = False,
+    with_native: Annotated[
+        bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")
+    ] = False,
     max_ram: Annotated[
         int | None,
-        typer.Option(parser=size, metavar="SIZE", help="Memory the export may take, such as 2GB; else it is refused."),
+        typer.Option(
+            parser=size,
+            metavar="SIZE",
+            help="Memory the export may take, such as 2GB; else it is refused.",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from what an export to OUT that was interrupted has finished.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on from what an export to OUT that was interrupted has finished."
+        ),
     ] = False,
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
@@ -127,14 +145,18 @@ def export(
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and expected answers.
+    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and
+    expected answers.
 
-    With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one does not.
+    With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
+    does not.
     """
     from exporter import pipeline, show
     from exporter.quant import QuantConfig
 
-    quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
+    quantization = QuantConfig(
+        scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
+    )
     config = pipeline.ExportConfig(
         quantization,
         formats=_formats(target, coreml_format),
@@ -169,7 +191,9 @@ def _say_resumed(out: Path) -> None:
     place = workplace_of(out)
     what = f"{place.finished} matrices of an earlier export are in {place.root}"
     if not place.finished:
-        what = f"nothing to resume: {place.root} has no finished matrix; starting from the beginning"
+        what = (
+            f"nothing to resume: {place.root} has no finished matrix; starting from the beginning"
+        )
     err_console.print(what, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -198,24 +222,37 @@ def run(
     prompt: Annotated[str, typer.Option(help="What the model goes on from.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the most likely tokens of this total probability.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
-    backend: Annotated[Backend | None, typer.Option(help="Which package; by default the first of the bundle.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
+    ] = False,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Which package; by default the first of the bundle.")
+    ] = None,
     residency: ResidencyOption = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
+    ] = None,
     device_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Run under the limits of a phone of your own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Run under the limits of a phone of your own."),
     ] = None,
     entitlement: EntitlementOption = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter.
 
-    On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if it does not fit.
+    On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if
+    it does not fit.
     """
     from runtime_ref import generate
 
@@ -227,13 +264,24 @@ def run(
     artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend.value)
     quiet = str(json_file) == "-"
     if profiles:
-        _run_on_device(bundle, artifact, profiles, residency, entitlement, plot, json_file, "" if chat else prompt,
-                       {"prompt": ids, "max_new_tokens": max_new_tokens, "sampling": vars(sampling)})  # fmt: skip
+        _run_on_device(
+            bundle,
+            artifact,
+            profiles,
+            residency,
+            entitlement,
+            plot,
+            json_file,
+            "" if chat else prompt,
+            {"prompt": ids, "max_new_tokens": max_new_tokens, "sampling": vars(sampling)},
+        )
         return
     runner = _runner(bundle, artifact, residency)
     if not quiet and not chat:
         stream(prompt, style="dim")
-    result = generate.run(bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else stream(text))
+    result = generate.run(
+        bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else stream(text)
+    )
     emit(json_file, lambda: _run_json(result), lambda: _show_run(result))
 
 
@@ -265,7 +313,9 @@ def _run_on_device(
     def show() -> None:
         if done.report.result is not None:
             stream(prompt, style="dim")
-            out_console.print(done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True)
+            out_console.print(
+                done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True
+            )
         out_console.print(report.run_view(done, projection))
 
     emit(json_file, lambda: result, show)
@@ -282,19 +332,25 @@ def parity(
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check.")
+        Path | None,
+        typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check."),
     ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", callback=writable, help="For a pull request.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=writable, help="For a browser, with memory over time.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=writable, help="For a browser, with memory over time."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does not.
+    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does
+    not.
 
-    On devices each package is checked in a process of its own, under the phone's limits, and must fit besides.
+    On devices each package is checked in a process of its own, under the phone's limits, and must
+    fit besides.
     """
     from runtime_ref import report_files
 
@@ -306,7 +362,10 @@ def parity(
         placed = _placed(bundle.manifest, chosen, profiles, residency, entitlement)
         results = _judge_on_devices(bundle, placed)
     else:
-        results = [report_files.Judged(_parity(bundle, _runner(bundle, a, residency)), None) for a in chosen]
+        results = [
+            report_files.Judged(_parity(bundle, _runner(bundle, a, residency)), None)
+            for a in chosen
+        ]
     emit(json_file, lambda: _judged_json(results), lambda: _show_judged(results))
     for write, path in ((report_files.write_markdown, markdown), (report_files.write_html, html)):
         if path is not None:
@@ -330,11 +389,16 @@ def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
 
 
 def _chosen(manifest: Manifest, backends: list[JudgedBackend]) -> list[Artifact]:
-    """All packages of these backends or formats. Raises UsageError for one the bundle has none of."""
+    """All packages of these backends or formats. Raises UsageError for one the bundle has none
+    of."""
     from exporter.errors import UsageError
 
     wanted = [b.value for b in backends]
-    there = [a for a in manifest.artifacts if JudgedBackend.ALL in wanted or a.format in wanted or a.backend in wanted]
+    there = [
+        a
+        for a in manifest.artifacts
+        if JudgedBackend.ALL in wanted or a.format in wanted or a.backend in wanted
+    ]
     known = {"all", *(name for a in there for name in (a.format, a.backend))}
     if missing := [name for name in wanted if name not in known]:
         formats = ", ".join(f"{a.format} ({a.backend})" for a in manifest.artifacts)
@@ -347,14 +411,22 @@ def _profiles(names: list[str], files: list[Path]) -> list[DeviceProfile]:
     """The devices asked for, `all` among the names. Raises UsageError, TinyQMoEError."""
     from runtime_ref import device
 
-    every = device.all_devices() if "all" in names else [device.load(name) for name in dict.fromkeys(names)]
+    every = (
+        device.all_devices()
+        if "all" in names
+        else [device.load(name) for name in dict.fromkeys(names)]
+    )
     return [*every, *map(device.load_file, files)]
 
 
 def _check_device_options(
-    profiles: list[DeviceProfile], residency: ResidencyMode | None, entitlement: bool, plot: Path | None
+    profiles: list[DeviceProfile],
+    residency: ResidencyMode | None,
+    entitlement: bool,
+    plot: Path | None,
 ) -> None:
-    """Raises UsageError for options that mean nothing without a device, and for two devices where one can be."""
+    """Raises UsageError for options that mean nothing without a device, and for two devices where
+    one can be."""
     from exporter.errors import UsageError
 
     do = "give --device NAME; `tinyqmoe devices` lists them"
@@ -375,21 +447,30 @@ def _placed(
     residency: ResidencyMode | None,
     entitlement: bool,
 ) -> list[Placed]:
-    """Every package on every device that runs its kind. Of several devices, those that know no entitlement are as they
-    are. Raises UsageError where nothing is left.
+    """Every package on every device that runs its kind. Of several devices, those that know no
+    entitlement are as they are. Raises UsageError where nothing is left.
     """
     from exporter.errors import UsageError
     from runtime_ref.device_run import place
 
     several = len(profiles) > 1
     placed = [
-        place(manifest, a, p, entitlement=entitlement and (not several or p.knows_entitlement), mode=_mode(residency))
+        place(
+            manifest,
+            a,
+            p,
+            entitlement=entitlement and (not several or p.knows_entitlement),
+            mode=_mode(residency),
+        )
         for p in profiles
         for a in artifacts
         if a.backend in p.backends
     ]
     if profiles and not placed:
-        raise UsageError("Core ML packages do not run on Android", do="choose --backend executorch, or an iOS device")
+        raise UsageError(
+            "Core ML packages do not run on Android",
+            do="choose --backend executorch, or an iOS device",
+        )
     return placed
 
 
@@ -405,11 +486,14 @@ def _prepare(artifact: Artifact) -> None:
 
 @app.command()
 def devices(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show all that is known of this one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show all that is known of this one.")
+    ] = None,
     device_file: DeviceFilesOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """List the phones that packages can be judged on, or show one with the source of each figure."""
+    """List the phones that packages can be judged on, or show one with the source of each
+    figure."""
     from dataclasses import asdict
 
     from runtime_ref import report
@@ -418,7 +502,11 @@ def devices(
     profiles = _profiles(names, device_file or [])
 
     def show() -> None:
-        out_console.print(report.device_view(profiles[0]) if len(profiles) == 1 else report.devices_table(profiles))
+        out_console.print(
+            report.device_view(profiles[0])
+            if len(profiles) == 1
+            else report.devices_table(profiles)
+        )
 
     emit(json_file, lambda: [asdict(p) for p in profiles], show)
 
@@ -427,7 +515,11 @@ def devices(
 def fit(
     given: typer.Context,
     target: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_BUNDLE", help="A bundle, or a model as for `export`, before any export.")
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_BUNDLE",
+            help="A bundle, or a model as for `export`, before any export.",
+        ),
     ],
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
@@ -442,9 +534,11 @@ def fit(
     codec: CodecOption = CodecChoice.AUTO,
     json_file: JsonOption = None,
 ) -> None:
-    """Say whether a package fits a phone, from its manifest or the shapes of a model; nothing is run.
+    """Say whether a package fits a phone, from its manifest or the shapes of a model; nothing is
+    run.
 
-    By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the options of the export.
+    By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the
+    options of the export.
     """
     profiles = _profiles(device or ([] if device_file else ["all"]), device_file or [])
     if (Path(target) / "manifest.json").is_file():
@@ -456,7 +550,11 @@ def fit(
         manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
     placed = _placed(manifest, _chosen(manifest, backend), profiles, residency, entitlement)
     one = len(profiles) == 1
-    emit(json_file, lambda: [p.to_dict() for p in placed], lambda: _show_fit(manifest, placed, one=one))
+    emit(
+        json_file,
+        lambda: [p.to_dict() for p in placed],
+        lambda: _show_fit(manifest, placed, one=one),
+    )
     if any(p.problems for p in placed):
         raise typer.Exit(1)
 
@@ -480,7 +578,10 @@ def _refuse_export_options(given: typer.Context) -> None:
     names = ("scheme", "group_size", "sparsity", "embedding", "context", "codec")
     if wrong := [n for n in names if _is_given(given, n)]:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise UsageError(f"{options} cannot be given for a bundle: it has its own", do="leave it away, or give a MODEL")
+        raise UsageError(
+            f"{options} cannot be given for a bundle: it has its own",
+            do="leave it away, or give a MODEL",
+        )
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -502,7 +603,9 @@ def _outline(
     from exporter.checkpoint import Checkpoint
     from exporter.quant import QuantConfig
 
-    quantization = QuantConfig(scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value)
+    quantization = QuantConfig(
+        scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
+    )
     config = pipeline.ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
     with progress_bars() as progress:
         checkpoint = Checkpoint.open(model, progress=progress)
@@ -513,12 +616,16 @@ def _outline(
 def expand(
     bundle_path: BundleArgument,
     target: Annotated[
-        Path | None, typer.Argument(metavar="TARGET", help="The package to make; by default inside the bundle.")
+        Path | None,
+        typer.Argument(metavar="TARGET", help="The package to make; by default inside the bundle."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a package that is already there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a package that is already there.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Rebuild the .mlpackage of an ML Program from its coded weights, byte for byte, as an app does at install."""
+    """Rebuild the .mlpackage of an ML Program from its coded weights, byte for byte, as an app does
+    at install."""
     from exporter.errors import UsageError
     from exporter.show import bytes_text
     from runtime_ref import expansion
@@ -528,13 +635,21 @@ def expand(
     recipe = expansion.load_recipe(bundle, artifact)
     package = bundle.file(artifact.path) if target is None else target
     if package.exists() and not force:
-        raise UsageError(f"{package} already exists", do="choose another TARGET, or give --force to replace it")
+        raise UsageError(
+            f"{package} already exists", do="choose another TARGET, or give --force to replace it"
+        )
     with progress_bars() as progress:
-        expansion.expand(bundle, recipe, package, lambda done, total: progress("expand the weights", done, total))
+        expansion.expand(
+            bundle, recipe, package, lambda done, total: progress("expand the weights", done, total)
+        )
     files = {f.path: f.n_bytes for f in recipe.weight_files}
     what = f"{package}: {bytes_text(sum(files.values()))} of weights, SHA-256 as exported"
     result = {"package": str(package), "weight_files_bytes": files}
-    emit(json_file, lambda: result, lambda: out_console.print(escape(what), soft_wrap=True, highlight=False))
+    emit(
+        json_file,
+        lambda: result,
+        lambda: out_console.print(escape(what), soft_wrap=True, highlight=False),
+    )
 
 
 @app.command()
@@ -547,15 +662,22 @@ def inspect(
     from exporter import show
 
     bundle = _verified(bundle_path)
-    emit(json_file, lambda: _bundle_json(bundle), lambda: out_console.print(show.bundle_view(bundle, tensors=tensors)))
+    emit(
+        json_file,
+        lambda: _bundle_json(bundle),
+        lambda: out_console.print(show.bundle_view(bundle, tensors=tensors)),
+    )
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the two bundles go.")] = Path("tinyqmoe-demo"),
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the two bundles go.")] = Path(
+        "tinyqmoe-demo"
+    ),
     json_file: JsonOption = None,
 ) -> None:
-    """Export the small model that ships with this tool, int8 and ternary, for both platforms; run and check all."""
+    """Export the small model that ships with this tool, int8 and ternary, for both platforms; run
+    and check all."""
     from exporter.demo import PROMPTS, model_path
     from exporter.demo.text import held_out_texts
     from exporter.pipeline import ExportConfig
@@ -565,7 +687,9 @@ def demo(
     results = {}
     texts = tuple(itertools.islice(held_out_texts(), 2))
     for scheme in Scheme:
-        config = ExportConfig(QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=texts)
+        config = ExportConfig(
+            QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=texts
+        )
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
@@ -576,7 +700,8 @@ def demo(
 
 @app.command()
 def doctor(json_file: JsonOption = None) -> None:
-    """Check compiler, versions, kernels and disk, and say what to do. Exit code 5 if something is missing."""
+    """Check compiler, versions, kernels and disk, and say what to do. Exit code 5 if something is
+    missing."""
     from dataclasses import asdict
 
     from rich.table import Table
@@ -590,7 +715,12 @@ def doctor(json_file: JsonOption = None) -> None:
     for name in ("", "what", "found", "next step"):
         table.add_column(name, overflow="fold")
     for f in findings:
-        table.add_row("[green]ok" if f.ok else "[red]no", f.what, escape(f.found), "" if f.ok else escape(f.do))
+        table.add_row(
+            "[green]ok" if f.ok else "[red]no",
+            f.what,
+            escape(f.found),
+            "" if f.ok else escape(f.do),
+        )
     emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
     if not all(f.ok for f in findings):
         raise typer.Exit(MissingComponentError.exit_code)
@@ -606,15 +736,21 @@ def native_dir_command(json_file: JsonOption = None) -> None:
 
 
 def main() -> None:
-    """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit code that says so."""
-    # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those that work.
+    """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit
+    code that says so."""
+    # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
+    # that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))  # so that unfinished bundles are removed
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED)
+    )  # so that unfinished bundles are removed
     try:
         app()
     except Exception:
         traceback.print_exc()
-        err_console.print("[bold red]this is a bug in tinyqmoe[/]: please report the lines above", soft_wrap=True)
+        err_console.print(
+            "[bold red]this is a bug in tinyqmoe[/]: please report the lines above", soft_wrap=True
+        )
         sys.exit(BUG)
 
 
@@ -676,11 +812,14 @@ def _judged_json(results: list[Judged]) -> dict[str, Any]:
 
 
 def _show_judged(results: list[Judged]) -> None:
-    """Parity of each package, on several devices the one that failed, then how each did on each device."""
+    """Parity of each package, on several devices the one that failed, then how each did on each
+    device."""
     from runtime_ref.report import run_table
 
     reports = [r.parity for r in results if r.parity]
-    _show_parity(list({r.backend: r for r in sorted(reports, key=lambda r: r.passed, reverse=True)}.values()))
+    _show_parity(
+        list({r.backend: r for r in sorted(reports, key=lambda r: r.passed, reverse=True)}.values())
+    )
     if runs := [r.run for r in results if r.run]:
         out_console.print(run_table(runs))
 
@@ -704,14 +843,18 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     runs, reports = {}, []
     for artifact in bundle.manifest.artifacts:
         runner = _runner(bundle, artifact)
-        runs[artifact.format] = generate.run(bundle, runner, ids, 128, generate.Sampling(), lambda _: None)
+        runs[artifact.format] = generate.run(
+            bundle, runner, ids, 128, generate.Sampling(), lambda _: None
+        )
         reports.append(_parity(bundle, runner))
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(show.summary_table(bundle))
         for text in dict.fromkeys(r.text for r in runs.values()):
             said = ", ".join(name for name, r in runs.items() if r.text == text)
-            out_console.print(f"\n[bold]{said}:[/] [dim]{escape(prompt)}[/]{escape(text)}\n", highlight=False)
+            out_console.print(
+                f"\n[bold]{said}:[/] [dim]{escape(prompt)}[/]{escape(text)}\n", highlight=False
+            )
         _show_parity(reports)
         out_console.print(show.ledger_table(bundle))
     run_json = {name: _run_json(r) for name, r in runs.items()}
@@ -728,10 +871,13 @@ def _show_demo(out: Path, passed: bool, seconds: float) -> None:
 
 def _show_run(result: RunResult) -> None:
     out_console.print()
-    why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[result.stopped]
+    why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[
+        result.stopped
+    ]
     err_console.print(
         f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; "
-        f"prefill {result.prefill_ms:.0f} ms, decode {result.decode_tokens_per_second:.1f} tokens/s on this machine[/]",
+        f"prefill {result.prefill_ms:.0f} ms, decode {result.decode_tokens_per_second:.1f} "
+        "tokens/s on this machine[/]",
         highlight=False,
         soft_wrap=True,
     )
@@ -747,4 +893,8 @@ def _bundle_json(bundle: Bundle) -> dict[str, Any]:
     from dataclasses import asdict
 
     manifest = asdict(bundle.manifest)
-    return {**manifest, "ledger": [asdict(row) for row in bundle.ledger], "size_bytes": bundle.size_bytes}
+    return {
+        **manifest,
+        "ledger": [asdict(row) for row in bundle.ledger],
+        "size_bytes": bundle.size_bytes,
+    }

@@ -1,4 +1,5 @@
-"""What the command line says: results on stdout, as tables or JSON; on stderr progress and errors, with exit codes."""
+"""What the command line says: results on stdout, as tables or JSON; on stderr progress and errors,
+with exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ class Console(rich.console.Console):
 
 
 def _width() -> int | None:
-    return None if sys.stdout is None or sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
+    return (
+        None
+        if sys.stdout is None or sys.stdout.isatty() or os.environ.get("COLUMNS")
+        else PLAIN_WIDTH
+    )
 
 
 out_console = Console(width=_width(), emoji=False)  # ":cat:" is text
@@ -44,7 +49,8 @@ class Commands(TyperGroup):
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
-                sys.stdout.flush()  # a reader that has gone away shows here, not in the interpreter's last breath
+                # a reader that has gone away shows here, not in the interpreter's last breath
+                sys.stdout.flush()
             return result
         except TinyQMoEError as error:
             fail(str(error), error.exit_code)
@@ -107,18 +113,31 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     if not err_console.is_terminal:
         yield lambda stage, done, total: None
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     text = TextColumn("{task.description}")
     columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to stderr.
-    with open(os.dup(sys.stderr.fileno()), "w") as stream, Progress(*columns, console=Console(file=stream)) as bars:
+    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to
+    # stderr.
+    with (
+        open(os.dup(sys.stderr.fileno()), "w") as stream,
+        Progress(*columns, console=Console(file=stream)) as bars,
+    ):
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 for task in tasks.values():
-                    bars.update(task, total=1, completed=1)  # a stage begins when the one before has ended
+                    bars.update(
+                        task, total=1, completed=1
+                    )  # a stage begins when the one before has ended
                 tasks[stage] = bars.add_task(stage, total=total or None)
             bars.update(tasks[stage], completed=done, total=total or None)
 

@@ -1,8 +1,9 @@
-"""The encoded model: every matrix as a TQLZ blob and its scales in files of a work directory, norms in memory.
+"""The encoded model: every matrix as a TQLZ blob and its scales in files of a work directory, norms
+in memory.
 
-Matrices stay on disk, so that what an export holds in memory follows neither the model nor its largest tensor. A record
-beside them, written last, says that a matrix is finished and what its files hold: an export that was interrupted goes
-on from the matrices that are there and whole.
+Matrices stay on disk, so that what an export holds in memory follows neither the model nor its
+largest tensor. A record beside them, written last, says that a matrix is finished and what its
+files hold: an export that was interrupted goes on from the matrices that are there and whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedMatrix:
-    """One weight matrix on disk. `blob_path` holds TQLZ bytes, `scales_path` float32 [rows, n_groups]."""
+    """One weight matrix on disk. `blob_path` holds TQLZ bytes, `scales_path` float32 [rows,
+    n_groups]."""
 
     name: str
     rows: int
@@ -71,7 +73,9 @@ class EncodedMatrix:
 
     def scales(self) -> np.ndarray:
         """float32 [rows, n_groups], memory-mapped."""
-        return np.memmap(self.scales_path, dtype=np.float32, mode="r", shape=(self.rows, self.n_groups))
+        return np.memmap(
+            self.scales_path, dtype=np.float32, mode="r", shape=(self.rows, self.n_groups)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class EncodedModel:
 
 
 def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedMatrix:
-    """Codes one matrix and writes blob, scales and record under `work`; the encoder verifies that it decodes."""
+    """Codes one matrix and writes blob, scales and record under `work`; the encoder verifies that
+    it decodes."""
     blob_path, scales_path = _paths(work, tensor.name)
     coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec, blob_path)
     scales_path.write_bytes(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
@@ -131,7 +136,8 @@ def _paths(work: Path, name: str) -> tuple[Path, Path]:
 
 
 def finished(work: Path) -> dict[str, EncodedMatrix]:
-    """The matrices under `work` whose files are whole, by name; what has no record or another CRC-32 is left out."""
+    """The matrices under `work` whose files are whole, by name; what has no record or another
+    CRC-32 is left out."""
     matrices = (_read_record(record) for record in sorted(work.glob(f"*{RECORD}")))
     return {matrix.name: matrix for matrix in matrices if matrix}
 
@@ -150,14 +156,23 @@ def _read_record(path: Path) -> EncodedMatrix | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         whole = record.pop(SEAL) == _seal(record)
-        whole = whole and all(_summary(file) == record["files"][name] for name, file in paths.items())
+        whole = whole and all(
+            _summary(file) == record["files"][name] for name, file in paths.items()
+        )
         return EncodedMatrix(**record["matrix"], **paths) if whole else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # one that cannot be used is as good as none
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # one that cannot be used is as good as none
         return None
 
 
 def _seal(record: dict[str, Any]) -> int:
-    """What a record says goes into the manifest, so it is checked as the files are: a CRC-32 of it as JSON."""
+    """What a record says goes into the manifest, so it is checked as the files are: a CRC-32 of it
+    as JSON."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 

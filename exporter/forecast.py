@@ -1,8 +1,9 @@
 """What an export will take of memory, said before it begins.
 
-The memory of the process as it is, what making each package takes and leaves behind, and the largest of the other
-stages. The constants were measured with the versions of PyTorch, ExecuTorch and coremltools that pyproject.toml names.
-What is said is meant to lie above what happens, and close to it.
+The memory of the process as it is, what making each package takes and leaves behind, and the
+largest of the other stages. The constants were measured with the versions of PyTorch, ExecuTorch
+and coremltools that pyproject.toml names. What is said is meant to lie above what happens, and
+close to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.tensor import effective_group_size
-from exporter.reference import BLOCK_WEIGHTS, LOSS_POSITIONS, LOSS_ROWS, PIECE_TOKENS, loss_positions, new_tokens
+from exporter.reference import (
+    BLOCK_WEIGHTS,
+    LOSS_POSITIONS,
+    LOSS_ROWS,
+    PIECE_TOKENS,
+    loss_positions,
+    new_tokens,
+)
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
@@ -34,7 +42,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Growth:
-    """By how much the process grows, in MB: packages that are imported, and what follows the layers of the model."""
+    """By how much the process grows, in MB: packages that are imported, and what follows the layers
+    of the model."""
 
     imports: float
     layer: float = 0.0
@@ -56,11 +65,14 @@ class Format:
     left: Growth
 
 
-# Measured over 1 to 32 layers. ExecuTorch's passes hold several versions of a program and of its caches.
+# Measured over 1 to 32 layers. ExecuTorch's passes hold several versions of a program and of its
+# caches.
 FORMATS = {
     "pte": Format("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1)),
     "mlprogram": Format("making the ML Program", Growth(290, 3), Growth(290, 3)),
-    "custom-op": Format("making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3)),
+    "custom-op": Format(
+        "making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3)
+    ),
 }
 TOKENIZER_GROWTH = 11.5  # times the size of tokenizer.json
 MARGIN = 1.07  # heaps are not packed tightly
@@ -72,7 +84,8 @@ def check_memory(max_ram: int, checkpoint: Checkpoint, config: ExportConfig, con
     if most.n_bytes > max_ram:
         smallest = -(-most.n_bytes // MB)
         raise OutOfSpaceError(
-            f"--max-ram {max_ram / MB:,.0f} MB is too little: {most.what} takes the process up to {smallest:,} MB",
+            f"--max-ram {max_ram / MB:,.0f} MB is too little: {most.what} takes the process up "
+            f"to {smallest:,} MB",
             do=f"give --max-ram {smallest}MB or more",
         )
 
@@ -81,18 +94,25 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
     """All that take much. The process grows by what each package leaves behind."""
     at = resident_bytes()
     name = max(_matrices(checkpoint, config), key=lambda name: math.prod(checkpoint.shape(name)))
-    found = [("this process before any work", peak_bytes()), (f"coding {name}", at + _coding(checkpoint, config, name))]
+    found = [
+        ("this process before any work", peak_bytes()),
+        (f"coding {name}", at + _coding(checkpoint, config, name)),
+    ]
     for kind in (FORMATS[name] for name in config.formats):
         found.append((kind.what, at + kind.making.n_bytes(checkpoint, context)))
         at += kind.left.n_bytes(checkpoint, context)
-    found.append(("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint))))
+    found.append(
+        ("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint)))
+    )
     found.append(("computing the reference answers", at + _answers(checkpoint, context)))
     found.append(("comparing with the original", at + _loss(checkpoint, context)))
     return [Stage(what, int(n_bytes * MARGIN)) for what, n_bytes in found]
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
-    return sum(file.stat().st_size for file in checkpoint.tokenizer_files if file.name == "tokenizer.json")
+    return sum(
+        file.stat().st_size for file in checkpoint.tokenizer_files if file.name == "tokenizer.json"
+    )
 
 
 def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:
@@ -100,7 +120,8 @@ def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:
 
 
 def _coding(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
-    """A block of weights being quantized, or a block of levels with what it is coded and decoded to."""
+    """A block of weights being quantized, or a block of levels with what it is coded and decoded
+    to."""
     block = min(math.prod(checkpoint.shape(name)), max(BLOCK_BYTES, checkpoint.shape(name)[1]))
     return 12 * MB + 4 * block + 2 * _scales_bytes(checkpoint, config, name)
 
@@ -116,25 +137,35 @@ def _cache_bytes(checkpoint: Checkpoint, context: int) -> int:
 
 
 def _answers(checkpoint: Checkpoint, context: int) -> int:
-    """A model with its cache, and the logits of six prompts: as made, of a prompt together, and in the file."""
+    """A model with its cache, and the logits of six prompts: as made, of a prompt together, and in
+    the file."""
     vocab = checkpoint.config.vocab_size
     rows = 6 * new_tokens(context, checkpoint.parameters, vocab) + 1
     return _model(checkpoint, context) + 3 * 4 * rows * vocab
 
 
 def _loss(checkpoint: Checkpoint, context: int) -> int:
-    """Two models with short caches, then logits of both for some positions, of which a few are compared in float64."""
+    """Two models with short caches, then logits of both for some positions, of which a few are
+    compared in float64."""
     n, vocab = min(context, loss_positions(checkpoint.parameters)), checkpoint.config.vocab_size
     logits = 2 * 4 * min(n, LOSS_POSITIONS) * vocab + 6 * 8 * LOSS_ROWS * vocab
-    return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits  # blocks of this size leave holes
+    return (
+        _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
+    )  # blocks of this size leave holes
 
 
 def _model(checkpoint: Checkpoint, context: int) -> int:
-    """One in PyTorch: its cache, a block of decoded weights, and a layer's activations for a piece of a prompt."""
+    """One in PyTorch: its cache, a block of decoded weights, and a layer's activations for a piece
+    of a prompt."""
     config, piece = checkpoint.config, min(context, PIECE_TOKENS)
     largest = max(math.prod(shape) for shape in map(checkpoint.shape, checkpoint.names))
     queries = config.num_attention_heads * config.head_dim
     mlp = piece * (4 * config.intermediate_size + 6 * config.hidden_size)
     attention = 2 * context * queries + 2 * piece * context + 4 * piece * queries
     modules = 6 * MB + 600_000 * config.num_hidden_layers
-    return modules + _cache_bytes(checkpoint, context) + 9 * min(BLOCK_WEIGHTS, largest) + 4 * (mlp + attention)
+    return (
+        modules
+        + _cache_bytes(checkpoint, context)
+        + 9 * min(BLOCK_WEIGHTS, largest)
+        + 4 * (mlp + attention)
+    )

@@ -21,7 +21,9 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper(), re.ASCII)
     n_bytes = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
     if n_bytes <= 0:
-        raise UsageError(f"got {text!r}, expected a size such as 2GB, 900MB, 1.5 GiB or a number of bytes")
+        raise UsageError(
+            f"got {text!r}, expected a size such as 2GB, 900MB, 1.5 GiB or a number of bytes"
+        )
     return n_bytes
 
 
@@ -39,7 +41,8 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Frees what nothing refers to, and returns it to the system: the C library would keep it for later."""
+    """Frees what nothing refers to, and returns it to the system: the C library would keep it for
+    later."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:

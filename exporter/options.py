@@ -64,7 +64,8 @@ class CodecChoice(enum.StrEnum):
 
 
 class ResidencyMode(enum.StrEnum):
-    """Where the weights of products lie: as codes, expanded in memory, in files, or as a device's limit has room."""
+    """Where the weights of products lie: as codes, expanded in memory, in files, or as a device's
+    limit has room."""
 
     STREAM = "stream"
     EXPAND = "expand"
@@ -102,36 +103,64 @@ def writable(json_file: Path | None) -> Path | None:
 JsonOption = Annotated[
     Path | None,
     typer.Option(
-        "--json", metavar="FILE|-", callback=writable, help="Write the result as JSON to a file, or to stdout with -."
+        "--json",
+        metavar="FILE|-",
+        callback=writable,
+        help="Write the result as JSON to a file, or to stdout with -.",
     ),
 ]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")]
-SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
-GroupSizeOption = Annotated[int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")]
-SparsityOption = Annotated[float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")]
-EmbeddingOption = Annotated[Scheme, typer.Option(help="How the embedding and the head are quantized.")]
-ContextOption = Annotated[
-    int | None, typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less.")
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")
 ]
-CodecOption = Annotated[CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")]
+SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
+GroupSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
+]
+SparsityOption = Annotated[
+    float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
+]
+EmbeddingOption = Annotated[
+    Scheme, typer.Option(help="How the embedding and the head are quantized.")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less."),
+]
+CodecOption = Annotated[
+    CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")
+]
 DevicesOption = Annotated[
     list[str] | None,
-    typer.Option("--device", metavar="NAME|all", help="A phone of `tinyqmoe devices`. Can be given several times."),
+    typer.Option(
+        "--device",
+        metavar="NAME|all",
+        help="A phone of `tinyqmoe devices`. Can be given several times.",
+    ),
 ]
 DeviceFilesOption = Annotated[
     list[Path] | None,
-    typer.Option("--device-file", metavar="FILE", help="A phone of your own, see docs/devices.md. Can be repeated."),
+    typer.Option(
+        "--device-file",
+        metavar="FILE",
+        help="A phone of your own, see docs/devices.md. Can be repeated.",
+    ),
 ]
-EntitlementOption = Annotated[bool, typer.Option("--entitlement", help="iOS: the app has increased-memory-limit.")]
+EntitlementOption = Annotated[
+    bool, typer.Option("--entitlement", help="iOS: the app has increased-memory-limit.")
+]
 ResidencyOption = Annotated[
     ResidencyMode | None,
     typer.Option(
         "--residency",
-        help="Where weights lie: stream (as codes), expand (in memory), file (in a cache, mapped), auto (as the "
+        help="Where weights lie: stream (as codes), expand (in memory), file (in a cache, "
+        "mapped), auto (as the "
         "device has room). By default auto on a device, else stream.",
     ),
 ]
 BackendsOption = Annotated[
-    list[JudgedBackend], typer.Option("--backend", help="Which packages. Can be given several times.")
+    list[JudgedBackend],
+    typer.Option("--backend", help="Which packages. Can be given several times."),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace a bundle that is already there.")
+]

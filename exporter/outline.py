@@ -1,6 +1,8 @@
-"""The manifest an export would write, as far as shapes alone tell: for `tinyqmoe fit` before anything is exported.
+"""The manifest an export would write, as far as shapes alone tell: for `tinyqmoe fit` before
+anything is exported.
 
-Sizes of codes are those of typical trained weights; everything else follows from shapes. No weight is read.
+Sizes of codes are those of typical trained weights; everything else follows from shapes. No weight
+is read.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
 from exporter.backends import coreml_mlprogram, executorch
-from exporter.bundle import Artifact, FileEntry, Interface, Manifest, ModelEntry, Place, QuantizationLoss, TensorEntry
+from exporter.bundle import (
+    Artifact,
+    FileEntry,
+    Interface,
+    Manifest,
+    ModelEntry,
+    Place,
+    QuantizationLoss,
+    TensorEntry,
+)
 from exporter.codec.format import align, packed_bytes
 from exporter.packages import CUSTOM_OP_PACKAGE, CUSTOM_OP_TOKENS
 from exporter.quant import SCHEMES
@@ -25,16 +36,26 @@ TOKENS = {  # of the longest call
     "mlprogram": coreml_mlprogram.PREFILL_TOKENS,
     "custom-op": CUSTOM_OP_TOKENS,
 }
-USUAL_ZEROS = 0.42  # of ternary levels where no share is asked for: normal weights, threshold 0.7 of the mean magnitude
+# of ternary levels where no share is asked for: normal weights, threshold 0.7 of the mean magnitude
+USUAL_ZEROS = 0.42
 CODING_LOSS = 1.02  # codes against entropy
 GRAPH_BYTES = 250_000  # of a program or a network, without weights
-CALLS = {"pte": (20, 9), "mlprogram": (148, 51), "custom-op": (76, 48)}  # of operators, a layer and besides
+CALLS = {
+    "pte": (20, 9),
+    "mlprogram": (148, 51),
+    "custom-op": (76, 48),
+}  # of operators, a layer and besides
 PLANNED_BESIDES = 32_768
 
 
 def outline(checkpoint: Checkpoint, config: ExportConfig, context: int) -> Manifest:
-    """What `pipeline.export` would write. Hashes, checksums and what quantization costs are not in it."""
-    tensors = [_tensor(checkpoint, config, name) for name in checkpoint.names if config.quantization.scheme_for(name)]
+    """What `pipeline.export` would write. Hashes, checksums and what quantization costs are not in
+    it."""
+    tensors = [
+        _tensor(checkpoint, config, name)
+        for name in checkpoint.names
+        if config.quantization.scheme_for(name)
+    ]
     tokenizer = [FileEntry(f.name, f.stat().st_size, "") for f in checkpoint.tokenizer_files]
     artifacts = [_artifact(checkpoint, config, context, name, tensors) for name in config.formats]
     files = [FileEntry(a.files[0], _package_bytes(a, tensors), "") for a in artifacts]
@@ -44,11 +65,16 @@ def outline(checkpoint: Checkpoint, config: ExportConfig, context: int) -> Manif
         created="",
         tools={},
         model=ModelEntry(
-            checkpoint.path.resolve().name, checkpoint.parameters, checkpoint.source_bytes, checkpoint.config_dict
+            checkpoint.path.resolve().name,
+            checkpoint.parameters,
+            checkpoint.source_bytes,
+            checkpoint.config_dict,
         ),
         quantization=config.quantization.to_dict(),
         quantization_loss=QuantizationLoss(0, 0.0, 0.0, 0.0, 0.0),
-        interface=Interface(context, model.vocab_size, model.bos_token_id, list(checkpoint.eos_token_ids)),
+        interface=Interface(
+            context, model.vocab_size, model.bos_token_id, list(checkpoint.eos_token_ids)
+        ),
         artifacts=artifacts,
         prompts=[],
         tensors=tensors,
@@ -74,11 +100,23 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
     # Dense levels are smallest in codewords of 8 bits, sparse ones in those of 12.
     code_bits, cap = (8, 16) if zeros < 0.45 else (12, 32)
     return TensorEntry(
-        name=name, rows=rows, cols=cols, scheme=scheme, n_levels=n_levels, group_size=group,
-        codec="lzw" if coded else "raw", code_bits=code_bits if coded else raw_bits, cap=cap if coded else 0,
-        bits_per_weight=bits, entropy_bits=entropy, zeros=zeros, levels_crc32=0, blob_bytes=blob,
-        scales_bytes=4 * rows * -(-cols // group), sizes_bytes={},
-    )  # fmt: skip
+        name=name,
+        rows=rows,
+        cols=cols,
+        scheme=scheme,
+        n_levels=n_levels,
+        group_size=group,
+        codec="lzw" if coded else "raw",
+        code_bits=code_bits if coded else raw_bits,
+        cap=cap if coded else 0,
+        bits_per_weight=bits,
+        entropy_bits=entropy,
+        zeros=zeros,
+        levels_crc32=0,
+        blob_bytes=blob,
+        scales_bytes=4 * rows * -(-cols // group),
+        sizes_bytes={},
+    )
 
 
 def _ternary_entropy(zeros: float) -> float:
@@ -88,14 +126,20 @@ def _ternary_entropy(zeros: float) -> float:
 
 
 def _artifact(
-    checkpoint: Checkpoint, config: ExportConfig, context: int, name: str, tensors: list[TensorEntry]
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    context: int,
+    name: str,
+    tensors: list[TensorEntry],
 ) -> Artifact:
     model = checkpoint.config
     values = 2 * model.num_hidden_layers * context * model.num_key_value_heads * model.head_dim
     cache = values * (2 if name == "mlprogram" else 4)
     tokens = min(context, TOKENS[name])
     calls_a_layer, other_calls = CALLS[name]
-    path = {"pte": bundles.PROGRAM, "mlprogram": "model.mlpackage", "custom-op": CUSTOM_OP_PACKAGE}[name]
+    path = {"pte": bundles.PROGRAM, "mlprogram": "model.mlpackage", "custom-op": CUSTOM_OP_PACKAGE}[
+        name
+    ]
     planned = max(3 * model.intermediate_size + model.hidden_size, model.vocab_size // tokens)
     arena = cache + 4 * tokens * planned + PLANNED_BESIDES
     return Artifact(

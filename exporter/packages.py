@@ -1,4 +1,5 @@
-"""The packages of a bundle, by format: which backend makes each, and what the manifest and the ledger say of it."""
+"""The packages of a bundle, by format: which backend makes each, and what the manifest and the
+ledger say of it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ Progress = Callable[[str, int, int], None]
 
 CUSTOM_OP_PACKAGE = "model-custom-op.mlpackage"
 CUSTOM_OP_TOKENS = 128  # of the longest call: scores of attention are kept for so many
-_CUSTOM_OP_REST = {".mlmodel": "custom layers: graph, package", ".json": "package", ".weights": "alignment"}
+_CUSTOM_OP_REST = {
+    ".mlmodel": "custom layers: graph, package",
+    ".json": "package",
+    ".weights": "alignment",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Emitted:
-    """A package that was written, its rows in the ledger, and the files `tinyqmoe expand` will make of it."""
+    """A package that was written, its rows in the ledger, and the files `tinyqmoe expand` will make
+    of it."""
 
     artifact: Artifact
     ledger: list[LedgerRow]
@@ -52,7 +58,11 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
         schemes = {name: config.quantization.config_for(name) for name in checkpoint.names}
         coreml_mlprogram.check_groups(
-            {name: (checkpoint.shape(name)[1], scheme.group_size) for name, scheme in schemes.items() if scheme}
+            {
+                name: (checkpoint.shape(name)[1], scheme.group_size)
+                for name, scheme in schemes.items()
+                if scheme
+            }
         )
 
 
@@ -64,7 +74,11 @@ def emit(name: str, source: Source, progress: Progress) -> Emitted:
 def tools(formats: Sequence[str]) -> list[str]:
     """Distributions whose versions made the packages."""
     backends = {bundles.BACKENDS[name] for name in formats}
-    return ["tiny-qmoe", "torch", *sorted({"executorch": "executorch", "coreml": "coremltools"}[b] for b in backends)]
+    return [
+        "tiny-qmoe",
+        "torch",
+        *sorted({"executorch": "executorch", "coreml": "coremltools"}[b] for b in backends),
+    ]
 
 
 def _pte(source: Source, progress: Progress) -> Emitted:
@@ -74,12 +88,21 @@ def _pte(source: Source, progress: Progress) -> Emitted:
     checkpoint = source.checkpoint
     activations = source.config.activations
     config = executorch.ProgramConfig(
-        source.context, activations == "int8", checkpoint.config.bos_token_id, checkpoint.eos_token_ids
+        source.context,
+        activations == "int8",
+        checkpoint.config.bos_token_id,
+        checkpoint.eos_token_ids,
     )
     path = source.work / bundles.PROGRAM
     emitted = executorch.emit(source.encoded, source.vectors, checkpoint.config, config, path)
     places = {
-        m.name: Place(path.name, "tqlz", emitted.blob_offsets[m.name], m.blob_bytes, emitted.scales_offsets[m.name])
+        m.name: Place(
+            path.name,
+            "tqlz",
+            emitted.blob_offsets[m.name],
+            m.blob_bytes,
+            emitted.scales_offsets[m.name],
+        )
         for m in source.encoded.matrices.values()
     }
     artifact = Artifact(
@@ -104,13 +127,23 @@ def _mlprogram(source: Source, progress: Progress) -> Emitted:
     progress(stage, 0, 0)
     config = coreml_mlprogram.MLProgramConfig(source.context, source.config.chunk_bytes)
     emitted = coreml_mlprogram.emit(
-        source.encoded, source.vectors, source.checkpoint.config, config, source.work, _metadata(source, "mlprogram"),
+        source.encoded,
+        source.vectors,
+        source.checkpoint.config,
+        config,
+        source.work,
+        _metadata(source, "mlprogram"),
         lambda done, total: progress(stage, done, total),
-    )  # fmt: skip
+    )
     template = source.work / emitted.recipe.template
-    coded, recipe = source.work / emitted.recipe.coded_file, source.work / coreml_mlprogram.RECIPE_FILE
+    coded, recipe = (
+        source.work / emitted.recipe.coded_file,
+        source.work / coreml_mlprogram.RECIPE_FILE,
+    )
     rows = _file_rows(source.work, template, "ML Program: template of the package")
-    rows += _rows_of(coded, coded.name, _matrix_rows(source, scales=False), "float16 scales, norms, rope, layout")
+    rows += _rows_of(
+        coded, coded.name, _matrix_rows(source, scales=False), "float16 scales, norms, rope, layout"
+    )
     rows.append(LedgerRow(recipe.name, "how to rebuild the weight file", recipe.stat().st_size))
     artifact = Artifact(
         format="mlprogram",
@@ -129,9 +162,14 @@ def _mlprogram(source: Source, progress: Progress) -> Emitted:
         },
     )
     package = emitted.recipe.package
-    expanded = [FileEntry(f"{package}/{file.path}", file.n_bytes, file.sha256) for file in emitted.recipe.weight_files]
+    expanded = [
+        FileEntry(f"{package}/{file.path}", file.n_bytes, file.sha256)
+        for file in emitted.recipe.weight_files
+    ]
     expanded += [
-        FileEntry(f"{package}/{name}", (template / name).stat().st_size, bundles.sha256(template / name))
+        FileEntry(
+            f"{package}/{name}", (template / name).stat().st_size, bundles.sha256(template / name)
+        )
         for name in ("Manifest.json", coreml.MODEL_FILE)
     ]
     return Emitted(artifact, rows, expanded)
@@ -145,7 +183,12 @@ def _custom_op(source: Source, progress: Progress) -> Emitted:
     config = coreml_custom_op.CustomOpConfig(source.context, max_tokens, activations == "int8")
     package = source.work / CUSTOM_OP_PACKAGE
     emitted = coreml_custom_op.emit(
-        source.encoded, source.vectors, source.checkpoint.config, config, package, _metadata(source, "custom-op")
+        source.encoded,
+        source.vectors,
+        source.checkpoint.config,
+        config,
+        package,
+        _metadata(source, "custom-op"),
     )
     weights_file = next(iter(emitted.places.values())).file
     rows = []
@@ -176,17 +219,25 @@ def _custom_op(source: Source, progress: Progress) -> Emitted:
 
 def _kv_values(source: Source) -> int:
     config = source.checkpoint.config
-    return 2 * config.num_hidden_layers * source.context * config.num_key_value_heads * config.head_dim
+    return (
+        2 * config.num_hidden_layers * source.context * config.num_key_value_heads * config.head_dim
+    )
 
 
 def _matrix_rows(source: Source, *, scales: bool = True) -> dict[str, int]:
     """Bytes of the coded matrices by kind, scheme and codec."""
     rows: dict[str, int] = {}
     for m in source.encoded.matrices.values():
-        kind = "embedding and head" if m.name.split(".")[-2] in ("embed_tokens", "lm_head") else "layers"
+        kind = (
+            "embedding and head"
+            if m.name.split(".")[-2] in ("embed_tokens", "lm_head")
+            else "layers"
+        )
         what = f"{kind}: {m.scheme} levels, {m.codec} {m.code_bits} bit"
         rows[what] = rows.get(what, 0) + m.blob_bytes
-    return rows | ({"scales": sum(m.scales_bytes for m in source.encoded.matrices.values())} if scales else {})
+    return rows | (
+        {"scales": sum(m.scales_bytes for m in source.encoded.matrices.values())} if scales else {}
+    )
 
 
 def _rows_of(path: Path, name: str, parts: dict[str, int], rest: str) -> list[LedgerRow]:
@@ -202,7 +253,8 @@ def _file_rows(work: Path, folder: Path, what: str) -> list[LedgerRow]:
 
 
 def _metadata(source: Source, name: str) -> dict[str, str]:
-    """What Xcode shows of a Core ML package. The model's licence is the checkpoint's, not ours to state."""
+    """What Xcode shows of a Core ML package. The model's licence is the checkpoint's, not ours to
+    state."""
     import importlib.metadata
 
     q = source.config.quantization
@@ -211,7 +263,8 @@ def _metadata(source: Source, name: str) -> dict[str, str]:
         "author": "exported by tiny-qmoe",
         "license": "that of the checkpoint it was made from",
         "versionString": importlib.metadata.version("tiny-qmoe"),
-        "shortDescription": f"{source.checkpoint.path.resolve().name}, {q.scheme} weights, context {source.context}",
+        "shortDescription": f"{source.checkpoint.path.resolve().name}, {q.scheme} weights, "
+        f"context {source.context}",
         "tinyqmoe.format": name,
         "tinyqmoe.scheme": q.scheme,
         "tinyqmoe.embedding": q.embedding,

@@ -1,4 +1,5 @@
-"""Where an export works: one hidden directory beside OUT, `.OUT.partial`, that an interrupted export can go on from.
+"""Where an export works: one hidden directory beside OUT, `.OUT.partial`, that an interrupted
+export can go on from.
 
     lock                held while an export is under way
     fingerprint.json    what the coded matrices were made from
@@ -6,7 +7,8 @@
     bundle/             the bundle being made; it takes its place at OUT by a rename when complete
     old/                the bundle that is being replaced, between two renames
 
-A process may be killed at any moment: what is at OUT is whole or absent, and the next export puts an old bundle back.
+A process may be killed at any moment: what is at OUT is whole or absent, and the next export puts
+an old bundle back.
 """
 
 from __future__ import annotations
@@ -29,12 +31,21 @@ FORMAT_VERSION = 1  # of this directory and of what lies in it
 LOCK, FINGERPRINT = "lock", "fingerprint.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything else is wrong input or
-# a bug, which would be met again.
-MENDABLE = (OSError, MemoryError, ImportError, OutOfSpaceError, MissingComponentError, KeyboardInterrupt, SystemExit)
+# What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything
+# else is wrong input or a bug, which would be met again.
+MENDABLE = (
+    OSError,
+    MemoryError,
+    ImportError,
+    OutOfSpaceError,
+    MissingComponentError,
+    KeyboardInterrupt,
+    SystemExit,
+)
 
 Fingerprint = dict[str, str]
-"""What coded matrices depend on: a value for each thing that is named to the user where it differs."""
+"""What coded matrices depend on: a value for each thing that is named to the user where it differs.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,16 @@ def workplace_of(out: Path) -> Workplace:
 
 
 @contextlib.contextmanager
-def workplace(out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool) -> Iterator[Workplace]:
-    """An empty `bundle` to fill, which goes to `out` when the block ends well, and nothing else is left then.
+def workplace(
+    out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool
+) -> Iterator[Workplace]:
+    """An empty `bundle` to fill, which goes to `out` when the block ends well, and nothing else is
+    left then.
 
-    With `resume`, `coded` holds what an earlier export with this fingerprint has finished. After an error that can be
-    mended it stays, with a note on the exception that says so. Raises UsageError as `check_target`, if another export
-    to `out` is under way, and if the fingerprint differs; OutOfSpaceError when the disk fills.
+    With `resume`, `coded` holds what an earlier export with this fingerprint has finished. After an
+    error that can be mended it stays, with a note on the exception that says so. Raises UsageError
+    as `check_target`, if another export to `out` is under way, and if the fingerprint differs;
+    OutOfSpaceError when the disk fills.
     """
     check_target(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +115,14 @@ def workplace(out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool)
 
 
 def _locked(place: Workplace, out: Path) -> IO[bytes]:
-    """Makes the directory; its lock is held until the file is closed. Raises UsageError if another process has it."""
+    """Makes the directory; its lock is held until the file is closed. Raises UsageError if another
+    process has it."""
     path = place.root / LOCK
     while True:
         place.root.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the export that held it has just ended and removed it
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # the export that held it has just ended and removed it
             file = path.open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +136,8 @@ def _locked(place: Workplace, out: Path) -> IO[bytes]:
 
 
 def _put_back(place: Workplace, out: Path) -> None:
-    """Ends a replacement that was cut off: the old bundle goes back if the new one is not in its place."""
+    """Ends a replacement that was cut off: the old bundle goes back if the new one is not in its
+    place."""
     if not place.old.exists():
         return
     if out.exists():
@@ -137,7 +156,9 @@ def _begin(place: Workplace, fingerprint: Fingerprint, resume: bool) -> None:
         os.replace(temporary, place.root / FINGERPRINT)
     elif problems := _differences(previous, fingerprint):
         what = f"{place.root} was begun with something else, so this export cannot go on from there"
-        raise UsageError(what, problems=problems, do="export as then, or begin anew: leave --resume out")
+        raise UsageError(
+            what, problems=problems, do="export as then, or begin anew: leave --resume out"
+        )
     shutil.rmtree(place.bundle, ignore_errors=True)
     place.bundle.mkdir()
 
@@ -153,7 +174,9 @@ def _read_fingerprint(place: Workplace) -> Fingerprint | None:
 
 def _differences(previous: Fingerprint, fingerprint: Fingerprint) -> list[str]:
     names = dict.fromkeys([*fingerprint, *previous])
-    values = [(name, previous.get(name, "absent"), fingerprint.get(name, "absent")) for name in names]
+    values = [
+        (name, previous.get(name, "absent"), fingerprint.get(name, "absent")) for name in names
+    ]
     return [f"{name}: {then} then, {now} now" for name, then, now in values if then != now]
 
 
@@ -172,12 +195,16 @@ def _leave(place: Workplace, error: BaseException) -> None:
         return
     shutil.rmtree(place.bundle, ignore_errors=True)
     matrices = "1 coded matrix is" if kept == 1 else f"{kept} coded matrices are"
-    error.add_note(f"{matrices} kept in {place.root}: the same command with --resume goes on from there")
+    error.add_note(
+        f"{matrices} kept in {place.root}: the same command with --resume goes on from there"
+    )
 
 
 def _disk_full(error: BaseException, out: Path) -> OutOfSpaceError | None:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return OutOfSpaceError(f"the disk that holds {out.parent} is full", do="free space, or choose another OUT")
+        return OutOfSpaceError(
+            f"the disk that holds {out.parent} is full", do="free space, or choose another OUT"
+        )
     return None
 
 

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import bundle as bundles
-from exporter.bundle import Artifact, Bundle, Interface, LedgerRow, Manifest, ModelEntry, Place, TensorEntry
+from exporter.bundle import (
+    Artifact,
+    Bundle,
+    Interface,
+    LedgerRow,
+    Manifest,
+    ModelEntry,
+    Place,
+    TensorEntry,
+)
 from exporter.errors import ExportError, OutOfSpaceError, UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +45,12 @@ DEFAULT_CHUNK_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that is less.
+    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that
+    is less.
 
-    `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
-    ML Program. `texts` are what the answers and the loss are measured on; by default those of exporter.reference.
+    `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each
+    weight file of an ML Program. `texts` are what the answers and the loss are measured on; by
+    default those of exporter.reference.
     """
 
     quantization: QuantConfig
@@ -62,10 +73,12 @@ def export(
     resume: bool = False,
     max_ram: int | None = None,
 ) -> Bundle:
-    """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model -> bundle at `out`.
+    """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model ->
+    bundle at `out`.
 
-    Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an interrupted export has
-    coded. `max_ram` limits the memory of this process, in bytes. Raises the errors of exporter.errors.
+    Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
+    interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
+    errors of exporter.errors.
     """
     from exporter import forecast, packages, partial
     from exporter.checkpoint import Checkpoint
@@ -77,14 +90,20 @@ def export(
     if max_ram is not None:
         forecast.check_memory(max_ram, checkpoint, config, context)
     with (
-        partial.workplace(out, _fingerprint(checkpoint, config), force=force, resume=resume) as place,
+        partial.workplace(
+            out, _fingerprint(checkpoint, config), force=force, resume=resume
+        ) as place,
         _memory_errors(),
     ):
         work = place.bundle
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(lambda _, done, total: progress("check weights", done, total))
         encoded = _encode(checkpoint, config, place.coded, progress)
-        vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
+        vectors = {
+            name: checkpoint.vector(name)
+            for name in checkpoint.names
+            if len(checkpoint.shape(name)) == 1
+        }
         source = packages.Source(checkpoint, encoded, vectors, context, config, work)
         emitted = [packages.emit(name, source, progress) for name in config.formats]
         prompts, loss = _answer(checkpoint, encoded, vectors, context, config, work, progress)
@@ -96,7 +115,9 @@ def export(
         manifest = Manifest(
             schema_version=bundles.SCHEMA_VERSION,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            tools={name: importlib.metadata.version(name) for name in packages.tools(config.formats)},
+            tools={
+                name: importlib.metadata.version(name) for name in packages.tools(config.formats)
+            },
             model=_model_entry(checkpoint),
             quantization=config.quantization.to_dict(),
             quantization_loss=loss,
@@ -125,20 +146,28 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
-    """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may be moved."""
+    """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
+    be moved."""
     from exporter import partial
 
-    stats = {file: file.stat() for file in sorted({entry.file for entry in checkpoint.entries.values()})}
+    stats = {
+        file: file.stat() for file in sorted({entry.file for entry in checkpoint.entries.values()})
+    }
     return {
         "format": str(partial.FORMAT_VERSION),
         "codec": config.codec,
         "quantization": json.dumps(config.quantization.to_dict(), sort_keys=True),
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
-        **{file.name: f"{stat.st_size} bytes of {stat.st_mtime_ns} ns" for file, stat in stats.items()},
+        **{
+            file.name: f"{stat.st_size} bytes of {stat.st_mtime_ns} ns"
+            for file, stat in stats.items()
+        },
     }
 
 
-def _encode(checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress) -> EncodedModel:
+def _encode(
+    checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress
+) -> EncodedModel:
     """All matrices, those that `work` already has without coding them again."""
     from exporter import encoded
     from exporter.quant import quantize
@@ -151,7 +180,9 @@ def _encode(checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: 
         scratch=work, skip=finished,
     )  # fmt: skip
     matrices = finished | encoded.encode_model(tensors, work, config.codec).matrices
-    return encoded.EncodedModel({name: matrices[name] for name in checkpoint.names if name in matrices})
+    return encoded.EncodedModel(
+        {name: matrices[name] for name in checkpoint.names if name in matrices}
+    )
 
 
 def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
@@ -159,19 +190,26 @@ def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
     limit = checkpoint.config.max_position_embeddings
     context = min(DEFAULT_CONTEXT, limit) if config.context is None else config.context
     if not MIN_CONTEXT <= context <= limit:
-        raise UsageError(f"--context must be from {MIN_CONTEXT} to {limit} (max_position_embeddings), got {context}")
+        raise UsageError(
+            f"--context must be from {MIN_CONTEXT} to {limit} (max_position_embeddings), got "
+            f"{context}"
+        )
     return context
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: Workplace) -> None:
-    """The blobs lie on disk once and again in each package; levels take a byte at most, scales are few."""
-    largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)  # its levels lie there for a while
+    """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
+    few."""
+    largest = max(
+        math.prod(checkpoint.shape(name)) for name in checkpoint.names
+    )  # its levels lie there for a while
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
     free = shutil.disk_usage(place.root).free
     if free < needed:
         raise OutOfSpaceError(
-            f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, {free / 1e9:.1f} GB are free",
+            f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, "
+            f"{free / 1e9:.1f} GB are free",
             do="free space, or choose another OUT",
         )
 
@@ -185,12 +223,16 @@ def _answer(
     work: Path,
     progress: Progress,
 ) -> tuple[list[str], bundles.QuantizationLoss]:
-    """Writes `reference.safetensors`; returns how its prompts were made, and what quantization cost."""
+    """Writes `reference.safetensors`; returns how its prompts were made, and what quantization
+    cost."""
     from exporter import memory, reference
 
     texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
-    memory.give_back()  # what lowering and the tokenizer leave goes now, and not at some time in what follows
-    prompts = reference.make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
+    # what lowering and the tokenizer leave goes now, and not at some time in what follows
+    memory.give_back()
+    prompts = reference.make_prompts(
+        sequences, context, checkpoint.parameters, checkpoint.config.vocab_size
+    )
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
     done = 0
@@ -206,11 +248,16 @@ def _answer(
     )
     progress("compare with the original", 0, 0)
     tokens = prompts[-1].tokens[: reference.loss_positions(checkpoint.parameters)]
-    return texts, reference.quantization_loss(checkpoint, encoded, vectors, config.activations, tokens)
+    return texts, reference.quantization_loss(
+        checkpoint, encoded, vectors, config.activations, tokens
+    )
 
 
-def token_sequences(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
-    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its vocabulary."""
+def token_sequences(
+    checkpoint: Checkpoint, texts: Sequence[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its
+    vocabulary."""
     from tokenizers import Tokenizer
 
     from exporter import reference
@@ -224,8 +271,12 @@ def token_sequences(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[
         sequences = [s if bos is None or s[:1] == [bos] else [bos, *s] for s in sequences]
         if all(s and max(s) < vocab for s in sequences):
             return list(texts), sequences
-        return ["random ids: the tokenizer gives ids the model does not have"], [reference.random_tokens(vocab, 64)]
-    return ["random ids: the checkpoint has no tokenizer.json"], [reference.random_tokens(vocab, 64)]
+        return ["random ids: the tokenizer gives ids the model does not have"], [
+            reference.random_tokens(vocab, 64)
+        ]
+    return ["random ids: the checkpoint has no tokenizer.json"], [
+        reference.random_tokens(vocab, 64)
+    ]
 
 
 def _copy_native(target: Path) -> None:
@@ -263,7 +314,9 @@ def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
 
 def _interface(checkpoint: Checkpoint, context: int) -> Interface:
     config = checkpoint.config
-    return Interface(context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids))
+    return Interface(
+        context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids)
+    )
 
 
 def _ledger(work: Path, packages: list[LedgerRow]) -> list[LedgerRow]:
@@ -272,23 +325,38 @@ def _ledger(work: Path, packages: list[LedgerRow]) -> list[LedgerRow]:
     descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
     for name in bundles.bundle_files(work):
         if name not in told:
-            other = "C++ sources of the operators" if name.startswith("native/") else "tokenizer and prompts"
-            ledger.append(LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size))
+            other = (
+                "C++ sources of the operators"
+                if name.startswith("native/")
+                else "tokenizer and prompts"
+            )
+            ledger.append(
+                LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size)
+            )
     return ledger
 
 
 def _check_ledger(manifest: Manifest, work: Path) -> None:
-    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their files."""
-    problems = [f"{row.file}: {row.what} has {row.n_bytes:,} bytes" for row in manifest.ledger if row.n_bytes < 0]
+    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their
+    files."""
+    problems = [
+        f"{row.file}: {row.what} has {row.n_bytes:,} bytes"
+        for row in manifest.ledger
+        if row.n_bytes < 0
+    ]
     for entry in manifest.files:
         total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
         if total != entry.n_bytes:
-            problems.append(f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}")
+            problems.append(
+                f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}"
+            )
     scales_bytes = {t.name: t.scales_bytes for t in manifest.tensors}
     sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
     for artifact in manifest.artifacts:
         if artifact.places.keys() != scales_bytes.keys():
-            problems.append(f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}")
+            problems.append(
+                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}"
+            )
         problems += _overlaps(artifact, scales_bytes, sizes)
     if problems:
         what = "the byte ledger does not match what was written"
@@ -296,7 +364,11 @@ def _check_ledger(manifest: Manifest, work: Path) -> None:
 
 
 def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
-    spans = sorted(span for name, place in artifact.places.items() for span in _spans(name, place, scales_bytes[name]))
+    spans = sorted(
+        span
+        for name, place in artifact.places.items()
+        for span in _spans(name, place, scales_bytes[name])
+    )
     problems = [
         f"{name} and {other} overlap in {file}"
         for (file, _, end, name), (next_file, begin, _, other) in itertools.pairwise(spans)

@@ -1,9 +1,9 @@
 """What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
 
-Weights are decoded in blocks of rows each time they are needed, so the model is never in memory. Two arithmetics are
-computed: `int8` as the operators define it (exact integer dot products of levels and quantized activations) and
-`float32`. This is an implementation of its own: it shares the decoder with the packages, and nothing of their products
-or attention.
+Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
+Two arithmetics are computed: `int8` as the operators define it (exact integer dot products of
+levels and quantized activations) and `float32`. This is an implementation of its own: it shares the
+decoder with the packages, and nothing of their products or attention.
 """
 
 from __future__ import annotations
@@ -30,28 +30,43 @@ if TYPE_CHECKING:
 Arithmetic = Literal["int8", "float32"]
 ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 
-BLOCK_WEIGHTS = 1 << 20  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
-EXACT_COLUMNS = 1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
-PIECE_TOKENS = 256  # of a prompt computed at a time: attention over a full context takes much memory
+BLOCK_WEIGHTS = (
+    1 << 20
+)  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
+EXACT_COLUMNS = (
+    1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
+)
+PIECE_TOKENS = (
+    256  # of a prompt computed at a time: attention over a full context takes much memory
+)
 LOSS_POSITIONS = 64  # whose logits are in memory at a time
 LOSS_ROWS = 8  # of them compared at a time, in float64
-SMALL_MODEL = 50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
+SMALL_MODEL = (
+    50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
+)
 SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
 
 TEXTS = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog.",
-    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of them walked on it. "
-    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the wind turns to the "
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park "
+    "with her dog.",
+    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of "
+    "them walked on it. "
+    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the "
+    "wind turns to the "
     "north?",
 )
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K], scales [T, 1])."""
+    """Symmetric int8 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
+    scales [T, 1])."""
     largest = x.abs().amax(-1, keepdim=True)
     usable = largest >= 2.0**-100
-    # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds differently.
-    inverse = torch.where(usable, torch.full_like(largest, 127.0) / largest, torch.zeros_like(largest))
+    # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds
+    # differently.
+    inverse = torch.where(
+        usable, torch.full_like(largest, 127.0) / largest, torch.zeros_like(largest)
+    )
     return torch.round(x * inverse), torch.where(usable, largest / 127.0, torch.zeros_like(largest))
 
 
@@ -72,7 +87,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
-        quantized, x_scales = quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
+        quantized, x_scales = (
+            quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
+        )
         multiply = self._multiply_int8 if self.arithmetic == "int8" else self._multiply_float32
         y = torch.empty(flat.shape[0], self.matrix.rows)
         blob = self.matrix.blob()
@@ -80,14 +97,22 @@ class QuantizedLinear(nn.Module):
             scales = self.matrix.scales()
             for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
                 levels = torch.from_numpy(coded.decode_rows(begin, end)).float()
-                y[:, begin:end] = multiply(quantized, x_scales, levels, torch.tensor(scales[begin:end]))
+                y[:, begin:end] = multiply(
+                    quantized, x_scales, levels, torch.tensor(scales[begin:end])
+                )
                 release(blob, scales)
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
-    def _multiply_int8(self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+    def _multiply_int8(
+        self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor
+    ) -> Tensor:
         if scales.shape[1] == 1:
             return integer_product(quantized, levels).float() * (x_scales * scales.T)
-        groups = zip(quantized.split(self.matrix.group_size, 1), levels.split(self.matrix.group_size, 1), strict=True)
+        groups = zip(
+            quantized.split(self.matrix.group_size, 1),
+            levels.split(self.matrix.group_size, 1),
+            strict=True,
+        )
         total = torch.zeros(quantized.shape[0], levels.shape[0])
         for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
             total += integer_product(q, w).float() * scales[:, g]
@@ -187,7 +212,8 @@ class OriginalLayers:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and how many greedy tokens follow them (0: only the logits of the last position)."""
+    """Token ids, and how many greedy tokens follow them (0: only the logits of the last
+    position)."""
 
     tokens: tuple[int, ...]
     new_tokens: int
@@ -203,7 +229,9 @@ def make_prompts(
     new = new_tokens(context, parameters, vocab_size)
     room = context - new
     lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
-    prompts = [Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)]
+    prompts = [
+        Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)
+    ]
     return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
 
 
@@ -236,12 +264,17 @@ def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
 def hidden_states(model: Llama, tokens: Sequence[int]) -> Tensor:
     """float32 [1, S, hidden] from position 0 on, computed in pieces."""
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
-    return torch.cat([model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1)
+    return torch.cat(
+        [model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1
+    )
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged by them."""
-    if torch.stack(logits.aminmax()).isfinite().all():  # NaN passes through it, and nothing is copied
+    """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged
+    by them."""
+    if (
+        torch.stack(logits.aminmax()).isfinite().all()
+    ):  # NaN passes through it, and nothing is copied
         return logits
     raise CheckpointError(
         "the model computes logits that are not finite: its weights overflow float32",
@@ -258,10 +291,12 @@ def write_reference(
     path: Path,
     progress: Callable[[int], None],
 ) -> None:
-    """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens computed.
+    """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens
+    computed.
 
-    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n]. The prompt
-    that fills the context is answered in float32 only: it is there for the cache, and takes the longest.
+    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64
+    [n]. The prompt that fills the context is answered in float32 only: it is there for the cache,
+    and takes the longest.
     """
     from safetensors.torch import save
 
@@ -285,20 +320,34 @@ def quantization_loss(
     arithmetic: Arithmetic,
     tokens: Sequence[int],
 ) -> QuantizationLoss:
-    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats, top-1, perplexity."""
+    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats,
+    top-1, perplexity."""
     config, n = checkpoint.config, len(tokens)
-    all_layers: tuple[Layers, Layers] = OriginalLayers(checkpoint), QuantizedLayers(encoded, vectors, arithmetic)
+    all_layers: tuple[Layers, Layers] = (
+        OriginalLayers(checkpoint),
+        QuantizedLayers(encoded, vectors, arithmetic),
+    )
     models = [Llama(config, n, layers) for layers in all_layers]
     hidden = [hidden_states(model, tokens) for model in models]
-    following = torch.tensor([*tokens[1:], 0])  # nothing follows the last: what it would cost is left out below
+    following = torch.tensor(
+        [*tokens[1:], 0]
+    )  # nothing follows the last: what it would cost is left out below
 
     def compare(part: slice) -> list[tuple[Tensor, ...]]:
-        logits = (finite(model.logits(h[:, part]))[0] for model, h in zip(models, hidden, strict=True))
+        logits = (
+            finite(model.logits(h[:, part]))[0] for model, h in zip(models, hidden, strict=True)
+        )
         rows = [*(x.split(LOSS_ROWS) for x in logits), following[part].split(LOSS_ROWS)]
         return [_compare(*block) for block in zip(*rows, strict=True)]
 
-    blocks = [block for begin in range(0, n, LOSS_POSITIONS) for block in compare(slice(begin, begin + LOSS_POSITIONS))]
-    kl, same, log_original, log_quantized = (torch.cat(column) for column in zip(*blocks, strict=True))
+    blocks = [
+        block
+        for begin in range(0, n, LOSS_POSITIONS)
+        for block in compare(slice(begin, begin + LOSS_POSITIONS))
+    ]
+    kl, same, log_original, log_quantized = (
+        torch.cat(column) for column in zip(*blocks, strict=True)
+    )
     return QuantizationLoss(
         positions=n,
         kl_mean=float(kl.mean()),
@@ -308,9 +357,12 @@ def quantization_loss(
     )
 
 
-def _compare(original: Tensor, quantized: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two times logits [n, V], and the ids that follow -> of each position: KL(original || quantized) in nats, whether
-    the largest agrees, and the log probabilities of the id that follows."""
+def _compare(
+    original: Tensor, quantized: Tensor, following: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two times logits [n, V], and the ids that follow -> of each position: KL(original ||
+    quantized) in nats, whether the largest agrees, and the log probabilities of the id that
+    follows."""
     p, q = (torch.log_softmax(logits.double(), -1) for logits in (original, quantized))
     same = original.argmax(-1) == quantized.argmax(-1)
     log_p, log_q = (x.gather(-1, following[:, None])[:, 0] for x in (p, q))

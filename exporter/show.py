@@ -23,13 +23,17 @@ def bytes_text(n: int) -> str:
 def ledger_table(bundle: Bundle) -> Table:
     """What every byte on disk is. The rows sum to the size of the directory."""
     rows, total = bundle.ledger, bundle.size_bytes
-    table = Table(title=f"Every byte of {escape(bundle.path.name)}", title_justify="left", show_footer=True)
+    table = Table(
+        title=f"Every byte of {escape(bundle.path.name)}", title_justify="left", show_footer=True
+    )
     table.add_column("file", footer="sum", overflow="fold")
     table.add_column("what", overflow="fold")
     table.add_column("bytes", justify="right", footer=f"{sum(r.n_bytes for r in rows):,}")
     table.add_column("share", justify="right", footer="100.0 %")
     for row in rows:
-        table.add_row(escape(row.file), row.what, f"{row.n_bytes:,}", f"{100 * row.n_bytes / total:.1f} %")
+        table.add_row(
+            escape(row.file), row.what, f"{row.n_bytes:,}", f"{100 * row.n_bytes / total:.1f} %"
+        )
     return table
 
 
@@ -42,10 +46,18 @@ def summary_table(bundle: Bundle) -> Table:
     i = m.interface
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = [
-        ("model", f"{m.model.name}, {m.model.parameters:,} parameters, {bytes_text(m.model.source_bytes)} of weights"),
+        (
+            "model",
+            f"{m.model.name}, {m.model.parameters:,} parameters, "
+            f"{bytes_text(m.model.source_bytes)} of weights",
+        ),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
-        ("interface", f"context {i.context}, vocabulary {i.vocab_size}, end of text {i.eos_token_ids or 'never'}"),
+        (
+            "interface",
+            f"context {i.context}, vocabulary {i.vocab_size}, end of text "
+            f"{i.eos_token_ids or 'never'}",
+        ),
         (
             "against the original",
             f"KL {loss.kl_mean:.4f}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
@@ -65,10 +77,16 @@ def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:
     """What to know of one package."""
     ours = ("tinyqmoe", "LZW", "constexpr")
     operators = [f"{n} x {name}" for name, n in a.operators.items() if name.startswith(ours)]
-    details = [_detail(name, value) for name, value in a.details.items() if not isinstance(value, dict)]
+    details = [
+        _detail(name, value) for name, value in a.details.items() if not isinstance(value, dict)
+    ]
     return [
         (a.format, f"{a.path}, {bytes_text(bundle.shipped_bytes(a))} shipped"),
-        ("", f"activations {a.activations}, prefill by {a.prefill_tokens}, KV cache {bytes_text(a.kv_cache_bytes)}"),
+        (
+            "",
+            f"activations {a.activations}, prefill by {a.prefill_tokens}, KV cache "
+            f"{bytes_text(a.kv_cache_bytes)}",
+        ),
         ("", ", ".join(operators)),
         ("", ", ".join(details)),
     ]
@@ -81,15 +99,25 @@ def _detail(name: str, value: Any) -> str:
 
 
 def tensor_table(tensors: Sequence[TensorEntry]) -> Table:
-    """One line a matrix: bits per weight in all, of the levels alone under each code considered, and their entropy."""
+    """One line a matrix: bits per weight in all, of the levels alone under each code considered,
+    and their entropy."""
     names = {name for t in tensors for name in t.sizes_bytes}
     candidates = sorted(names, key=lambda name: (not name.startswith("raw"), len(name), name))
     table = Table(title="Matrices, bits per weight", title_justify="left", box=None, pad_edge=False)
     for name in ("name", "shape", "scheme", "zeros", "codec", "all", *candidates, "entropy"):
-        table.add_column(name, justify="left" if name in ("name", "scheme", "codec") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("name", "scheme", "codec") else "right", no_wrap=True
+        )
     for t in tensors:
-        considered = [_bits(t.sizes_bytes[name], t) if name in t.sizes_bytes else "" for name in candidates]
-        how = (f"{t.rows} x {t.cols}", t.scheme, f"{100 * t.zeros:.1f} %", f"{t.codec} {t.code_bits}")
+        considered = [
+            _bits(t.sizes_bytes[name], t) if name in t.sizes_bytes else "" for name in candidates
+        ]
+        how = (
+            f"{t.rows} x {t.cols}",
+            t.scheme,
+            f"{100 * t.zeros:.1f} %",
+            f"{t.codec} {t.code_bits}",
+        )
         name = escape(t.name.removeprefix("model.").removesuffix(".weight"))
         table.add_row(name, *how, f"{t.bits_per_weight:.2f}", *considered, f"{t.entropy_bits:.2f}")
     return table

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Under a temporary name first; what was at `path` stays until then. Raises the OSError of a full disk.
+    """Under a temporary name first; what was at `path` stays until then. Raises the OSError of a
+    full disk.
 
     A device, a pipe or a link (/dev/stdout is one) is written to and not replaced.
     """

@@ -1,6 +1,8 @@
-"""Reads `.mlpackage` folders: their manifest, the model, and the weight files (MILBlob storage, version 2).
+"""Reads `.mlpackage` folders: their manifest, the model, and the weight files (MILBlob storage,
+version 2).
 
-A file is taken for hostile: every offset and size is checked against the file before anything is read through it.
+A file is taken for hostile: every offset and size is checked against the file before anything is
+read through it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ STORAGE_VERSION, SENTINEL = 2, 0xDEADBEEF
 
 @dataclass(frozen=True)
 class Storage:
-    """How values of one type lie in a weight file: MILBlob's number of the type, bits, and the type when unpacked."""
+    """How values of one type lie in a weight file: MILBlob's number of the type, bits, and the type
+    when unpacked."""
 
     number: int
     bits: int
@@ -41,12 +44,22 @@ class Storage:
 STORAGE = {
     name: Storage(number, bits, np.dtype(unpacked))
     for name, number, bits, unpacked in [
-        ("float16", 1, 16, np.float16), ("float32", 2, 32, np.float32), ("uint8", 3, 8, np.uint8),
-        ("int8", 4, 8, np.int8), ("int16", 6, 16, np.int16), ("uint16", 7, 16, np.uint16), ("int4", 8, 4, np.int8),
-        ("uint1", 9, 1, np.uint8), ("uint2", 10, 2, np.uint8), ("uint4", 11, 4, np.uint8), ("uint3", 12, 3, np.uint8),
-        ("uint6", 13, 6, np.uint8), ("int32", 14, 32, np.int32), ("uint32", 15, 32, np.uint32),
+        ("float16", 1, 16, np.float16),
+        ("float32", 2, 32, np.float32),
+        ("uint8", 3, 8, np.uint8),
+        ("int8", 4, 8, np.int8),
+        ("int16", 6, 16, np.int16),
+        ("uint16", 7, 16, np.uint16),
+        ("int4", 8, 4, np.int8),
+        ("uint1", 9, 1, np.uint8),
+        ("uint2", 10, 2, np.uint8),
+        ("uint4", 11, 4, np.uint8),
+        ("uint3", 12, 3, np.uint8),
+        ("uint6", 13, 6, np.uint8),
+        ("int32", 14, 32, np.int32),
+        ("uint32", 15, 32, np.uint32),
     ]
-}  # fmt: skip
+}
 _NAMES = {storage.number: name for name, storage in STORAGE.items()}
 
 
@@ -60,21 +73,34 @@ class CoreMLPackage:
 
     @classmethod
     def open(cls, path: Path) -> CoreMLPackage:
-        """Raises BundleError if it is no package, its root is missing, or an item is absent or points outside."""
+        """Raises BundleError if it is no package, its root is missing, or an item is absent or
+        points outside."""
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version, root_id = manifest["fileFormatVersion"], manifest["rootModelIdentifier"]
             items = {key: str(entry["path"]) for key, entry in manifest["itemInfoEntries"].items()}
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BundleError(f"{path} is not a Core ML package: {MANIFEST}: {error}", do=DO) from error
+            raise BundleError(
+                f"{path} is not a Core ML package: {MANIFEST}: {error}", do=DO
+            ) from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{path}/{MANIFEST} lacks an entry or has one of another kind: {error}", do=DO) from error
+            raise BundleError(
+                f"{path}/{MANIFEST} lacks an entry or has one of another kind: {error}", do=DO
+            ) from error
         if version != FORMAT_VERSION:
-            raise BundleError(f"{path} has fileFormatVersion {version!r}, this reads {FORMAT_VERSION!r}", do=DO)
-        if problems := [problem for item in items.values() for problem in _item_problems(path, item)]:
-            raise BundleError(f"{path}/{MANIFEST} lists what is not there", problems=problems, do=DO)
+            raise BundleError(
+                f"{path} has fileFormatVersion {version!r}, this reads {FORMAT_VERSION!r}", do=DO
+            )
+        if problems := [
+            problem for item in items.values() for problem in _item_problems(path, item)
+        ]:
+            raise BundleError(
+                f"{path}/{MANIFEST} lists what is not there", problems=problems, do=DO
+            )
         if root_id not in items:
-            raise BundleError(f"{path}/{MANIFEST} has the root {root_id!r}, but no such item", do=DO)
+            raise BundleError(
+                f"{path}/{MANIFEST} has the root {root_id!r}, but no such item", do=DO
+            )
         model = PurePosixPath(items[root_id])
         if not (path / DATA / model).is_file():
             raise BundleError(f"{path}: the root item {model} is not a file", do=DO)
@@ -107,7 +133,8 @@ def load_spec(model_file: Path) -> Model:
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as it lies in a file: `raw` uint8 [n_bytes], values of `dtype` one after another, lowest bits first."""
+    """A tensor as it lies in a file: `raw` uint8 [n_bytes], values of `dtype` one after another,
+    lowest bits first."""
 
     raw: np.ndarray
     dtype: str
@@ -122,7 +149,8 @@ class Packed:
         return math.prod(self.shape[1:])
 
     def array(self) -> np.ndarray:
-        """All values [*shape]: a view where a value takes whole bytes, unpacked to (u)int8 otherwise."""
+        """All values [*shape]: a view where a value takes whole bytes, unpacked to (u)int8
+        otherwise."""
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
     def rows(self, begin: int, end: int) -> np.ndarray:
@@ -131,7 +159,8 @@ class Packed:
         return self._values(begin * row, end * row).reshape(end - begin, *self.shape[1:])
 
     def look_up(self, table: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """`table[value]` of every value of some rows, [end - begin, *shape[1:]]; `table` is [2 ** bits].
+        """`table[value]` of every value of some rows, [end - begin, *shape[1:]]; `table` is [2 **
+        bits].
 
         For unsigned types. Where a byte holds whole values, all of them are looked up at once.
         """
@@ -174,20 +203,27 @@ class BlobFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Copy-on-write, so that PyTorch takes views of it without a warning; nobody writes, so nothing is copied.
+            # Copy-on-write, so that PyTorch takes views of it without a warning; nobody writes, so
+            # nothing is copied.
             self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not a weight file: {error}", do=DO) from error
         if len(self._bytes) < HEADER_BYTES:
-            raise BundleError(f"{path} is not a weight file: {len(self._bytes)} bytes, expected {HEADER_BYTES}", do=DO)
+            raise BundleError(
+                f"{path} is not a weight file: {len(self._bytes)} bytes, expected {HEADER_BYTES}",
+                do=DO,
+            )
         _, version = struct.unpack_from("<II", self._bytes[:HEADER_BYTES].tobytes())
         if version != STORAGE_VERSION:
-            raise BundleError(f"{path} has storage version {version}, expected {STORAGE_VERSION}", do=DO)
+            raise BundleError(
+                f"{path} has storage version {version}, expected {STORAGE_VERSION}", do=DO
+            )
 
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Packed:
         """The tensor whose metadata lies at `offset`.
 
-        Raises BundleError, naming what was found, if there is no such blob or it is not of this type and shape.
+        Raises BundleError, naming what was found, if there is no such blob or it is not of this
+        type and shape.
         """
         self._check_place(offset, "offset", offset, METADATA_BYTES)
         metadata = self._bytes[offset : offset + METADATA_BYTES].tobytes()
@@ -198,7 +234,9 @@ class BlobFile:
         if number != storage.number:
             self._fail(offset, "type", _NAMES.get(number, f"number {number}"), dtype)
         if n_bytes != expected_bytes:
-            self._fail(offset, "size in bytes", n_bytes, f"{expected_bytes}, for {dtype} {list(shape)}")
+            self._fail(
+                offset, "size in bytes", n_bytes, f"{expected_bytes}, for {dtype} {list(shape)}"
+            )
         self._check_place(offset, "data offset", begin, n_bytes)
         if storage.bits < 8 and padding != (spare := n_bytes * 8 - math.prod(shape) * storage.bits):
             self._fail(offset, "padding in bits", padding, spare)
@@ -207,10 +245,14 @@ class BlobFile:
     def _check_place(self, offset: int, what: str, begin: int, n_bytes: int) -> None:
         last = len(self._bytes) - n_bytes
         if begin % ALIGNMENT or not HEADER_BYTES <= begin <= last:
-            self._fail(offset, what, begin, f"a multiple of {ALIGNMENT} in [{HEADER_BYTES}, {last}]")
+            self._fail(
+                offset, what, begin, f"a multiple of {ALIGNMENT} in [{HEADER_BYTES}, {last}]"
+            )
 
     def _fail(self, offset: int, what: str, got: object, expected: object) -> None:
-        raise BundleError(f"{self.path}, blob at {offset}: {what} is {got}, expected {expected}", do=DO)
+        raise BundleError(
+            f"{self.path}, blob at {offset}: {what} is {got}, expected {expected}", do=DO
+        )
 
 
 class BlobFiles:
@@ -228,8 +270,16 @@ class BlobFiles:
         Raises BundleError as BlobFile does, or for a name that leads outside the folder.
         """
         file = name.removeprefix(self.PREFIX)
-        if not name.startswith(self.PREFIX) or file in ("", ".", "..") or "/" in file or "\\" in file or "\0" in file:
-            raise BundleError(f"the program names the weight file {name!r}, which is not in {self.PREFIX}", do=DO)
+        if (
+            not name.startswith(self.PREFIX)
+            or file in ("", ".", "..")
+            or "/" in file
+            or "\\" in file
+            or "\0" in file
+        ):
+            raise BundleError(
+                f"the program names the weight file {name!r}, which is not in {self.PREFIX}", do=DO
+            )
         if self.weights_dir is None:
             raise BundleError(f"the program names {name}, but {MANIFEST} lists no weights", do=DO)
         return self._open(self.weights_dir / file).read(offset, dtype, shape)

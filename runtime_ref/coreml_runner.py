@@ -1,4 +1,5 @@
-"""Runs the Core ML packages of a bundle in an interpreter: Core ML itself exists on Apple's systems only."""
+"""Runs the Core ML packages of a bundle in an interpreter: Core ML itself exists on Apple's systems
+only."""
 
 from __future__ import annotations
 
@@ -27,18 +28,23 @@ CACHE_BYTES = 1 << 28  # of weights an ML Program keeps dense, as float32
 class MLProgramRunner:
     """The two functions of an ML Program, which share a state. Position 0 starts a new sequence.
 
-    A bundle that was not expanded is expanded into the directory for temporary files, as long as the runner lives.
+    A bundle that was not expanded is expanded into the directory for temporary files, as long as
+    the runner lives.
     """
 
     name = "Core ML mlprogram"
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, progress: Callable[[int, int], None]
+    ) -> None:
         self.artifact = artifact
         self.context = bundle.manifest.interface.context
         self._root = bundle.path
         if not bundle.file(artifact.path).is_dir():
             recipe = expansion.load_recipe(bundle, artifact)
-            self._temporary = tempfile.TemporaryDirectory(prefix="tinyqmoe-")  # removed with the runner
+            self._temporary = tempfile.TemporaryDirectory(
+                prefix="tinyqmoe-"
+            )  # removed with the runner
             self._root = Path(self._temporary.name)
             expansion.expand(bundle, recipe, self._root / recipe.package, progress)
         self._package = CoreMLPackage.open(self._root / artifact.path)
@@ -57,7 +63,8 @@ class MLProgramRunner:
             self._functions = _Functions(self._package, "float16")
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """As an app feeds it: `prefill` with padding while its slots fit, else `decode` token by token."""
+        """As an app feeds it: `prefill` with padding while its slots fit, else `decode` token by
+        token."""
         check_room(tokens, position, self.context)
         size = self.artifact.prefill_tokens
         at = 0
@@ -87,12 +94,15 @@ class _Functions:
         if size == 1:
             outputs = self.decode.predict(inputs, self.state)
         else:
-            outputs = self.prefill.predict(inputs | {"last": np.array([len(tokens) - 1], np.int32)}, self.state)
+            outputs = self.prefill.predict(
+                inputs | {"last": np.array([len(tokens) - 1], np.int32)}, self.state
+            )
         return outputs["logits"].astype(np.float32).reshape(-1)
 
 
 class CustomOpRunner:
-    """A network with custom layers, which run in the C++ core that ships, and a cache as an app keeps it."""
+    """A network with custom layers, which run in the C++ core that ships, and a cache as an app
+    keeps it."""
 
     name = "Core ML custom-op"
 
@@ -102,7 +112,9 @@ class CustomOpRunner:
         self.artifact = artifact
         self.context = bundle.manifest.interface.context
         self._bundle = bundle
-        self._network = NeuralNetwork(CoreMLPackage.open(bundle.file(artifact.path)).model_file, bundle.path)
+        self._network = NeuralNetwork(
+            CoreMLPackage.open(bundle.file(artifact.path)).model_file, bundle.path
+        )
         _check_network(self._network, bundle, artifact)
         sizes = self._network.inputs["kv_cache"].sizes or ()
         self._cache = np.zeros([n for n, _ in sizes], np.float32)  # [C, L, 2, KV, D]
@@ -121,7 +133,9 @@ class CustomOpRunner:
         for begin in range(0, len(tokens), self.artifact.prefill_tokens):
             piece = np.array(tokens[begin : begin + self.artifact.prefill_tokens], np.int32)
             positions = np.arange(position + begin, position + begin + piece.size, dtype=np.int32)
-            outputs = self._network.predict({"input_ids": piece, "positions": positions, "kv_cache": self._cache})
+            outputs = self._network.predict(
+                {"input_ids": piece, "positions": positions, "kv_cache": self._cache}
+            )
             self._cache[positions[0] : positions[0] + piece.size] = outputs["kv_new"]
         return outputs["logits"]
 
@@ -145,7 +159,10 @@ def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -
         if first.get(name) != expected.get(name)
     ]
     if network.int8_activations != (artifact.activations == "int8"):
-        problems.append(f"int8 activations: {network.int8_activations}, the manifest says {artifact.activations}")
+        problems.append(
+            f"int8 activations: {network.int8_activations}, the manifest says "
+            f"{artifact.activations}"
+        )
     if problems:
         what = f"{artifact.path} is not the package the manifest describes"
         raise BundleError(what, problems=problems, do="export again")
@@ -155,9 +172,14 @@ def _check_interface(functions: _Functions, bundle: Bundle, artifact: Artifact) 
     """The package and the manifest must say the same."""
     interface = bundle.manifest.interface
     problems = []
-    for name, program, n in (("decode", functions.decode, 1), ("prefill", functions.prefill, artifact.prefill_tokens)):
+    for name, program, n in (
+        ("decode", functions.decode, 1),
+        ("prefill", functions.prefill, artifact.prefill_tokens),
+    ):
         shapes = {key: tuple(value.shape) for key, value in program.inputs.items()}
-        expected = {"input_ids": (1, n), "position": (1,)} | ({"last": (1,)} if name == "prefill" else {})
+        expected = {"input_ids": (1, n), "position": (1,)} | (
+            {"last": (1,)} if name == "prefill" else {}
+        )
         if shapes != expected:
             problems.append(f"{name}: inputs {shapes}, expected {expected}")
         logits = tuple(program.outputs["logits"].shape)
@@ -165,7 +187,9 @@ def _check_interface(functions: _Functions, bundle: Bundle, artifact: Artifact) 
             problems.append(f"{name}: logits {logits}, the manifest says {interface.vocab_size}")
         slots = {value.shape[2] for value in program.states.values()}
         if slots != {interface.context}:
-            problems.append(f"{name}: states of {slots} positions, the manifest says {interface.context}")
+            problems.append(
+                f"{name}: states of {slots} positions, the manifest says {interface.context}"
+            )
     if problems:
         what = f"{artifact.path} is not the package the manifest describes"
         raise BundleError(what, problems=problems, do="export again")

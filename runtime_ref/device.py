@@ -1,7 +1,8 @@
-"""Phones and tablets: what is known of each, from where, and how sure it is; and the memory an app has there.
+"""Phones and tablets: what is known of each, from where, and how sure it is; and the memory an app
+has there.
 
-A device is a TOML file in `devices/`, its name the file's. Every number is a table { value, source, confidence } and
-has its unit in its key; MB and GB are powers of ten, as device makers count.
+A device is a TOML file in `devices/`, its name the file's. Every number is a table { value, source,
+confidence } and has its unit in its key; MB and GB are powers of ten, as device makers count.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Figure:
 class DeviceProfile:
     """A device. What is not known is None.
 
-    limit_mb: of an iOS app's footprint, and with the increased-memory-limit entitlement. mapped_gb: ceiling of its
-    mapped address space. available_mb: what an Android app finds free. anonymous_limit_mb: Android 17's limiter.
+    limit_mb: of an iOS app's footprint, and with the increased-memory-limit entitlement. mapped_gb:
+    ceiling of its mapped address space. available_mb: what an Android app finds free.
+    anonymous_limit_mb: Android 17's limiter.
     """
 
     name: str
@@ -92,9 +94,9 @@ class DeviceProfile:
 class MemoryBudget:
     """What an app may use on a device, in bytes.
 
-    dirty_bytes: of memory that cannot be dropped, in the sense of `counted`; the app is killed above it.
-    available_bytes: of everything in memory, clean pages of files too; more is evicted and read again.
-    mapped_bytes: of address space, None where no ceiling is known.
+    dirty_bytes: of memory that cannot be dropped, in the sense of `counted`; the app is killed
+    above it. available_bytes: of everything in memory, clean pages of files too; more is evicted
+    and read again. mapped_bytes: of address space, None where no ceiling is known.
     """
 
     device: str
@@ -125,9 +127,12 @@ def _names() -> list[str]:
 
 
 def load_file(path: Path) -> DeviceProfile:
-    """A device from a file. Raises UsageError if there is none, TinyQMoEError with everything that is wrong in it."""
+    """A device from a file. Raises UsageError if there is none, TinyQMoEError with everything that
+    is wrong in it."""
     if not path.is_file():
-        raise UsageError(f"there is no file {path}", do="`tinyqmoe devices` lists the devices that need none")
+        raise UsageError(
+            f"there is no file {path}", do="`tinyqmoe devices` lists the devices that need none"
+        )
     what, do = f"{path} does not describe a device", "docs/devices.md says what such a file holds"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -142,23 +147,30 @@ def load_file(path: Path) -> DeviceProfile:
 def memory_budget(profile: DeviceProfile, *, entitlement: bool) -> MemoryBudget:
     """What an app may use; `entitlement` is iOS's increased-memory-limit.
 
-    How much room iOS leaves to clean pages is not public: the limit stands in for it. On Android, dirty memory can be
-    no more than what is available. Raises UsageError where the entitlement means nothing or its limit is not known.
+    How much room iOS leaves to clean pages is not public: the limit stands in for it. On Android,
+    dirty memory can be no more than what is available. Raises UsageError where the entitlement
+    means nothing or its limit is not known.
     """
     if profile.platform == "android":
         if entitlement:
             do = "leave --entitlement away"
-            raise UsageError(f"{profile.title} is an Android device: there is no such entitlement", do=do)
+            raise UsageError(
+                f"{profile.title} is an Android device: there is no such entitlement", do=do
+            )
         available = _mb(profile.available_mb)
         dirty = min(available, _mb(profile.anonymous_limit_mb or profile.available_mb))
         return MemoryBudget(profile.name, False, COUNTED["android"], dirty, available, None)
     limit = profile.limit_with_entitlement_mb if entitlement else profile.limit_mb
     if limit is None:
         what = f"the limit of {profile.title} with the entitlement is not known"
-        raise UsageError(what, do="leave --entitlement away, or describe the device in a file of your own")
+        raise UsageError(
+            what, do="leave --entitlement away, or describe the device in a file of your own"
+        )
     mapped = profile.mapped_with_entitlement_gb if entitlement else profile.mapped_gb
     mapped_bytes = None if mapped is None else int(mapped.value * 1e9)
-    return MemoryBudget(profile.name, entitlement, COUNTED["ios"], _mb(limit), _mb(limit), mapped_bytes)
+    return MemoryBudget(
+        profile.name, entitlement, COUNTED["ios"], _mb(limit), _mb(limit), mapped_bytes
+    )
 
 
 def _mb(figure: Figure | None) -> int:
@@ -171,14 +183,18 @@ def _problems(raw: dict[str, Any]) -> list[str]:
     known = {f.name: f for f in fields(DeviceProfile) if f.name != "name"}
     platform = raw.get("platform")
     found = [f"{key} is unknown" for key in raw if key not in known]
-    found += [f"{key} is missing" for key, f in known.items() if f.default is MISSING and key not in raw]
+    found += [
+        f"{key} is missing" for key, f in known.items() if f.default is MISSING and key not in raw
+    ]
     if "title" in raw and not _is_text(raw["title"]):
         found.append("title must be a text")
     if "platform" in raw and platform not in ("ios", "android"):
         found.append(f"platform must be ios or android, got {platform!r}")
     elif needed := _NEEDED.get(str(platform), ""):
         found += [] if needed in raw else [f"{needed} is missing: an {platform} device has it"]
-        found += [f"{key} is for {of} only" for key, of in _ONLY.items() if key in raw and of != platform]
+        found += [
+            f"{key} is for {of} only" for key, of in _ONLY.items() if key in raw and of != platform
+        ]
     for key in raw:
         if key in known and key not in ("title", "platform"):
             found += _figure_problems(key, raw[key])
@@ -188,15 +204,21 @@ def _problems(raw: dict[str, Any]) -> list[str]:
 def _figure_problems(key: str, raw: object) -> list[str]:
     if not isinstance(raw, dict):
         return [f"{key} must be {{ value, source, confidence }}, got {raw!r}"]
-    found = [f"{key}.{part} is missing" for part in ("value", "source", "confidence") if part not in raw]
-    found += [f"{key}.{part} is unknown" for part in raw if part not in ("value", "source", "confidence")]
+    found = [
+        f"{key}.{part} is missing" for part in ("value", "source", "confidence") if part not in raw
+    ]
+    found += [
+        f"{key}.{part} is unknown" for part in raw if part not in ("value", "source", "confidence")
+    ]
     value = raw.get("value", 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         found.append(f"{key}.value must be a positive number, got {value!r}")
     if not _is_text(raw.get("source", "-")):
         found.append(f"{key}.source must name a reference, got {raw['source']!r}")
     if raw.get("confidence", "low") not in CONFIDENCES:
-        found.append(f"{key}.confidence must be {', '.join(CONFIDENCES)}, got {raw['confidence']!r}")
+        found.append(
+            f"{key}.confidence must be {', '.join(CONFIDENCES)}, got {raw['confidence']!r}"
+        )
     return found
 
 
@@ -209,7 +231,9 @@ def _order_problems(raw: dict[str, Any]) -> list[str]:
     found = []
     for less, more in _ORDER:
         if less in raw and more in raw:
-            low, high = (raw[key]["value"] * (1e3 if key.endswith("_gb") else 1) for key in (less, more))
+            low, high = (
+                raw[key]["value"] * (1e3 if key.endswith("_gb") else 1) for key in (less, more)
+            )
             if low > high:
                 found.append(f"{less} is more than {more}")
     return found

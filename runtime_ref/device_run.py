@@ -1,4 +1,5 @@
-"""A package on a simulated phone: the memory it is predicted to take, and what it took under the phone's limit."""
+"""A package on a simulated phone: the memory it is predicted to take, and what it took under the
+phone's limit."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from runtime_ref.sandbox import SandboxReport
 
 Progress = Callable[[str, int, int], None]
 MIN_CONTEXT = 256  # less is of no use to a chat
-RESERVE_SHARE, RESERVE_BYTES = 0.1, 8_000_000  # of a prediction: what `auto` leaves free, as predictions are not exact
+RESERVE_SHARE, RESERVE_BYTES = (
+    0.1,
+    8_000_000,
+)  # of a prediction: what `auto` leaves free, as predictions are not exact
 
 
 @dataclass(frozen=True)
@@ -75,23 +79,34 @@ class DeviceRun:
 
 
 def place(
-    manifest: Manifest, artifact: Artifact, profile: DeviceProfile, *, entitlement: bool, mode: Mode | None
+    manifest: Manifest,
+    artifact: Artifact,
+    profile: DeviceProfile,
+    *,
+    entitlement: bool,
+    mode: Mode | None,
 ) -> Placed:
     """Chooses what is expanded where. `mode` None: `auto`, where the package has coded weights.
 
-    `auto` expands into what the limit leaves; where the files do not fit beside that, a part of them is kept in memory.
-    Raises UsageError for an ML Program with a mode, and as `memory_budget`.
+    `auto` expands into what the limit leaves; where the files do not fit beside that, a part of
+    them is kept in memory. Raises UsageError for an ML Program with a mode, and as `memory_budget`.
     """
     budget = memory_budget(profile, entitlement=entitlement)
     if artifact.format == "mlprogram":
         if mode is not None:
-            what = f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
+            what = (
+                f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
+            )
             raise UsageError(what, do="choose another --backend, or leave --residency away")
-        return Placed(profile, budget, artifact, Residency(), ledger.predict(manifest, artifact, Residency()))
+        return Placed(
+            profile, budget, artifact, Residency(), ledger.predict(manifest, artifact, Residency())
+        )
     residency = Residency(mode or "auto", budget_bytes=0 if mode in (None, "auto") else None)
     if residency.mode == "auto":
         streamed = ledger.predict(manifest, artifact, Residency()).dirty_bytes
-        residency = replace(residency, budget_bytes=max(0, budget.dirty_bytes - streamed - reserve(streamed)))
+        residency = replace(
+            residency, budget_bytes=max(0, budget.dirty_bytes - streamed - reserve(streamed))
+        )
     prediction = ledger.predict(manifest, artifact, residency)
     room = budget.available_bytes - prediction.dirty_bytes - reserve(prediction.dirty_bytes)
     if room < prediction.clean_bytes:
@@ -104,10 +119,17 @@ def reserve(dirty_bytes: int) -> int:
     return int(RESERVE_SHARE * dirty_bytes) + RESERVE_BYTES
 
 
-def run(bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], progress: Progress) -> DeviceRun:
-    """`task` of sandbox_tasks, with what it needs besides the package, under the limits of the device."""
+def run(
+    bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], progress: Progress
+) -> DeviceRun:
+    """`task` of sandbox_tasks, with what it needs besides the package, under the limits of the
+    device."""
     artifact, budget, residency = placed.artifact, placed.budget, placed.residency
-    common = {"bundle": str(bundle.path), "format": artifact.format, "residency": sandbox_tasks.plain(residency)}
+    common = {
+        "bundle": str(bundle.path),
+        "format": artifact.format,
+        "residency": sandbox_tasks.plain(residency),
+    }
     if residency.folder is not None:
         residency.folder.mkdir(parents=True, exist_ok=True)
     report = sandbox.run(
@@ -116,7 +138,9 @@ def run(bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], pr
         budget.available_bytes,
         sandbox_tasks.files_to_drop(bundle, artifact, residency),
         progress,
-        dirty_limit_bytes=budget.dirty_bytes if budget.dirty_bytes < budget.available_bytes else None,
+        dirty_limit_bytes=budget.dirty_bytes
+        if budget.dirty_bytes < budget.available_bytes
+        else None,
     )
     return DeviceRun(placed, report, _problems(report, placed))
 
@@ -125,26 +149,34 @@ def _problems(report: SandboxReport, placed: Placed) -> list[str]:
     """Why a run does not fit; for one that was killed also who, as predicted, holds most."""
     found = sandbox.problems(report, placed.budget)
     if report.outcome == "killed":
-        largest = (f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in placed.prediction.peak.largest())
+        largest = (
+            f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in placed.prediction.peak.largest()
+        )
         found.append(f"predicted to hold most: {', '.join(largest)}")
     return found
 
 
-def run_each(bundle: Bundle, placed: Sequence[Placed], task: str, progress: Progress) -> list[DeviceRun]:
-    """`task` for each; devices that make no difference to the run share one, and have a verdict each."""
+def run_each(
+    bundle: Bundle, placed: Sequence[Placed], task: str, progress: Progress
+) -> list[DeviceRun]:
+    """`task` for each; devices that make no difference to the run share one, and have a verdict
+    each."""
     done: dict[Any, SandboxReport] = {}
     runs = []
     for number, p in enumerate(placed, 1):
         key = (p.artifact.format, p.budget.dirty_bytes, p.budget.available_bytes, p.residency)
         if key not in done:
             what = f"{number}/{len(placed)} {p.artifact.format} on {p.profile.title}"
-            done[key] = run(bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)).report
+            done[key] = run(
+                bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)
+            ).report
         runs.append(DeviceRun(p, done[key], _problems(done[key], p)))
     return runs
 
 
 def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
-    """From the tokens a second of a generation by ExecuTorch; None if there was none, or too few tokens to tell.
+    """From the tokens a second of a generation by ExecuTorch; None if there was none, or too few
+    tokens to tell.
 
     An interpreter's speed says nothing of Core ML's.
     """
@@ -157,7 +189,9 @@ def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
     measured = Measured(speed, threads, waits_for_files=done.report.filled)
     filled = len(result["prompt_tokens"]) + len(result["tokens"])
     manifest = bundle.manifest
-    traffic = token_traffic(manifest, placed.artifact, placed.residency, min(filled, manifest.interface.context))
+    traffic = token_traffic(
+        manifest, placed.artifact, placed.residency, min(filled, manifest.interface.context)
+    )
     return project(placed.profile, placed.budget, traffic, done.report.peak_dirty_bytes, measured)
 
 
@@ -186,10 +220,15 @@ def advice(manifest: Manifest, placed: Placed) -> list[str]:
 
 def _said(what: str, prediction: MemoryLedger, budget: MemoryBudget) -> str:
     does = "would not do alone" if ledger.problems(prediction, budget) else "fits"
-    return f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} MB, {does}"
+    return (
+        f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} "
+        f"MB, {does}"
+    )
 
 
-def _with_context(manifest: Manifest, artifact: Artifact, context: int) -> tuple[Manifest, Artifact]:
+def _with_context(
+    manifest: Manifest, artifact: Artifact, context: int
+) -> tuple[Manifest, Artifact]:
     """As if exported with a shorter cache."""
     cache = artifact.kv_cache_bytes * context // manifest.interface.context
     details = dict(artifact.details)

@@ -32,7 +32,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Python, package versions, the C++ core, the compiler, the ExecuTorch kernels and the disk, in this order."""
+    """Python, package versions, the C++ core, the compiler, the ExecuTorch kernels and the disk, in
+    this order."""
     again = f"install {DISTRIBUTION} again in a fresh virtual environment"
     return [
         _python(),
@@ -45,12 +46,17 @@ def examine() -> list[Finding]:
 
 
 def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
-    """What a probe found; where it fails, why. `do` is for failures that do not name the next step themselves."""
+    """What a probe found; where it fails, why. `do` is for failures that do not name the next step
+    themselves."""
     try:
         found = probe()
     except TinyQMoEError as error:
         return Finding(what, False, "\n".join([error.what, *error.problems]), error.do or do)
-    except (ImportError, OSError, RuntimeError) as error:  # packages that are missing, broken or of another version
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # packages that are missing, broken or of another version
         return Finding(what, False, f"{type(error).__name__}: {error}", do)
     return found if isinstance(found, Finding) else Finding(what, True, found)
 
@@ -68,10 +74,17 @@ def _versions() -> list[Finding]:
         own = importlib.metadata.version(DISTRIBUTION)
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return [Finding(DISTRIBUTION, False, "not installed: this is a bare source tree", "pip install .")]
+        return [
+            Finding(
+                DISTRIBUTION, False, "not installed: this is a bare source tree", "pip install ."
+            )
+        ]
     requirements = [Requirement(line) for line in lines]
     wanted = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return [Finding(DISTRIBUTION, True, own), *(_version(str(r.name), str(r.specifier)) for r in wanted)]
+    return [
+        Finding(DISTRIBUTION, True, own),
+        *(_version(str(r.name), str(r.specifier)) for r in wanted),
+    ]
 
 
 def _version(name: str, specifier: str) -> Finding:
@@ -98,8 +111,13 @@ def _compiler() -> str:
     command = kernels.compiler()
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OSError(f"`{shlex.join(command)} --version` ended with {done.returncode}: {done.stderr.strip()}")
-    return f"{done.stdout.splitlines()[0] if done.stdout else 'of unknown version'}; {shlex.join(command)}"
+        raise OSError(
+            f"`{shlex.join(command)} --version` ended with {done.returncode}: {done.stderr.strip()}"
+        )
+    return (
+        f"{done.stdout.splitlines()[0] if done.stdout else 'of unknown version'}; "
+        f"{shlex.join(command)}"
+    )
 
 
 def _kernels() -> str:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class ExecuTorchRunner:
     """One loaded program with its KV cache. Position 0 starts a new sequence.
 
-    The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is missing, BundleError when
-    the program is not the one the manifest describes.
+    The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is
+    missing, BundleError when the program is not the one the manifest describes.
     """
 
     name = "executorch"
@@ -39,7 +39,9 @@ class ExecuTorchRunner:
 
             loaded = Runtime.get().load_program(path)
         except RuntimeError as error:
-            raise BundleError(f"ExecuTorch does not load {path}: {error}", do="export again") from error
+            raise BundleError(
+                f"ExecuTorch does not load {path}: {error}", do="export again"
+            ) from error
         _check_contract(loaded, bundle)
         self._loaded = loaded  # the method uses its memory
         self._method = _load_forward(loaded, bundle)
@@ -50,7 +52,8 @@ class ExecuTorchRunner:
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
-        """Inside, every product is computed with float activations, whatever the program declares."""
+        """Inside, every product is computed with float activations, whatever the program
+        declares."""
         self._kernels.tinyqmoe_executorch_force_float(1)
         try:
             yield
@@ -58,7 +61,8 @@ class ExecuTorchRunner:
             self._kernels.tinyqmoe_executorch_force_float(0)
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab] logits of the last.
+        """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab]
+        logits of the last.
 
         Raises ContextError before anything runs if they do not fit.
         """
@@ -71,7 +75,10 @@ class ExecuTorchRunner:
     def _call(self, tokens: Sequence[int], position: int) -> np.ndarray:
         import torch
 
-        inputs = (torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([position], dtype=torch.long))
+        inputs = (
+            torch.tensor([list(tokens)], dtype=torch.long),
+            torch.tensor([position], dtype=torch.long),
+        )
         try:
             (logits,) = self._method.execute(inputs)
         except RuntimeError as error:
@@ -86,9 +93,12 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
 
     available = Runtime.get().operator_registry.operator_names
     if missing := sorted(set(bundle.artifact("pte").operators) - available):
-        raise MissingComponentError(f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`")
+        raise MissingComponentError(
+            f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`"
+        )
     try:
-        with quiet():  # the thread pool, which starts here, logs which files about the processor it cannot read
+        # the thread pool, which starts here, logs which files about the processor it cannot read
+        with quiet():
             return program.load_method("forward")
     except RuntimeError as error:
         raise BundleError(f"ExecuTorch does not load the method of the program: {error}") from error

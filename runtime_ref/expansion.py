@@ -1,4 +1,5 @@
-"""Rebuilds the `.mlpackage` of an ML Program from the coded weights in a bundle, as an app does at install."""
+"""Rebuilds the `.mlpackage` of an ML Program from the coded weights in a bundle, as an app does at
+install."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from exporter.codec import weight_file
 
 def load_recipe(bundle: Bundle, artifact: Artifact) -> weight_file.Recipe:
     """How the package of an ML Program is rebuilt. Raises BundleError."""
-    return weight_file.Recipe.from_json(bundle.file(artifact.details["recipe"]).read_text(encoding="utf-8"))
+    return weight_file.Recipe.from_json(
+        bundle.file(artifact.details["recipe"]).read_text(encoding="utf-8")
+    )
 
 
 def expand(

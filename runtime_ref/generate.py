@@ -29,7 +29,8 @@ class Runner(Protocol):
         """Where a file of the package lies; `relative` as in the manifest."""
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Runs `tokens` at `position` onward; logits float32 [vocab] of the last. Raises ContextError."""
+        """Runs `tokens` at `position` onward; logits float32 [vocab] of the last. Raises
+        ContextError."""
 
     def float_activations(self) -> AbstractContextManager[None]:
         """Inside, everything is computed in float32, whatever the package declares."""
@@ -41,14 +42,16 @@ def check_room(tokens: Sequence[int], position: int, context: int) -> None:
         raise ValueError("no tokens")
     if position + len(tokens) > context:
         raise ContextError(
-            f"{position + len(tokens)} tokens do not fit the context of {context}, with which this was exported",
+            f"{position + len(tokens)} tokens do not fit the context of {context}, with which "
+            "this was exported",
             do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
         )
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the likeliest tokens of that probability."""
+    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the likeliest tokens of
+    that probability."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -118,7 +121,8 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's chat template.
+    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's
+    chat template.
 
     Raises UsageError if there are none, ContextError if there are too many.
     """
@@ -144,13 +148,15 @@ def check_fits(prompt: Sequence[int], context: int) -> None:
     """Raises ContextError if a prompt has more tokens than the context."""
     if len(prompt) > context:
         raise ContextError(
-            f"the prompt has {len(prompt)} tokens, the package was exported with a context of {context}",
+            f"the prompt has {len(prompt)} tokens, the package was exported with a context of "
+            f"{context}",
             do="shorten the prompt, or export with a larger --context",
         )
 
 
 def render_chat(bundle: Bundle, prompt: str) -> str:
-    """One user turn in the model's chat format, ready for the answer. Raises UsageError without a template."""
+    """One user turn in the model's chat format, ready for the answer. Raises UsageError without a
+    template."""
     from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerFast
 
@@ -160,14 +166,20 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
         raise UsageError("this model has no chat template", do=do)
     messages = [{"role": "user", "content": prompt}]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
     except TemplateError as error:
         what = f"the chat template of {bundle.path} does not render: {error}"
         raise BundleError(what, do="run without --chat") from error
 
 
 def generate(
-    runner: Runner, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, eos: Sequence[int]
+    runner: Runner,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos: Sequence[int],
 ) -> Iterator[int]:
     """Yields token ids until an EOS id (which is not yielded) or the limit.
 
@@ -196,8 +208,8 @@ def run(
 ) -> RunResult:
     """Generates and streams text: `show` gets whole characters only, as soon as they are complete.
 
-    The tokenizer is the bundle's; who has it already gives it. When the context fills before the limit, what was
-    generated is kept and `stopped` is "context".
+    The tokenizer is the bundle's; who has it already gives it. When the context fills before the
+    limit, what was generated is kept and `stopped` is "context".
     """
     from tokenizers.decoders import DecodeStream
 
@@ -205,7 +217,9 @@ def run(
     stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
     tokens: list[int] = []
     text = ""
-    room = runner.context - len(prompt) + 1  # the last token needs no cache slot: it is never fed back
+    room = (
+        runner.context - len(prompt) + 1
+    )  # the last token needs no cache slot: it is never fed back
     limit = min(max_new_tokens, max(room, 0))
     begin = first = time.perf_counter()
     for token in generate(runner, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids):
@@ -218,4 +232,6 @@ def run(
             show(piece)
     end = time.perf_counter()
     stopped = "eos" if len(tokens) < limit else "context" if limit < max_new_tokens else "limit"
-    return RunResult(list(prompt), tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3)
+    return RunResult(
+        list(prompt), tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3
+    )

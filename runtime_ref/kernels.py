@@ -1,7 +1,8 @@
-"""The ExecuTorch kernel library: compiled against the installed executorch on first need, then loaded from one path.
+"""The ExecuTorch kernel library: compiled against the installed executorch on first need, then
+loaded from one path.
 
-The operators register themselves when the library is loaded, and a second copy of it would abort the process: hence
-one canonical path, named by a hash of the sources, the flags and the versions.
+The operators register themselves when the library is loaded, and a second copy of it would abort
+the process: hence one canonical path, named by a hash of the sources, the flags and the versions.
 """
 
 from __future__ import annotations
@@ -31,22 +32,29 @@ FLAGS = (
 
 
 def compiler() -> list[str]:
-    """The C++ compiler, with its options: $CXX, or c++, g++ or clang++ of the PATH. Raises MissingComponentError."""
+    """The C++ compiler, with its options: $CXX, or c++, g++ or clang++ of the PATH. Raises
+    MissingComponentError."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
     for words in map(shlex.split, wanted):
         if path := shutil.which(words[0]):
             return [path, *words[1:]]
     raise MissingComponentError(
         f"no C++ compiler: looked for {', '.join(wanted)}",
-        do="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set CXX",
+        do="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set "
+        "CXX",
     )
 
 
 def sources() -> list[Path]:
     """The C++ files of the kernel library."""
-    found = [*sorted((native_dir() / "core").glob("*.cc")), *sorted((native_dir() / "executorch").glob("*.cpp"))]
+    found = [
+        *sorted((native_dir() / "core").glob("*.cc")),
+        *sorted((native_dir() / "executorch").glob("*.cpp")),
+    ]
     if not found:
-        raise MissingComponentError(f"{native_dir()} holds no C++ sources", do="install tiny-qmoe again")
+        raise MissingComponentError(
+            f"{native_dir()} holds no C++ sources", do="install tiny-qmoe again"
+        )
     return found
 
 
@@ -72,14 +80,28 @@ def build() -> Path:
         return target
     root = _executorch_root()
     include = root / "include"
-    command = [*compiler(), *FLAGS, "-I", str(native_dir() / "include"), "-I", str(native_dir() / "core")]
-    command += ["-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10")]
+    command = [
+        *compiler(),
+        *FLAGS,
+        "-I",
+        str(native_dir() / "include"),
+        "-I",
+        str(native_dir() / "core"),
+    ]
+    command += [
+        "-isystem",
+        str(include),
+        "-isystem",
+        str(include / "executorch/runtime/core/portable_type/c10"),
+    ]
     command += [*map(str, sources()), f"-Wl,-rpath,{root / 'lib'}", "-L", str(root / "lib")]
     command += ["-lexecutorch", "-lexecutorch_threadpool"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         built = Path(work) / target.name
-        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "-o", str(built)], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise MissingComponentError(
                 f"the kernel library does not compile: {command[0]} ended with {done.returncode}",
@@ -92,7 +114,8 @@ def build() -> Path:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Makes the operators known to the ExecuTorch runtime of this process. Raises MissingComponentError."""
+    """Makes the operators known to the ExecuTorch runtime of this process. Raises
+    MissingComponentError."""
     with quiet():  # these log what optional parts of theirs are not there
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers `llama::`)
         from executorch.runtime import Runtime

@@ -1,10 +1,11 @@
 """How much memory a package will take, said before it runs, and by whom.
 
-Counted as phones count. *Dirty* memory was written and cannot be dropped: the limits of phones are about it. *Clean*
-memory is pages of files, which the system takes back when it is short and reads again. Everything is predicted from
-the manifest alone. The constants were measured (`python benchmarks/memory_prediction.py`) with the versions of
-ExecuTorch and coremltools that pyproject.toml names, on Linux, as growth of a process that has loaded its libraries:
-what an app itself takes comes on top.
+Counted as phones count. *Dirty* memory was written and cannot be dropped: the limits of phones are
+about it. *Clean* memory is pages of files, which the system takes back when it is short and reads
+again. Everything is predicted from the manifest alone. The constants were measured (`python
+benchmarks/memory_prediction.py`) with the versions of ExecuTorch and coremltools that
+pyproject.toml names, on Linux, as growth of a process that has loaded its libraries: what an app
+itself takes comes on top.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from runtime_ref.residency import EMBEDDING, HEAD, CodedTensor, Residency, in_or
 
 MB = 10**6
 THREADS = 2  # that share a product; each has scratch of its own
-TOKENIZER_READING, TOKENIZER_KEPT = 11.6, 2.9  # times the size of tokenizer.json, while it is read and afterwards
+TOKENIZER_READING, TOKENIZER_KEPT = (
+    11.6,
+    2.9,
+)  # times the size of tokenizer.json, while it is read and afterwards
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class MemoryLedger:
 
     @property
     def clean_bytes(self) -> int:
-        """Of files that are read in the course of a run: more than there is room for is read again and again."""
+        """Of files that are read in the course of a run: more than there is room for is read again
+        and again."""
         return max(p.clean_bytes for p in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,20 +86,34 @@ class MemoryLedger:
              "holders": [vars(h) for h in p.holders]}
             for p in self.phases
         ]  # fmt: skip
-        return {"format": self.format, "residency": self.residency, "dirty_bytes": self.dirty_bytes,
-                "clean_bytes": self.clean_bytes, "mapped_bytes": self.mapped_bytes, "phases": phases}  # fmt: skip
+        return {
+            "format": self.format,
+            "residency": self.residency,
+            "dirty_bytes": self.dirty_bytes,
+            "clean_bytes": self.clean_bytes,
+            "mapped_bytes": self.mapped_bytes,
+            "phases": phases,
+        }
 
 
 def predict(manifest: Manifest, artifact: Artifact, residency: Residency) -> MemoryLedger:
-    """The memory of a run that fills the context. Raises BundleError for a model that is not described whole."""
+    """The memory of a run that fills the context. Raises BundleError for a model that is not
+    described whole."""
     shape = _Shape.of(manifest)
     weights = _weights(manifest, artifact, residency)
     tokenizer = sum(f.n_bytes for f in manifest.files if f.path == "tokenizer.json")
-    kept = [Holder("tokenizer", int(TOKENIZER_KEPT * tokenizer)), *_LOADED[artifact.format](artifact, shape)]
+    kept = [
+        Holder("tokenizer", int(TOKENIZER_KEPT * tokenizer)),
+        *_LOADED[artifact.format](artifact, shape),
+    ]
     used = [*kept, *weights, *_USED[artifact.format](artifact, shape, manifest.interface.context)]
     reading = [Holder("reading the tokenizer", int(TOKENIZER_READING * tokenizer))]
     loading = max(reading, kept, key=lambda holders: sum(h.dirty_bytes for h in holders))
-    phases = (Phase("load", tuple(loading)), Phase("prefill", tuple(used)), Phase("decode", tuple(used)))
+    phases = (
+        Phase("load", tuple(loading)),
+        Phase("prefill", tuple(used)),
+        Phase("decode", tuple(used)),
+    )
     mapped = max(p.dirty_bytes for p in phases) + sum(h.clean_bytes for h in used) + MAPPED_BESIDES
     return MemoryLedger(artifact.format, residency.mode, phases, mapped)
 
@@ -119,18 +138,25 @@ class _Shape:
             what = f"the manifest lacks {error}, which the memory of a run follows"
             raise BundleError(what, do="export again") from error
         rows = sum(t.rows for t in manifest.tensors if t.name not in (EMBEDDING, HEAD))
-        return cls(hidden, intermediate, heads, rows, sum(t.rows * t.cols for t in manifest.tensors))
+        return cls(
+            hidden, intermediate, heads, rows, sum(t.rows * t.cols for t in manifest.tensors)
+        )
 
 
 def _weights(manifest: Manifest, artifact: Artifact, residency: Residency) -> list[Holder]:
-    """Of every package its file; of a coded one the tables of its dictionaries and what residency makes of it."""
+    """Of every package its file; of a coded one the tables of its dictionaries and what residency
+    makes of it."""
     holders = [Holder("package, as it lies in its files", 0, package_bytes(manifest, artifact))]
     coded = coded_entries(manifest, artifact)
     if not coded:
         return holders
     in_memory = plan(coded, residency.budget)
     expanded = sum(t.form_bytes for t in coded if t.name in in_memory)
-    filed = sum(t.file_bytes for t in coded if t.gain > 0 and t.name not in in_memory) if residency.folder else 0
+    filed = (
+        sum(t.file_bytes for t in coded if t.gain > 0 and t.name not in in_memory)
+        if residency.folder
+        else 0
+    )
     holders.append(Holder("dictionaries", sum(_table_bytes(t) for t in _lzw(manifest, artifact))))
     holders.append(Holder("expanded weights", expanded))
     holders.append(Holder("expanded weights, in files", 0, filed))
@@ -186,14 +212,16 @@ def _pte_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
 
 
 def _custom_op_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
-    """The interpreter's own form of the network. The cache belongs to the app; its pages come as it is filled."""
+    """The interpreter's own form of the network. The cache belongs to the app; its pages come as it
+    is filled."""
     return [Holder("runtime", NETWORK_LAYER_BYTES * sum(artifact.operators.values()))]
 
 
 def _custom_op_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
     """The cache when it is full, its new rows, and whichever is more: attention, or a layer's MLP.
 
-    Attention holds scores twice, over the context and the new tokens, the mask, the residual stream and queries.
+    Attention holds scores twice, over the context and the new tokens, the mask, the residual stream
+    and queries.
     """
     tokens = artifact.prefill_tokens
     scores = (2 * shape.heads + 1) * 4 * tokens * (context + tokens)
@@ -212,7 +240,8 @@ def _program_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
 
 
 def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
-    """States, what the interpreter keeps dense (Core ML decides that for itself), scores, and a layer's MLP."""
+    """States, what the interpreter keeps dense (Core ML decides that for itself), scores, and a
+    layer's MLP."""
     tokens = artifact.prefill_tokens
     scores = 9 * shape.heads * tokens * context
     return [
@@ -227,7 +256,8 @@ PTE_RUNTIME_BYTES = int(0.6 * MB)
 PTE_CALL_BYTES = 3400  # of a call of an operator in the program
 PTE_WORKSPACE = 1.4  # tensors of the width of the MLP
 NETWORK_LAYER_BYTES = 2200  # of a layer of the network, of which a layer of the model takes 76
-NETWORK_MLP = 5.25  # tensors of the width of the MLP that are alive at once: a sigmoid's, and a byte for its sign
+# tensors of the width of the MLP that are alive at once: a sigmoid's, and a byte for its sign
+NETWORK_MLP = 5.25
 PROGRAM_RUNTIME_BYTES = int(1.6 * MB)
 PROGRAM_CALL_BYTES, PROGRAM_ROW_BYTES = 4000, 95
 PROGRAM_DENSE_BYTES = 1 << 28  # CACHE_BYTES of coreml_runner
@@ -249,6 +279,7 @@ def problems(prediction: MemoryLedger, budget: MemoryBudget) -> list[str]:
         )
     if budget.mapped_bytes is not None and prediction.mapped_bytes > budget.mapped_bytes:
         found.append(
-            f"{prediction.mapped_bytes / MB:,.0f} MB of address space, {budget.mapped_bytes / MB:,.0f} MB allowed"
+            f"{prediction.mapped_bytes / MB:,.0f} MB of address space, "
+            f"{budget.mapped_bytes / MB:,.0f} MB allowed"
         )
     return found

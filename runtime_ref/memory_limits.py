@@ -1,7 +1,9 @@
-"""Memory limits the kernel enforces on a process, and what it counts: Linux control groups, or resource limits.
+"""Memory limits the kernel enforces on a process, and what it counts: Linux control groups, or
+resource limits.
 
-Both kinds of phone kill for memory that cannot be dropped (anonymous pages) and take clean file pages back instead. So
-does a control group: its limit holds for both, an anonymous page that does not fit kills, a file page is evicted.
+Both kinds of phone kill for memory that cannot be dropped (anonymous pages) and take clean file
+pages back instead. So does a control group: its limit holds for both, an anonymous page that does
+not fit kills, a file page is evicted.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import Protocol
 
 PREFIX = "tinyqmoe"
 RLIMIT_SLACK_BYTES = 64 << 20  # above the watchdog's limit: it acts first unless it is starved
-CHARGE_BYTES = 1 << 20  # more than a group is ever charged at once: it is full when less than that is left
+CHARGE_BYTES = (
+    1 << 20
+)  # more than a group is ever charged at once: it is full when less than that is left
 REMOVE_SECONDS = 5.0  # the kernel needs a moment to empty the group of a process that was killed
 _MARKED = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\w+")
 _numbers = itertools.count()
@@ -27,7 +31,8 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Counters:
-    """A process, from /proc/PID/status, in bytes; `hwm`: the largest resident set since the mark was last reset."""
+    """A process, from /proc/PID/status, in bytes; `hwm`: the largest resident set since the mark
+    was last reset."""
 
     anonymous_bytes: int  # and shared memory, and what of both is swapped out
     file_bytes: int
@@ -42,7 +47,8 @@ class Counters:
 
 @dataclass(frozen=True)
 class Usage:
-    """What is counted against a limit, in bytes. `refaulted`: file pages that were evicted and read again."""
+    """What is counted against a limit, in bytes. `refaulted`: file pages that were evicted and read
+    again."""
 
     anonymous_bytes: int
     file_bytes: int
@@ -58,7 +64,8 @@ class Limit(Protocol):
     interval_s: float  # how often the parent looks
 
     def join(self) -> str | int:
-        """For `sandbox_child`: the file that takes its process id, or the bytes its RLIMIT_DATA may grow."""
+        """For `sandbox_child`: the file that takes its process id, or the bytes its RLIMIT_DATA may
+        grow."""
 
     def usage(self, pid: int, at_join: Counters) -> Usage | None:
         """Now; None when the process is gone."""
@@ -86,7 +93,9 @@ def counters(pid: int | str = "self") -> Counters | None:
     lines = dict(line.split(":", 1) for line in status.splitlines())
     if "VmSize" not in lines:  # it has ended and nobody has asked how
         return None
-    kib = {name: int(lines[name].split()[0]) << 10 for name in lines if name.startswith(("Vm", "Rss"))}
+    kib = {
+        name: int(lines[name].split()[0]) << 10 for name in lines if name.startswith(("Vm", "Rss"))
+    }
     return Counters(
         anonymous_bytes=kib["RssAnon"] + kib["RssShmem"] + kib["VmSwap"],
         file_bytes=kib["RssFile"],
@@ -96,7 +105,9 @@ def counters(pid: int | str = "self") -> Counters | None:
         mapped_peak_bytes=kib["VmPeak"],
         data_bytes=kib["VmData"],
         locked_bytes=kib["VmLck"],
-        major_faults=int(stat.rpartition(")")[2].split()[9]),  # the name in parentheses may hold spaces
+        major_faults=int(
+            stat.rpartition(")")[2].split()[9]
+        ),  # the name in parentheses may hold spaces
     )
 
 
@@ -115,14 +126,24 @@ class _Files:
     mapped_file: str
 
 
-_V1 = _Files("cgroup v1 memory", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", True,
-             "memory.max_usage_in_bytes", "memory.oom_control", "rss", "cache", "mapped_file")  # fmt: skip
+_V1 = _Files(
+    "cgroup v1 memory",
+    "memory.limit_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    True,
+    "memory.max_usage_in_bytes",
+    "memory.oom_control",
+    "rss",
+    "cache",
+    "mapped_file",
+)
 _V2 = _Files("cgroup v2 memory", "memory.max", "memory.swap.max", False,
              "memory.peak", "memory.events", "anon", "file", "file_mapped")  # fmt: skip
 
 
 class Cgroup:
-    """A control group of its own. The first to touch a page pays for it: what was cached before is not counted."""
+    """A control group of its own. The first to touch a page pays for it: what was cached before is
+    not counted."""
 
     interval_s = 0.01
 
@@ -158,8 +179,9 @@ class Cgroup:
     def killed(self) -> bool:
         """For this limit, and not for one of a group above or because the machine had no more.
 
-        Version 2 counts how often this very limit left no way out. Version 1 does not: there, a limit that was never
-        reached did not kill; one that file pages had reached before is taken for the cause.
+        Version 2 counts how often this very limit left no way out. Version 1 does not: there, a
+        limit that was never reached did not kill; one that file pages had reached before is taken
+        for the cause.
         """
         events = _numbers_of(self._folder / self._files.events)
         if not events["oom_kill"]:
@@ -177,9 +199,11 @@ class Cgroup:
 
 
 class Watchdog:
-    """Without control groups: the parent reads the process's counters and kills it; RLIMIT_DATA stands behind.
+    """Without control groups: the parent reads the process's counters and kills it; RLIMIT_DATA
+    stands behind.
 
-    Only anonymous memory is limited. RLIMIT_DATA counts what was allocated and not yet touched, and refuses it.
+    Only anonymous memory is limited. RLIMIT_DATA counts what was allocated and not yet touched, and
+    refuses it.
     """
 
     mechanism = "RLIMIT_DATA and a watchdog"
@@ -218,7 +242,8 @@ class Watchdog:
 
 
 def v2_limit(limit_bytes: int) -> Limit | None:
-    """A group below the nearest of ours whose memory controller is handed down to us; None if there is none."""
+    """A group below the nearest of ours whose memory controller is handed down to us; None if there
+    is none."""
     own = _own_group("cgroup2", "", "0")
     if own is None:
         return None
@@ -239,7 +264,11 @@ def v1_limit(limit_bytes: int) -> Limit | None:
     return _new_group(own[1], _V1, limit_bytes) if own else None
 
 
-MECHANISMS: tuple[Callable[[int], Limit | None], ...] = (v2_limit, v1_limit, Watchdog)  # the first that works is used
+MECHANISMS: tuple[Callable[[int], Limit | None], ...] = (
+    v2_limit,
+    v1_limit,
+    Watchdog,
+)  # the first that works is used
 
 
 @contextlib.contextmanager
@@ -253,7 +282,8 @@ def open_limit(limit_bytes: int) -> Iterator[Limit]:
 
 
 def _own_group(fs_type: str, option: str, controller: str) -> tuple[Path, Path] | None:
-    """Mount point and folder of the group this process is in; `controller` as /proc/self/cgroup has it, 0 is v2."""
+    """Mount point and folder of the group this process is in; `controller` as /proc/self/cgroup has
+    it, 0 is v2."""
     found = _mount(fs_type, option)
     if found is None:
         return None
@@ -278,7 +308,8 @@ def _mount(fs_type: str, option: str) -> tuple[Path, str] | None:
 
 
 def _new_group(parent: Path, files: _Files, limit_bytes: int) -> Limit | None:
-    """Named by process, its start and a number, so that several live side by side and stale ones are known."""
+    """Named by process, its start and a number, so that several live side by side and stale ones
+    are known."""
     remove_stale(parent)
     folder = parent / f"{mark()}-{next(_numbers)}"
     try:

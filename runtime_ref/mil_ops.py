@@ -1,9 +1,11 @@
-"""The operations of ML Programs (opsets of iOS 17 and 18) that the interpreter computes, as functions on tensors.
+"""The operations of ML Programs (opsets of iOS 17 and 18) that the interpreter computes, as
+functions on tensors.
 
-The signature of a function is its definition: positional parameters are tensors, and their annotation says of which
-types; keyword-only parameters are constants of the program. `BY_NAME` is read from them. Operations are given floats as
-float32, whatever the type in the program is, and the interpreter rounds their results; those marked `moves` only move
-values, and get them as they are held.
+The signature of a function is its definition: positional parameters are tensors, and their
+annotation says of which types; keyword-only parameters are constants of the program. `BY_NAME` is
+read from them. Operations are given floats as float32, whatever the type in the program is, and the
+interpreter rounds their results; those marked `moves` only move values, and get them as they are
+held.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ BOOLS = frozenset({"bool"})
 
 @dataclass(frozen=True)
 class Domain:
-    """The types a tensor parameter may have. All `shared` ones of an operation, and its results, have one type.
+    """The types a tensor parameter may have. All `shared` ones of an operation, and its results,
+    have one type.
 
     `lazy`: the function takes a Weight as it is, and dequantizes what it needs.
     """
@@ -55,7 +58,8 @@ Matrix = Annotated[Tensor | Weight, Domain(FLOATS, shared=False, lazy=True)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter: with a `domain` a tensor (or `several`), without one a constant of type `constant`."""
+    """A parameter: with a `domain` a tensor (or `several`), without one a constant of type
+    `constant`."""
 
     required: bool
     domain: Domain | None
@@ -65,7 +69,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operation:
-    """A function and what its signature says. `result` is the type of its results, if it is not the inputs' one."""
+    """A function and what its signature says. `result` is the type of its results, if it is not the
+    inputs' one."""
 
     compute: Callable[..., Any]
     moves: bool
@@ -84,7 +89,9 @@ def operation(
     """Puts a function into BY_NAME."""
 
     def register(function: _Function) -> _Function:
-        BY_NAME[name or function.__name__] = Operation(function, moves, result, _parameters(function))
+        BY_NAME[name or function.__name__] = Operation(
+            function, moves, result, _parameters(function)
+        )
         return function
 
     return register
@@ -97,7 +104,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
         hint = hints[name]
         if typing.get_origin(hint) in (types.UnionType, typing.Union):  # `X | None`
             (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-        domain = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Domain)), None)
+        domain = next(
+            (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Domain)),
+            None,
+        )
         required = parameter.default is parameter.empty
         found[name] = Parameter(required, domain, hint is Several, None if domain else hint)
     return found
@@ -187,17 +197,30 @@ def relu(x: Float) -> Tensor:
 
 
 @operation()
-def gelu(x: Float, *, mode: Literal["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"] = "EXACT") -> Tensor:
+def gelu(
+    x: Float, *, mode: Literal["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"] = "EXACT"
+) -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x * (1.702 * x).sigmoid()
     return functional.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
 
 
 @operation(result=ANY_RESULT)
-def cast(x: Anything, *, dtype: Literal["fp16", "fp32", "int32", "int16", "uint16", "int8", "uint8", "bool"]) -> Tensor:
-    """Towards zero if it loses a fraction. Floats become halves when the interpreter rounds the result."""
-    to = {"fp16": torch.float32, "fp32": torch.float32, "bool": torch.bool, "int8": torch.int8, "uint8": torch.uint8,
-          "int16": torch.int16}.get(dtype, torch.int32)  # fmt: skip
+def cast(
+    x: Anything,
+    *,
+    dtype: Literal["fp16", "fp32", "int32", "int16", "uint16", "int8", "uint8", "bool"],
+) -> Tensor:
+    """Towards zero if it loses a fraction. Floats become halves when the interpreter rounds the
+    result."""
+    to = {
+        "fp16": torch.float32,
+        "fp32": torch.float32,
+        "bool": torch.bool,
+        "int8": torch.int8,
+        "uint8": torch.uint8,
+        "int16": torch.int16,
+    }.get(dtype, torch.int32)
     return x.to(to)
 
 
@@ -240,9 +263,13 @@ def softmax(x: Float, *, axis: int = -1) -> Tensor:
 
 @operation()
 def layer_norm(
-    x: Float, gamma: Vector | None = None, beta: Vector | None = None, *, axes: list[int] | None = None,
+    x: Float,
+    gamma: Vector | None = None,
+    beta: Vector | None = None,
+    *,
+    axes: list[int] | None = None,
     epsilon: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     along = sorted(axis % x.dim() for axis in _axes(x, axes))
     shape = [n if axis in along else 1 for axis, n in enumerate(x.shape)]
     centred = x - x.mean(dim=along, keepdim=True)
@@ -253,9 +280,14 @@ def layer_norm(
 
 @operation()
 def batch_norm(
-    x: Float, mean: Vector, variance: Vector, gamma: Vector | None = None, beta: Vector | None = None, *,
+    x: Float,
+    mean: Vector,
+    variance: Vector,
+    gamma: Vector | None = None,
+    beta: Vector | None = None,
+    *,
     epsilon: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return functional.batch_norm(x, mean, variance, gamma, beta, eps=epsilon)
 
 
@@ -270,7 +302,8 @@ def linear(x: Float, weight: Matrix, bias: Vector | None = None) -> Tensor:
 
 
 def _times_rows(x: Tensor, weight: Weight) -> Tensor:
-    """x [.., in] times the transpose of weight [out, in], block by block if it is not held dense."""
+    """x [.., in] times the transpose of weight [out, in], block by block if it is not held
+    dense."""
     if (dense := weight.kept()) is not None:
         return functional.linear(x, dense)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -280,7 +313,9 @@ def _times_rows(x: Tensor, weight: Weight) -> Tensor:
 
 
 @operation()
-def matmul(x: Float, y: LazyFloat, *, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+def matmul(
+    x: Float, y: LazyFloat, *, transpose_x: bool = False, transpose_y: bool = False
+) -> Tensor:
     x = x.transpose(-1, -2) if transpose_x and x.dim() > 1 else x
     if isinstance(y, Weight):
         if transpose_y and len(y.shape) == 2:
@@ -290,8 +325,11 @@ def matmul(x: Float, y: LazyFloat, *, transpose_x: bool = False, transpose_y: bo
 
 
 @operation()
-def scaled_dot_product_attention(query: Float, key: Float, value: Float, attn_mask: Mask | None = None) -> Tensor:
-    """query [.., L, E], key [.., S, E], value [.., S, V], mask broadcast to [.., L, S], added or True where to look."""
+def scaled_dot_product_attention(
+    query: Float, key: Float, value: Float, attn_mask: Mask | None = None
+) -> Tensor:
+    """query [.., L, E], key [.., S, E], value [.., S, V], mask broadcast to [.., L, S], added or
+    True where to look."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, -math.inf)
@@ -302,32 +340,56 @@ def scaled_dot_product_attention(query: Float, key: Float, value: Float, attn_ma
 
 @operation()
 def conv(
-    x: Float, weight: Vector, bias: Vector | None = None, *, strides: list[int] | None = None,
-    pad_type: Literal["valid", "custom"] = "valid", pad: list[int] | None = None, dilations: list[int] | None = None,
+    x: Float,
+    weight: Vector,
+    bias: Vector | None = None,
+    *,
+    strides: list[int] | None = None,
+    pad_type: Literal["valid", "custom"] = "valid",
+    pad: list[int] | None = None,
+    dilations: list[int] | None = None,
     groups: int = 1,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """x [N, C_in, *D], weight [C_out, C_in / groups, *K]."""
     ones = [1] * (x.dim() - 2)
     function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(ones)]
-    return function(_padded(x, pad_type, pad, 0), weight, bias, strides or ones, 0, dilations or ones, groups)
+    return function(
+        _padded(x, pad_type, pad, 0), weight, bias, strides or ones, 0, dilations or ones, groups
+    )
 
 
 @operation()
 def max_pool(
-    x: Float, *, kernel_sizes: list[int], strides: list[int] | None = None,
-    pad_type: Literal["valid", "custom"] = "valid", pad: list[int] | None = None, ceil_mode: Literal[False] = False,
-) -> Tensor:  # fmt: skip
-    function = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[x.dim() - 2]
-    return function(_padded(x, pad_type, pad, -math.inf), kernel_sizes, strides or [1] * len(kernel_sizes))
+    x: Float,
+    *,
+    kernel_sizes: list[int],
+    strides: list[int] | None = None,
+    pad_type: Literal["valid", "custom"] = "valid",
+    pad: list[int] | None = None,
+    ceil_mode: Literal[False] = False,
+) -> Tensor:
+    function = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[
+        x.dim() - 2
+    ]
+    return function(
+        _padded(x, pad_type, pad, -math.inf), kernel_sizes, strides or [1] * len(kernel_sizes)
+    )
 
 
 @operation()
 def avg_pool(
-    x: Float, *, kernel_sizes: list[int], strides: list[int] | None = None,
-    pad_type: Literal["valid", "custom"] = "valid", pad: list[int] | None = None,
-    exclude_padding_from_average: bool = False, ceil_mode: Literal[False] = False,
-) -> Tensor:  # fmt: skip
-    function = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[x.dim() - 2]
+    x: Float,
+    *,
+    kernel_sizes: list[int],
+    strides: list[int] | None = None,
+    pad_type: Literal["valid", "custom"] = "valid",
+    pad: list[int] | None = None,
+    exclude_padding_from_average: bool = False,
+    ceil_mode: Literal[False] = False,
+) -> Tensor:
+    function = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[
+        x.dim() - 2
+    ]
     strides = strides or [1] * len(kernel_sizes)
     mean = function(_padded(x, pad_type, pad, 0), kernel_sizes, strides)
     if not exclude_padding_from_average:
@@ -336,10 +398,13 @@ def avg_pool(
 
 
 def _padded(x: Tensor, pad_type: str, pad: list[int] | None, value: float) -> Tensor:
-    """`pad` is (before, after) of each axis in order; PyTorch wants the last axis first. `valid` ignores it."""
+    """`pad` is (before, after) of each axis in order; PyTorch wants the last axis first. `valid`
+    ignores it."""
     if pad_type == "valid" or not pad or not any(pad):
         return x
-    return functional.pad(x, [n for i in range(len(pad) - 2, -1, -2) for n in pad[i : i + 2]], value=value)
+    return functional.pad(
+        x, [n for i in range(len(pad) - 2, -1, -2) for n in pad[i : i + 2]], value=value
+    )
 
 
 # Moving values.
@@ -347,9 +412,15 @@ def _padded(x: Tensor, pad_type: str, pad: list[int] | None, value: float) -> Te
 
 @operation(moves=True)
 def gather(
-    x: LazyAnything, indices: Sizes, *, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+    x: LazyAnything,
+    indices: Sizes,
+    *,
+    axis: int = 0,
+    batch_dims: int = 0,
+    validate_indices: bool = False,
 ) -> Tensor:
-    """Slices of x along `axis`. An index outside is an error: without `validate_indices` a device gives anything."""
+    """Slices of x along `axis`. An index outside is an error: without `validate_indices` a device
+    gives anything."""
     rank = len(x.shape)
     axis %= rank
     if isinstance(x, Weight):
@@ -358,20 +429,27 @@ def gather(
         x = x.all()
     numbers = indices.long()
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < x.shape[axis]:
-        raise IndexError(f"an index of {int(numbers.min())}..{int(numbers.max())} is not in [0, {x.shape[axis]})")
+        raise IndexError(
+            f"an index of {int(numbers.min())}..{int(numbers.max())} is not in [0, {x.shape[axis]})"
+        )
     if batch_dims == 0:
-        return x.index_select(axis, numbers.reshape(-1)).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return x.index_select(axis, numbers.reshape(-1)).reshape(
+            *x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]
+        )
     batch = x.shape[:batch_dims]
     each = [
         gather(one, some, axis=axis - batch_dims)
-        for one, some in zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
+        for one, some in zip(
+            x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True
+        )
     ]
     return torch.stack(each).reshape(*batch, *each[0].shape)
 
 
 @operation(moves=True)
 def reshape(x: Anything, shape: Sizes) -> Tensor:
-    """0 stands for the size of x on the axis that is as far from the last one, or 1 if x has no such axis."""
+    """0 stands for the size of x on the axis that is as far from the last one, or 1 if x has no
+    such axis."""
     wanted = shape.tolist()
     sizes = [1] * len(wanted) + list(x.shape)
     return x.reshape([n if n else sizes[i - len(wanted)] for i, n in enumerate(wanted)])
@@ -391,7 +469,11 @@ def expand_dims(x: Anything, *, axes: list[int]) -> Tensor:
 
 @operation(moves=True)
 def squeeze(x: Anything, *, axes: list[int] | None = None) -> Tensor:
-    dropped = [i for i, n in enumerate(x.shape) if n == 1] if axes is None else [axis % x.dim() for axis in axes]
+    dropped = (
+        [i for i, n in enumerate(x.shape) if n == 1]
+        if axes is None
+        else [axis % x.dim() for axis in axes]
+    )
     if any(x.shape[axis] != 1 for axis in dropped):
         raise ValueError(f"not all of the axes {dropped} of x {list(x.shape)} have size 1")
     return x.reshape([n for i, n in enumerate(x.shape) if i not in dropped])
@@ -420,11 +502,20 @@ def concat(values: Several, *, axis: int, interleave: Literal[False] = False) ->
 
 @operation(moves=True)
 def slice_by_index(
-    x: Anything, begin: Sizes, end: Sizes, *, stride: list[int] | None = None, begin_mask: list[bool] | None = None,
-    end_mask: list[bool] | None = None, squeeze_mask: list[bool] | None = None,
-) -> Tensor:  # fmt: skip
-    """`x[begin:end:stride]` on every axis as in NumPy; a mask says on which axes to take the whole, or one element."""
-    for axis, (places, _) in enumerate(_slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)):
+    x: Anything,
+    begin: Sizes,
+    end: Sizes,
+    *,
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """`x[begin:end:stride]` on every axis as in NumPy; a mask says on which axes to take the whole,
+    or one element."""
+    for axis, (places, _) in enumerate(
+        _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    ):
         if places.step > 0:
             x = x[(slice(None),) * axis + (slice(places.start, places.stop, places.step),)]
         else:
@@ -435,38 +526,61 @@ def slice_by_index(
 
 @operation(moves=True)
 def slice_update(
-    x: Anything, update: Anything, begin: Sizes, end: Sizes, *, stride: list[int] | None = None,
-    begin_mask: list[bool] | None = None, end_mask: list[bool] | None = None, squeeze_mask: list[bool] | None = None,
-) -> Tensor:  # fmt: skip
-    """Writes `update` into a slice of x, IN PLACE: the interpreter gives it a tensor that nothing else reads."""
+    x: Anything,
+    update: Anything,
+    begin: Sizes,
+    end: Sizes,
+    *,
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """Writes `update` into a slice of x, IN PLACE: the interpreter gives it a tensor that nothing
+    else reads."""
     slices = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     expected = [len(places) for places, squeezed in slices if not squeezed]
     if list(update.shape) != expected:
-        raise ValueError(f"update is {list(update.shape)}, the slice of x {list(x.shape)} is {expected}")
+        raise ValueError(
+            f"update is {list(update.shape)}, the slice of x {list(x.shape)} is {expected}"
+        )
     if any(places.step < 0 for places, _ in slices):
         raise ValueError("a negative stride is not supported")
-    x[tuple(slice(places.start, places.stop, places.step) for places, _ in slices)] = update.reshape(
-        [len(places) for places, _ in slices]
+    x[tuple(slice(places.start, places.stop, places.step) for places, _ in slices)] = (
+        update.reshape([len(places) for places, _ in slices])
     )
     return x
 
 
 def _slices(
-    x: Tensor, begin: Tensor, end: Tensor, stride: list[int] | None, begin_mask: list[bool] | None,
-    end_mask: list[bool] | None, squeeze_mask: list[bool] | None,
-) -> list[tuple[range, bool]]:  # fmt: skip
+    x: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    stride: list[int] | None,
+    begin_mask: list[bool] | None,
+    end_mask: list[bool] | None,
+    squeeze_mask: list[bool] | None,
+) -> list[tuple[range, bool]]:
     """For each axis the places that are taken, and whether the axis goes away."""
     no = [False] * x.dim()
     found = []
     for n, first, last, step, from_start, to_end, squeezed in zip(
-        x.shape, begin.tolist(), end.tolist(), stride or [1] * x.dim(), begin_mask or no, end_mask or no,
-        squeeze_mask or no, strict=True,
-    ):  # fmt: skip
+        x.shape,
+        begin.tolist(),
+        end.tolist(),
+        stride or [1] * x.dim(),
+        begin_mask or no,
+        end_mask or no,
+        squeeze_mask or no,
+        strict=True,
+    ):
         if squeezed:
             place = range(n)[0 if from_start else first]
             found.append((range(place, place + 1), True))
         else:
-            found.append((range(n)[None if from_start else first : None if to_end else last : step], False))
+            found.append(
+                (range(n)[None if from_start else first : None if to_end else last : step], False)
+            )
     return found
 
 

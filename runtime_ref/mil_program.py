@@ -1,7 +1,9 @@
-"""Executes one function of an ML Program: the shipped protobuf and weight files, operation by operation.
+"""Executes one function of an ML Program: the shipped protobuf and weight files, operation by
+operation.
 
-Two arithmetics. "float16" rounds every result as the program types it, and computes inside an operation in float32.
-"float32" computes in float32 whatever the program says, so that only what is stored is rounded.
+Two arithmetics. "float16" rounds every result as the program types it, and computes inside an
+operation in float32. "float32" computes in float32 whatever the program says, so that only what is
+stored is rounded.
 """
 
 from __future__ import annotations
@@ -17,13 +19,27 @@ from torch import Tensor
 from exporter.errors import BundleError, UsageError
 from runtime_ref import mil_ops
 from runtime_ref.coreml_package import BlobFiles, CoreMLPackage, load_spec
-from runtime_ref.mil_reader import DO, Arithmetic, Computed, Resolved, Source, Step, Type, held_as, resolve
+from runtime_ref.mil_reader import (
+    DO,
+    Arithmetic,
+    Computed,
+    Resolved,
+    Source,
+    Step,
+    Type,
+    held_as,
+    resolve,
+)
 from runtime_ref.mil_weights import Weight, WeightCache
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
 
-_ARRAY_TYPES = {65552: "float16", 65568: "float32", 131104: "int32"}  # numbers of FeatureTypes.proto's ArrayDataType
+_ARRAY_TYPES = {
+    65552: "float16",
+    65568: "float32",
+    131104: "int32",
+}  # numbers of FeatureTypes.proto's ArrayDataType
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,15 @@ class TensorInfo:
 class MLProgram:
     """One function of an ML Program, ready to run.
 
-    `function` None means the default one. Dense float32 weights are kept while they fit into `cache_bytes`.
-    `inputs`, `outputs` and `states` are as the description declares them. Raises BundleError if the package is damaged
-    or holds anything this cannot compute, UsageError for a function it does not have.
+    `function` None means the default one. Dense float32 weights are kept while they fit into
+    `cache_bytes`. `inputs`, `outputs` and `states` are as the description declares them. Raises
+    BundleError if the package is damaged or holds anything this cannot compute, UsageError for a
+    function it does not have.
     """
 
-    def __init__(self, package: CoreMLPackage, function: str | None, arithmetic: Arithmetic, cache_bytes: int) -> None:
+    def __init__(
+        self, package: CoreMLPackage, function: str | None, arithmetic: Arithmetic, cache_bytes: int
+    ) -> None:
         blobs, cache = BlobFiles(package.weights_dir), WeightCache(cache_bytes)
         self._open(package, load_spec(package.model_file), function, arithmetic, blobs, cache)
 
@@ -53,35 +72,55 @@ class MLProgram:
         return other
 
     def _open(
-        self, package: CoreMLPackage, spec: Model, function: str | None, arithmetic: Arithmetic, blobs: BlobFiles,
+        self,
+        package: CoreMLPackage,
+        spec: Model,
+        function: str | None,
+        arithmetic: Arithmetic,
+        blobs: BlobFiles,
         cache: WeightCache,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.package, self.arithmetic = package, arithmetic
         self._spec, self._blobs, self._cache = spec, blobs, cache
         self.function, description = _described(package, spec, function)
         where = f"{package.path}, function {self.function}"
         self.inputs, self.outputs, self.states = (
-            _interface(where, features) for features in (description.input, description.output, description.state)
+            _interface(where, features)
+            for features in (description.input, description.output, description.state)
         )
-        self._resolved = resolve(spec.mlProgram.functions[self.function], blobs, arithmetic, cache, where)
+        self._resolved = resolve(
+            spec.mlProgram.functions[self.function], blobs, arithmetic, cache, where
+        )
         _check_interface(where, self._resolved, self.inputs | self.states, self.outputs)
-        self._held = {name: held_as(info.dtype, arithmetic) for name, info in (self.inputs | self.states).items()}
+        self._held = {
+            name: held_as(info.dtype, arithmetic)
+            for name, info in (self.inputs | self.states).items()
+        }
 
     def new_state(self) -> dict[str, Tensor]:
         """Zeros for every state, in the arithmetic's type."""
-        return {name: torch.zeros(info.shape, dtype=self._held[name]) for name, info in self.states.items()}
+        return {
+            name: torch.zeros(info.shape, dtype=self._held[name])
+            for name, info in self.states.items()
+        }
 
-    def predict(self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """Runs the function; `state` is updated in place. Outputs have the declared shapes and types.
+    def predict(
+        self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]
+    ) -> dict[str, np.ndarray]:
+        """Runs the function; `state` is updated in place. Outputs have the declared shapes and
+        types.
 
         In float32 arithmetic a float16 output is not rounded either: it is given as float32.
 
-        Raises UsageError if inputs or states are not as declared, BundleError if an operation fails.
+        Raises UsageError if inputs or states are not as declared, BundleError if an operation
+        fails.
         """
         self._check_arguments(inputs, state)
         with torch.inference_mode():
             # PyTorch wants memory it may write to: hence the copies.
-            values = {name: torch.from_numpy(x.copy()).to(self._held[name]) for name, x in inputs.items()}
+            values = {
+                name: torch.from_numpy(x.copy()).to(self._held[name]) for name, x in inputs.items()
+            }
             for step in self._resolved.steps:
                 self._run(step, values, state)
             return {name: values[name].numpy().copy() for name in self.outputs}
@@ -90,17 +129,27 @@ class MLProgram:
         problems = _difference("input", set(self.inputs), set(inputs))
         problems += _difference("state", set(self.states), set(state))
         for name, array in inputs.items():
-            if (info := self.inputs.get(name)) and (array.shape != info.shape or array.dtype != info.dtype):
+            if (info := self.inputs.get(name)) and (
+                array.shape != info.shape or array.dtype != info.dtype
+            ):
                 got = f"{array.dtype} {list(array.shape)}"
                 problems.append(f"input {name} is {got}, expected {info.dtype} {list(info.shape)}")
         for name, tensor in state.items():
             if (info := self.states.get(name)) and (
-                tuple(tensor.shape) != info.shape or tensor.dtype != self._held[name] or not tensor.is_contiguous()
+                tuple(tensor.shape) != info.shape
+                or tensor.dtype != self._held[name]
+                or not tensor.is_contiguous()
             ):
                 got = f"{tensor.dtype} {list(tensor.shape)}"
-                problems.append(f"state {name} is {got}, expected {self._held[name]} {list(info.shape)}, contiguous")
+                problems.append(
+                    f"state {name} is {got}, expected {self._held[name]} {list(info.shape)}, "
+                    "contiguous"
+                )
         if problems:
-            what = f"the function {self.function} of {self.package.path.name} is not called as it declares"
+            what = (
+                f"the function {self.function} of {self.package.path.name} is not called as "
+                "it declares"
+            )
             raise UsageError(what, problems=problems, do="give the inputs and states it declares")
 
     def _run(self, step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -118,14 +167,22 @@ class MLProgram:
         """The result as the program types it, with the arithmetic's rounding."""
         declared, held = output.type, held_as(output.type.dtype, self.arithmetic)
         if not _shapes_agree(declared.shape, result.shape) or _kind(result.dtype) != _kind(held):
-            raise ValueError(f"{output.name} came out as {result.dtype} {list(result.shape)}, declared is {declared}")
+            raise ValueError(
+                f"{output.name} came out as {result.dtype} {list(result.shape)}, declared is "
+                f"{declared}"
+            )
         return result.to(held)
 
 
 def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> Sequence[Tensor]:
     if step.kind == "read_state":
-        return [state[step.state]]  # no copy: `_may_write` and `_write_state` see to it that it keeps its value
-    arguments = {name: _argument(step.operation, name, source, values) for name, source in step.tensors.items()}
+        return [
+            state[step.state]
+        ]  # no copy: `_may_write` and `_write_state` see to it that it keeps its value
+    arguments = {
+        name: _argument(step.operation, name, source, values)
+        for name, source in step.tensors.items()
+    }
     if step.operation is None:
         _write_state(state[step.state], arguments["data"], values)
         return []
@@ -135,7 +192,9 @@ def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) ->
     return result if isinstance(result, list) else [result]
 
 
-def _argument(operation: mil_ops.Operation | None, name: str, source: Source, values: dict[str, Tensor]) -> Any:
+def _argument(
+    operation: mil_ops.Operation | None, name: str, source: Source, values: dict[str, Tensor]
+) -> Any:
     """What an operation is given: floats as float32, unless it only moves values."""
     if isinstance(source, list):
         return [_argument(operation, name, one, values) for one in source]
@@ -153,21 +212,26 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _may_write(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Whether a `slice_update` may write into the memory of its `x`: nothing else that lives may see it change.
+    """Whether a `slice_update` may write into the memory of its `x`: nothing else that lives may
+    see it change.
 
-    If it is the memory of a state, that state has to be written with the result before it is read again.
+    If it is the memory of a state, that state has to be written with the result before it is read
+    again.
     """
     name = step.tensors["x"]
     if not step.chain or name not in step.dies or not isinstance(name, str):
         return False
     memory = _memory(values[name])
     seen = any(_memory(value) == memory for other, value in values.items() if other != name)
-    stored = any(_memory(tensor) == memory for other, tensor in state.items() if other != step.early)
+    stored = any(
+        _memory(tensor) == memory for other, tensor in state.items() if other != step.early
+    )
     return not seen and not stored
 
 
 def _write_state(target: Tensor, data: Tensor, values: dict[str, Tensor]) -> None:
-    """Stores `data` in a state; what was read from the state before, and still lives, keeps its value."""
+    """Stores `data` in a state; what was read from the state before, and still lives, keeps its
+    value."""
     if data.data_ptr() == target.data_ptr() and data.stride() == target.stride():
         return  # it was updated in place
     if _memory(data) == _memory(target):
@@ -183,13 +247,18 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 def _shapes_agree(declared: Sequence[int | None], got: Sequence[int]) -> bool:
-    return len(declared) == len(got) and all(n in (None, m) for n, m in zip(declared, got, strict=True))
+    return len(declared) == len(got) and all(
+        n in (None, m) for n, m in zip(declared, got, strict=True)
+    )
 
 
 def _described(package: CoreMLPackage, spec: Model, function: str | None) -> tuple[str, Any]:
-    """The function's name and its description, which is the model's own if that describes no functions."""
+    """The function's name and its description, which is the model's own if that describes no
+    functions."""
     if spec.WhichOneof("Type") != "mlProgram":
-        raise BundleError(f"{package.path} holds a {spec.WhichOneof('Type')}, not an ML Program", do=DO)
+        raise BundleError(
+            f"{package.path} holds a {spec.WhichOneof('Type')}, not an ML Program", do=DO
+        )
     described = {f.name: f for f in spec.description.functions} or {"main": spec.description}
     name = function or spec.description.defaultFunctionName or "main"
     if name not in spec.mlProgram.functions:
@@ -201,11 +270,14 @@ def _described(package: CoreMLPackage, spec: Model, function: str | None) -> tup
 
 
 def _interface(where: str, features: Iterable[Any]) -> dict[str, TensorInfo]:
-    """Inputs, outputs or states by name. Raises BundleError for what is no array of a fixed shape."""
+    """Inputs, outputs or states by name. Raises BundleError for what is no array of a fixed
+    shape."""
     found, problems = {}, []
     for feature in features:
         kind = feature.type.WhichOneof("Type")
-        array = feature.type.stateType.arrayType if kind == "stateType" else feature.type.multiArrayType
+        array = (
+            feature.type.stateType.arrayType if kind == "stateType" else feature.type.multiArrayType
+        )
         if kind not in ("multiArrayType", "stateType"):
             problems.append(f"{feature.name} is a {kind}")
         elif feature.type.isOptional:
@@ -217,7 +289,9 @@ def _interface(where: str, features: Iterable[Any]) -> dict[str, TensorInfo]:
         else:
             found[feature.name] = TensorInfo(tuple(array.shape), _ARRAY_TYPES[array.dataType])
     if problems:
-        raise BundleError(f"{where}: only arrays of a fixed shape are supported", problems=problems, do=DO)
+        raise BundleError(
+            f"{where}: only arrays of a fixed shape are supported", problems=problems, do=DO
+        )
     return found
 
 
@@ -230,7 +304,9 @@ def _check_interface(
     problems += _difference("described output", set(computed), set(outputs))
     for name, type_ in (resolved.types | computed).items():
         if (info := (given | outputs).get(name)) and Type(info.dtype, info.shape) != type_:
-            problems.append(f"{name} is described as {info.dtype} {list(info.shape)}, the function has {type_}")
+            problems.append(
+                f"{name} is described as {info.dtype} {list(info.shape)}, the function has {type_}"
+            )
     if problems:
         raise BundleError(f"{where} is not what the description says", problems=problems, do=DO)
 

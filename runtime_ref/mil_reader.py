@@ -29,12 +29,35 @@ DO = "export for iOS 17 or 18, with operations that runtime_ref/mil_ops.py knows
 
 # Numbers of MIL.proto's DataType.
 _TYPES = {
-    1: "bool", 2: "string", 10: "float16", 11: "float32", 21: "int8", 22: "int16", 23: "int32", 24: "int64", 25: "int4",
-    31: "uint8", 32: "uint16", 33: "uint32", 35: "uint4", 36: "uint2", 37: "uint1", 38: "uint6", 39: "uint3",
-}  # fmt: skip
-# What a value is held as. PyTorch computes next to nothing in uint16; halves depend on the arithmetic.
-_HELD = {"bool": torch.bool, "int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32,
-         "int32": torch.int32, "float32": torch.float32}  # fmt: skip
+    1: "bool",
+    2: "string",
+    10: "float16",
+    11: "float32",
+    21: "int8",
+    22: "int16",
+    23: "int32",
+    24: "int64",
+    25: "int4",
+    31: "uint8",
+    32: "uint16",
+    33: "uint32",
+    35: "uint4",
+    36: "uint2",
+    37: "uint1",
+    38: "uint6",
+    39: "uint3",
+}
+# What a value is held as. PyTorch computes next to nothing in uint16; halves depend on the
+# arithmetic.
+_HELD = {
+    "bool": torch.bool,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "uint16": torch.int32,
+    "int32": torch.int32,
+    "float32": torch.float32,
+}
 
 
 class UnsupportedError(ValueError):
@@ -42,7 +65,8 @@ class UnsupportedError(ValueError):
 
 
 def held_as(dtype: str, arithmetic: Arithmetic) -> torch.dtype:
-    """The PyTorch type of a value that the program types so. Raises UnsupportedError for a type of constants only."""
+    """The PyTorch type of a value that the program types so. Raises UnsupportedError for a type of
+    constants only."""
     if dtype == "float16":
         return torch.float16 if arithmetic == "float16" else torch.float32
     if dtype not in _HELD:
@@ -79,7 +103,8 @@ class Computed:
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of the program. `key` is equal for equal contents; strings, flags and 64-bit integers are arrays."""
+    """A constant of the program. `key` is equal for equal contents; strings, flags and 64-bit
+    integers are arrays."""
 
     type: Type
     value: Rows | np.ndarray
@@ -94,8 +119,9 @@ Source = Tensor | Weight | str | list[Tensor | Weight | str]  # a str names a co
 class Step:
     """One operation, resolved. `dies` are the values that nothing reads after it.
 
-    `early` is the state in whose memory a `slice_update` may write already, though the `write_state` follows later.
-    `chain` is set if its `x` comes from `read_state` or another update, so that no constant or input shares its memory.
+    `early` is the state in whose memory a `slice_update` may write already, though the
+    `write_state` follows later. `chain` is set if its `x` comes from `read_state` or another
+    update, so that no constant or input shares its memory.
     """
 
     where: str
@@ -111,7 +137,11 @@ class Step:
 
     def reads(self) -> list[str]:
         """The computed values it is given."""
-        sources = [s for source in self.tensors.values() for s in (source if isinstance(source, list) else [source])]
+        sources = [
+            s
+            for source in self.tensors.values()
+            for s in (source if isinstance(source, list) else [source])
+        ]
         return [source for source in sources if isinstance(source, str)]
 
 
@@ -125,19 +155,30 @@ class Resolved:
 
 
 def resolve(
-    function: MIL_pb2.Function, blobs: BlobFiles, arithmetic: Arithmetic, cache: WeightCache, where: str
+    function: MIL_pb2.Function,
+    blobs: BlobFiles,
+    arithmetic: Arithmetic,
+    cache: WeightCache,
+    where: str,
 ) -> Resolved:
     """Raises BundleError naming all operations that cannot be computed, or what else is wrong."""
     if function.opset not in OPSETS or function.opset not in function.block_specializations:
-        raise BundleError(f"{where} is of opset {function.opset!r}, this computes {', '.join(OPSETS)}", do=DO)
+        raise BundleError(
+            f"{where} is of opset {function.opset!r}, this computes {', '.join(OPSETS)}", do=DO
+        )
     return _Reader(blobs, arithmetic, cache).function(function, where)
 
 
-_BOUND_TO_NAMES = ("const", "read_state", "write_state")  # which define or change a name, and compute nothing
+_BOUND_TO_NAMES = (
+    "const",
+    "read_state",
+    "write_state",
+)  # which define or change a name, and compute nothing
 
 
 class _Reader:
-    """`names` are the values seen so far; None is one of an operation that could not be resolved."""
+    """`names` are the values seen so far; None is one of an operation that could not be
+    resolved."""
 
     def __init__(self, blobs: BlobFiles, arithmetic: Arithmetic, cache: WeightCache) -> None:
         self.blobs, self.arithmetic, self.cache = blobs, arithmetic, cache
@@ -159,12 +200,20 @@ class _Reader:
             except ValueError as error:
                 problems += [] if isinstance(error, _FollowsError) else [f"{node}: {error}"]
                 self.names |= dict.fromkeys((out.name for out in op.outputs), None)
-        outputs = [value for name in block.outputs if isinstance(value := self.names.get(name), Computed)]
+        outputs = [
+            value for name in block.outputs if isinstance(value := self.names.get(name), Computed)
+        ]
         if not problems and len(outputs) != len(block.outputs):
             problems.append(f"not all of the outputs {list(block.outputs)} are computed")
         if problems:
-            more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-            raise BundleError(f"{where} cannot be computed", problems=problems[:SHOWN_PROBLEMS] + more, do=DO)
+            more = (
+                [f"and {len(problems) - SHOWN_PROBLEMS} more"]
+                if len(problems) > SHOWN_PROBLEMS
+                else []
+            )
+            raise BundleError(
+                f"{where} cannot be computed", problems=problems[:SHOWN_PROBLEMS] + more, do=DO
+            )
         return Resolved(_with_lifetimes(steps, set(block.outputs)), outputs, types)
 
     def input(self, given: MIL_pb2.NamedValueType) -> Value:
@@ -179,14 +228,21 @@ class _Reader:
         return found
 
     def operation(self, op: MIL_pb2.Operation, where: str) -> list[Step]:
-        """The step of an operation; none for a constant. Raises ValueError for what cannot be computed."""
+        """The step of an operation; none for a constant. Raises ValueError for what cannot be
+        computed."""
         if op.blocks:
-            raise UnsupportedError("operations with blocks inside (loops, conditions) are not supported")
+            raise UnsupportedError(
+                "operations with blocks inside (loops, conditions) are not supported"
+            )
         if unknown := set(op.attributes) - {"name", "val"}:
             raise UnsupportedError(f"attributes {sorted(unknown)} are not supported")
         if twice := {output.name for output in op.outputs} & set(self.names):
             raise UnsupportedError(f"defines {sorted(twice)} again")
-        if op.type not in mil_ops.BY_NAME and op.type not in _CONSTEXPR and op.type not in _BOUND_TO_NAMES:
+        if (
+            op.type not in mil_ops.BY_NAME
+            and op.type not in _CONSTEXPR
+            and op.type not in _BOUND_TO_NAMES
+        ):
             raise UnsupportedError("this operation is not supported")
         if op.type == "const":
             (output,) = op.outputs
@@ -194,7 +250,10 @@ class _Reader:
             if constant.type != (declared := tensor_type(output.type)):
                 raise UnsupportedError(f"is {constant.type}, declared is {declared}")
             return []
-        arguments = {name: [self.bound(one) for one in argument.arguments] for name, argument in op.inputs.items()}
+        arguments = {
+            name: [self.bound(one) for one in argument.arguments]
+            for name, argument in op.inputs.items()
+        }
         if op.type in _CONSTEXPR:
             (output,) = op.outputs
             output_type = tensor_type(output.type)
@@ -220,7 +279,9 @@ class _Reader:
             packed = self.blobs.read(blob.fileName, blob.offset, found.dtype, shape)
             return Constant(found, Stored(packed), f"{found} {blob.fileName} {blob.offset}")
         if value.immediateValue.WhichOneof("value") != "tensor":
-            raise UnsupportedError(f"constants that are a {value.immediateValue.WhichOneof('value')} are not supported")
+            raise UnsupportedError(
+                f"constants that are a {value.immediateValue.WhichOneof('value')} are not supported"
+            )
         return _immediate(found, shape, value.immediateValue.tensor)
 
     def bound(self, binding: MIL_pb2.Argument.Binding) -> Value:
@@ -233,23 +294,36 @@ class _Reader:
         return found
 
     def state_access(
-        self, kind: str, where: str, arguments: dict[str, list[Value]], outputs: tuple[Computed, ...]
+        self,
+        kind: str,
+        where: str,
+        arguments: dict[str, list[Value]],
+        outputs: tuple[Computed, ...],
     ) -> Step:
-        """`coreml_update_state` of the builder is stored as `write_state` and, if it is used, `read_state`."""
+        """`coreml_update_state` of the builder is stored as `write_state` and, if it is used,
+        `read_state`."""
         expected = {"input"} if kind == "read_state" else {"input", "data"}
         if set(arguments) != expected or any(len(values) != 1 for values in arguments.values()):
-            raise UnsupportedError(f"has the parameters {sorted(arguments)}, expected {sorted(expected)}")
+            raise UnsupportedError(
+                f"has the parameters {sorted(arguments)}, expected {sorted(expected)}"
+            )
         (state,) = arguments["input"]
         if not isinstance(state, State):
             raise UnsupportedError("its input is not a state")
         (other,) = outputs if kind == "read_state" else arguments["data"]
         if other.type != state.type:
             raise UnsupportedError(f"the state is {state.type}, the value {other.type}")
-        tensors: dict[str, Source] = {} if kind == "read_state" else {"data": self.source(other, "data")}
+        tensors: dict[str, Source] = (
+            {} if kind == "read_state" else {"data": self.source(other, "data")}
+        )
         return Step(where, kind, None, tensors, {}, outputs, state=state.name)
 
     def computation(
-        self, kind: str, where: str, arguments: dict[str, list[Value]], outputs: tuple[Computed, ...]
+        self,
+        kind: str,
+        where: str,
+        arguments: dict[str, list[Value]],
+        outputs: tuple[Computed, ...],
     ) -> Step:
         operation = mil_ops.BY_NAME[kind]
         parameters = operation.parameters
@@ -272,13 +346,20 @@ class _Reader:
         return Step(where, kind, operation, tensors, constants, outputs)
 
     def source(self, value: Value, parameter: str) -> Tensor | Weight | str:
-        """What a step reads: the name of a computed value, a Weight, or a small constant as a tensor."""
+        """What a step reads: the name of a computed value, a Weight, or a small constant as a
+        tensor."""
         if isinstance(value, Computed):
             return value.name
         if isinstance(value, State):
-            raise UnsupportedError(f"{parameter} is a state; only read_state and write_state take one")
+            raise UnsupportedError(
+                f"{parameter} is a state; only read_state and write_state take one"
+            )
         held = held_as(value.type.dtype, self.arithmetic)
-        if value.type.dtype in mil_ops.FLOATS and value.type.shape and not isinstance(value.value, np.ndarray):
+        if (
+            value.type.dtype in mil_ops.FLOATS
+            and value.type.shape
+            and not isinstance(value.value, np.ndarray)
+        ):
             return Weight(value.value, held, self.cache, value.key)
         return torch.from_numpy(_array(value)).to(held)
 
@@ -297,12 +378,19 @@ def tensor_type(value_type: MIL_pb2.ValueType) -> Type:
         raise UnsupportedError(f"values of type number {tensor.dataType} are not supported")
     if tensor.rank != len(tensor.dimensions):
         raise UnsupportedError("values of any rank are not supported")
-    sizes = (d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
+    sizes = (
+        d.constant.size if d.WhichOneof("dimension") == "constant" else None
+        for d in tensor.dimensions
+    )
     return Type(_TYPES[tensor.dataType], tuple(sizes))
 
 
 def _node_name(op: MIL_pb2.Operation) -> str:
-    names = op.attributes["name"].immediateValue.tensor.strings.values if "name" in op.attributes else []
+    names = (
+        op.attributes["name"].immediateValue.tensor.strings.values
+        if "name" in op.attributes
+        else []
+    )
     return names[0] if names else op.outputs[0].name if op.outputs else "without a name"
 
 
@@ -312,10 +400,13 @@ _FIELDS = {"ints": np.int32, "floats": np.float32, "bools": np.bool_, "longInts"
 
 
 def _immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue) -> Constant:
-    """A constant inside the program. Small types lie in `bytes` as in a weight file, int16 and uint16 in `ints`."""
+    """A constant inside the program. Small types lie in `bytes` as in a weight file, int16 and
+    uint16 in `ints`."""
     field = tensor.WhichOneof("value")
     if type_.dtype == "string" or field == "strings":
-        return Constant(type_, np.array(list(tensor.strings.values), dtype=object).reshape(shape), "")
+        return Constant(
+            type_, np.array(list(tensor.strings.values), dtype=object).reshape(shape), ""
+        )
     if field == "bytes":
         raw = np.frombuffer(tensor.bytes.values, dtype=np.uint8)
         if type_.dtype not in STORAGE or len(raw) != packed_bytes(type_.dtype, shape):
@@ -354,14 +445,17 @@ _KINDS = {int: "iu", float: "f", bool: "b"}
 
 
 def _python_constant(name: str, value: Value, hint: Any) -> Any:
-    """The constant as the signature of the operation wants it. Raises UnsupportedError if it is another, or none."""
+    """The constant as the signature of the operation wants it. Raises UnsupportedError if it is
+    another, or none."""
     if not isinstance(value, Constant):
         raise UnsupportedError(f"{name} is computed, expected a constant")
     array = _array(value)
     if typing.get_origin(hint) is Literal:
         found = array.item() if array.size == 1 else None
         if found not in typing.get_args(hint):
-            raise UnsupportedError(f"{name} = {found!r} is not supported, only {list(typing.get_args(hint))}")
+            raise UnsupportedError(
+                f"{name} = {found!r} is not supported, only {list(typing.get_args(hint))}"
+            )
         return found
     is_list = typing.get_origin(hint) is list
     element = typing.get_args(hint)[0] if is_list else hint
@@ -378,23 +472,34 @@ _CONSTEXPR: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
-def _constexpr(kind: str, arguments: dict[str, list[Value]], output: Type, arithmetic: Arithmetic) -> Constant:
+def _constexpr(
+    kind: str, arguments: dict[str, list[Value]], output: Type, arithmetic: Arithmetic
+) -> Constant:
     required, optional = _CONSTEXPR[kind]
     if unknown := set(arguments) - required - optional:
         raise UnsupportedError(f"parameters {sorted(unknown)} are not supported")
     if missing := required - set(arguments):
         raise UnsupportedError(f"parameters {sorted(missing)} are missing")
-    given = {name: values[0] for name, values in arguments.items() if isinstance(values[0], Constant)}
+    given = {
+        name: values[0] for name, values in arguments.items() if isinstance(values[0], Constant)
+    }
     if len(given) != len(arguments):
         raise UnsupportedError("not all of its parameters are constants")
     rows: Rows
     if kind == "constexpr_lut_to_dense":
         rows, dtype = _looked_up(given), given["lut"].type.dtype
     else:
-        rows, dtype = _shifted_scaled(given, held_as(output.dtype, arithmetic)), given["scale"].type.dtype
+        rows, dtype = (
+            _shifted_scaled(given, held_as(output.dtype, arithmetic)),
+            given["scale"].type.dtype,
+        )
     if Type(dtype, rows.shape) != output:
         raise UnsupportedError(f"gives {Type(dtype, rows.shape)}, declared is {output}")
-    return Constant(output, rows, f"{kind} " + ", ".join(f"{name}: {c.key}" for name, c in sorted(given.items())))
+    return Constant(
+        output,
+        rows,
+        f"{kind} " + ", ".join(f"{name}: {c.key}" for name, c in sorted(given.items())),
+    )
 
 
 def _looked_up(given: dict[str, Constant]) -> LookedUp:
@@ -405,10 +510,17 @@ def _looked_up(given: dict[str, Constant]) -> LookedUp:
 
 
 def _shifted_scaled(given: dict[str, Constant], held: torch.dtype) -> ShiftedScaled:
-    if isinstance(data := given["data"].value, np.ndarray) or given["scale"].type.dtype not in mil_ops.FLOATS:
-        raise UnsupportedError(f"data {given['data'].type} and scale {given['scale'].type} are not supported")
+    if (
+        isinstance(data := given["data"].value, np.ndarray)
+        or given["scale"].type.dtype not in mil_ops.FLOATS
+    ):
+        raise UnsupportedError(
+            f"data {given['data'].type} and scale {given['scale'].type} are not supported"
+        )
     offset = torch.from_numpy(_array(given["offset"])) if "offset" in given else None
-    return ShiftedScaled(data, torch.from_numpy(_array(given["scale"])), offset, held == torch.float16)
+    return ShiftedScaled(
+        data, torch.from_numpy(_array(given["scale"])), offset, held == torch.float16
+    )
 
 
 # Types and lifetimes.
@@ -417,25 +529,33 @@ def _shifted_scaled(given: dict[str, Constant], held: torch.dtype) -> ShiftedSca
 def _check_types(
     operation: mil_ops.Operation, arguments: dict[str, list[Value]], outputs: tuple[Computed, ...]
 ) -> None:
-    """Raises UnsupportedError for a type that the operation does not compute, or types that do not go together."""
+    """Raises UnsupportedError for a type that the operation does not compute, or types that do not
+    go together."""
     shared = set()
     for name, values in arguments.items():
         if (domain := operation.parameters[name].domain) is None:
             continue
         for value in values:
             if value.type.dtype not in domain.types:
-                raise UnsupportedError(f"{name} is {value.type}, supported are {', '.join(sorted(domain.types))}")
+                raise UnsupportedError(
+                    f"{name} is {value.type}, supported are {', '.join(sorted(domain.types))}"
+                )
         shared |= {value.type.dtype for value in values if domain.shared}
     if len(shared) > 1:
         raise UnsupportedError(f"mixes the types {', '.join(sorted(shared))}")
     expected = shared if operation.result is None else {operation.result}
     for output in outputs:
-        if operation.result != mil_ops.ANY_RESULT and expected and output.type.dtype not in expected:
+        if (
+            operation.result != mil_ops.ANY_RESULT
+            and expected
+            and output.type.dtype not in expected
+        ):
             raise UnsupportedError(f"gives {output.type.dtype} from {', '.join(sorted(expected))}")
 
 
 def _with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
-    """Marks after which step a value is not read any more, and which updates may be done in place."""
+    """Marks after which step a value is not read any more, and which updates may be done in
+    place."""
     last: dict[str, int] = {}
     for i, step in enumerate(steps):
         last |= dict.fromkeys([*step.reads(), *(output.name for output in step.outputs)], i)
@@ -443,7 +563,9 @@ def _with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
     for name, i in last.items():
         if name not in kept:
             dying.setdefault(i, []).append(name)
-    origin: dict[str, str] = {}  # of values read from a state, or made by updates: the state, or "" for none
+    origin: dict[
+        str, str
+    ] = {}  # of values read from a state, or made by updates: the state, or "" for none
     marked = []
     for i, step in enumerate(steps):
         x = step.tensors.get("x")
@@ -452,13 +574,16 @@ def _with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
         elif step.kind == "slice_update":
             state = origin.get(x, "") if isinstance(x, str) else ""
             origin[step.outputs[0].name] = state
-            step = replace(step, chain=x in origin, early=state if _is_written_next(steps, i, state) else "")
+            step = replace(
+                step, chain=x in origin, early=state if _is_written_next(steps, i, state) else ""
+            )
         marked.append(replace(step, dies=tuple(dying.get(i, ()))))
     return marked
 
 
 def _is_written_next(steps: list[Step], i: int, state: str) -> bool:
-    """Whether the next access to the state stores what update `i` gives, or further updates of it."""
+    """Whether the next access to the state stores what update `i` gives, or further updates of
+    it."""
     names: set[Source] = {steps[i].outputs[0].name}
     for step in steps[i + 1 :]:
         if step.state == state:

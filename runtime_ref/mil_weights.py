@@ -1,4 +1,5 @@
-"""Constants of an ML Program that stay as they lie in the weight file, and are dequantized a few rows at a time."""
+"""Constants of an ML Program that stay as they lie in the weight file, and are dequantized a few
+rows at a time."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Stored:
 
 
 class LookedUp:
-    """`constexpr_lut_to_dense`: indices [*shape] into tables [*groups, NUM, 1], one for each block of the tensor.
+    """`constexpr_lut_to_dense`: indices [*shape] into tables [*groups, NUM, 1], one for each block
+    of the tensor.
 
     Raises ValueError if the tables do not fit the indices, or hold vectors.
     """
@@ -50,8 +52,14 @@ class LookedUp:
         *groups, entries, vector = tables.shape
         if vector != 1:
             raise ValueError(f"tables of vectors, lut {list(tables.shape)}, are not supported")
-        if not indices.dtype.startswith("uint") or indices.storage.bits > 8 or entries != 2**indices.storage.bits:
-            raise ValueError(f"indices of type {indices.dtype} do not go with lut {list(tables.shape)}")
+        if (
+            not indices.dtype.startswith("uint")
+            or indices.storage.bits > 8
+            or entries != 2**indices.storage.bits
+        ):
+            raise ValueError(
+                f"indices of type {indices.dtype} do not go with lut {list(tables.shape)}"
+            )
         self.indices, self.shape = indices, indices.shape
         self.blocks = _Blocks(indices.shape, tuple(groups))
         self.tables = tables.to(torch.float32).reshape(*groups, entries)
@@ -64,8 +72,12 @@ class LookedUp:
             found = torch.from_numpy(self.indices.look_up(table, begin, end))
             return self.blocks.apply(found, scales, begin, Tensor.mul_)
         entries = self.tables.shape[-1]
-        places = torch.from_numpy(self.indices.look_up(np.arange(entries, dtype=np.int32), begin, end))
-        first = torch.arange(0, self.tables.numel(), entries, dtype=torch.int32).reshape(self.tables.shape[:-1])
+        places = torch.from_numpy(
+            self.indices.look_up(np.arange(entries, dtype=np.int32), begin, end)
+        )
+        first = torch.arange(0, self.tables.numel(), entries, dtype=torch.int32).reshape(
+            self.tables.shape[:-1]
+        )
         places = self.blocks.apply(places, first, begin, torch.add)
         return torch.from_numpy(np.take(self.tables.reshape(-1).numpy(), places.numpy()))
 
@@ -81,14 +93,18 @@ def _one_table(tables: Tensor) -> tuple[np.ndarray, Tensor] | None:
 
 
 class ShiftedScaled:
-    """`constexpr_blockwise_shift_scale`: (data - offset) * scale, scale and offset [*groups], one for each block.
+    """`constexpr_blockwise_shift_scale`: (data - offset) * scale, scale and offset [*groups], one
+    for each block.
 
-    `rounded`: difference and product are rounded to half precision. Raises ValueError if the shapes do not fit.
+    `rounded`: difference and product are rounded to half precision. Raises ValueError if the shapes
+    do not fit.
     """
 
     def __init__(self, data: Rows, scale: Tensor, offset: Tensor | None, rounded: bool) -> None:
         if offset is not None and offset.shape != scale.shape:
-            raise ValueError(f"offset {list(offset.shape)} is not of the shape of scale {list(scale.shape)}")
+            raise ValueError(
+                f"offset {list(offset.shape)} is not of the shape of scale {list(scale.shape)}"
+            )
         self.data, self.shape, self.rounded = data, data.shape, rounded
         self.blocks = _Blocks(data.shape, tuple(scale.shape))
         self.scale = scale.to(torch.float32)
@@ -106,20 +122,30 @@ class ShiftedScaled:
 
 
 class _Blocks:
-    """A tensor [*shape] in equal blocks, [*groups] of them. Raises ValueError if a size is not divided."""
+    """A tensor [*shape] in equal blocks, [*groups] of them. Raises ValueError if a size is not
+    divided."""
 
     def __init__(self, shape: tuple[int, ...], groups: tuple[int, ...]) -> None:
-        if len(shape) != len(groups) or any(g == 0 or n % g for n, g in zip(shape, groups, strict=False)):
+        if len(shape) != len(groups) or any(
+            g == 0 or n % g for n, g in zip(shape, groups, strict=False)
+        ):
             raise ValueError(f"{list(groups)} blocks do not divide a tensor {list(shape)}")
         self.rows_in_block = shape[0] // groups[0]
         # A row [n, m] is seen as [groups of n, block of n, groups of m, block of m].
-        self._row_shape = [size for n, g in zip(shape[1:], groups[1:], strict=True) for size in (g, n // g)]
+        self._row_shape = [
+            size for n, g in zip(shape[1:], groups[1:], strict=True) for size in (g, n // g)
+        ]
         self._parameter_shape = [size for g in groups[1:] for size in (g, 1)]
 
     def apply(
-        self, rows: Tensor, parameters: Tensor, begin: int, operation: Callable[[Tensor, Tensor], Tensor]
+        self,
+        rows: Tensor,
+        parameters: Tensor,
+        begin: int,
+        operation: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """`operation(value, parameter of its block)` of rows from `begin` on; parameters [*groups]."""
+        """`operation(value, parameter of its block)` of rows from `begin` on; parameters
+        [*groups]."""
         count = rows.shape[0]
         block = torch.arange(begin, begin + count) // self.rows_in_block
         of_rows = parameters[block].reshape(count, *self._parameter_shape)
@@ -137,7 +163,8 @@ class WeightCache:
 class Weight:
     """A floating-point constant that is dequantized when it is needed.
 
-    `held` is the type a computed value of its type would be held as. `key` names its content in the cache.
+    `held` is the type a computed value of its type would be held as. `key` names its content in the
+    cache.
     """
 
     def __init__(self, source: Rows, held: torch.dtype, cache: WeightCache, key: str) -> None:
@@ -155,7 +182,9 @@ class Weight:
         """float32 [*indices.shape, *shape[1:]]: the rows with these numbers. Raises IndexError."""
         numbers = indices.reshape(-1).tolist()
         if any(not 0 <= n < self.shape[0] for n in numbers):
-            raise IndexError(f"an index of {min(numbers)}..{max(numbers)} is not in [0, {self.shape[0]})")
+            raise IndexError(
+                f"an index of {min(numbers)}..{max(numbers)} is not in [0, {self.shape[0]})"
+            )
         rows = [self.rows(n, n + 1) for n in numbers]
         return torch.cat([self.rows(0, 0), *rows]).reshape(*indices.shape, *self.shape[1:])
 
@@ -175,7 +204,8 @@ class Weight:
         return self._decoded() if kept is None else kept
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) over all, small enough to stay in a processor's cache while they are used."""
+        """(first row, rows) over all, small enough to stay in a processor's cache while they are
+        used."""
         step = max(1, BLOCK_WEIGHTS // max(1, math.prod(self.shape[1:])))
         for begin in range(0, self.shape[0], step):
             yield begin, self.rows(begin, min(begin + step, self.shape[0]))

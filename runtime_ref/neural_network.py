@@ -1,7 +1,8 @@
-"""Executes a Core ML neural network with our custom layers: the shipped protobuf, layer by layer, on any machine.
+"""Executes a Core ML neural network with our custom layers: the shipped protobuf, layer by layer,
+on any machine.
 
-The weights of custom layers stay in the file, which is memory-mapped: only the rest of the protobuf is parsed.
-Everything in it is resolved and checked when it is opened, before anything runs.
+The weights of custom layers stay in the file, which is memory-mapped: only the rest of the protobuf
+is parsed. Everything in it is resolved and checked when it is opened, before anything runs.
 """
 
 from __future__ import annotations
@@ -32,14 +33,31 @@ DO = "export again, or copy the package again"
 SHOWN_PROBLEMS = 20
 
 # Field numbers of Model.proto and NeuralNetwork.proto on the way to the weights of a custom layer.
-MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = 500, 1, 500, 20, 1, 30
+MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = (
+    500,
+    1,
+    500,
+    20,
+    1,
+    30,
+)
 _DTYPES = {65568: "float32", 131104: "int32"}  # numbers of FeatureTypes.proto's ArrayDataType
-_PARAMETERS = {"version": "intValue", "rows": "intValue", "cols": "intValue", "group_size": "intValue",
-               "name": "stringValue"}  # fmt: skip
+_PARAMETERS = {
+    "version": "intValue",
+    "rows": "intValue",
+    "cols": "intValue",
+    "group_size": "intValue",
+    "name": "stringValue",
+}
 _LINEAR_PARAMETERS = {"int8_activations": "boolValue"}
 _SHARED_PARAMETERS = {"weights_of": "stringValue"}
-_FILE_PARAMETERS = {"file": "stringValue", "blob_offset": "longValue", "blob_bytes": "longValue",
-                    "scales_offset": "longValue", "scales_bytes": "longValue"}  # fmt: skip
+_FILE_PARAMETERS = {
+    "file": "stringValue",
+    "blob_offset": "longValue",
+    "blob_bytes": "longValue",
+    "scales_offset": "longValue",
+    "scales_bytes": "longValue",
+}
 
 
 # The protobuf wire format
@@ -98,7 +116,8 @@ Stored = dict[int, np.ndarray]  # a WeightParams: bytes uint8 by field number
 
 
 def _read(data: np.ndarray) -> tuple[Model, list[list[Stored]]]:
-    """The model without the weights of its custom layers, and these for each layer. Raises _WireError, DecodeError."""
+    """The model without the weights of its custom layers, and these for each layer. Raises
+    _WireError, DecodeError."""
     with quiet():
         from coremltools.proto.Model_pb2 import Model
     model, weights = Model(), []
@@ -150,27 +169,40 @@ def _mapped(path: Path) -> np.ndarray:
 def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> np.ndarray:
     """Part of a file beside the package, memory-mapped. Raises UnsupportedError."""
     relative, path = PurePosixPath(name), side_dir / name
-    outside = relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name or not relative.parts
+    outside = (
+        relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in name
+        or "\0" in name
+        or not relative.parts
+    )
     if outside or not path.resolve().is_relative_to(side_dir.resolve()):
         raise UnsupportedError(f"its weights are in {name!r}, which points outside the bundle")
     if not path.is_file():
         raise UnsupportedError(f"its weights are in {name}, which is absent")
     n_file = path.stat().st_size
     if offset < 0 or n_bytes <= 0 or offset + n_bytes > n_file:
-        raise UnsupportedError(f"its weights are {n_bytes:,} bytes at {offset:,} of {name}, which has {n_file:,}")
+        raise UnsupportedError(
+            f"its weights are {n_bytes:,} bytes at {offset:,} of {name}, which has {n_file:,}"
+        )
     return _mapped(path)[offset : offset + n_bytes]
 
 
 def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
-    """The parameters of a custom layer by name. Raises UnsupportedError unless they are those of its class."""
+    """The parameters of a custom layer by name. Raises UnsupportedError unless they are those of
+    its class."""
     if layer.custom.className not in (LINEAR, EMBEDDING):
-        raise UnsupportedError(f"this class of custom layer is not known here, only {LINEAR} and {EMBEDDING}")
+        raise UnsupportedError(
+            f"this class of custom layer is not known here, only {LINEAR} and {EMBEDDING}"
+        )
     given = {name: value.WhichOneof("value") for name, value in layer.custom.parameters.items()}
     expected = _PARAMETERS | (_LINEAR_PARAMETERS if layer.custom.className == LINEAR else {})
     for more in (_SHARED_PARAMETERS, _FILE_PARAMETERS):
         expected |= more if given.keys() & more.keys() else {}
     if wrong := sorted({name for name, _ in given.items() ^ expected.items()}):
-        raise UnsupportedError(f"parameters that are missing, unknown or of another type: {', '.join(wrong)}")
+        raise UnsupportedError(
+            f"parameters that are missing, unknown or of another type: {', '.join(wrong)}"
+        )
     values = {name: getattr(layer.custom.parameters[name], kind) for name, kind in expected.items()}
     if values["version"] != CONTRACT_VERSION:
         raise UnsupportedError(f"version is {values['version']}, this computes {CONTRACT_VERSION}")
@@ -181,7 +213,8 @@ def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """An opened blob and its scales: float32 [rows, n_groups], as they lie in the file, which is not aligned."""
+    """An opened blob and its scales: float32 [rows, n_groups], as they lie in the file, which is
+    not aligned."""
 
     tensor: NativeTensor
     scales: np.ndarray
@@ -221,7 +254,8 @@ class _Customs:
         self._matrices: dict[str, _Matrix] = {}
 
     def open(self, layer: NeuralNetworkLayer, stored: Sequence[Stored]) -> _Custom:
-        """Raises UnsupportedError if a layer contradicts itself or our contract, CodecError if its blob is damaged."""
+        """Raises UnsupportedError if a layer contradicts itself or our contract, CodecError if its
+        blob is damaged."""
         parameters = _parameters(layer)
         if "weights_of" in parameters:
             matrix = self._shared(parameters["weights_of"], stored)
@@ -229,7 +263,10 @@ class _Customs:
             matrix = self._matrices[layer.name] = self._own(parameters, stored)
         stated = (parameters["rows"], parameters["cols"], parameters["group_size"])
         if matrix.sizes != stated:
-            what = "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} and {}"
+            what = (
+                "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} "
+                "and {}"
+            )
             raise UnsupportedError(what.format(*matrix.sizes, *stated))
         return _Custom(matrix, parameters.get("int8_activations", False))
 
@@ -237,32 +274,44 @@ class _Customs:
         if stored:
             raise UnsupportedError(f"it has weights of its own and uses those of {name!r}")
         if name not in self._matrices:
-            raise UnsupportedError(f"it uses the weights of {name!r}, but no layer before it of that name has any")
+            raise UnsupportedError(
+                f"it uses the weights of {name!r}, but no layer before it of that name has any"
+            )
         return self._matrices[name]
 
     def _own(self, parameters: dict[str, Any], stored: Sequence[Stored]) -> _Matrix:
-        blob, scales = self._from_file(parameters, stored) if "file" in parameters else _from_model(stored)
+        blob, scales = (
+            self._from_file(parameters, stored) if "file" in parameters else _from_model(stored)
+        )
         tensor = NativeTensor(blob, verify=True)
         group_size = parameters["group_size"]
         n_groups = -(-tensor.info.cols // group_size)
         for what, data, expected in (
-            ("blob", blob, tensor.info.total_bytes), ("scales", scales, 4 * tensor.info.rows * n_groups),
-        ):  # fmt: skip
+            ("blob", blob, tensor.info.total_bytes),
+            ("scales", scales, 4 * tensor.info.rows * n_groups),
+        ):
             if data.size != expected:
                 raise UnsupportedError(f"its {what} has {data.size:,} bytes, expected {expected:,}")
         return _Matrix(tensor, scales.view("<f4").reshape(tensor.info.rows, n_groups), group_size)
 
     def _from_file(self, parameters: dict[str, Any], stored: Sequence[Stored]) -> list[np.ndarray]:
         if stored:
-            raise UnsupportedError(f"it has weights of its own and others in {parameters['file']!r}")
-        places = [(parameters[f"{kind}_offset"], parameters[f"{kind}_bytes"]) for kind in ("blob", "scales")]
+            raise UnsupportedError(
+                f"it has weights of its own and others in {parameters['file']!r}"
+            )
+        places = [
+            (parameters[f"{kind}_offset"], parameters[f"{kind}_bytes"])
+            for kind in ("blob", "scales")
+        ]
         return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
 
 
 def _from_model(stored: Sequence[Stored]) -> list[np.ndarray]:
     kinds, expected = [sorted(one) for one in stored], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
     if kinds != expected:
-        raise UnsupportedError(f"its weights are in the fields {kinds} of WeightParams, expected {expected}")
+        raise UnsupportedError(
+            f"its weights are in the fields {kinds} of WeightParams, expected {expected}"
+        )
     return [stored[0][WEIGHT_RAW], stored[1][WEIGHT_FLOATS]]
 
 
@@ -271,7 +320,8 @@ def _from_model(stored: Sequence[Stored]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """An input or output as declared: NumPy's name of its dtype, and (smallest, largest) of every size.
+    """An input or output as declared: NumPy's name of its dtype, and (smallest, largest) of every
+    size.
 
     A largest size of None has no limit; `sizes` None, which only outputs have, is not declared.
     """
@@ -289,7 +339,9 @@ class ArrayInfo:
         return all(low <= n and (high is None or n <= high) for n, (low, high) in sizes)
 
     def __str__(self) -> str:
-        sizes = [str(low) if low == high else f"{low}..{high or ''}" for low, high in self.sizes or ()]
+        sizes = [
+            str(low) if low == high else f"{low}..{high or ''}" for low, high in self.sizes or ()
+        ]
         return f"{self.dtype} [{', '.join(sizes)}]"
 
 
@@ -305,9 +357,11 @@ class _Step:
 
 
 class NeuralNetwork:
-    """A network read from a `.mlmodel`; `side_dir` is where files of weights lie that its layers name.
+    """A network read from a `.mlmodel`; `side_dir` is where files of weights lie that its layers
+    name.
 
-    `inputs` and `outputs` are as declared. Raises BundleError with all that is damaged or cannot be computed.
+    `inputs` and `outputs` are as declared. Raises BundleError with all that is damaged or cannot be
+    computed.
     """
 
     def __init__(self, model_file: Path, side_dir: Path) -> None:
@@ -326,7 +380,8 @@ class NeuralNetwork:
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
-        """Inside, every product is computed with float activations, whatever the network declares."""
+        """Inside, every product is computed with float activations, whatever the network
+        declares."""
         self._forced_float = True
         try:
             yield
@@ -357,7 +412,10 @@ class NeuralNetwork:
     def _output(self, name: str, info: ArrayInfo, value: np.ndarray) -> np.ndarray:
         result = value.astype(info.dtype)
         if not info.fits(result):
-            what = f"{self.path}: the output {name} came out as {list(result.shape)}, declared is {info}"
+            what = (
+                f"{self.path}: the output {name} came out as {list(result.shape)}, declared "
+                f"is {info}"
+            )
             raise BundleError(what, do=DO)
         return result
 
@@ -366,7 +424,9 @@ class NeuralNetwork:
         problems += [f"there is no input {name}" for name in inputs if name not in self.inputs]
         for name, info in self.inputs.items():
             if name in inputs and not info.fits(array := inputs[name]):
-                problems.append(f"input {name} is {array.dtype} {list(array.shape)}, expected {info}")
+                problems.append(
+                    f"input {name} is {array.dtype} {list(array.shape)}, expected {info}"
+                )
         if problems:
             what = f"{self.path.name} is not called as it declares"
             raise UsageError(what, problems=problems, do="give the inputs it declares")
@@ -382,9 +442,13 @@ class NeuralNetwork:
         if (kind := model.WhichOneof("Type")) != "neuralNetwork":
             problems.append(f"it holds {kind or 'no model'}, expected neuralNetwork")
         elif model.specificationVersion not in SPECIFICATION_VERSIONS:
-            problems.append(f"its specification version is {model.specificationVersion}, this reads {_VERSIONS}")
+            problems.append(
+                f"its specification version is {model.specificationVersion}, this reads {_VERSIONS}"
+            )
         elif model.neuralNetwork.arrayInputShapeMapping != 1:
-            problems.append("its arrays are mapped to five dimensions, expected EXACT_ARRAY_MAPPING")
+            problems.append(
+                "its arrays are mapped to five dimensions, expected EXACT_ARRAY_MAPPING"
+            )
         elif model.neuralNetwork.preprocessing:
             problems.append("it preprocesses images")
         if problems:
@@ -418,15 +482,27 @@ class NeuralNetwork:
                 steps.append(_Step(where, compute, list(layer.input), layer.output[0], []))
             except (UnsupportedError, CodecError) as error:
                 problems.append(f"{where}: {error}")
-            problems += [f"{where}: no layer before it makes its input {n}" for n in layer.input if n not in made]
+            problems += [
+                f"{where}: no layer before it makes its input {n}"
+                for n in layer.input
+                if n not in made
+            ]
             problems += [f"{where}: {n} is made twice" for n in layer.output if n in made]
             made.update(layer.output)
-        problems += [f"no layer makes the output {name}" for name in self.outputs if name not in made]
+        problems += [
+            f"no layer makes the output {name}" for name in self.outputs if name not in made
+        ]
         if len(self._declared_int8) > 1:
             problems.append("some products quantize their activations and some do not")
         if problems:
-            more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-            raise BundleError(f"{self.path} cannot be run", problems=problems[:SHOWN_PROBLEMS] + more, do=DO)
+            more = (
+                [f"and {len(problems) - SHOWN_PROBLEMS} more"]
+                if len(problems) > SHOWN_PROBLEMS
+                else []
+            )
+            raise BundleError(
+                f"{self.path} cannot be run", problems=problems[:SHOWN_PROBLEMS] + more, do=DO
+            )
         return _with_lifetimes(steps, set(self.outputs))
 
     def _prepared(
@@ -440,7 +516,9 @@ class NeuralNetwork:
             raise UnsupportedError("this type of layer is not known here")
         counts = range(1, 2) if kind == "custom" else STANDARD[kind].inputs
         if len(layer.input) not in counts:
-            raise UnsupportedError(f"it takes {len(layer.input)} values, expected {counts.start} to {counts.stop - 1}")
+            raise UnsupportedError(
+                f"it takes {len(layer.input)} values, expected {counts.start} to {counts.stop - 1}"
+            )
         if kind != "custom":
             return STANDARD[kind].prepare(getattr(layer, kind))
         custom = customs.open(layer, stored)
@@ -458,7 +536,8 @@ def _sizes(array: Any) -> tuple[tuple[int, int | None], ...] | None:
 
 
 def _with_lifetimes(steps: Sequence[_Step], outputs: set[str]) -> list[_Step]:
-    """Says after which layer each value can be freed; one that nothing uses, right after it was made."""
+    """Says after which layer each value can be freed; one that nothing uses, right after it was
+    made."""
     seen = set(outputs)
     result = []
     for step in reversed(steps):

@@ -1,8 +1,9 @@
 """The standard layers of Core ML neural networks that the interpreter computes, in float32 NumPy.
 
-Every value is a float32 array, as inside Core ML: sizes, indices and truth values too. A layer is prepared from its
-message once, when a network is opened, which refuses what cannot be computed; the result is a function on arrays.
-Shapes are those of EXACT_ARRAY_MAPPING: nothing is padded to five dimensions.
+Every value is a float32 array, as inside Core ML: sizes, indices and truth values too. A layer is
+prepared from its message once, when a network is opened, which refuses what cannot be computed; the
+result is a function on arrays. Shapes are those of EXACT_ARRAY_MAPPING: nothing is padded to five
+dimensions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class UnsupportedError(ValueError):
 
 @dataclass(frozen=True)
 class Standard:
-    """A type of layer: how many inputs it takes, and how its message becomes a function on them. It has one output."""
+    """A type of layer: how many inputs it takes, and how its message becomes a function on them. It
+    has one output."""
 
     inputs: range
     prepare: Callable[[Any], Compute]
@@ -39,17 +41,22 @@ class Standard:
 STANDARD: dict[str, Standard] = {}
 
 
-def _standard(name: str, at_least: int, at_most: int | None = None) -> Callable[[Callable[[Any], Compute]], None]:
+def _standard(
+    name: str, at_least: int, at_most: int | None = None
+) -> Callable[[Callable[[Any], Compute]], None]:
     """Registers `prepare` for a type of layer; without `at_most`, exactly `at_least` inputs."""
 
     def register(prepare: Callable[[Any], Compute]) -> None:
-        STANDARD[name] = Standard(range(at_least, (at_least if at_most is None else at_most) + 1), prepare)
+        STANDARD[name] = Standard(
+            range(at_least, (at_least if at_most is None else at_most) + 1), prepare
+        )
 
     return register
 
 
 def whole_numbers(x: np.ndarray) -> np.ndarray:
-    """float32 -> int64 of the same shape. Raises ValueError unless every value is a whole number."""
+    """float32 -> int64 of the same shape. Raises ValueError unless every value is a whole
+    number."""
     numbers = np.rint(x).astype(np.int64)
     if not np.array_equal(numbers, x):
         raise ValueError("indices or sizes that are not whole numbers")
@@ -64,7 +71,10 @@ def _require(condition: bool, problem: str) -> None:
 def _weights(params: WeightParams, shape: Sequence[int], what: str) -> np.ndarray:
     """float32 [*shape] of values stored as float32 or float16."""
     kinds = [field.name for field, _ in params.ListFields()]
-    _require(kinds in (["floatValue"], ["float16Value"]), f"{what} stored as {kinds or 'nothing'}, expected floats")
+    _require(
+        kinds in (["floatValue"], ["float16Value"]),
+        f"{what} stored as {kinds or 'nothing'}, expected floats",
+    )
     if kinds == ["floatValue"]:
         values = np.array(params.floatValue, np.float32)
     else:
@@ -88,7 +98,12 @@ def _load_constant(params: Any) -> Compute:
 @_standard("rangeStatic", 0)
 def _range(params: Any) -> Compute:
     begin, end, step = params.startValue, params.endValue, params.stepSizeValue
-    whole = math.isfinite(begin) and math.isfinite(end) and step != 0 and 0 < (end - begin) / step <= LONGEST_RANGE
+    whole = (
+        math.isfinite(begin)
+        and math.isfinite(end)
+        and step != 0
+        and 0 < (end - begin) / step <= LONGEST_RANGE
+    )
     _require(whole, f"a range from {begin} to {end} in steps of {step}")
     values = np.arange(begin, end, step, np.float32)
     return lambda: values
@@ -154,7 +169,9 @@ def _slice(params: Any) -> Compute:
     rank = len(params.beginIds)
     squeeze = list(params.squeezeMasks) or [False] * rank
     lists = (params.endIds, params.strides, params.beginMasks, params.endMasks, squeeze)
-    _require(rank > 0 and all(len(values) == rank for values in lists), "parameters of different lengths")
+    _require(
+        rank > 0 and all(len(values) == rank for values in lists), "parameters of different lengths"
+    )
     _require(0 not in params.strides, "a stride of 0")
     index = tuple(
         params.beginIds[i] if squeeze[i] else slice(
@@ -239,7 +256,9 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _softmax(params: Any) -> Compute:
     def compute(x: np.ndarray) -> np.ndarray:
         e = x - x.max(params.axis, keepdims=True)
-        np.exp(e, out=e)  # scores of a long prompt are the largest values there are: one copy, not three
+        np.exp(
+            e, out=e
+        )  # scores of a long prompt are the largest values there are: one copy, not three
         e /= e.sum(params.axis, keepdims=True)
         return e
 
@@ -262,12 +281,16 @@ _reduction("reduceMean", np.mean)
 
 @_standard("batchedMatmul", 2)
 def _batched_matmul(params: Any) -> Compute:
-    _require(not params.HasField("weights") and not params.hasBias, "weights of its own and two inputs")
+    _require(
+        not params.HasField("weights") and not params.hasBias, "weights of its own and two inputs"
+    )
 
     def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if a.ndim < 2 or b.ndim < 2:
             raise ValueError(f"a product of {list(a.shape)} and {list(b.shape)}")
-        return (a.swapaxes(-1, -2) if params.transposeA else a) @ (b.swapaxes(-1, -2) if params.transposeB else b)
+        return (a.swapaxes(-1, -2) if params.transposeA else a) @ (
+            b.swapaxes(-1, -2) if params.transposeB else b
+        )
 
     return compute
 
@@ -291,9 +314,13 @@ _elementwise("multiply", np.multiply)
 
 @_standard("slice", 1)
 def _slice_of_one_axis(params: Any) -> Compute:
-    axis = ("CHANNEL_AXIS", "HEIGHT_AXIS", "WIDTH_AXIS").index(params.SliceAxis.Name(params.axis)) - 3
+    axis = ("CHANNEL_AXIS", "HEIGHT_AXIS", "WIDTH_AXIS").index(
+        params.SliceAxis.Name(params.axis)
+    ) - 3
     begin, end, stride = params.startIndex, params.endIndex, params.stride or 1
-    _require(0 <= begin < end, f"a slice from {begin} to {end}")  # what a negative end means is not documented alike
+    _require(
+        0 <= begin < end, f"a slice from {begin} to {end}"
+    )  # what a negative end means is not documented alike
 
     def compute(x: np.ndarray) -> np.ndarray:
         if end > x.shape[axis]:
@@ -311,7 +338,9 @@ def _embedding(params: Any) -> Compute:
 
     def compute(ids: np.ndarray) -> np.ndarray:  # [.., 1] -> [.., size]
         if ids.ndim < 2 or ids.shape[-1] != 1 or ids.min() < 0 or ids.max() >= n_ids:
-            raise ValueError(f"an embedding of {n_ids} for {list(ids.shape)}, {ids.min()} to {ids.max()}")
+            raise ValueError(
+                f"an embedding of {n_ids} for {list(ids.shape)}, {ids.min()} to {ids.max()}"
+            )
         return table[whole_numbers(ids[..., 0])] + bias
 
     return compute
@@ -324,7 +353,11 @@ def _normalization(params: Any) -> Compute:
 
     def compute(x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axes, keepdims=True)
-        return centred / np.sqrt(x.var(axes, keepdims=True) + eps) if params.normalizeVariance else centred
+        return (
+            centred / np.sqrt(x.var(axes, keepdims=True) + eps)
+            if params.normalizeVariance
+            else centred
+        )
 
     return compute
 
@@ -346,7 +379,9 @@ def _by_channel(params: WeightParams, shape: Sequence[int], what: str) -> np.nda
 def _inner_product(params: Any) -> Compute:
     _require(not params.int8DynamicQuantize, "int8DynamicQuantize")
     weight = _weights(params.weights, (params.outputChannels, params.inputChannels), "weights")
-    bias = _weights(params.bias, (params.outputChannels,), "bias") if params.hasBias else np.float32(0)
+    bias = (
+        _weights(params.bias, (params.outputChannels,), "bias") if params.hasBias else np.float32(0)
+    )
     return lambda x: x @ weight.T + bias
 
 
@@ -364,7 +399,9 @@ def _convolution(params: Any) -> Compute:
     def compute(x: np.ndarray) -> np.ndarray:  # [.., C, H, W]
         if x.ndim < 3 or x.shape[-3] != groups * per_group:
             raise ValueError(f"a convolution over {groups * per_group} channels of {list(x.shape)}")
-        windows = _windows(_padded(x, amounts, 0), kernel, strides, dilation)  # [.., C, H', W', kh, kw]
+        windows = _windows(
+            _padded(x, amounts, 0), kernel, strides, dilation
+        )  # [.., C, H', W', kh, kw]
         windows = windows.reshape(*x.shape[:-3], groups, per_group, *windows.shape[-4:])
         y = np.einsum("...gchwij,gocij->...gohw", windows, weight, optimize=True)
         return y.reshape(*x.shape[:-3], channels, *y.shape[-2:]) + bias
@@ -379,9 +416,15 @@ def _pooling(params: Any) -> Compute:
     fold = np.max if kind == "MAX" else np.mean
     if params.globalPooling:
         return lambda x: fold(x, axis=(-2, -1), keepdims=True)
-    kernel, strides, amounts = _pair(params.kernelSize, 3), _pair(params.stride, 1), _padding(params)
+    kernel, strides, amounts = (
+        _pair(params.kernelSize, 3),
+        _pair(params.stride, 1),
+        _padding(params),
+    )
     _require(kind == "MAX" or not any(map(any, amounts)), "an average over a padded border")
-    return lambda x: fold(_windows(_padded(x, amounts, -np.inf), kernel, strides, (1, 1)), axis=(-2, -1))
+    return lambda x: fold(
+        _windows(_padded(x, amounts, -np.inf), kernel, strides, (1, 1)), axis=(-2, -1)
+    )
 
 
 def _pair(values: Sequence[int], default: int) -> tuple[int, int]:
@@ -392,14 +435,18 @@ def _pair(values: Sequence[int], default: int) -> tuple[int, int]:
 
 def _padding(params: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """(before, after) of height and width; only explicit amounts are known."""
-    _require("valid" in {field.name for field, _ in params.ListFields()}, "padding other than `valid`")
+    _require(
+        "valid" in {field.name for field, _ in params.ListFields()}, "padding other than `valid`"
+    )
     borders = params.valid.paddingAmounts.borderAmounts
     _require(len(borders) in (0, 2), f"{len(borders)} border amounts")
     amounts = [(b.startEdgeSize, b.endEdgeSize) for b in borders] or [(0, 0), (0, 0)]
     return amounts[0], amounts[1]
 
 
-def _padded(x: np.ndarray, amounts: tuple[tuple[int, int], tuple[int, int]], value: float) -> np.ndarray:
+def _padded(
+    x: np.ndarray, amounts: tuple[tuple[int, int], tuple[int, int]], value: float
+) -> np.ndarray:
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + list(amounts), constant_values=value)
 
 

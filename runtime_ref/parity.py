@@ -1,15 +1,17 @@
-"""Does the package answer like the model it was made from? Verdicts against `reference.safetensors`, never mixed.
+"""Does the package answer like the model it was made from? Verdicts against
+`reference.safetensors`, never mixed.
 
 1. levels: every matrix in the file decodes to the levels the quantizer gave (CRC-32);
-2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and one that fills the
-   context;
+2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and
+   one that fills the context;
 3. greedy: the same tokens, where the reference itself is not undecided.
 
-Int8 activations make a model chaotic: a difference in the last bit of a float flips a rounding, the flip moves
-thousands of other activations, and two correct programs end up an int8 rounding apart. So a package that declares them
-is judged twice: its structure with float activations forced in the operators, by strict gates; and as declared, by
-gates set from that noise as it was measured (docs/parity.md).
-What quantization cost against the original model is another question, and another table (`Manifest.quantization_loss`).
+Int8 activations make a model chaotic: a difference in the last bit of a float flips a rounding, the
+flip moves thousands of other activations, and two correct programs end up an int8 rounding apart.
+So a package that declares them is judged twice: its structure with float activations forced in the
+operators, by strict gates; and as declared, by gates set from that noise as it was measured
+(docs/parity.md). What quantization cost against the original model is another question, and another
+table (`Manifest.quantization_loss`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The gates of one arithmetic: KL in nats and signal-to-noise ratio in dB, of the median and the worst position."""
+    """The gates of one arithmetic: KL in nats and signal-to-noise ratio in dB, of the median and
+    the worst position."""
 
     median_kl: float
     median_sqnr_db: float
@@ -42,15 +45,22 @@ class Tolerance:
     worst_sqnr_db: float
 
     def near_tie(self, reference: np.ndarray) -> float:
-        """A margin between two logits that noise of the permitted size can close: twice its standard deviation."""
+        """A margin between two logits that noise of the permitted size can close: twice its
+        standard deviation."""
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
 
-ANSWERS = {"float32": "float32", "int8": "int8", "float16": "float32"}  # by the arithmetic a package is judged in
+ANSWERS = {
+    "float32": "float32",
+    "int8": "int8",
+    "float16": "float32",
+}  # by the arithmetic a package is judged in
 
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
-    "int8": Tolerance(median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0),  # docs/parity.md
+    "int8": Tolerance(
+        median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0
+    ),  # docs/parity.md
     "float16": Tolerance(median_kl=1e-4, median_sqnr_db=35.0, worst_kl=1e-3, worst_sqnr_db=30.0),
 }
 
@@ -93,7 +103,8 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64 [n]."""
+    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64
+    [n]."""
 
     arithmetic: str
     prompt: list[int]
@@ -103,7 +114,8 @@ class Answer:
 
 
 def arithmetics(artifact: Artifact) -> tuple[str, ...]:
-    """In which arithmetics a package is judged: its structure in float32, and as it is declared to compute."""
+    """In which arithmetics a package is judged: its structure in float32, and as it is declared to
+    compute."""
     return tuple(dict.fromkeys(("float32", artifact.activations)))
 
 
@@ -125,12 +137,18 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
                     if len(prompt) == context and arithmetic != "float32":
                         continue
                     key = f"{ANSWERS[arithmetic]}.{i}"
-                    logits, tokens = (file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens"))
-                    answers.append(Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context))
+                    logits, tokens = (
+                        file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens")
+                    )
+                    answers.append(
+                        Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
+                    )
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
     if problems := _reference_problems(answers, bundle, artifact):
-        raise BundleError(f"{REFERENCE} is not a reference for this program", problems=problems, do="export again")
+        raise BundleError(
+            f"{REFERENCE} is not a reference for this program", problems=problems, do="export again"
+        )
     return answers
 
 
@@ -140,7 +158,9 @@ def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Art
     for i, a in enumerate(answers):
         where = f"{a.arithmetic}, answer {i}"
         if a.logits.shape != (len(a.tokens), vocab) or not a.tokens or not a.prompt:
-            problems.append(f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]")
+            problems.append(
+                f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]"
+            )
         elif not np.isfinite(a.logits).all():
             problems.append(f"{where}: the logits hold NaN or Inf")
         elif a.logits.argmax(-1).tolist() != a.tokens:
@@ -176,13 +196,16 @@ def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None
 def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
     """How many tokens `check_parity` runs."""
     return sum(
-        len(a.prompt) if a.fills_context else (len(feeding(a)) + 1) * (len(a.prompt) + len(a.tokens) - 1)
+        len(a.prompt)
+        if a.fills_context
+        else (len(feeding(a)) + 1) * (len(a.prompt) + len(a.tokens) - 1)
         for a in load_reference(bundle, artifact)
     )
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so it is judged once."""
+    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so it
+    is judged once."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
     if n >= 3 and answer.arithmetic == "float32":
@@ -193,7 +216,8 @@ def feeding(answer: Answer) -> dict[str, list[int]]:
 
 
 def check_levels(bundle: Bundle, runner: Runner) -> Check:
-    """Decodes every matrix out of the artifact itself and compares the CRC-32 of its levels with the quantizer's."""
+    """Decodes every matrix out of the artifact itself and compares the CRC-32 of its levels with
+    the quantizer's."""
     wrong = []
     for entry in bundle.manifest.tensors:
         place = runner.artifact.places.get(entry.name)
@@ -209,17 +233,29 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
             wrong.append(f"{entry.name}: {error.status}")
     n = len(bundle.manifest.tensors)
     what = f"{n} matrices decode to the quantizer's levels"
-    return Check("levels", "exact", what, passed=n > 0 and not wrong, positions=n, detail="; ".join(wrong[:8]))
+    return Check(
+        "levels",
+        "exact",
+        what,
+        passed=n > 0 and not wrong,
+        positions=n,
+        detail="; ".join(wrong[:8]),
+    )
 
 
 def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
-    """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot be decoded."""
+    """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot
+    be decoded."""
     if form == "tqlz":
         with NativeTensor(stored, verify=True) as tensor:
             if (tensor.info.rows, tensor.info.cols) != (entry.rows, entry.cols):
-                raise CodecError("BAD_SHAPE", f"{entry.name} is {tensor.info.rows} x {tensor.info.cols}")
+                raise CodecError(
+                    "BAD_SHAPE", f"{entry.name} is {tensor.info.rows} x {tensor.info.cols}"
+                )
             step = max(1, BLOCK_WEIGHTS // entry.cols)
-            blocks = ((begin, min(begin + step, entry.rows)) for begin in range(0, entry.rows, step))
+            blocks = (
+                (begin, min(begin + step, entry.rows)) for begin in range(0, entry.rows, step)
+            )
             return _crc32(tensor.decode_rows(begin, end) for begin, end in blocks)
     n = entry.rows * entry.cols
     if stored.size != (n if form == "int8" else -(-n // 4)):
@@ -227,7 +263,10 @@ def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
     if form == "int8":
         return _crc32([stored])
     step = BLOCK_WEIGHTS // 4
-    return _crc32(unpack_uint2(stored[at : at + step], min(4 * step, n - 4 * at)) for at in range(0, stored.size, step))
+    return _crc32(
+        unpack_uint2(stored[at : at + step], min(4 * step, n - 4 * at))
+        for at in range(0, stored.size, step)
+    )
 
 
 def _crc32(blocks: Iterable[np.ndarray]) -> int:
@@ -239,7 +278,8 @@ def _crc32(blocks: Iterable[np.ndarray]) -> int:
 
 @dataclass(frozen=True)
 class _Difference:
-    """One position: KL(reference || package) in nats, SQNR in dB, largest difference, whether the best token agrees."""
+    """One position: KL(reference || package) in nats, SQNR in dB, largest difference, whether the
+    best token agrees."""
 
     kl: float
     sqnr_db: float
@@ -248,7 +288,8 @@ class _Difference:
 
 
 def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Difference:
-    """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is no signal."""
+    """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is
+    no signal."""
     if got.shape != reference.shape or not np.isfinite(got).all():
         return _Difference(math.inf, -math.inf, math.inf, False)
     ref, new = reference.astype(np.float64), got.astype(np.float64)
@@ -264,9 +305,14 @@ def _log_sum_exp(x: np.ndarray) -> float:
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
-def _logits_check(arithmetic: str, what: str, rows: Sequence[_Difference], gate: Tolerance) -> Check:
+def _logits_check(
+    arithmetic: str, what: str, rows: Sequence[_Difference], gate: Tolerance
+) -> Check:
     kl, sqnr = [r.kl for r in rows], [r.sqnr_db for r in rows]
-    kl_median, sqnr_median = sorted(kl)[len(rows) // 2], sorted(sqnr)[(len(rows) - 1) // 2]  # the worse of two middles
+    kl_median, sqnr_median = (
+        sorted(kl)[len(rows) // 2],
+        sorted(sqnr)[(len(rows) - 1) // 2],
+    )  # the worse of two middles
     passed = (
         kl_median <= gate.median_kl
         and max(kl) <= gate.worst_kl
@@ -274,8 +320,19 @@ def _logits_check(arithmetic: str, what: str, rows: Sequence[_Difference], gate:
         and min(sqnr) >= gate.worst_sqnr_db
         and all(r.same for r in rows)
     )
-    return Check("logits", arithmetic, what, passed, len(rows), kl_median, max(kl), sqnr_median, min(sqnr),
-                 max(r.delta for r in rows), sum(r.same for r in rows))  # fmt: skip
+    return Check(
+        "logits",
+        arithmetic,
+        what,
+        passed,
+        len(rows),
+        kl_median,
+        max(kl),
+        sqnr_median,
+        min(sqnr),
+        max(r.delta for r in rows),
+        sum(r.same for r in rows),
+    )
 
 
 def _feed(runner: Runner, tokens: Sequence[int], pieces: Sequence[int]) -> np.ndarray:
@@ -298,13 +355,19 @@ def _check_logits(
 ) -> Check:
     gate = TOLERANCES[answer.arithmetic]
     got = _teacher_forced(runner, answer, pieces)
-    rows = [_compare(reference, logits, gate) for reference, logits in zip(answer.logits, got, strict=True)]
+    rows = [
+        _compare(reference, logits, gate)
+        for reference, logits in zip(answer.logits, got, strict=True)
+    ]
     progress(len(answer.prompt) + len(answer.tokens) - 1)
-    return _logits_check(answer.arithmetic, f"{len(answer.prompt)} + {len(rows) - 1} tokens, {how}", rows, gate)
+    return _logits_check(
+        answer.arithmetic, f"{len(answer.prompt)} + {len(rows) - 1} tokens, {how}", rows, gate
+    )
 
 
 def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> Check:
-    """The package generates on its own; it may leave the reference only where the reference is undecided."""
+    """The package generates on its own; it may leave the reference only where the reference is
+    undecided."""
     gate = TOLERANCES[answer.arithmetic]
     logits = _feed(runner, answer.prompt, [len(answer.prompt)])
     same, detail, passed = 0, "", True
@@ -322,10 +385,14 @@ def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None
             logits = runner.forward([got], len(answer.prompt) + step)
     progress(len(answer.prompt) + len(answer.tokens) - 1)
     what = f"{len(answer.prompt)} tokens, then its own"
-    return Check("greedy", answer.arithmetic, what, passed, len(answer.tokens), top1=same, detail=detail)
+    return Check(
+        "greedy", answer.arithmetic, what, passed, len(answer.tokens), top1=same, detail=detail
+    )
 
 
-def _check_full_context(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> list[Check]:
+def _check_full_context(
+    runner: Runner, answer: Answer, progress: Callable[[int], None]
+) -> list[Check]:
     """Fills every cache slot, the last ones token by token, and sees that one more is refused."""
     gate = TOLERANCES[answer.arithmetic]
     n = len(answer.prompt)

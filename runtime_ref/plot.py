@@ -37,7 +37,8 @@ def memory_png(run: DeviceRun) -> bytes:
 
 
 def memory_figure(run: DeviceRun) -> Figure:
-    """Stacked dirty and clean memory in MB over seconds; where phases begin; the limits; what was predicted."""
+    """Stacked dirty and clean memory in MB over seconds; where phases begin; the limits; what was
+    predicted."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained")
@@ -48,13 +49,18 @@ def memory_figure(run: DeviceRun) -> Figure:
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2, fontsize=SMALL, frameon=False)
     figure.supxlabel(_caption(run), x=0.01, ha="left", fontsize=SMALL, color=PHASE)
     rows = _spread(figure, labels)
-    axes.set_title(_title(run), loc="left", fontsize=12, pad=8 + LABEL_POINTS * rows, parse_math=False)
+    axes.set_title(
+        _title(run), loc="left", fontsize=12, pad=8 + LABEL_POINTS * rows, parse_math=False
+    )
     return figure
 
 
 def _title(run: DeviceRun) -> str:
     placed = run.placed
-    what = f"{device_title(placed)}: {package_name(placed.artifact)}, residency {placed.residency.mode}"
+    what = (
+        f"{device_title(placed)}: {package_name(placed.artifact)}, residency "
+        f"{placed.residency.mode}"
+    )
     dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(placed.budget.dirty_bytes)
     return f"{what}\n{outcome(run)}, {dirty} MB dirty of {limit} MB"
 
@@ -65,7 +71,9 @@ def _caption(run: DeviceRun) -> str:
 
 def _draw_areas(axes: Axes, run: DeviceRun) -> None:
     report = run.report
-    samples = [s for s in report.samples if s.ms <= report.wall_ms]  # the last look comes after the end
+    samples = [
+        s for s in report.samples if s.ms <= report.wall_ms
+    ]  # the last look comes after the end
     seconds = [s.ms / 1e3 for s in samples]
     dirty, clean = [s.anonymous_bytes / MB for s in samples], [s.file_bytes / MB for s in samples]
     labels = ["dirty: anonymous memory", "clean: pages of files, charged"]
@@ -79,21 +87,39 @@ def _draw_areas(axes: Axes, run: DeviceRun) -> None:
 
 def _draw_lines(axes: Axes, run: DeviceRun) -> None:
     """The scale follows what was used and predicted, and the limits where they are near."""
-    budget, predicted, samples = run.placed.budget, run.placed.prediction.dirty_bytes, run.report.samples
-    axes.axhline(predicted / MB, color="black", linestyle="--", label=f"dirty, as predicted: {mb_text(predicted)} MB")
-    used = max([predicted, run.report.peak_dirty_bytes, *(s.anonymous_bytes + s.file_bytes for s in samples)])
+    budget, predicted, samples = (
+        run.placed.budget,
+        run.placed.prediction.dirty_bytes,
+        run.report.samples,
+    )
+    axes.axhline(
+        predicted / MB,
+        color="black",
+        linestyle="--",
+        label=f"dirty, as predicted: {mb_text(predicted)} MB",
+    )
+    used = max(
+        [
+            predicted,
+            run.report.peak_dirty_bytes,
+            *(s.anonymous_bytes + s.file_bytes for s in samples),
+        ]
+    )
     limits = [(budget.dirty_bytes, "limit of dirty memory", LIMIT)]
     if budget.available_bytes != budget.dirty_bytes:
         limits.append((budget.available_bytes, "available to dirty and clean", AVAILABLE))
     top = max([used, *(n_bytes for n_bytes, _, _ in limits if n_bytes <= FAR * used)])
     for n_bytes, what, colour in limits:
         where = "" if n_bytes <= top else ", far above this figure"
-        axes.axhline(n_bytes / MB, color=colour, linewidth=2, label=f"{what}: {mb_text(n_bytes)} MB{where}")
+        axes.axhline(
+            n_bytes / MB, color=colour, linewidth=2, label=f"{what}: {mb_text(n_bytes)} MB{where}"
+        )
     axes.set_ylim(0, ABOVE * top / MB)
 
 
 def _draw_phases(axes: Axes, run: DeviceRun) -> list[Annotation]:
-    """A line where each phase begins, and where a run ended before it was done. Labels stand above the figure."""
+    """A line where each phase begins, and where a run ended before it was done. Labels stand above
+    the figure."""
     report = run.report
     marks = [(phase.start_ms, phase.name, PHASE) for phase in report.phases]
     marks += [] if report.outcome == "ok" else [(report.wall_ms, report.outcome, LIMIT)]
@@ -101,11 +127,17 @@ def _draw_phases(axes: Axes, run: DeviceRun) -> list[Annotation]:
         axes.axvline(ms / 1e3, color=colour, linewidth=1, linestyle=":")
     return [
         axes.annotate(
-            name, (ms / 1e3, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="left" if colour == PHASE else "right", color=colour, fontsize=SMALL,
+            name,
+            (ms / 1e3, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="left" if colour == PHASE else "right",
+            color=colour,
+            fontsize=SMALL,
         )
         for ms, name, colour in marks
-    ]  # fmt: skip
+    ]
 
 
 def _spread(figure: Figure, labels: Sequence[Annotation]) -> int:
@@ -115,6 +147,6 @@ def _spread(figure: Figure, labels: Sequence[Annotation]) -> int:
     for label in labels:
         extent = label.get_window_extent()
         row = next((i for i, end in enumerate(ends) if end < extent.x0), len(ends))
-        ends[row:row + 1] = [extent.x1 + 4]
+        ends[row : row + 1] = [extent.x1 + 4]
         label.set_position((0, 3 + LABEL_POINTS * row))
     return len(ends)

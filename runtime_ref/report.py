@@ -1,4 +1,5 @@
-"""Parity reports, devices, predictions and runs as tables on a terminal. Memory is in MB, powers of ten."""
+"""Parity reports, devices, predictions and runs as tables on a terminal. Memory is in MB, powers of
+ten."""
 
 from __future__ import annotations
 
@@ -18,12 +19,19 @@ from runtime_ref.projection import BANDWIDTH_SHARES, Projection
 from runtime_ref.sandbox import SandboxReport
 
 TIGHT = 0.9  # of a limit, predicted: an update of the system, or of the app, may need what is left
-_UNITS = {"_gb_per_s": "GB/s", "_gb": "GB", "_mb": "MB", "_kib": "KiB"}  # by the end of a key, the longest first
+_UNITS = {
+    "_gb_per_s": "GB/s",
+    "_gb": "GB",
+    "_mb": "MB",
+    "_kib": "KiB",
+}  # by the end of a key, the longest first
 
 
 def parity_table(report: ParityReport) -> Table:
     """One line a check, the gates in the title, the verdict in the caption."""
-    verdict, like = ("[bold green]PASS", "like") if report.passed else ("[bold red]FAIL", "NOT like")
+    verdict, like = (
+        ("[bold green]PASS", "like") if report.passed else ("[bold red]FAIL", "NOT like")
+    )
     gates = "; ".join(gate_text(*item) for item in report.tolerances.items())
     table = Table(
         title=f"Parity of the {report.backend} package. {gates}",
@@ -31,8 +39,21 @@ def parity_table(report: ParityReport) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("verdict", "activations", "what", "KL median", "KL worst", "dB median", "dB worst", "top-1", "result"):
-        table.add_column(name, justify="left" if name in ("verdict", "activations", "what", "result") else "right")
+    for name in (
+        "verdict",
+        "activations",
+        "what",
+        "KL median",
+        "KL worst",
+        "dB median",
+        "dB worst",
+        "top-1",
+        "result",
+    ):
+        table.add_column(
+            name,
+            justify="left" if name in ("verdict", "activations", "what", "result") else "right",
+        )
     for check in report.checks:
         result = "[green]pass" if check.passed else "[red]FAIL"
         table.add_row(check.verdict, check.arithmetic, _what(check), *_figures(check), result)
@@ -43,13 +64,18 @@ def gate_text(arithmetic: str, gate: Tolerance) -> str:
     """What is asked of an arithmetic, KL in nats."""
     worst_kl = f"KL <= {gate.worst_kl:g} and " if math.isfinite(gate.worst_kl) else ""
     return (
-        f"{arithmetic} activations: median KL <= {gate.median_kl:g} and SQNR >= {gate.median_sqnr_db:g} dB, "
+        f"{arithmetic} activations: median KL <= {gate.median_kl:g} and SQNR >= "
+        f"{gate.median_sqnr_db:g} dB, "
         f"worst {worst_kl}SQNR >= {gate.worst_sqnr_db:g} dB"
     )
 
 
 def _what(check: Check) -> str:
-    return f"{escape(check.what)}\n[dim]{escape(check.detail)}[/]" if check.detail else escape(check.what)
+    return (
+        f"{escape(check.what)}\n[dim]{escape(check.detail)}[/]"
+        if check.detail
+        else escape(check.what)
+    )
 
 
 def _figures(check: Check) -> list[str]:
@@ -67,12 +93,16 @@ def side_by_side(reports: Sequence[ParityReport]) -> Table:
         + "[/]"
         for r in reports
     )
-    table = Table(title="Parity, side by side", caption=caption, title_justify="left", caption_justify="left")
+    table = Table(
+        title="Parity, side by side", caption=caption, title_justify="left", caption_justify="left"
+    )
     for name in ("verdict", "judged", "what"):
         table.add_column(name)
     for report in reports:
         table.add_column(report.backend)
-    lines = [{(*judged_in(check), check.what): check for check in report.checks} for report in reports]
+    lines = [
+        {(*judged_in(check), check.what): check for check in report.checks} for report in reports
+    ]
     for verdict, judged, what in dict.fromkeys(key for checks in lines for key in checks):
         cells = [_cell(checks.get((verdict, judged, what))) for checks in lines]
         table.add_row(verdict, judged, escape(what), *cells)
@@ -80,7 +110,8 @@ def side_by_side(reports: Sequence[ParityReport]) -> Table:
 
 
 def judged_in(check: Check) -> tuple[str, str]:
-    """Packages compute in different arithmetics: each has its structure judged, and what it declares."""
+    """Packages compute in different arithmetics: each has its structure judged, and what it
+    declares."""
     if check.verdict in ("levels", "context"):
         return check.verdict, "exactly"
     return check.verdict, "in float32" if check.arithmetic == "float32" else "as declared"
@@ -118,7 +149,9 @@ def outcome(run: DeviceRun) -> str:
     return "fits" if run.fits else "does not fit"
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()) -> Table:
+def _table(
+    title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()
+) -> Table:
     """Columns of texts, of numbers, and of texts again."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for name in (*left, *right, *last):
@@ -130,17 +163,33 @@ def _table(title: str, left: Sequence[str], right: Sequence[str], last: Sequence
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
-    """One line a device. The limit is of an iOS app's footprint, or Android's of anonymous memory."""
-    right = ("RAM\nGB", "limit\nMB", "entitled\nMB", "available\nMB", "DRAM\nGB/s", "flash\nGB/s", "cores")
+    """One line a device. The limit is of an iOS app's footprint, or Android's of anonymous
+    memory."""
+    right = (
+        "RAM\nGB",
+        "limit\nMB",
+        "entitled\nMB",
+        "available\nMB",
+        "DRAM\nGB/s",
+        "flash\nGB/s",
+        "cores",
+    )
     table = _table("", ("name", "device"), right)
     table.caption = (
-        "limit: footprint at which iOS kills an app, anonymous memory at which Android does; entitled: that limit\n"
-        "with the increased-memory-limit entitlement; available: what an Android app finds free; cores: fast + small.\n"
+        "limit: footprint at which iOS kills an app, anonymous memory at which Android does; "
+        "entitled: that limit\n"
+        "with the increased-memory-limit entitlement; available: what an Android app finds free; "
+        "cores: fast + small.\n"
         "`tinyqmoe devices NAME` has the source of each number, and how far to trust it."
     )
     for p in profiles:
         limits = (p.limit_mb or p.anonymous_limit_mb, p.limit_with_entitlement_mb, p.available_mb)
-        cores = " + ".join(_number(figure) for figure in (p.performance_cores, p.efficiency_cores) if figure) or "-"
+        cores = (
+            " + ".join(
+                _number(figure) for figure in (p.performance_cores, p.efficiency_cores) if figure
+            )
+            or "-"
+        )
         numbers = map(_number, (p.ram_gb, *limits, p.dram_gb_per_s, p.flash_gb_per_s))
         table.add_row(escape(p.name), escape(p.title), *numbers, cores)
     return table
@@ -154,7 +203,9 @@ def device_view(profile: DeviceProfile) -> RenderableType:
         end = next((end for end in _UNITS if key.endswith(end)), "")
         name = key.removesuffix(end).replace("_", " ")
         name = name.upper() if name in ("ram", "dram") else name
-        table.add_row(name, _number(figure), _UNITS.get(end, ""), figure.confidence, escape(figure.source))
+        table.add_row(
+            name, _number(figure), _UNITS.get(end, ""), figure.confidence, escape(figure.source)
+        )
     return table
 
 
@@ -170,17 +221,24 @@ def fit_table(placed: Sequence[Placed]) -> Table:
     left, right = ("device", "package", "residency"), ("dirty MB", "limit MB", "share", "clean MB")
     table = _table("Predicted memory", (*left, "peak"), right, ("verdict",))
     table.caption = (
-        "dirty: cannot be dropped, at its peak with the context full; clean: pages of files that are read;\n"
+        "dirty: cannot be dropped, at its peak with the context full; clean: pages of files that "
+        "are read;\n"
         "slow: they find no room beside it, and are read again for each token"
     )
     for p in placed:
         dirty, limit = p.prediction.dirty_bytes, p.budget.dirty_bytes
         device = p.profile.name + (" (entitled)" if p.budget.entitlement else "")
         table.add_row(
-            escape(device), package_name(p.artifact), p.residency.mode, p.prediction.peak.name,
-            mb_text(dirty), mb_text(limit), f"{100 * dirty / limit:.0f} %", mb_text(p.prediction.clean_bytes),
+            escape(device),
+            package_name(p.artifact),
+            p.residency.mode,
+            p.prediction.peak.name,
+            mb_text(dirty),
+            mb_text(limit),
+            f"{100 * dirty / limit:.0f} %",
+            mb_text(p.prediction.clean_bytes),
             _verdict(fit_verdict(p)),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -203,8 +261,10 @@ def fit_view(placed: Placed, advice: Sequence[str]) -> RenderableType:
     prediction, limit = placed.prediction, placed.budget.dirty_bytes
     largest = [f"{h.what} {mb_text(h.dirty_bytes)} MB" for h in prediction.peak.largest()]
     lines = [
-        f"{_verdict(fit_verdict(placed))}: {mb_text(prediction.dirty_bytes)} MB dirty in {prediction.peak.name}, "
-        f"{100 * prediction.dirty_bytes / limit:.1f} % of {mb_text(limit)} MB ({escape(placed.budget.counted)})",
+        f"{_verdict(fit_verdict(placed))}: {mb_text(prediction.dirty_bytes)} MB dirty in "
+        f"{prediction.peak.name}, "
+        f"{100 * prediction.dirty_bytes / limit:.1f} % of {mb_text(limit)} MB "
+        f"({escape(placed.budget.counted)})",
         f"most of it: {'; '.join(largest)}",
         *_slow(placed),
         *(f"[red]problem:[/] {escape(problem)}" for problem in placed.problems),
@@ -218,26 +278,38 @@ def _slow(placed: Placed) -> list[str]:
     missing, flash = placed.shortfall_bytes, placed.profile.flash_gb_per_s
     if not missing:
         return []
-    seconds = "" if flash is None else f", {_digits(missing / (flash.value * 1e9))} s at {_number(flash)} GB/s"
-    return [f"slow: {mb_text(missing)} MB of files find no room and are read again for each token{seconds}"]
+    seconds = (
+        ""
+        if flash is None
+        else f", {_digits(missing / (flash.value * 1e9))} s at {_number(flash)} GB/s"
+    )
+    return [
+        f"slow: {mb_text(missing)} MB of files find no room and are read again for each "
+        f"token{seconds}"
+    ]
 
 
 def _holders_table(placed: Placed) -> Table:
-    """Dirty memory of each holder by phase, and the clean memory of the phase that has most of it."""
+    """Dirty memory of each holder by phase, and the clean memory of the phase that has most of
+    it."""
     phases = placed.prediction.phases
     most = max(phases, key=lambda p: p.clean_bytes)
     title = (
         f"Predicted memory of {package_name(placed.artifact)} on {escape(device_title(placed))}, "
         f"residency {placed.residency.mode}, in MB"
     )
-    table = _table(title, ("holder",), [*(f"{p.name}, dirty" for p in phases), f"{most.name}, clean"])
+    table = _table(
+        title, ("holder",), [*(f"{p.name}, dirty" for p in phases), f"{most.name}, clean"]
+    )
     dirty = [{h.what: h.dirty_bytes for h in p.holders} for p in phases]
     clean = {h.what: h.clean_bytes for h in most.holders}
     for what in dict.fromkeys(name for holders in dirty for name in holders):
         cells = [holders.get(what, 0) for holders in dirty] + [clean.get(what, 0)]
         table.add_row(escape(what), *(mb_text(n) if n else "" for n in cells))
     table.add_section()
-    table.add_row("sum", *(mb_text(p.dirty_bytes) for p in phases), mb_text(most.clean_bytes), style="bold")
+    table.add_row(
+        "sum", *(mb_text(p.dirty_bytes) for p in phases), mb_text(most.clean_bytes), style="bold"
+    )
     return table
 
 
@@ -247,43 +319,83 @@ def _holders_table(placed: Placed) -> Table:
 def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
     """What was predicted and measured, phase by phase, and how fast the device might be."""
     placed, report = run.placed, run.report
-    what = f"{package_name(placed.artifact)} on {escape(device_title(placed))}, residency {placed.residency.mode}"
+    what = (
+        f"{package_name(placed.artifact)} on {escape(device_title(placed))}, residency "
+        f"{placed.residency.mode}"
+    )
     parts: list[RenderableType] = [
         f"{_verdict(outcome(run))}: {what}",
         *(f"[red]problem:[/] {escape(problem)}" for problem in run.problems),
         _measured_table(run),
         _phases_table(report),
         *_remarks(report),
-        f"[dim]Measured on Linux under an enforced limit ({escape(report.mechanism)}), not on the phone.[/]",
+        f"[dim]Measured on Linux under an enforced limit ({escape(report.mechanism)}), not on "
+        "the phone.[/]",
     ]
-    return Group(*parts, *([] if projection is None else [_projection_table(placed.profile, projection)]))
+    return Group(
+        *parts, *([] if projection is None else [_projection_table(placed.profile, projection)])
+    )
 
 
 def run_table(runs: Sequence[DeviceRun]) -> Table:
     """One line a package on a device: what it took, and whether it fits."""
-    left, right = ("device", "package", "residency"), ("predicted", "dirty", "limit", "share", "clean")
+    left, right = (
+        ("device", "package", "residency"),
+        ("predicted", "dirty", "limit", "share", "clean"),
+    )
     table = _table("Under the limits of devices, MB", left, right, ("verdict",))
-    table.caption = "dirty: measured, with what the checks take themselves; predicted: of a run that fills the context"
+    table.caption = (
+        "dirty: measured, with what the checks take themselves; predicted: of a run "
+        "that fills the context"
+    )
     for run in runs:
         placed, report = run.placed, run.report
         device = placed.profile.name + (" (entitled)" if placed.budget.entitlement else "")
         dirty, limit = report.peak_dirty_bytes, placed.budget.dirty_bytes
         numbers = map(mb_text, (placed.prediction.dirty_bytes, dirty, limit))
         share = f"{100 * dirty / limit:.0f} %"
-        table.add_row(escape(device), package_name(placed.artifact), placed.residency.mode, *numbers, share,
-                      mb_text(report.peak_clean_bytes), _verdict(outcome(run)))  # fmt: skip
+        table.add_row(
+            escape(device),
+            package_name(placed.artifact),
+            placed.residency.mode,
+            *numbers,
+            share,
+            mb_text(report.peak_clean_bytes),
+            _verdict(outcome(run)),
+        )
     return table
 
 
 def _measured_table(run: DeviceRun) -> Table:
-    """Measured and predicted compare only after a whole run; clean memory is what there was room for."""
+    """Measured and predicted compare only after a whole run; clean memory is what there was room
+    for."""
     budget, prediction, report = run.placed.budget, run.placed.prediction, run.report
-    table = _table("Memory, in MB", ("",), ("predicted", "measured", "difference", "limit"), ("counted",))
+    table = _table(
+        "Memory, in MB", ("",), ("predicted", "measured", "difference", "limit"), ("counted",)
+    )
     table.caption = "predicted: of a run that fills the context"
     rows = [
-        ("dirty", prediction.dirty_bytes, report.peak_dirty_bytes, budget.dirty_bytes, budget.counted),
-        ("clean", prediction.clean_bytes, report.peak_clean_bytes, budget.available_bytes, "with what is dirty"),
-        ("mapped", prediction.mapped_bytes, report.peak_mapped_bytes, budget.mapped_bytes, "address space"),
+        (
+            "dirty",
+            prediction.dirty_bytes,
+            report.peak_dirty_bytes,
+            budget.dirty_bytes,
+            budget.counted,
+        ),
+        (
+            "clean",
+            prediction.clean_bytes,
+            report.peak_clean_bytes,
+            budget.available_bytes,
+            "with what is dirty",
+        ),
+        (
+            "mapped",
+            prediction.mapped_bytes,
+            report.peak_mapped_bytes,
+            budget.mapped_bytes,
+            "address space",
+        ),
     ]
     for name, predicted, measured, limit, counted in rows:
         comparable = report.outcome == "ok" and name != "clean" and measured
@@ -295,7 +407,9 @@ def _measured_table(run: DeviceRun) -> Table:
 
 def _phases_table(report: SandboxReport) -> Table:
     """Peaks are of the samples in a phase: one that was over before the next look has none."""
-    table = _table("Phases", ("phase",), ("begins at, s", "dirty MB at its peak", "clean MB at its peak"))
+    table = _table(
+        "Phases", ("phase",), ("begins at, s", "dirty MB at its peak", "clean MB at its peak")
+    )
     ends = [*(p.start_ms for p in report.phases[1:]), math.inf]
     for phase, end in zip(report.phases, ends, strict=True):
         inside = [s for s in report.samples if phase.start_ms <= s.ms < end]
@@ -308,7 +422,10 @@ def _phases_table(report: SandboxReport) -> Table:
 def _remarks(report: SandboxReport) -> list[str]:
     """What to know of a run beside its peaks."""
     known = (
-        (report.refaulted_bytes if report.filled else 0, "of files were read again after they had been evicted"),
+        (
+            report.refaulted_bytes if report.filled else 0,
+            "of files were read again after they had been evicted",
+        ),
         (report.cached_bytes, "of the files stayed in the page cache, and were not charged"),
         (report.locked_bytes, "locked in memory"),
     )
@@ -320,19 +437,30 @@ def _projection_table(profile: DeviceProfile, p: Projection) -> Table:
     title = "Speed: a projection, not a measurement"
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     lacking = " and no ".join(name.replace("_", " ") for name in p.missing)
-    speed = f"unknown: no {lacking}" if p.tokens_per_second is None else f"{_span(*p.tokens_per_second)} tokens/s"
-    traffic, measured, shares = p.traffic, p.measured, f"{BANDWIDTH_SHARES[0]:g} to {BANDWIDTH_SHARES[1]:g}"
+    speed = (
+        f"unknown: no {lacking}"
+        if p.tokens_per_second is None
+        else f"{_span(*p.tokens_per_second)} tokens/s"
+    )
+    traffic, measured, shares = (
+        p.traffic,
+        p.measured,
+        f"{BANDWIDTH_SHARES[0]:g} to {BANDWIDTH_SHARES[1]:g}",
+    )
     rows = [
         (f"decoding on {profile.title}", speed, "the slower of memory and compute, then flash"),
         ("memory", f"{_span(*reversed(p.memory_ms))} ms",
-         f"{mb_text(traffic.weights_bytes)} MB of weights and {mb_text(traffic.kv_bytes)} MB of cache a token, at "
+         f"{mb_text(traffic.weights_bytes)} MB of weights and {mb_text(traffic.kv_bytes)} MB of "
+         "cache a token, at "
          f"{shares} of {_number(profile.dram_gb_per_s)} GB/s"),
         ("compute", _ms(p.compute_ms),
-         f"{_digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} threads"
+         f"{_digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} "
+         "threads"
          f"{' and waits for files, so a lower bound' if measured.waits_for_files else ''}, "
          f"{_number(profile.performance_cores)} fast cores there"),
         ("flash", _ms(p.flash_ms),
-         f"{mb_text(p.shortfall_bytes)} MB of the weights find no room beside {mb_text(p.dirty_bytes)} MB dirty; "
+         f"{mb_text(p.shortfall_bytes)} MB of the weights find no room beside "
+         f"{mb_text(p.dirty_bytes)} MB dirty; "
          f"{_number(profile.flash_gb_per_s)} GB/s"),
     ]  # fmt: skip
     for row in rows:

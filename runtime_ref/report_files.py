@@ -1,6 +1,7 @@
 """Verdicts as files that continuous integration and people keep: JUnit, Markdown, HTML.
 
-A file is whole or not there; the OSError of a full disk or of a path that cannot be written goes to the caller.
+A file is whole or not there; the OSError of a full disk or of a path that cannot be written goes to
+the caller.
 """
 
 from __future__ import annotations
@@ -25,16 +26,21 @@ from runtime_ref.report import device_title, gate_text, judged_in, mb_text, outc
 TEMPLATES = Path(__file__).parent / "templates"
 CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."
 CAVEATS_RUN = (
-    f"{CAVEATS} Memory was measured there, under an enforced limit; the limits are from public reports. Dirty memory "
-    "cannot be dropped and is what a phone kills for; clean memory is pages of files, evicted and read again."
+    f"{CAVEATS} Memory was measured there, under an enforced limit; the limits are from public "
+    "reports. Dirty memory "
+    "cannot be dropped and is what a phone kills for; clean memory is pages of files, evicted "
+    "and read again."
 )
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 has no way to say
+_NO_XML = re.compile(
+    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # what XML 1.0 has no way to say
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A package, judged here (no run), or on a device in the sandbox (no parity if that ended before its verdict)."""
+    """A package, judged here (no run), or on a device in the sandbox (no parity if that ended
+    before its verdict)."""
 
     parity: ParityReport | None
     run: DeviceRun | None
@@ -58,7 +64,11 @@ class Judged:
     @property
     def name(self) -> str:
         """The package, and the device if it was judged on one."""
-        return self.package if self.run is None else f"{self.package} on {device_title(self.run.placed)}"
+        return (
+            self.package
+            if self.run is None
+            else f"{self.package} on {device_title(self.run.placed)}"
+        )
 
 
 # ---- JUnit
@@ -89,7 +99,9 @@ def _suite(result: Judged) -> TestSuite:
     return suite
 
 
-def _case(result: Judged, name: str, problems: Sequence[str], seconds: float | None = None) -> TestCase:
+def _case(
+    result: Judged, name: str, problems: Sequence[str], seconds: float | None = None
+) -> TestCase:
     case = TestCase(_xml(name), _xml(result.name), seconds)
     if problems:
         case.result = [Failure(_xml("; ".join(problems)))]
@@ -120,9 +132,13 @@ def write_html(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
 
 def _environment(*, autoescape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters["md"] = _markdown
     return environment
 
@@ -144,7 +160,11 @@ def _content(results: Sequence[Judged], bundle: Bundle) -> dict[str, Any]:
         "facts": _facts(bundle),
         "checks": _checks_table(results),
         "failures": [(r.name, _what(c), _figures(c)) for r in results for c in _failed_checks(r)],
-        "gates": list(dict.fromkeys(gate_text(*item) for report in reports for item in report.tolerances.items())),
+        "gates": list(
+            dict.fromkeys(
+                gate_text(*item) for report in reports for item in report.tolerances.items()
+            )
+        ),
         "devices": _devices_table(runs),
         "problems": [(result.name, problem) for result, run in runs for problem in run.problems],
         "caveats": CAVEATS_RUN if runs else CAVEATS,
@@ -158,23 +178,42 @@ def _runs(results: Sequence[Judged]) -> list[tuple[Judged, DeviceRun]]:
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     m = bundle.manifest
     return [
-        ("model", f"{m.model.name}, {m.model.parameters:,} parameters, context {m.interface.context:,}"),
-        ("quantization", ", ".join(f"{name} {value}" for name, value in m.quantization.items() if value is not None)),
-        ("made", f"{m.created} with " + ", ".join(f"{name} {version}" for name, version in m.tools.items())),
+        (
+            "model",
+            f"{m.model.name}, {m.model.parameters:,} parameters, context {m.interface.context:,}",
+        ),
+        (
+            "quantization",
+            ", ".join(
+                f"{name} {value}" for name, value in m.quantization.items() if value is not None
+            ),
+        ),
+        (
+            "made",
+            f"{m.created} with "
+            + ", ".join(f"{name} {version}" for name, version in m.tools.items()),
+        ),
     ]
 
 
-Rows: TypeAlias = tuple[Sequence[str], list[tuple[str, ...]]]  # of a table: the head, and what is below
+Rows: TypeAlias = tuple[
+    Sequence[str], list[tuple[str, ...]]
+]  # of a table: the head, and what is below
 
 
 def _checks_table(results: Sequence[Judged]) -> Rows:
-    """A row for each package, devices with the same figures in one; a column for each verdict and arithmetic."""
+    """A row for each package, devices with the same figures in one; a column for each verdict and
+    arithmetic."""
     judged = [(result, result.parity) for result in results if result.parity is not None]
-    groups = list(dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks))
+    groups = list(
+        dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks)
+    )
     alike: dict[tuple[Any, ...], list[Judged]] = {}
     for result, report in judged:
         cells = [_cell([c for c in report.checks if judged_in(c) == group]) for group in groups]
-        alike.setdefault((result.run is None, result.package, report.activations, *cells), []).append(result)
+        alike.setdefault(
+            (result.run is None, result.package, report.activations, *cells), []
+        ).append(result)
     rows = [
         (same[0].name if len(same) == 1 else f"{package} on {len(same)} devices", *rest)
         for (_, package, *rest), same in alike.items()
@@ -192,7 +231,11 @@ def _cell(checks: Sequence[Check]) -> str:
     parts = ["pass" if all(c.passed for c in checks) else "FAIL"]
     parts += [f"KL {max(kl):.1e}"] if kl else []
     parts += [f"{min(sqnr):.1f} dB"] if sqnr else []
-    parts += [f"{_agreeing(checks[0])} {sum(same for same, _ in top1)}/{sum(n for _, n in top1)}"] if top1 else []
+    parts += (
+        [f"{_agreeing(checks[0])} {sum(same for same, _ in top1)}/{sum(n for _, n in top1)}"]
+        if top1
+        else []
+    )
     return ", ".join(parts)
 
 
@@ -202,7 +245,11 @@ def _agreeing(check: Check) -> str:
 
 
 def _failed_checks(result: Judged) -> list[Check]:
-    return [] if result.parity is None else [check for check in result.parity.checks if not check.passed]
+    return (
+        []
+        if result.parity is None
+        else [check for check in result.parity.checks if not check.passed]
+    )
 
 
 def _what(check: Check) -> str:
@@ -215,7 +262,9 @@ def _figures(check: Check) -> str:
     if check.kl_median is not None and check.kl_worst is not None:
         parts.append(f"KL {check.kl_median:.1e} median, {check.kl_worst:.1e} worst")
     if check.sqnr_db_median is not None and check.sqnr_db_worst is not None:
-        parts.append(f"SQNR {check.sqnr_db_median:.1f} dB median, {check.sqnr_db_worst:.1f} dB worst")
+        parts.append(
+            f"SQNR {check.sqnr_db_median:.1f} dB median, {check.sqnr_db_worst:.1f} dB worst"
+        )
     if check.top1 is not None:
         parts.append(f"{_agreeing(check)} {check.top1}/{check.positions}")
     return "; ".join([*parts, *([check.detail] if check.detail else [])]) or "failed"
@@ -223,13 +272,30 @@ def _figures(check: Check) -> str:
 
 def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
     """A row for each run, memory in MB."""
-    head = ("device", "package", "residency", "limit MB", "predicted dirty MB", "measured dirty MB", "clean MB",
-            "mechanism", "verdict")  # fmt: skip
+    head = (
+        "device",
+        "package",
+        "residency",
+        "limit MB",
+        "predicted dirty MB",
+        "measured dirty MB",
+        "clean MB",
+        "mechanism",
+        "verdict",
+    )
     rows: list[tuple[str, ...]] = []
     for result, run in runs:
         placed, report = run.placed, run.report
         memory = (placed.budget.dirty_bytes, placed.prediction.dirty_bytes, report.peak_dirty_bytes,
                   report.peak_clean_bytes)  # fmt: skip
-        rows.append((device_title(placed), result.package, placed.residency.mode, *map(mb_text, memory),
-                     report.mechanism, outcome(run)))  # fmt: skip
+        rows.append(
+            (
+                device_title(placed),
+                result.package,
+                placed.residency.mode,
+                *map(mb_text, memory),
+                report.mechanism,
+                outcome(run),
+            )
+        )
     return head, rows

@@ -1,7 +1,9 @@
-"""Where the weights of products lie: coded as shipped, expanded in memory under a budget, or expanded in files.
+"""Where the weights of products lie: coded as shipped, expanded in memory under a budget, or
+expanded in files.
 
-Every mode gives the same bits. The managers are in the C++ core (exporter/native/include/tinyqmoe/tinyqmoe.h), one in
-each shared library: `native.library()` for what the codec's extension computes, `kernels.load()` for ExecuTorch.
+Every mode gives the same bits. The managers are in the C++ core
+(exporter/native/include/tinyqmoe/tinyqmoe.h), one in each shared library: `native.library()` for
+what the codec's extension computes, `kernels.load()` for ExecuTorch.
 """
 
 from __future__ import annotations
@@ -17,13 +19,22 @@ from typing import Literal
 import platformdirs
 
 from exporter.bundle import Bundle, TensorEntry
-from exporter.codec.format import ALIGNMENT, HEADER_BYTES, TAIL_BYTES, CodecId, Header, align, packed_bytes
+from exporter.codec.format import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    TAIL_BYTES,
+    CodecId,
+    Header,
+    align,
+    packed_bytes,
+)
 from exporter.codec.native import UNLIMITED, ResidencyManager, ResidencyStats
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
 
 Mode = Literal["stream", "expand", "file", "auto"]
 
-# Nanoseconds a weight by bits of a level in the raw form: the table of exporter/native/core/residency.cc.
+# Nanoseconds a weight by bits of a level in the raw form: the table of
+# exporter/native/core/residency.cc.
 RAW_NS = {2: 0.020, 4: 0.027, 8: 0.053}
 LZW_NS = {
     8: {2: 0.14, 4: 0.35, 8: 0.65},
@@ -35,11 +46,13 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class Residency:
-    """`stream`: products read the codes. `expand`: all expanded in memory. `file`: all expanded in files.
+    """`stream`: products read the codes. `expand`: all expanded in memory. `file`: all expanded in
+    files.
 
-    `auto`: expanded in memory up to `budget_bytes`, the rest in `cache_dir` if one is given, else streamed.
-    `cache_dir`: the folder of the files; None is, for `file`, the user's cache. `clean_budget_bytes`: memory that pages
-    of mapped weights may take where memory is short; None leaves it to the system. Raises UsageError.
+    `auto`: expanded in memory up to `budget_bytes`, the rest in `cache_dir` if one is given, else
+    streamed. `cache_dir`: the folder of the files; None is, for `file`, the user's cache.
+    `clean_budget_bytes`: memory that pages of mapped weights may take where memory is short; None
+    leaves it to the system. Raises UsageError.
     """
 
     mode: Mode = "stream"
@@ -50,15 +63,25 @@ class Residency:
     def __post_init__(self) -> None:
         problems = []
         if (self.budget_bytes is not None) != (self.mode == "auto"):
-            problems.append(f"mode {self.mode} " + ("needs a budget" if self.mode == "auto" else "takes no budget"))
+            problems.append(
+                f"mode {self.mode} "
+                + ("needs a budget" if self.mode == "auto" else "takes no budget")
+            )
         if self.cache_dir is not None and self.mode not in ("file", "auto"):
             problems.append(f"mode {self.mode} takes no cache directory")
-        for name, value in (("budget", self.budget_bytes), ("clean budget", self.clean_budget_bytes)):
+        for name, value in (
+            ("budget", self.budget_bytes),
+            ("clean budget", self.clean_budget_bytes),
+        ):
             if value is not None and not 0 <= value <= UNLIMITED:
                 problems.append(f"the {name} is {value} bytes")
         if problems:
             what = "these settings of residency contradict each other"
-            raise UsageError(what, problems=problems, do="give a budget with mode auto, a directory with file or auto")
+            raise UsageError(
+                what,
+                problems=problems,
+                do="give a budget with mode auto, a directory with file or auto",
+            )
 
     @property
     def folder(self) -> Path | None:
@@ -82,9 +105,12 @@ class CodedTensor:
 
     @classmethod
     def of_entry(cls, entry: TensorEntry) -> CodedTensor:
-        """From the manifest alone: everything but the name of its cache file, which has checksums in it."""
+        """From the manifest alone: everything but the name of its cache file, which has checksums
+        in it."""
         codec = CodecId.LZW if entry.codec == "lzw" else CodecId.RAW
-        header = Header(codec, entry.code_bits, entry.cap, 0, entry.n_levels, entry.rows, entry.cols, 0, 0)
+        header = Header(
+            codec, entry.code_bits, entry.cap, 0, entry.n_levels, entry.rows, entry.cols, 0, 0
+        )
         return cls(entry.name, header)
 
     @property
@@ -94,7 +120,8 @@ class CodedTensor:
 
     @property
     def gain(self) -> float:
-        """Nanoseconds that a product saves for a byte of the expanded form; 0 where there is nothing to expand."""
+        """Nanoseconds that a product saves for a byte of the expanded form; 0 where there is
+        nothing to expand."""
         if self.header.codec == CodecId.RAW:
             return 0.0
         saved = LZW_NS[self.header.code_bits][self.raw_bits] - RAW_NS[self.raw_bits]
@@ -125,17 +152,22 @@ class CodedTensor:
 
 
 def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
-    """The TQLZ blobs that the products of a package read, in the order of use: a tied head comes last.
+    """The TQLZ blobs that the products of a package read, in the order of use: a tied head comes
+    last.
 
     Raises BundleError, CodecError.
     """
     places = bundle.artifact(wanted).places
     used = in_order_of_use([t for t in bundle.manifest.tensors if places[t.name].form == "tqlz"])
-    return [CodedTensor(t.name, _header(bundle, places[t.name].file, places[t.name].offset)) for t in used]
+    return [
+        CodedTensor(t.name, _header(bundle, places[t.name].file, places[t.name].offset))
+        for t in used
+    ]
 
 
 def in_order_of_use(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
-    """The matrices that are multiplied, the head last; an embedding that is no head is only looked up."""
+    """The matrices that are multiplied, the head last; an embedding that is no head is only looked
+    up."""
     untied = any(t.name == HEAD for t in entries)
     used = [t for t in entries if not (untied and t.name == EMBEDDING)]
     return sorted(used, key=lambda t: t.name in (EMBEDDING, HEAD))
@@ -152,7 +184,8 @@ def _header(bundle: Bundle, relative: str, offset: int) -> Header:
 
 
 def plan(tensors: Sequence[CodedTensor], budget_bytes: int) -> set[str]:
-    """Names of those that the core expands in memory: the most time saved a byte first, among equals the first used."""
+    """Names of those that the core expands in memory: the most time saved a byte first, among
+    equals the first used."""
     names = set()
     for tensor in sorted(tensors, key=lambda t: -t.gain):
         if tensor.gain > 0 and tensor.form_bytes <= budget_bytes:
@@ -167,10 +200,11 @@ def default_cache_dir() -> Path:
 
 
 def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTensor] = ()) -> None:
-    """Sets how the products of `library` find their weights, from the next product on; makes the cache directory.
+    """Sets how the products of `library` find their weights, from the next product on; makes the
+    cache directory.
 
-    `tensors`: those that will be multiplied, to see before anything is written whether the disk holds their files.
-    Raises OutOfSpaceError.
+    `tensors`: those that will be multiplied, to see before anything is written whether the disk
+    holds their files. Raises OutOfSpaceError.
     """
     folder = residency.folder
     if folder is not None:
@@ -188,12 +222,16 @@ def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise OutOfSpaceError(f"the cache directory {folder} cannot be used: {error}", do=do) from error
+        raise OutOfSpaceError(
+            f"the cache directory {folder} cannot be used: {error}", do=do
+        ) from error
     in_memory = plan(tensors, residency.budget)
     missing = {t.file_name: t.file_bytes for t in tensors if t.gain > 0 and t.name not in in_memory}
     needed = sum(n for name, n in missing.items() if not (folder / name).is_file())
     if needed > free:
-        raise OutOfSpaceError(f"expanded weights need {needed:,} bytes in {folder}, {free:,} are free", do=do)
+        raise OutOfSpaceError(
+            f"expanded weights need {needed:,} bytes in {folder}, {free:,} are free", do=do
+        )
 
 
 def stats(library: ctypes.CDLL) -> ResidencyStats:
@@ -202,5 +240,6 @@ def stats(library: ctypes.CDLL) -> ResidencyStats:
 
 
 def trim(library: ctypes.CDLL, n_bytes: int) -> int:
-    """Frees expanded forms of at least `n_bytes` if there are; returns the bytes freed. For any thread, at any time."""
+    """Frees expanded forms of at least `n_bytes` if there are; returns the bytes freed. For any
+    thread, at any time."""
     return ResidencyManager(library).trim(n_bytes)

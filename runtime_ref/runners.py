@@ -14,10 +14,14 @@ from runtime_ref.residency import Residency
 Progress = Callable[[str, int, int], None]
 
 
-def open_runner(bundle: Bundle, artifact: Artifact, residency: Residency, progress: Progress) -> Runner:
-    """A loaded package. The residency is that of all packages of its kind in this process, until set anew.
+def open_runner(
+    bundle: Bundle, artifact: Artifact, residency: Residency, progress: Progress
+) -> Runner:
+    """A loaded package. The residency is that of all packages of its kind in this process, until
+    set anew.
 
-    Raises UsageError for a residency the format does not know; BundleError, MissingComponentError, OutOfSpaceError.
+    Raises UsageError for a residency the format does not know; BundleError, MissingComponentError,
+    OutOfSpaceError.
     """
     check_residency(artifact, residency)
     if core := core_of(artifact):
@@ -30,11 +34,14 @@ def open_runner(bundle: Bundle, artifact: Artifact, residency: Residency, progre
 
     if artifact.format == "custom-op":
         return CustomOpRunner(bundle, artifact)
-    return MLProgramRunner(bundle, artifact, lambda done, total: progress("expand the weights", done, total))
+    return MLProgramRunner(
+        bundle, artifact, lambda done, total: progress("expand the weights", done, total)
+    )
 
 
 def core_of(artifact: Artifact) -> ctypes.CDLL | None:
-    """The library whose products the package uses, with a residency manager of its own; None for an ML Program."""
+    """The library whose products the package uses, with a residency manager of its own; None for an
+    ML Program."""
     if artifact.format == "mlprogram":
         return None
     if artifact.format == "custom-op":
@@ -47,7 +54,11 @@ def core_of(artifact: Artifact) -> ctypes.CDLL | None:
 
 
 def check_residency(artifact: Artifact, residency: Residency) -> None:
-    """Raises UsageError for an ML Program: its weights are expanded at install, and Core ML places them."""
+    """Raises UsageError for an ML Program: its weights are expanded at install, and Core ML places
+    them."""
     if artifact.format == "mlprogram" and residency != Residency():
-        what = f"an ML Program has no coded weights when it runs, so there is no residency {residency.mode}"
+        what = (
+            "an ML Program has no coded weights when it runs, so there is no residency "
+            f"{residency.mode}"
+        )
         raise UsageError(what, do="choose another --backend, or leave --residency away")

@@ -1,11 +1,14 @@
-"""Runs a task in a child process under a memory limit that the kernel enforces, and says what the task used.
+"""Runs a task in a child process under a memory limit that the kernel enforces, and says what the
+task used.
 
-What is enforced: everything the task touches first after it has come under the limit. Anonymous memory that does not
-fit gets the child killed, as an app is; clean pages of files are evicted and read again, and never kill.
+What is enforced: everything the task touches first after it has come under the limit. Anonymous
+memory that does not fit gets the child killed, as an app is; clean pages of files are evicted and
+read again, and never kill.
 
-What is not: a phone has more room for clean pages than its limit (iOS does not count them), so speed under the limit
-is a lower bound. Freed memory of the interpreter that the task reuses is not charged; the child returns what it can
-before it joins, and the report has the process's own growth beside what the group was charged.
+What is not: a phone has more room for clean pages than its limit (iOS does not count them), so
+speed under the limit is a lower bound. Freed memory of the interpreter that the task reuses is not
+charged; the child returns what it can before it joins, and the report has the process's own growth
+beside what the group was charged.
 """
 
 from __future__ import annotations
@@ -32,13 +35,22 @@ from runtime_ref import memory_limits
 from runtime_ref.device import MemoryBudget
 from runtime_ref.memory_limits import Counters, Limit, Usage, counters, open_limit
 
-# As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One heap for the first
-# thread and one for all others: each of its own would take address space.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
+# As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One
+# heap for the first thread and one for all others: each of its own would take address space.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "262144",
+    "MALLOC_TRIM_THRESHOLD_": "262144",
+    "MALLOC_ARENA_MAX": "2",
+}
 TERMINATED = 143  # 128 + SIGTERM
-LIBRARIES_BYTES = 64 << 20  # of the interpreter and its libraries, in memory already, that a task may come to touch
+LIBRARIES_BYTES = (
+    64 << 20
+)  # of the interpreter and its libraries, in memory already, that a task may come to touch
 MAX_SAMPLES = 2000
-SHORTEST_INTERVAL_S, LOOKS = 0.001, 200  # between two looks at a child: the time it has had, in so many parts
+SHORTEST_INTERVAL_S, LOOKS = (
+    0.001,
+    200,
+)  # between two looks at a child: the time it has had, in so many parts
 LAST_WORDS_BYTES = 4000  # of the stderr of a child that failed
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +58,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the task, from when the child reported it. Milliseconds since the child joined the limit."""
+    """A part of the task, from when the child reported it. Milliseconds since the child joined the
+    limit."""
 
     name: str
     start_ms: float
@@ -65,13 +78,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What became of a run. Peaks are of samples, taken every 1 to 10 ms, except `peak_group_bytes`, which is exact.
+    """What became of a run. Peaks are of samples, taken every 1 to 10 ms, except
+    `peak_group_bytes`, which is exact.
 
-    outcome: ok; killed, for its memory; or failed, of something else. phase: the last one the child reported.
-    peak_group_bytes: everything charged, None where the kernel does not count it. peak_dirty_bytes: anonymous memory,
-    by the group or by the process, whichever is more. peak_clean_bytes: file pages charged. peak_resident_bytes and
-    peak_mapped_bytes: growth of the process's resident set and address space. refaulted_bytes: file pages that were
-    evicted and read again. cached_bytes: of the bundle's files, what could not be dropped from the page cache and
+    outcome: ok; killed, for its memory; or failed, of something else. phase: the last one the child
+    reported. peak_group_bytes: everything charged, None where the kernel does not count it.
+    peak_dirty_bytes: anonymous memory, by the group or by the process, whichever is more.
+    peak_clean_bytes: file pages charged. peak_resident_bytes and peak_mapped_bytes: growth of the
+    process's resident set and address space. refaulted_bytes: file pages that were evicted and read
+    again. cached_bytes: of the bundle's files, what could not be dropped from the page cache and
     was therefore free. locked_bytes: pages the task made unevictable. wall_ms: under the limit.
     """
 
@@ -116,14 +131,16 @@ def run(
     """Calls `task`, "module:function", in a child process under a limit.
 
     The function takes (arguments, report_phase) and returns a dict for JSON; its module may have a
-    `prepare(arguments)`, which is called before the limit holds, for imports. `files_to_drop` leave the page cache
-    first, so that the task pays for what it reads. `progress` is told the phases and, in them, what is done of how
-    much. `dirty_limit_bytes`: a lower limit of anonymous memory alone, as Android 17 has it; no control group counts
-    that apart, so the parent looks and kills. Raises the TinyQMoEError the task raised; MissingComponentError where
-    there is no Linux.
+    `prepare(arguments)`, which is called before the limit holds, for imports. `files_to_drop` leave
+    the page cache first, so that the task pays for what it reads. `progress` is told the phases
+    and, in them, what is done of how much. `dirty_limit_bytes`: a lower limit of anonymous memory
+    alone, as Android 17 has it; no control group counts that apart, so the parent looks and kills.
+    Raises the TinyQMoEError the task raised; MissingComponentError where there is no Linux.
     """
     if not sys.platform.startswith("linux"):
-        raise MissingComponentError("memory limits are enforced by the Linux kernel only", do="run this on Linux")
+        raise MissingComponentError(
+            "memory limits are enforced by the Linux kernel only", do="run this on Linux"
+        )
     progress("start the sandbox", 0, 0)
     with _sigterm_unwinds(), open_limit(limit_bytes) as limit, tempfile.TemporaryFile() as output:
         request = {
@@ -151,26 +168,36 @@ def problems(report: SandboxReport, budget: MemoryBudget) -> list[str]:
     if report.outcome != "ok":
         found.append(f"{report.outcome} in phase {report.phase!r}: {report.detail}")
     if report.peak_dirty_bytes > budget.dirty_bytes:
-        found.append(f"{report.peak_dirty_bytes:,} bytes dirty, {budget.dirty_bytes:,} allowed ({budget.counted})")
+        found.append(
+            f"{report.peak_dirty_bytes:,} bytes dirty, {budget.dirty_bytes:,} allowed "
+            f"({budget.counted})"
+        )
     if report.peak_resident_bytes > budget.available_bytes + LIBRARIES_BYTES:
         found.append(
-            f"{report.peak_resident_bytes:,} bytes resident, {budget.available_bytes:,} available: pages of files that "
+            f"{report.peak_resident_bytes:,} bytes resident, {budget.available_bytes:,} "
+            "available: pages of files that "
             "were in memory before were used free of charge"
         )
     if budget.mapped_bytes is not None and report.peak_mapped_bytes > budget.mapped_bytes:
-        found.append(f"{report.peak_mapped_bytes:,} bytes of address space, {budget.mapped_bytes:,} allowed")
+        found.append(
+            f"{report.peak_mapped_bytes:,} bytes of address space, {budget.mapped_bytes:,} allowed"
+        )
     return found
 
 
 @contextlib.contextmanager
-def _child(request: dict[str, Any], output: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A child that has its request, and where its messages come from. It does not outlive the block, nor do its
-    temporary files; those of a run that was killed itself go with the next.
+def _child(
+    request: dict[str, Any], output: IO[bytes]
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A child that has its request, and where its messages come from. It does not outlive the
+    block, nor do its temporary files; those of a run that was killed itself go with the next.
     """
     for left in memory_limits.stale(Path(tempfile.gettempdir())):
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{memory_limits.mark()}-"))
+        temporary = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=f"{memory_limits.mark()}-")
+        )
         read_end, write_end = os.pipe()
         messages = stack.enter_context(open(read_end, "rb", buffering=0))
         with open(write_end, "wb"):
@@ -186,7 +213,10 @@ def _child(request: dict[str, Any], output: IO[bytes]) -> Iterator[tuple[subproc
             stack.callback(process.wait)
             stack.callback(process.kill)
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # where it died at once, its return code says of what
+        with (
+            contextlib.suppress(BrokenPipeError),
+            process.stdin,
+        ):  # where it died at once, its return code says of what
             process.stdin.write(json.dumps(request).encode())
         yield process, messages
 
@@ -195,7 +225,12 @@ class _Watch:
     """What is known of a child while it runs."""
 
     def __init__(
-        self, pid: int, limit: Limit, limit_bytes: int, dirty_limit_bytes: int | None, progress: Progress
+        self,
+        pid: int,
+        limit: Limit,
+        limit_bytes: int,
+        dirty_limit_bytes: int | None,
+        progress: Progress,
     ) -> None:
         self.error: TinyQMoEError | None = None
         self._pid, self._limit, self._progress = pid, limit, progress
@@ -268,21 +303,29 @@ class _Watch:
             return
         self._peaks.see_usage(self._ms(), usage)
         if self._dirty_limit_bytes is not None and usage.anonymous_bytes > self._dirty_limit_bytes:
-            self._not_enough = f"{self._dirty_limit_bytes:,} bytes of anonymous memory were not enough"
+            self._not_enough = (
+                f"{self._dirty_limit_bytes:,} bytes of anonymous memory were not enough"
+            )
             self._kill()
         elif self._limit.must_kill(usage):
             self._kill()
 
     def _kill(self) -> None:
         self._killed = True
-        os.kill(self._pid, signal.SIGKILL)  # it is not reaped before the end, so the number is still its own
+        os.kill(
+            self._pid, signal.SIGKILL
+        )  # it is not reaped before the end, so the number is still its own
 
     def report(self, return_code: int, last_words: str) -> SandboxReport:
         """After the end of the child."""
         self._look()
         killed = self._result is None and (self._killed or self._limit.killed())
         outcome: Literal["ok", "killed", "failed"] = "ok" if self._result is not None else "failed"
-        detail = "" if self._result is not None else self._failure or f"{_ending(return_code)}\n{last_words}".strip()
+        detail = (
+            ""
+            if self._result is not None
+            else self._failure or f"{_ending(return_code)}\n{last_words}".strip()
+        )
         peaks = self._peaks
         return SandboxReport(
             mechanism=self._limit.mechanism,
@@ -308,7 +351,8 @@ class _Watch:
 
 @dataclass
 class _Peaks:
-    """The most that was seen of each, in bytes, and the samples: every one at first, thinned out in a long run."""
+    """The most that was seen of each, in bytes, and the samples: every one at first, thinned out in
+    a long run."""
 
     dirty_bytes: int = 0
     clean_bytes: int = 0
@@ -336,7 +380,9 @@ class _Peaks:
         self.major_faults = max(self.major_faults, usage.major_faults)
         self.refaulted_bytes = usage.refaulted_bytes
         if self._looks % self._stride == 0:
-            self.samples.append(Sample(ms, usage.anonymous_bytes, usage.file_bytes, usage.mapped_file_bytes))
+            self.samples.append(
+                Sample(ms, usage.anonymous_bytes, usage.file_bytes, usage.mapped_file_bytes)
+            )
         self._looks += 1
         if len(self.samples) == MAX_SAMPLES:
             self.samples = self.samples[::2]
@@ -354,7 +400,9 @@ def _rebuilt(message: dict[str, Any]) -> TinyQMoEError:
 def _ending(return_code: int) -> str:
     if return_code >= 0:
         return f"the child ended with exit code {return_code} and without a result"
-    return f"the child was ended by {signal.Signals(-return_code).name}, and not for the memory limit"
+    return (
+        f"the child was ended by {signal.Signals(-return_code).name}, and not for the memory limit"
+    )
 
 
 def _last_words(output: IO[bytes]) -> str:
@@ -364,7 +412,8 @@ def _last_words(output: IO[bytes]) -> str:
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit, so that nothing is left behind; a handler that is there stays."""
+    """Inside, SIGTERM raises SystemExit, so that nothing is left behind; a handler that is there
+    stays."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

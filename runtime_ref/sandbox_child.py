@@ -1,7 +1,9 @@
-"""The child of `runtime_ref.sandbox`: a fresh interpreter that puts itself under a limit and does one task.
+"""The child of `runtime_ref.sandbox`: a fresh interpreter that puts itself under a limit and does
+one task.
 
-What an app does not have, the Python runtime and its libraries, is loaded before the limit holds. What an app has
-comes after: the files of the bundle, which are dropped from the page cache first, and everything the task allocates.
+What an app does not have, the Python runtime and its libraries, is loaded before the limit holds.
+What an app has comes after: the files of the bundle, which are dropped from the page cache first,
+and everything the task allocates.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Reads the request from stdin; writes messages, one JSON object a line, to the descriptor in the arguments."""
+    """Reads the request from stdin; writes messages, one JSON object a line, to the descriptor in
+    the arguments."""
     faulthandler.enable()
     request = json.load(sys.stdin)
     forbid_locking()  # before any thread starts: each has capabilities of its own
@@ -44,7 +47,9 @@ def main() -> None:
         except TinyQMoEError as error:
             _tell(messages, error=type(error).__name__, message=str(error), attributes=vars(error))
         except Exception as error:
-            refused = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+            refused = isinstance(error, MemoryError) or (
+                isinstance(error, OSError) and error.errno == errno.ENOMEM
+            )
             _tell(messages, out_of_memory=refused, failure=traceback.format_exc())
 
 
@@ -64,7 +69,8 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
 
 
 def _join(how: str | int) -> Counters:
-    """Comes under the limit, as small as it can be: freed memory that is reused would not be counted again."""
+    """Comes under the limit, as small as it can be: freed memory that is reused would not be
+    counted again."""
     give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _own_counters()
@@ -76,7 +82,8 @@ def _join(how: str | int) -> Counters:
 
 
 def give_back() -> None:
-    """Frees what nothing refers to, and returns it to the system: the C library would keep it for later."""
+    """Frees what nothing refers to, and returns it to the system: the C library would keep it for
+    later."""
     gc.collect()
     if hasattr(_libc, "malloc_trim"):  # glibc
         _libc.malloc_trim(0)
@@ -89,13 +96,17 @@ def _own_counters() -> Counters:
 
 
 def forbid_locking() -> None:
-    """ExecuTorch's loader for Python locks the pages it maps, and goes on where that fails, as it does on a phone.
+    """ExecuTorch's loader for Python locks the pages it maps, and goes on where that fails, as it
+    does on a phone.
 
-    Locked pages are clean and yet cannot be evicted. Root may lock whatever the limit says, hence the capability.
+    Locked pages are clean and yet cannot be evicted. Root may lock whatever the limit says, hence
+    the capability.
     """
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable of capabilities 0-31, then of 32-63
+    sets = (
+        ctypes.c_uint32 * 6
+    )()  # effective, permitted, inheritable of capabilities 0-31, then of 32-63
     if _libc.capget(header, sets) == 0:
         for i in range(3):
             sets[i] &= ~(1 << _CAP_IPC_LOCK)
@@ -110,7 +121,8 @@ def _die_with(parent: int) -> None:
 
 
 def drop_from_page_cache(file: Path) -> int:
-    """Writes a file back and asks the kernel to forget it; the bytes that are cached nevertheless."""
+    """Writes a file back and asks the kernel to forget it; the bytes that are cached
+    nevertheless."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -124,7 +136,9 @@ def cached_bytes(opened: BinaryIO) -> int:
         return 0
     pages = -(-n_bytes // mmap.PAGESIZE)
     resident = (ctypes.c_ubyte * pages)()
-    with mmap.mmap(opened.fileno(), n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+    with mmap.mmap(
+        opened.fileno(), n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+    ) as mapped:
         address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapped))
         if _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), resident) != 0:
             raise OSError(ctypes.get_errno(), "mincore failed")

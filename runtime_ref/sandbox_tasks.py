@@ -1,6 +1,7 @@
 """What runs in a sandbox: `sandbox.run("runtime_ref.sandbox_tasks:generate", ...)` and `:parity`.
 
-Arguments are plain values. Common to both: `bundle`, a path; `format` of the artifact; `residency`, from `plain`.
+Arguments are plain values. Common to both: `bundle`, a path; `format` of the artifact; `residency`,
+from `plain`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def prepare(arguments: dict[str, Any]) -> None:
 
 
 def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> list[Path]:
-    """What a task reads: the package, expanded too where it is, the reference, the tokenizer, expanded weights."""
+    """What a task reads: the package, expanded too where it is, the reference, the tokenizer,
+    expanded weights."""
     package = bundle.file(artifact.path)
     files = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
     files += map(bundle.file, [*artifact.files, REFERENCE, "tokenizer.json"])
@@ -66,9 +68,11 @@ def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> l
 
 
 def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
-    """Generates from `prompt`, token ids, at most `max_new_tokens`, with `sampling`: tokens, text, milliseconds, speed.
+    """Generates from `prompt`, token ids, at most `max_new_tokens`, with `sampling`: tokens, text,
+    milliseconds, speed.
 
-    The tokenizer comes first, and what reading it took is returned: an app that does so needs less at its peak.
+    The tokenizer comes first, and what reading it took is returned: an app that does so needs less
+    at its peak.
     """
     report_phase("load")
     begin = time.perf_counter()
@@ -80,17 +84,21 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     watched = _Watched(runner, len(prompt), limit, report_phase)
     sampling = Sampling(**arguments["sampling"])
     if tokenizer is None:
-        result = _tokens_only(watched, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids)
+        result = _tokens_only(
+            watched, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids
+        )
     else:
-        result = asdict(run_prompt(bundle, watched, prompt, limit, sampling, lambda _: None, tokenizer))
+        result = asdict(
+            run_prompt(bundle, watched, prompt, limit, sampling, lambda _: None, tokenizer)
+        )
     return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
 
 
 def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
     """In a thread, which has a heap of its own.
 
-    Reading leaves large holes. glibc would put arrays into them and then not return these, as the allocators of phones
-    do: they keep large blocks apart from small ones.
+    Reading leaves large holes. glibc would put arrays into them and then not return these, as the
+    allocators of phones do: they keep large blocks apart from small ones.
     """
     with ThreadPoolExecutor(1) as thread:
         tokenizer = thread.submit(load_tokenizer, bundle).result()
@@ -101,8 +109,15 @@ def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
 class _Watched:
     """A runner that says how far it is."""
 
-    def __init__(self, runner: Runner, prompt_tokens: int, limit: int, report_phase: ReportPhase) -> None:
-        self._runner, self._prompt_tokens, self._limit, self._report = runner, prompt_tokens, limit, report_phase
+    def __init__(
+        self, runner: Runner, prompt_tokens: int, limit: int, report_phase: ReportPhase
+    ) -> None:
+        self._runner, self._prompt_tokens, self._limit, self._report = (
+            runner,
+            prompt_tokens,
+            limit,
+            report_phase,
+        )
         self.name, self.artifact, self.context = runner.name, runner.artifact, runner.context
         self.file, self.float_activations = runner.file, runner.float_activations
 

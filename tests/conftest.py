@@ -32,8 +32,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Ternary layers, int8 embedding, int8 activations: what an export makes by default. Do not change it: copy it."""
-    return helpers_bundles.export(checkpoint, tmp_path_factory.mktemp("bundle") / "small", TERNARY, context=CONTEXT)
+    """Ternary layers, int8 embedding, int8 activations: what an export makes by default. Do not
+    change it: copy it."""
+    return helpers_bundles.export(
+        checkpoint, tmp_path_factory.mktemp("bundle") / "small", TERNARY, context=CONTEXT
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +47,8 @@ def parts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer, as many kv heads as heads, a head of its own, llama3 rope; no tokenizer, no BOS, no EOS."""
+    """One layer, as many kv heads as heads, a head of its own, llama3 rope; no tokenizer, no BOS,
+    no EOS."""
     return write_llama(
         tmp_path_factory.mktemp("other-checkpoint") / "other",
         num_hidden_layers=1, num_key_value_heads=4, hidden_size=40,
@@ -57,14 +61,20 @@ def export_other(checkpoint: Path, out: Path) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executorch, "PREFILL_TOKENS", 5)
         return helpers_bundles.export(
-            checkpoint, out, SPARSE, context=CONTEXT, codec="lzw", activations="float32", with_native=True
+            checkpoint,
+            out,
+            SPARSE,
+            context=CONTEXT,
+            codec="lzw",
+            activations="float32",
+            with_native=True,
         )
 
 
 @pytest.fixture(scope="session")
 def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """All that `bundle` is not: float activations, LZW coding everywhere, groups that do not divide rows, C++ sources,
-    and short calls."""
+    """All that `bundle` is not: float activations, LZW coding everywhere, groups that do not divide
+    rows, C++ sources, and short calls."""
     return export_other(other_checkpoint, tmp_path_factory.mktemp("other-bundle") / "other")
 
 
@@ -79,9 +89,14 @@ def data_dir() -> Callable[[str], Path]:
     """The path of a folder of development data; skips the test where it is absent."""
 
     def find(name: str) -> Path:
-        root = Path(os.environ.get("TINYQMOE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+        root = Path(
+            os.environ.get("TINYQMOE_DATA")
+            or Path(__file__).resolve().parents[2] / "shared" / "data"
+        )
         if not (root / name).is_dir():
-            pytest.skip(f"NOT TESTED: {root / name} is absent; set TINYQMOE_DATA to the folder of the data")
+            pytest.skip(
+                f"NOT TESTED: {root / name} is absent; set TINYQMOE_DATA to the folder of the data"
+            )
         return root / name
 
     return find

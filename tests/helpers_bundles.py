@@ -1,4 +1,5 @@
-"""Bundles for tests: made from small checkpoints, damaged, and sealed again so that only a gate can see the damage."""
+"""Bundles for tests: made from small checkpoints, damaged, and sealed again so that only a gate can
+see the damage."""
 
 from __future__ import annotations
 
@@ -25,10 +26,14 @@ from exporter.quant import QuantConfig, quantize
 from exporter.reference import Arithmetic, QuantizedLayers
 
 TEXT = (
-    "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs came there together. "
-    "When the rain began to fall they went into the little house, where another fire was burning in the hearth. "
-    "Everything there was warm and bright; nothing was missing, and nobody wanted to leave before the morning came. "
-    "In the evening the children were singing songs about the mountains, the forest, the weather and the wandering sea."
+    "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs "
+    "came there together. "
+    "When the rain began to fall they went into the little house, where another fire was burning "
+    "in the hearth. "
+    "Everything there was warm and bright; nothing was missing, and nobody wanted to leave "
+    "before the morning came. "
+    "In the evening the children were singing songs about the mountains, the forest, the weather "
+    "and the wandering sea."
 )
 
 
@@ -38,21 +43,29 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: Any) -> Bundle:
     """`pipeline.export` without a progress bar."""
-    return pipeline.export(checkpoint, out, pipeline.ExportConfig(quantization, **options), no_progress)
+    return pipeline.export(
+        checkpoint, out, pipeline.ExportConfig(quantization, **options), no_progress
+    )
 
 
 def write_text_tokenizer(directory: Path, vocab_size: int) -> None:
-    """A BPE tokenizer.json of exactly `vocab_size` tokens, every one printable ASCII: <s> is 0, </s> is 1."""
+    """A BPE tokenizer.json of exactly `vocab_size` tokens, every one printable ASCII: <s> is 0,
+    </s> is 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT], trainer)
     assert tokenizer.get_vocab_size() == vocab_size
-    # As in Llama's own: ExecuTorch's tokenizer puts BOS in front only where a post-processor says how.
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    # As in Llama's own: ExecuTorch's tokenizer puts BOS in front only where a post-processor says
+    # how.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
@@ -75,13 +88,17 @@ class Parts:
         eos = self.checkpoint.eos_token_ids
         return executorch.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
 
-    def emit(self, path: Path, context: int, activations: Arithmetic = "int8") -> executorch.EmittedProgram:
+    def emit(
+        self, path: Path, context: int, activations: Arithmetic = "int8"
+    ) -> executorch.EmittedProgram:
         program = self.program(context, activations)
         return executorch.emit(self.encoded, self.vectors, self.checkpoint.config, program, path)
 
     def reference(self, context: int, arithmetic: Arithmetic) -> Llama:
         """The quantized model in PyTorch."""
-        return Llama(self.checkpoint.config, context, QuantizedLayers(self.encoded, self.vectors, arithmetic))
+        return Llama(
+            self.checkpoint.config, context, QuantizedLayers(self.encoded, self.vectors, arithmetic)
+        )
 
 
 def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec = "auto") -> Parts:
@@ -89,7 +106,11 @@ def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec 
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(directory)
     encoded = encode_model(quantize(checkpoint, quantization), work, codec)
-    vectors = {name: checkpoint.vector(name) for name in checkpoint.names if len(checkpoint.shape(name)) == 1}
+    vectors = {
+        name: checkpoint.vector(name)
+        for name in checkpoint.names
+        if len(checkpoint.shape(name)) == 1
+    }
     return Parts(checkpoint, encoded, vectors)
 
 
@@ -102,8 +123,11 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 
 def reseal(bundle: Bundle, **changes: Any) -> Bundle:
-    """Writes the manifest for the files as they are now, with other fields changed; opens and verifies the result."""
-    manifest: Manifest = replace(bundle.manifest, files=bundles.file_entries(bundle.path), **changes)
+    """Writes the manifest for the files as they are now, with other fields changed; opens and
+    verifies the result."""
+    manifest: Manifest = replace(
+        bundle.manifest, files=bundles.file_entries(bundle.path), **changes
+    )
     (bundle.path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     sealed = Bundle.open(bundle.path)
     sealed.verify()
@@ -160,19 +184,38 @@ def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
 
 
 def small_manifest(**changes: Any) -> Manifest:
-    """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the interface."""
+    """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the
+    interface."""
     interface = bundles.Interface(context=16, vocab_size=258, bos_token_id=256, eos_token_ids=[257])
     artifact = bundles.Artifact(
-        format="pte", path=bundles.PROGRAM, files=[bundles.PROGRAM], activations="int8", prefill_tokens=16,
-        kv_cache_bytes=1, operators={"tinyqmoe::lzw_linear.out": 1},
+        format="pte",
+        path=bundles.PROGRAM,
+        files=[bundles.PROGRAM],
+        activations="int8",
+        prefill_tokens=16,
+        kv_cache_bytes=1,
+        operators={"tinyqmoe::lzw_linear.out": 1},
         places={"model.embed_tokens.weight": bundles.Place(bundles.PROGRAM, "tqlz", 64, 32, 128)},
         details={"arena_bytes": 1, "delegates": 0},
-    )  # fmt: skip
+    )
     matrix = TensorEntry(
-        name="model.embed_tokens.weight", rows=4, cols=8, scheme="int8", n_levels=255, group_size=8, codec="raw",
-        code_bits=8, cap=0, bits_per_weight=9.5, entropy_bits=7.1, zeros=0.25, levels_crc32=1, blob_bytes=32,
-        scales_bytes=16, sizes_bytes={"raw8": 32},
-    )  # fmt: skip
+        name="model.embed_tokens.weight",
+        rows=4,
+        cols=8,
+        scheme="int8",
+        n_levels=255,
+        group_size=8,
+        codec="raw",
+        code_bits=8,
+        cap=0,
+        bits_per_weight=9.5,
+        entropy_bits=7.1,
+        zeros=0.25,
+        levels_crc32=1,
+        blob_bytes=32,
+        scales_bytes=16,
+        sizes_bytes={"raw8": 32},
+    )
     return Manifest(
         schema_version=bundles.SCHEMA_VERSION,
         created="2026-01-01T00:00:00+00:00",
@@ -188,7 +231,8 @@ def small_manifest(**changes: Any) -> Manifest:
 
 
 def write_small_bundle(path: Path, **changes: Any) -> Bundle:
-    """A bundle directory that is whole by its manifest; its program is 256 bytes that no runtime loads."""
+    """A bundle directory that is whole by its manifest; its program is 256 bytes that no runtime
+    loads."""
     path.mkdir(parents=True)
     (path / bundles.PROGRAM).write_bytes(bytes(range(256)))
     (path / bundles.REFERENCE).write_bytes(b"not a reference")

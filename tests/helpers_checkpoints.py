@@ -1,4 +1,5 @@
-"""Small random Hugging Face Llama checkpoints of any shape, for every test that needs an input model."""
+"""Small random Hugging Face Llama checkpoints of any shape, for every test that needs an input
+model."""
 
 from __future__ import annotations
 
@@ -33,13 +34,19 @@ SMALL: dict[str, Any] = {
 
 
 def hf_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
-    """A random transformers LlamaForCausalLM in eval mode. Weights have std 0.1 and norms vary, so that errors show."""
+    """A random transformers LlamaForCausalLM in eval mode. Weights have std 0.1 and norms vary, so
+    that errors show."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     values = SMALL | overrides
-    theta, scaling = values.pop("rope_theta"), values.pop("rope_scaling", None) or {"rope_type": "default"}
+    theta, scaling = (
+        values.pop("rope_theta"),
+        values.pop("rope_scaling", None) or {"rope_type": "default"},
+    )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**values, rope_parameters=scaling | {"rope_theta": theta})).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(**values, rope_parameters=scaling | {"rope_theta": theta})
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.1)
@@ -57,8 +64,8 @@ def write_llama(
 ) -> Path:
     """Write `hf_model(...)` with save_pretrained and return `directory`.
 
-    `shards` > 1 asks for about that many files with an index. `tokenizer` adds a byte-level one of 256 tokens and up
-    (it needs vocab_size >= 258).
+    `shards` > 1 asks for about that many files with an index. `tokenizer` adds a byte-level one of
+    256 tokens and up (it needs vocab_size >= 258).
     """
     model = hf_model(dtype=dtype, seed=seed, **overrides)
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,14 +80,17 @@ def write_llama(
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A byte-level tokenizer.json: ids 0-255 are bytes in the GPT-2 alphabet, 256 is <s>, 257 is </s>."""
+    """A byte-level tokenizer.json: ids 0-255 are bytes in the GPT-2 alphabet, 256 is <s>, 257 is
+    </s>."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken("<s>", special=True), AddedToken("</s>", special=True)]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))

@@ -1,7 +1,8 @@
-"""Writes tests/golden anew: `python tests/make_golden.py [FOLDER]`. The README there describes the files.
+"""Writes tests/golden anew: `python tests/make_golden.py [FOLDER]`. The README there describes the
+files.
 
-Deterministic to the byte on every machine: own random numbers, and a slow encoder that shares no code with the
-native one.
+Deterministic to the byte on every machine: own random numbers, and a slow encoder that shares no
+code with the native one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec.dictionary import Dictionary
-from exporter.codec.format import CodecId, Header, new_blob, packed_bytes, row_ends, seal, write_tables
+from exporter.codec.format import (
+    CodecId,
+    Header,
+    new_blob,
+    packed_bytes,
+    row_ends,
+    seal,
+    write_tables,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT_MD = Path(__file__).parents[1] / "exporter" / "codec" / "FORMAT.md"
@@ -43,33 +52,41 @@ STATUS_NUMBERS = {
     "BAD_LEVEL": 18,
 }
 
-# ---- Numbers ---------------------------------------------------------------------------------------------------------
+# ---- Numbers -------------------------------------------------------------------------------------
 
 
 def uniform(seed: int, n: int) -> npt.NDArray[np.float64]:
     """`n` numbers in [0, 1): splitmix64, which no library version changes."""
     with np.errstate(over="ignore"):
-        z = (np.arange(1, n + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (np.arange(1, n + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def bell(seed: int, n: int) -> npt.NDArray[np.float64]:
-    """`n` numbers of mean 0 and deviation 1: sums of twelve uniform ones, without a library's logarithm."""
+    """`n` numbers of mean 0 and deviation 1: sums of twelve uniform ones, without a library's
+    logarithm."""
     total = np.full(n, -6.0)
     for i in range(12):
         total = total + uniform(1000 * seed + i, n)
     return total
 
 
-def draw_levels(seed: int, shape: tuple[int, int], low: int, n_levels: int, kind: str) -> npt.NDArray[np.int8]:
-    """Levels int8 [rows, cols]. kind: `zerosNN` ternary-like with NN % zeros, `flat`, `bell`, or `same`."""
+def draw_levels(
+    seed: int, shape: tuple[int, int], low: int, n_levels: int, kind: str
+) -> npt.NDArray[np.int8]:
+    """Levels int8 [rows, cols]. kind: `zerosNN` ternary-like with NN % zeros, `flat`, `bell`, or
+    `same`."""
     n = shape[0] * shape[1]
     if kind.startswith("zeros"):
         u = uniform(seed, 2 * n)
         others = np.array([v for v in range(low, low + n_levels) if v != 0])
-        drawn = np.where(u[:n] < int(kind[5:]) / 100, 0, others[(u[n:] * len(others)).astype(np.int64)])
+        drawn = np.where(
+            u[:n] < int(kind[5:]) / 100, 0, others[(u[n:] * len(others)).astype(np.int64)]
+        )
     elif kind == "flat":
         drawn = low + (uniform(seed, n) * n_levels).astype(np.int64)
     elif kind == "bell":
@@ -80,7 +97,7 @@ def draw_levels(seed: int, shape: tuple[int, int], low: int, n_levels: int, kind
     return drawn.astype(np.int8).reshape(shape)
 
 
-# ---- A slow encoder --------------------------------------------------------------------------------------------------
+# ---- A slow encoder ------------------------------------------------------------------------------
 
 
 def pack_fields(fields: list[int], bits: int) -> bytes:
@@ -120,7 +137,9 @@ def slow_lzw(levels: npt.NDArray[np.int8], dictionary: Dictionary) -> bytes:
     )
     blob, payload = new_blob(header)
     write_tables(blob, header, dictionary.to_bits(), row_codes)
-    payload[:] = np.frombuffer(b"".join(pack_fields(row, dictionary.code_bits) for row in codes), np.uint8)
+    payload[:] = np.frombuffer(
+        b"".join(pack_fields(row, dictionary.code_bits) for row in codes), np.uint8
+    )
     seal(blob, header)
     return blob.tobytes()
 
@@ -128,7 +147,17 @@ def slow_lzw(levels: npt.NDArray[np.int8], dictionary: Dictionary) -> bytes:
 def slow_raw(levels: npt.NDArray[np.int8], low: int, n_levels: int, code_bits: int) -> bytes:
     """A blob of codec `raw`; levels: int8 [rows, cols]."""
     rows, cols = levels.shape
-    header = Header(CodecId.RAW, code_bits, 0, low, n_levels, rows, cols, 0, rows * packed_bytes(cols, code_bits))
+    header = Header(
+        CodecId.RAW,
+        code_bits,
+        0,
+        low,
+        n_levels,
+        rows,
+        cols,
+        0,
+        rows * packed_bytes(cols, code_bits),
+    )
     blob, payload = new_blob(header)
     packed = (pack_fields([level - low for level in row], code_bits) for row in levels.tolist())
     payload[:] = np.frombuffer(b"".join(packed), np.uint8)
@@ -136,7 +165,7 @@ def slow_raw(levels: npt.NDArray[np.int8], low: int, n_levels: int, code_bits: i
     return blob.tobytes()
 
 
-# ---- Blobs that decode -----------------------------------------------------------------------------------------------
+# ---- Blobs that decode ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,9 @@ class Case:
 
     def levels(self) -> npt.NDArray[np.int8]:
         """Levels int8 [rows, cols], seeded by the name."""
-        return draw_levels(zlib.crc32(self.name.encode()) & 0xFFFF, self.shape, *self.alphabet, self.kind)
+        return draw_levels(
+            zlib.crc32(self.name.encode()) & 0xFFFF, self.shape, *self.alphabet, self.kind
+        )
 
     def blob(self) -> bytes:
         """The bytes of the file."""
@@ -161,7 +192,10 @@ class Case:
         if not self.cap:
             return slow_raw(levels, low, n_levels, self.code_bits) + self.followed_by
         counts = np.bincount(levels.ravel().astype(np.int64) - low, minlength=n_levels)
-        return slow_lzw(levels, Dictionary.grow(counts, low, n_levels, self.code_bits, self.cap)) + self.followed_by
+        return (
+            slow_lzw(levels, Dictionary.grow(counts, low, n_levels, self.code_bits, self.cap))
+            + self.followed_by
+        )
 
 
 TERNARY, INT8, INT4 = (-1, 3), (-127, 255), (-7, 15)
@@ -172,8 +206,18 @@ CASES = (
     Case("one_level_lzw8", (1, 1), TERNARY, "same", 8, 16),
     Case("one_level_lzw12", (1, 1), TERNARY, "same", 12, 32),
     Case("one_level_lzw16", (1, 1), (0, 2), "same", 16, 16),
-    Case("followed_by_other_bytes_raw2", (3, 10), TERNARY, "zeros50", 2, followed_by=b"other bytes"),
-    Case("followed_by_other_bytes_lzw8", (3, 10), TERNARY, "zeros50", 8, 16, followed_by=b"other bytes"),
+    Case(
+        "followed_by_other_bytes_raw2", (3, 10), TERNARY, "zeros50", 2, followed_by=b"other bytes"
+    ),
+    Case(
+        "followed_by_other_bytes_lzw8",
+        (3, 10),
+        TERNARY,
+        "zeros50",
+        8,
+        16,
+        followed_by=b"other bytes",
+    ),
     Case("one_column_lzw8", (100, 1), TERNARY, "zeros33", 8, 16),
     Case("one_long_row_lzw12", (1, 65535), TERNARY, "zeros90", 12, 32),
     Case("ternary33_raw2_7x43", (7, 43), TERNARY, "zeros33", 2),
@@ -214,7 +258,9 @@ def crc(array: npt.NDArray[np.generic]) -> str:
 
 def write_table(path: Path, columns: str, lines: list[tuple[object, ...]]) -> None:
     """A .tsv as the README describes."""
-    text = "\n".join("\t".join(str(value) for value in line) for line in [tuple(columns.split()), *lines])
+    text = "\n".join(
+        "\t".join(str(value) for value in line) for line in [tuple(columns.split()), *lines]
+    )
     path.write_bytes((text + "\n").encode("ascii"))
 
 
@@ -226,11 +272,17 @@ def make_decode(out: Path) -> None:
         name = f"decode/{case.name}.tqlz"
         (out / name).write_bytes(case.blob())
         codec = "lzw" if case.cap else "raw"
-        lines.append((name, *case.shape, codec, case.code_bits, case.cap, *case.alphabet, crc(case.levels())))
-    write_table(out / "decode.tsv", "file rows cols codec code_bits cap level_min n_levels levels_crc32", lines)
+        lines.append(
+            (name, *case.shape, codec, case.code_bits, case.cap, *case.alphabet, crc(case.levels()))
+        )
+    write_table(
+        out / "decode.tsv",
+        "file rows cols codec code_bits cap level_min n_levels levels_crc32",
+        lines,
+    )
 
 
-# ---- Blobs that must be rejected -------------------------------------------------------------------------------------
+# ---- Blobs that must be rejected -----------------------------------------------------------------
 
 
 @dataclass
@@ -264,7 +316,9 @@ class Draft:
         """The bytes, with all CRCs right. Sections are where the good blob had them."""
         layout = self.header.layout
         self.put(48, "I", zlib.crc32(self.blob[64 : layout.payload_offset]))
-        self.put(52, "I", zlib.crc32(self.blob[self.payload() : self.payload(layout.payload_bytes)]))
+        self.put(
+            52, "I", zlib.crc32(self.blob[self.payload() : self.payload(layout.payload_bytes)])
+        )
         return self.seal_header()
 
     def seal_header(self) -> bytes:
@@ -345,7 +399,11 @@ def row_count(row: int, by: int, next_by: int = 0) -> bytes:
     d = draft("lzw")
     for at, change in ((row, by), (row + 1, next_by)):
         if change:
-            d.put(d.index(at), "H", int.from_bytes(d.blob[d.index(at) : d.index(at) + 2], "little") + change)
+            d.put(
+                d.index(at),
+                "H",
+                int.from_bytes(d.blob[d.index(at) : d.index(at) + 2], "little") + change,
+            )
     return d.seal()
 
 
@@ -387,7 +445,8 @@ def all_codes(pick: Callable[[list[int]], int]) -> bytes:
 
 
 def two_phrases(cols_by: Callable[[int, int], int]) -> bytes:
-    """A row of two phrases whose header claims other columns; `cols_by` gets the lengths of the two."""
+    """A row of two phrases whose header claims other columns; `cols_by` gets the lengths of the
+    two."""
     dictionary = Dictionary.grow(np.array([1, 2, 1]), -1, 3, 8, 16)
     first, second = dictionary.phrases()[100:102]
     d = Draft(bytearray(slow_lzw(np.array([first + second], np.int8), dictionary)))
@@ -472,7 +531,11 @@ def table_errors() -> list[Spoiled]:
         ("BAD_INDEX", "tile 1 one byte late", tile_offset(1, 1)),
         ("BAD_INDEX", "the last row one codeword short", row_count(39, -1)),
         ("BAD_INDEX", "the last row one codeword long", row_count(39, 1)),
-        ("BAD_PADDING", "after the dictionary", byte_at("lzw_gaps", lambda d: d.header.layout.index_offset - 1, 1)),
+        (
+            "BAD_PADDING",
+            "after the dictionary",
+            byte_at("lzw_gaps", lambda d: d.header.layout.index_offset - 1, 1),
+        ),
         ("BAD_PADDING", "before the payload", byte_at("lzw_gaps", lambda d: d.payload(-1), 128)),
         ("BAD_PADDING", "first byte of the tail", byte_at("lzw", after_payload, 1)),
         ("BAD_PADDING", "last byte of the tail", byte_at("raw", lambda d: len(d.blob) - 1, 128)),
@@ -485,21 +548,56 @@ def row_errors() -> list[Spoiled]:
     return [
         ("BAD_PAYLOAD_CRC", "verify", "another CRC (lzw)", crc_off("lzw", 52)),
         ("BAD_PAYLOAD_CRC", "verify", "another CRC (raw)", crc_off("raw8", 52)),
-        ("BAD_CODE", "row", "codeword 255 of 255 entries", byte_at("lzw", lambda d: d.payload(), 0xFF)),
-        ("BAD_CODE", "row", "as the last codeword", byte_at("lzw", lambda d: d.payload(codes_of_row_0(d) - 1), 0xFF)),
+        (
+            "BAD_CODE",
+            "row",
+            "codeword 255 of 255 entries",
+            byte_at("lzw", lambda d: d.payload(), 0xFF),
+        ),
+        (
+            "BAD_CODE",
+            "row",
+            "as the last codeword",
+            byte_at("lzw", lambda d: d.payload(codes_of_row_0(d) - 1), 0xFF),
+        ),
         ("BAD_CODE", "row", "codeword 4095 of 4095 entries", two_bytes("lzw12", 0, 0xFF, 0x0F)),
         ("BAD_CODE", "row", "codeword 4095 in second place", two_bytes("lzw12", 1, 0xF0, 0xFF)),
         ("BAD_CODE", "row", "codeword 65535 of 65533 entries", two_bytes("lzw16", 0, 0xFF, 0xFF)),
         ("BAD_ROW_LENGTH", "row", "shortest phrases only", all_codes(min)),
         ("BAD_ROW_LENGTH", "row", "longest phrases only", all_codes(max)),
-        ("BAD_ROW_LENGTH", "row", "one level missing", two_phrases(lambda first, second: first + second + 1)),
+        (
+            "BAD_ROW_LENGTH",
+            "row",
+            "one level missing",
+            two_phrases(lambda first, second: first + second + 1),
+        ),
         ("BAD_ROW_LENGTH", "row", "one codeword too many", two_phrases(lambda first, _: first)),
         ("BAD_ROW_LENGTH", "row", "a codeword moved to the row before", row_count(0, 1, -1)),
         ("BAD_LEVEL", "row", "value 3 of 3 (2 bits)", byte_at("raw", lambda d: d.payload(), 0x03)),
-        ("BAD_LEVEL", "row", "value 3 of 3 as the last level", byte_at("raw", lambda d: d.payload(32), 0x30)),
-        ("BAD_LEVEL", "row", "value 15 of 15 (4 bits)", byte_at("raw4", lambda d: d.payload(7), 0xF0)),
-        ("BAD_LEVEL", "row", "value 255 of 255 (8 bits)", byte_at("raw8", lambda d: d.payload(5), 0xFF)),
-        ("BAD_PADDING", "verify", "unused bits of a raw row", byte_at("raw", lambda d: d.payload(10), 0x80)),
+        (
+            "BAD_LEVEL",
+            "row",
+            "value 3 of 3 as the last level",
+            byte_at("raw", lambda d: d.payload(32), 0x30),
+        ),
+        (
+            "BAD_LEVEL",
+            "row",
+            "value 15 of 15 (4 bits)",
+            byte_at("raw4", lambda d: d.payload(7), 0xF0),
+        ),
+        (
+            "BAD_LEVEL",
+            "row",
+            "value 255 of 255 (8 bits)",
+            byte_at("raw8", lambda d: d.payload(5), 0xFF),
+        ),
+        (
+            "BAD_PADDING",
+            "verify",
+            "unused bits of a raw row",
+            byte_at("raw", lambda d: d.payload(10), 0x80),
+        ),
         ("BAD_PADDING", "verify", "unused bits of a row of 12-bit codewords", odd_row_padding()),
     ]
 
@@ -525,7 +623,7 @@ def make_errors(out: Path) -> None:
     write_table(out / "errors.tsv", "file status number stage what", lines)
 
 
-# ---- Products and look-ups -------------------------------------------------------------------------------------------
+# ---- Products and look-ups -----------------------------------------------------------------------
 
 PRODUCTS = (  # case of decode.tsv, group_size
     ("one_level_lzw8", 1),
@@ -568,14 +666,23 @@ def quantize(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
     used = largest >= np.float32(2.0**-100)
     inverse = np.zeros_like(largest)
     inverse[used] = np.float32(127) / largest[used]
-    return np.rint(x * inverse[:, None]).astype(np.int8), np.where(used, largest / np.float32(127), np.float32(0))
+    return np.rint(x * inverse[:, None]).astype(np.int8), np.where(
+        used, largest / np.float32(127), np.float32(0)
+    )
 
 
-def product(levels: npt.NDArray[np.int8], scales: F32, group_size: int, q: npt.NDArray[np.int8], x_scales: F32) -> F32:
+def product(
+    levels: npt.NDArray[np.int8],
+    scales: F32,
+    group_size: int,
+    q: npt.NDArray[np.int8],
+    x_scales: F32,
+) -> F32:
     """float32 [n_tokens, rows], as `tinyqmoe_linear_int8`."""
     starts = range(0, levels.shape[1], group_size)
     dots = [
-        q[:, i : i + group_size].astype(np.int32) @ levels[:, i : i + group_size].T.astype(np.int32) for i in starts
+        q[:, i : i + group_size].astype(np.int32) @ levels[:, i : i + group_size].T.astype(np.int32)
+        for i in starts
     ]
     if len(dots) == 1:
         return dots[0].astype(np.float32) * (x_scales[:, None] * scales[:, 0])
@@ -598,14 +705,21 @@ def make_products(out: Path) -> None:
     lines: list[tuple[object, ...]] = []
     for seed, (name, group_size) in enumerate(PRODUCTS, 100):
         levels, stem = cases[name].levels(), f"linear/{name}_g{group_size}"
-        x, scales = draw_activations(seed, levels.shape[1]), draw_scales(seed, *levels.shape, group_size)
+        x, scales = (
+            draw_activations(seed, levels.shape[1]),
+            draw_scales(seed, *levels.shape, group_size),
+        )
         (out / f"{stem}.x.f32").write_bytes(x.astype("<f4").tobytes())
         (out / f"{stem}.scales.f32").write_bytes(scales.astype("<f4").tobytes())
         q, x_scales = quantize(x)
         y = product(levels, scales, group_size, q, x_scales)
         files = (f"decode/{name}.tqlz", f"{stem}.x.f32", f"{stem}.scales.f32")
         lines.append((*files, group_size, len(x), crc(q), crc(y.astype("<f4"))))
-    write_table(out / "linear.tsv", "blob activations scales group_size n_tokens quantized_crc32 y_crc32", lines)
+    write_table(
+        out / "linear.tsv",
+        "blob activations scales group_size n_tokens quantized_crc32 y_crc32",
+        lines,
+    )
     make_lookups(out, cases)
 
 
@@ -626,13 +740,35 @@ def make_lookups(out: Path, cases: dict[str, Case]) -> None:
     write_table(out / "embedding.tsv", "blob ids scales group_size n_ids out_crc32", lines)
 
 
-# ---- The example in FORMAT.md ----------------------------------------------------------------------------------------
+# ---- The example in FORMAT.md --------------------------------------------------------------------
 
 HEADER_FIELDS = (  # offset, struct character, name
-    *((4, "H", "version"), (6, "H", "header_bytes"), (8, "B", "codec"), (9, "B", "code_bits"), (10, "B", "cap")),
-    *((11, "b", "level_min"), (12, "H", "n_levels"), (14, "H", "reserved"), (16, "I", "rows"), (20, "I", "cols")),
-    *((24, "I", "n_entries"), (28, "I", "reserved"), (32, "Q", "payload_offset"), (40, "Q", "payload_bytes")),
-    *((48, "I", "tables_crc32"), (52, "I", "payload_crc32"), (56, "I", "reserved"), (60, "I", "header_crc32")),
+    *(
+        (4, "H", "version"),
+        (6, "H", "header_bytes"),
+        (8, "B", "codec"),
+        (9, "B", "code_bits"),
+        (10, "B", "cap"),
+    ),
+    *(
+        (11, "b", "level_min"),
+        (12, "H", "n_levels"),
+        (14, "H", "reserved"),
+        (16, "I", "rows"),
+        (20, "I", "cols"),
+    ),
+    *(
+        (24, "I", "n_entries"),
+        (28, "I", "reserved"),
+        (32, "Q", "payload_offset"),
+        (40, "Q", "payload_bytes"),
+    ),
+    *(
+        (48, "I", "tables_crc32"),
+        (52, "I", "payload_crc32"),
+        (56, "I", "reserved"),
+        (60, "I", "header_crc32"),
+    ),
 )
 
 
@@ -655,12 +791,16 @@ def dump_header(blob: bytes) -> list[str]:
     return lines
 
 
-def dump_rows(blob: bytes, header: Header, row_codes: list[int], phrases: list[tuple[int, ...]]) -> list[str]:
+def dump_rows(
+    blob: bytes, header: Header, row_codes: list[int], phrases: list[tuple[int, ...]]
+) -> list[str]:
     """The rows of 8-bit codewords, with their phrases."""
     lines, at = [], header.layout.payload_offset
     for row, n_codes in enumerate(row_codes):
         codes = blob[at : at + n_codes]
-        joined = " | ".join(" ".join(f"{level:+d}" if level else "0" for level in phrases[code]) for code in codes)
+        joined = " | ".join(
+            " ".join(f"{level:+d}" if level else "0" for level in phrases[code]) for code in codes
+        )
         lines += dump_lines(blob, at, at + n_codes, f"row {row}: {joined}")
         at += n_codes
     return lines
@@ -674,7 +814,12 @@ def hexdump() -> str:
     dictionary_end, tiles_end = 64 + at.dictionary_bytes, at.index_offset + 4 * header.n_tiles
     index_end, payload_end = at.index_offset + at.index_bytes, at.payload_offset + at.payload_bytes
     dictionary = Dictionary.from_bits(
-        blob[64:dictionary_end], level_min=-1, n_levels=3, code_bits=8, cap=16, n_entries=header.n_entries
+        blob[64:dictionary_end],
+        level_min=-1,
+        n_levels=3,
+        code_bits=8,
+        cap=16,
+        n_entries=header.n_entries,
     )
     row_codes = np.frombuffer(blob, "<u2", header.rows, tiles_end).tolist()
     nodes_note = f"dictionary: {header.n_internal} inner nodes, {header.n_entries} leaves"

@@ -20,7 +20,8 @@ ReportPhase = Callable[..., None]
 
 
 def anonymous(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
-    """Allocates and touches `n_bytes` of anonymous memory, in the phase "touch", a piece every `seconds`."""
+    """Allocates and touches `n_bytes` of anonymous memory, in the phase "touch", a piece every
+    `seconds`."""
     report_phase("start")
     pieces = []
     for begin in range(0, arguments["n_bytes"], STEP):
@@ -36,7 +37,10 @@ def anonymous(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]
 def mapped_file(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
     """Maps a file and reads every page of it `times` times, in the phase "read"."""
     total = 0
-    with Path(arguments["file"]).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    with (
+        Path(arguments["file"]).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
         for turn in range(arguments["times"]):
             report_phase("read", turn, arguments["times"])
             total += sum(mapped[::PAGE])
@@ -50,7 +54,8 @@ def one_allocation(arguments: Arguments, report_phase: ReportPhase) -> dict[str,
 
 
 def array_after_a_tokenizer(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
-    """Reads the tokenizer of a bundle, then makes and frees an array of `n_bytes`: what is dirty still of the array."""
+    """Reads the tokenizer of a bundle, then makes and frees an array of `n_bytes`: what is dirty
+    still of the array."""
     from exporter.bundle import Bundle
     from runtime_ref import sandbox_tasks
     from runtime_ref.memory_limits import counters
@@ -65,8 +70,11 @@ def array_after_a_tokenizer(arguments: Arguments, report_phase: ReportPhase) -> 
     assert before is not None
     assert during is not None
     assert after is not None
-    return {"vocab": tokenizer.get_vocab_size(), "during": during.anonymous_bytes - before.anonymous_bytes,
-            "after": after.anonymous_bytes - before.anonymous_bytes}  # fmt: skip
+    return {
+        "vocab": tokenizer.get_vocab_size(),
+        "during": during.anonymous_bytes - before.anonymous_bytes,
+        "after": after.anonymous_bytes - before.anonymous_bytes,
+    }
 
 
 def locked(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:

@@ -34,16 +34,24 @@ MB = 10**6
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [
-        ("2GB", 2_000_000_000), ("900MB", 900_000_000), ("1.5 GB", 1_500_000_000), ("2GiB", 2 << 30),
-        ("512mib", 512 << 20), ("123456", 123456), ("64 kB", 64_000), (" 1TB ", 10**12), ("7 B", 7),
+        ("2GB", 2_000_000_000),
+        ("900MB", 900_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("2GiB", 2 << 30),
+        ("512mib", 512 << 20),
+        ("123456", 123456),
+        ("64 kB", 64_000),
+        (" 1TB ", 10**12),
+        ("7 B", 7),
     ],
-)  # fmt: skip
+)
 def test_sizes(text: str, n_bytes: int) -> None:
     assert memory.parse_size(text) == n_bytes
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "lots", "2GBs", "-1GB", "0", "0.2", "1e9", "1,5GB", "2 G B", "nan", "inf", "٣GB"]
+    "text",
+    ["", "GB", "lots", "2GBs", "-1GB", "0", "0.2", "1e9", "1,5GB", "2 G B", "nan", "inf", "٣GB"],
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size such as 2GB"):
@@ -51,7 +59,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_wrong_size_is_a_usage_error_of_the_command_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["export", "model", str(tmp_path / "out"), "--max-ram", "lots"])
+    result = CliRunner().invoke(
+        cli.app, ["export", "model", str(tmp_path / "out"), "--max-ram", "lots"]
+    )
     assert result.exit_code == 2
     assert "--max-ram" in result.stderr
     assert "2GB" in result.stderr
@@ -99,10 +109,16 @@ def test_levels_lie_in_a_file_without_a_name(tmp_path: Path) -> None:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One matrix of 31 million weights, and little else."""
     return write_llama(
-        tmp_path_factory.mktemp("large") / "model", dtype=torch.bfloat16, vocab_size=60_000, hidden_size=512,
-        intermediate_size=64, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=2,
+        tmp_path_factory.mktemp("large") / "model",
+        dtype=torch.bfloat16,
+        vocab_size=60_000,
+        hidden_size=512,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
 
 
 def in_a_process(script: str, *arguments: str | Path, **environment: str) -> Any:
@@ -135,7 +151,8 @@ print(code(sys.argv[2]) - before)
 """
 
 
-# What glibc keeps in holes of its heap differs from run to run by 20 MB; blocks of their own go back when freed.
+# What glibc keeps in holes of its heap differs from run to run by 20 MB; blocks of their own go
+# back when freed.
 BLOCKS_OF_THEIR_OWN = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
@@ -153,7 +170,8 @@ from exporter.memory import peak_bytes
 weight_file.BLOCK_WEIGHTS = 1 << 20
 def hash_blob(path, rows):
     coded = np.memmap(path, np.uint8, "r")
-    weight_file.sha256_of(coded, [weight_file.Piece("int8", rows * 1000, 0, coded.size)], lambda n: None)
+    pieces = [weight_file.Piece("int8", rows * 1000, 0, coded.size)]
+    weight_file.sha256_of(coded, pieces, lambda n: None)
     return peak_bytes()
 before = hash_blob(sys.argv[1], 10)
 print(hash_blob(sys.argv[2], 30_000) - before)
@@ -165,7 +183,9 @@ def test_expanding_holds_no_coded_file(tmp_path: Path) -> None:
         levels = np.random.default_rng(0).integers(-127, 128, (rows, 1000)).astype(np.int8)
         encoder.encode(levels, -127, 255, "raw", tmp_path / name)
     assert (tmp_path / "large").stat().st_size > 30 * MB
-    assert in_a_process(HASH, tmp_path / "small", tmp_path / "large", **BLOCKS_OF_THEIR_OWN) < 15 * MB
+    assert (
+        in_a_process(HASH, tmp_path / "small", tmp_path / "large", **BLOCKS_OF_THEIR_OWN) < 15 * MB
+    )
 
 
 EXPORT = """
@@ -193,7 +213,9 @@ print([bound, peak])
 
 
 @pytest.mark.parametrize("format_name", ["pte", "mlprogram", "custom-op"])
-def test_an_export_stays_within_the_smallest_bound(large: Path, tmp_path: Path, format_name: str) -> None:
+def test_an_export_stays_within_the_smallest_bound(
+    large: Path, tmp_path: Path, format_name: str
+) -> None:
     bound, peak = in_a_process(EXPORT, large, tmp_path, format_name)
     assert peak < bound
     assert peak > 0.75 * bound, "the forecast is far above what happens"
@@ -206,11 +228,15 @@ def test_an_export_stays_within_the_smallest_bound(large: Path, tmp_path: Path, 
 def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     config = pipeline.ExportConfig(TERNARY)
-    with pytest.raises(OutOfSpaceError, match=r"is too little: .* takes the process up to") as caught:
+    with pytest.raises(
+        OutOfSpaceError, match=r"is too little: .* takes the process up to"
+    ) as caught:
         pipeline.export(checkpoint, out, config, no_progress, max_ram=100 * MB)
     assert re.fullmatch(r"give --max-ram \d+MB or more", caught.value.do)
     assert not out.parent.exists()
-    result = CliRunner().invoke(cli.app, ["export", str(checkpoint), str(out), "--max-ram", "100 MB"])
+    result = CliRunner().invoke(
+        cli.app, ["export", str(checkpoint), str(out), "--max-ram", "100 MB"]
+    )
     assert result.exit_code == 4
     assert "give --max-ram" in result.stderr
 
@@ -218,9 +244,13 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
 def test_the_forecast_follows_model_and_options(checkpoint: Path, large: Path) -> None:
     def most(path: Path, context: int = 64, **options: Any) -> forecast.Stage:
         config = pipeline.ExportConfig(QuantConfig(), **options)
-        return max(forecast.stages(Checkpoint.open(path), config, context), key=lambda stage: stage.n_bytes)
+        return max(
+            forecast.stages(Checkpoint.open(path), config, context), key=lambda stage: stage.n_bytes
+        )
 
     small = most(checkpoint)
     assert most(large).n_bytes > small.n_bytes
     assert most(checkpoint, 500_000).n_bytes > small.n_bytes + 500 * MB  # the cache
-    assert most(checkpoint, formats=("pte", "mlprogram")).n_bytes > small.n_bytes + 200 * MB  # more is imported
+    assert (
+        most(checkpoint, formats=("pte", "mlprogram")).n_bytes > small.n_bytes + 200 * MB
+    )  # more is imported

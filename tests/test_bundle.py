@@ -1,4 +1,5 @@
-"""The bundle: its manifest, what happens to damaged ones, and that it appears whole or not at all."""
+"""The bundle: its manifest, what happens to damaged ones, and that it appears whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -47,15 +48,30 @@ def test_manifest_json_is_standard(bundle: Bundle) -> None:
 
 
 MISTYPED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "text for a number": (lambda m: m["interface"].update(context="48"), "interface.context must be int"),
-    "true for a number": (lambda m: m["interface"].update(context=True), "interface.context must be int"),
-    "a float for an integer": (lambda m: m["tensors"][0].update(rows=4.0), "tensors[0].rows must be int"),
+    "text for a number": (
+        lambda m: m["interface"].update(context="48"),
+        "interface.context must be int",
+    ),
+    "true for a number": (
+        lambda m: m["interface"].update(context=True),
+        "interface.context must be int",
+    ),
+    "a float for an integer": (
+        lambda m: m["tensors"][0].update(rows=4.0),
+        "tensors[0].rows must be int",
+    ),
     "null for text": (lambda m: m.update(created=None), "created must be str"),
     "a list for an object": (lambda m: m.update(interface=[]), "interface must be an object"),
     "an object for a list": (lambda m: m.update(files={}), "files must be list[FileEntry]"),
     "a number in a list of objects": (lambda m: m["files"].append(3), "files[3] must be an object"),
-    "text in a list of integers": (lambda m: m["interface"].update(eos_token_ids=["2"]), "interface.eos_token_ids"),
-    "a list in a map of integers": (lambda m: m["artifacts"][0].update(operators={"a": []}), "artifacts[0].operators"),
+    "text in a list of integers": (
+        lambda m: m["interface"].update(eos_token_ids=["2"]),
+        "interface.eos_token_ids",
+    ),
+    "a list in a map of integers": (
+        lambda m: m["artifacts"][0].update(operators={"a": []}),
+        "artifacts[0].operators",
+    ),
     "a number in a list of texts": (lambda m: m.update(prompts=[1]), "prompts"),
     "missing": (lambda m: m["interface"].pop("context"), "interface.context is missing"),
     "missing in a list": (lambda m: m["tensors"][0].pop("codec"), "tensors[0].codec is missing"),
@@ -81,7 +97,11 @@ def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
     raw["extra"] = 1
     with pytest.raises(BundleError) as caught:
         Manifest.from_dict(raw)
-    assert sorted(p.split()[0] for p in caught.value.problems) == ["extra", "interface.context", "tools"]
+    assert sorted(p.split()[0] for p in caught.value.problems) == [
+        "extra",
+        "interface.context",
+        "tools",
+    ]
 
 
 @pytest.mark.parametrize("version", [0, bundles.SCHEMA_VERSION + 1, "1", None])
@@ -151,7 +171,9 @@ def swap_for_directory(path: Path) -> None:
 
 def no_reference(path: Path) -> None:
     (path / bundles.REFERENCE).unlink()
-    edit_manifest(path, lambda m: m.update(files=[f for f in m["files"] if f["path"] != bundles.REFERENCE]))
+    edit_manifest(
+        path, lambda m: m.update(files=[f for f in m["files"] if f["path"] != bundles.REFERENCE])
+    )
 
 
 def other_program(path: Path) -> None:
@@ -187,10 +209,14 @@ def test_all_damage_is_named_at_once(small: Bundle) -> None:
     assert len(caught.value.problems) == 3
 
 
-@pytest.mark.parametrize("path", ["../outside.bin", "/etc/hostname", "deeper/../../outside.bin", "nul\0byte"])
+@pytest.mark.parametrize(
+    "path", ["../outside.bin", "/etc/hostname", "deeper/../../outside.bin", "nul\0byte"]
+)
 def test_a_path_out_of_the_bundle_is_refused(small: Bundle, path: str) -> None:
     (small.path.parent / "outside.bin").write_bytes(b"x")
-    edit_manifest(small.path, lambda m: m["files"].append({"path": path, "n_bytes": 1, "sha256": "0" * 64}))
+    edit_manifest(
+        small.path, lambda m: m["files"].append({"path": path, "n_bytes": 1, "sha256": "0" * 64})
+    )
     with pytest.raises(BundleError, match="outside the bundle") as caught:
         check(small.path)
     assert repr(path) in caught.value.what
@@ -210,9 +236,13 @@ def test_a_link_out_of_the_bundle_is_refused(small: Bundle) -> None:
 def test_an_exported_bundle_is_whole(bundle: Bundle) -> None:
     bundle.verify()
     assert sorted(f.path for f in bundle.manifest.files) == [
-        "chat_template.jinja", "generation_config.json", "model.pte", "reference.safetensors", "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "model.pte",
+        "reference.safetensors",
+        "tokenizer.json",
         "tokenizer_config.json",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("which", ["bundle", "other_bundle"])
@@ -223,7 +253,9 @@ def test_the_ledger_sums_to_the_bytes_on_disk(which: str, request: pytest.Fixtur
     for file in made.path.rglob("*"):
         name = file.relative_to(made.path).as_posix()
         if file.is_file():
-            assert sum(row.n_bytes for row in made.ledger if row.file == name) == file.stat().st_size, name
+            assert (
+                sum(row.n_bytes for row in made.ledger if row.file == name) == file.stat().st_size
+            ), name
 
 
 @pytest.mark.parametrize("which", ["bundle", "other_bundle"])
@@ -287,7 +319,9 @@ def test_a_failed_export_leaves_the_old_bundle(small: Bundle) -> None:
     assert names(small.path.parent) == ["small"]
 
 
-def test_a_rename_that_fails_leaves_the_old_bundle(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_fails_leaves_the_old_bundle(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.rename
 
     def rename(source: Path, target: Path) -> None:
@@ -303,7 +337,10 @@ def test_a_rename_that_fails_leaves_the_old_bundle(small: Bundle, monkeypatch: p
 
 
 def test_an_existing_bundle_is_refused_without_force(small: Bundle) -> None:
-    with pytest.raises(UsageError, match="already exists") as caught, new_bundle(small.path, force=False):
+    with (
+        pytest.raises(UsageError, match="already exists") as caught,
+        new_bundle(small.path, force=False),
+    ):
         pytest.fail("the work began")
     assert "--force" in caught.value.do
     check(small.path)
@@ -333,7 +370,10 @@ def test_force_replaces_only_bundles(tmp_path: Path, small: Bundle, kind: str) -
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    with pytest.raises(OutOfSpaceError, match="full"), new_bundle(tmp_path / "out", force=False) as work:  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(OutOfSpaceError, match="full"),
+        new_bundle(tmp_path / "out", force=False) as work,
+    ):
         (work / "file").write_text("x")
         raise OSError(code, "no space")
     assert names(tmp_path) == []
@@ -345,7 +385,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("NOT TESTED on a real full disk: mounting needs root")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -364,7 +407,13 @@ def test_a_full_disk_while_the_answers_are_written(tiny_disk: Path, parts: Any) 
     with pytest.raises(OutOfSpaceError), new_bundle(tiny_disk / "out", force=False) as work:  # noqa: PT012
         (work / "filler").write_bytes(bytes((1 << 20) - 8192))
         reference.write_reference(
-            parts.encoded, parts.vectors, model, 48, [prompt] * 20, work / bundles.REFERENCE, lambda n: None
+            parts.encoded,
+            parts.vectors,
+            model,
+            48,
+            [prompt] * 20,
+            work / bundles.REFERENCE,
+            lambda n: None,
         )
     assert names(tiny_disk) == []
 

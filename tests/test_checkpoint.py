@@ -41,7 +41,9 @@ def damaged(tied: Path, tmp_path: Path) -> Path:
 def edit_tensors(directory: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(directory / "model.safetensors")
     edit(tensors)
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, directory / "model.safetensors")
+    save_file(
+        {k: v.contiguous().clone() for k, v in tensors.items()}, directory / "model.safetensors"
+    )
 
 
 def edit_header(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -63,7 +65,7 @@ def refusal(directory: Path | str, *messages: str) -> CheckpointError:
     return caught.value
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -107,14 +109,18 @@ def test_names_are_in_the_order_of_the_network(sharded: Path) -> None:
 def test_tokenizer_files_are_those_that_exist(tied: Path, sharded: Path) -> None:
     names = [file.name for file in Checkpoint.open(tied).tokenizer_files]
     assert names == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-    assert [file.name for file in Checkpoint.open(sharded).tokenizer_files] == ["generation_config.json"]
+    assert [file.name for file in Checkpoint.open(sharded).tokenizer_files] == [
+        "generation_config.json"
+    ]
 
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
     [(None, (2,)), ({}, (2,)), ({"eos_token_id": 5}, (5,)), ({"eos_token_id": [5, 6]}, (5, 6))],
 )
-def test_generation_config_decides_end_tokens(damaged: Path, generation: Any, expected: tuple[int, ...]) -> None:
+def test_generation_config_decides_end_tokens(
+    damaged: Path, generation: Any, expected: tuple[int, ...]
+) -> None:
     file = damaged / "generation_config.json"
     file.unlink() if generation is None else file.write_text(json.dumps(generation))
     assert Checkpoint.open(damaged).eos_token_ids == expected
@@ -128,7 +134,9 @@ def test_rope_spelling_of_transformers_4(damaged: Path) -> None:
 
 def test_harmless_extras_are_ignored(damaged: Path) -> None:
     before = Checkpoint.open(damaged).names
-    edit_tensors(damaged, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}))
+    edit_tensors(
+        damaged, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)})
+    )
     edit_tensors(damaged, lambda t: t.update({HEAD: t[EMBEDDING].clone()}))
     assert Checkpoint.open(damaged).names == before
 
@@ -139,14 +147,16 @@ def test_cache_snapshots_of_links_open(tied: Path, tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path).names == Checkpoint.open(tied).names
 
 
-@pytest.mark.skipif(not (DATA / "hf-stories260K").is_dir(), reason=f"EXTRA CHECK NOT RUN: no {DATA}/hf-stories260K")
+@pytest.mark.skipif(
+    not (DATA / "hf-stories260K").is_dir(), reason=f"EXTRA CHECK NOT RUN: no {DATA}/hf-stories260K"
+)
 def test_real_checkpoint() -> None:
     checkpoint = Checkpoint.open(DATA / "hf-stories260K")
     assert (len(checkpoint.names), checkpoint.parameters) == (47, 260_032)
     checkpoint.check_finite()
 
 
-# ---- finite ----------------------------------------------------------------------------------------------------------
+# ---- finite --------------------------------------------------------------------------------------
 
 
 def test_check_finite_counts_everything_at_once(damaged: Path) -> None:
@@ -172,7 +182,7 @@ def test_check_finite_passes(sharded: Path) -> None:
     Checkpoint.open(sharded).check_finite()
 
 
-# ---- refusals: directories -------------------------------------------------------------------------------------------
+# ---- refusals: directories -----------------------------------------------------------------------
 
 
 def test_empty_directory(tmp_path: Path) -> None:
@@ -183,7 +193,9 @@ def test_path_is_a_file(tied: Path) -> None:
     refusal(tied / "config.json", "is a file", "give the directory")
 
 
-@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c", "~nosuchuser/x", "", "a b", "../x"])
+@pytest.mark.parametrize(
+    "path", ["./nowhere", "/nowhere/at/all", "a/b/c", "~nosuchuser/x", "", "a b", "../x"]
+)
 def test_path_that_is_no_hub_id(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -213,7 +225,9 @@ def test_already_quantized(damaged: Path) -> None:
     refusal(damaged, "already quantized")
 
 
-@pytest.mark.parametrize("text", ["{", "", "[1]", "[" * 100_000, "\xff", '{"a": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "text", ["{", "", "[1]", "[" * 100_000, "\xff", '{"a": ' + "9" * 5000 + "}"]
+)
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_broken_json(damaged: Path, file: str, text: str) -> None:
     (damaged / file).write_bytes(text.encode("latin-1"))
@@ -237,7 +251,7 @@ def test_all_reasons_at_once(damaged: Path) -> None:
     assert len(refusal(damaged).problems) == 4
 
 
-# ---- refusals: tensors -----------------------------------------------------------------------------------------------
+# ---- refusals: tensors ---------------------------------------------------------------------------
 
 
 def test_missing_surplus_and_misshapen_tensors_together(damaged: Path) -> None:
@@ -263,7 +277,10 @@ def test_false_layer_count(damaged: Path) -> None:
 
 @pytest.mark.parametrize("change", ["value", "shape"])
 def test_head_that_differs_though_tied(damaged: Path, change: str) -> None:
-    edit_tensors(damaged, lambda t: t.update({HEAD: t[EMBEDDING] + 1 if change == "value" else t[EMBEDDING][:9]}))
+    edit_tensors(
+        damaged,
+        lambda t: t.update({HEAD: t[EMBEDDING] + 1 if change == "value" else t[EMBEDDING][:9]}),
+    )
     refusal(damaged, f"{HEAD} differs from {EMBEDDING}")
 
 
@@ -273,7 +290,7 @@ def test_unsupported_dtype(damaged: Path, dtype: torch.dtype) -> None:
     refusal(damaged, f"{Q_PROJ} is", "supported: F32, F16, BF16")
 
 
-# ---- refusals: safetensors files -------------------------------------------------------------------------------------
+# ---- refusals: safetensors files -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, -1, -4000])
@@ -306,7 +323,8 @@ def test_false_header_length(damaged: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"{", b"[]", b"\xff\xff", b"[" * 100_000, b'{"a": 1}', b"7", '{"ä": {}}'.encode("utf-16")]
+    "text",
+    [b"{", b"[]", b"\xff\xff", b"[" * 100_000, b'{"a": 1}', b"7", '{"ä": {}}'.encode("utf-16")],
 )
 def test_damaged_header(damaged: Path, text: bytes) -> None:
     (damaged / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
@@ -328,7 +346,9 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bool-shape": lambda h: h[Q_PROJ].update(shape=[True, 48]),
     "no-offsets": lambda h: h[Q_PROJ].pop("data_offsets"),
     "one-offset": lambda h: h[Q_PROJ].update(data_offsets=[0]),
-    "overlap": lambda h: h[Q_PROJ].update(data_offsets=h["model.layers.1.self_attn.q_proj.weight"]["data_offsets"]),
+    "overlap": lambda h: h[Q_PROJ].update(
+        data_offsets=h["model.layers.1.self_attn.q_proj.weight"]["data_offsets"]
+    ),
     "entry-is-text": lambda h: h.update({Q_PROJ: "F32"}),
     "unknown-dtype": lambda h: h[Q_PROJ].update(dtype="F4"),
     "dtype-no-text": lambda h: h[Q_PROJ].update(dtype=["F32"]),
@@ -350,7 +370,7 @@ def test_file_that_changes_after_open(damaged: Path, remove: bool) -> None:
         checkpoint.rows(checkpoint.names[-2], 0, 1)
 
 
-# ---- refusals: shards ------------------------------------------------------------------------------------------------
+# ---- refusals: shards ----------------------------------------------------------------------------
 
 
 def edit_index(directory: Path, edit: Callable[[dict[str, str]], Any]) -> None:
@@ -389,7 +409,7 @@ def test_broken_index(sharded: Path, tmp_path: Path, text: str) -> None:
     refusal(directory, "model.safetensors.index.json must hold a weight_map")
 
 
-# ---- the hub ---------------------------------------------------------------------------------------------------------
+# ---- the hub -------------------------------------------------------------------------------------
 
 
 def hub_that(monkeypatch: pytest.MonkeyPatch, action: Callable[..., str]) -> None:
@@ -398,7 +418,9 @@ def hub_that(monkeypatch: pytest.MonkeyPatch, action: Callable[..., str]) -> Non
 
 def test_download_fetches_only_what_is_read(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    hub_that(monkeypatch, lambda repo_id, **options: asked.update(options, repo=repo_id) or str(tied))
+    hub_that(
+        monkeypatch, lambda repo_id, **options: asked.update(options, repo=repo_id) or str(tied)
+    )
     assert Checkpoint.open("owner/name").path == tied
     assert asked["repo"] == "owner/name"
     assert {"config.json", "model.safetensors", "tokenizer.json"} < set(asked["allow_patterns"])

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: help, exit codes, one message an error, JSON and nothing else on stdout."""
+"""The command line as a user meets it: help, exit codes, one message an error, JSON and nothing
+else on stdout."""
 
 from __future__ import annotations
 
@@ -65,8 +66,17 @@ def raising(error: BaseException) -> Any:
 
 def test_all_commands_are_here() -> None:
     assert COMMANDS == [
-        "export", "run", "parity", "devices", "fit", "expand", "inspect", "demo", "doctor", "native-dir",
-    ]  # fmt: skip
+        "export",
+        "run",
+        "parity",
+        "devices",
+        "fit",
+        "expand",
+        "inspect",
+        "demo",
+        "doctor",
+        "native-dir",
+    ]
 
 
 def test_help_lists_the_commands_and_no_arguments_is_help() -> None:
@@ -92,10 +102,14 @@ def test_shell_completion() -> None:
         env = {**os.environ, **variables}
         return subprocess.run([SCRIPT], env=env, capture_output=True, text=True, check=False).stdout
 
-    assert "complete -o default -F _tinyqmoe_completion tinyqmoe" in complete(_TINYQMOE_COMPLETE="source_bash")
+    assert "complete -o default -F _tinyqmoe_completion tinyqmoe" in complete(
+        _TINYQMOE_COMPLETE="source_bash"
+    )
     words = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe ex", COMP_CWORD="1")
     assert words.split() == ["export", "expand"]
-    schemes = complete(_TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3")
+    schemes = complete(
+        _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3"
+    )
     assert schemes.split() == ["int8", "ternary"]
 
 
@@ -122,7 +136,9 @@ def test_shell_completion() -> None:
         ["parity", "b", "--json", "."],
     ],
 )
-def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_is_2(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = tinyqmoe(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -158,24 +174,34 @@ def test_a_changed_bundle_is_3(command: list[str], copied: Bundle) -> None:
 
 
 def test_a_missing_component_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "load", raising(MissingComponentError("no compiler", do="install one")))
+    monkeypatch.setattr(
+        kernels, "load", raising(MissingComponentError("no compiler", do="install one"))
+    )
     assert "Next step: install one" in one_error(tinyqmoe("parity", bundle.path), 5)
 
 
 def test_a_missing_package_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "load", raising(ModuleNotFoundError("No module named 'executorch'")))
+    monkeypatch.setattr(
+        kernels, "load", raising(ModuleNotFoundError("No module named 'executorch'"))
+    )
     assert "tinyqmoe doctor" in one_error(tinyqmoe("parity", bundle.path), 5)
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/there"), 3, "Permission denied: /there"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/there"),
+            3,
+            "Permission denied: /there",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), 4, "the disk is full"),
         (MemoryError(), 4, "out of memory"),
     ],
 )
-def test_errors_of_the_system(error: Exception, code: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_system(
+    error: Exception, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline, "export", raising(error))
     assert message in one_error(tinyqmoe("export", "model", "out"), code)
 
@@ -188,10 +214,13 @@ def test_an_interrupt_is_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("coded", [0, 2])
-def test_a_signal_lets_an_export_clean_up(tmp_path: Path, number: int, code: int, coded: int) -> None:
+def test_a_signal_lets_an_export_clean_up(
+    tmp_path: Path, number: int, code: int, coded: int
+) -> None:
     """What is coded stays, and that is said."""
     script = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import cli, partial, pipeline\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import cli, "
+        "partial, pipeline\n"
         "def export(model, out, *args, **options):\n"
         "    with partial.workplace(out, {}, force=False, resume=False) as place:\n"
         f"        [(place.coded / f'{{i}}.json').touch() for i in range({coded})]\n"
@@ -202,12 +231,17 @@ def test_a_signal_lets_an_export_clean_up(tmp_path: Path, number: int, code: int
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (code, b"")
     left = tmp_path / ".out.partial"
-    said = f"{coded} coded matrices are kept in {left}: the same command with --resume goes on from there\n"
+    said = (
+        f"{coded} coded matrices are kept in {left}: the same command with --resume goes on "
+        "from there\n"
+    )
     assert done.stderr.decode() == (said if coded else "")
     assert list(tmp_path.iterdir()) == ([left] if coded else [])
 
 
-def test_a_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_70_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(cli, "app", raising(ZeroDivisionError("oops")))
     with pytest.raises(SystemExit) as stopped:
@@ -217,7 +251,11 @@ def test_a_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None:
-    for command in (["native-dir"], ["inspect", bundle.path], ["inspect", bundle.path, "--json", "-"]):
+    for command in (
+        ["native-dir"],
+        ["inspect", bundle.path],
+        ["inspect", bundle.path, "--json", "-"],
+    ):
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run([SCRIPT, *command], stdout=write, stderr=subprocess.PIPE, check=False)
@@ -225,8 +263,12 @@ def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None
         assert (done.returncode, done.stderr) == (141, b""), command
 
 
-def test_a_failed_verdict_is_1_and_still_json(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = parity.Check("levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf"))
+def test_a_failed_verdict_is_1_and_still_json(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = parity.Check(
+        "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
+    )
     report = parity.ParityReport("executorch", "int8", {}, [check])
     monkeypatch.setattr(cli, "_runner", lambda *_: None)
     monkeypatch.setattr(cli, "_parity", lambda *_: report)
@@ -248,7 +290,10 @@ def test_inspect(bundle: Bundle) -> None:
     assert len(data["tensors"]) == len(bundle.manifest.tensors)
     shown = tinyqmoe("inspect", bundle.path, "--tensors").stdout
     assert f"{bundle.size_bytes:,}" in shown
-    assert all(t.name.removeprefix("model.").removesuffix(".weight") in shown for t in bundle.manifest.tensors)
+    assert all(
+        t.name.removeprefix("model.").removesuffix(".weight") in shown
+        for t in bundle.manifest.tensors
+    )
 
 
 def test_names_are_not_markup(bundle: Bundle, tmp_path: Path) -> None:
@@ -259,13 +304,19 @@ def test_names_are_not_markup(bundle: Bundle, tmp_path: Path) -> None:
 def test_json_to_a_file_also_shows(bundle: Bundle, tmp_path: Path) -> None:
     result = tinyqmoe("inspect", bundle.path, "--json", tmp_path / "x.json")
     assert "Every byte" in result.stdout
-    assert strict_json((tmp_path / "x.json").read_text())["schema_version"] == bundles.SCHEMA_VERSION
+    assert (
+        strict_json((tmp_path / "x.json").read_text())["schema_version"] == bundles.SCHEMA_VERSION
+    )
 
 
 def test_run_prints_the_text_and_nothing_else(bundle: Bundle) -> None:
     prompt = "the cat sat :cat: [bold]on[/]"
     shown = tinyqmoe("run", bundle.path, "--prompt", prompt, "--max-new-tokens", "6")
-    data = strict_json(tinyqmoe("run", bundle.path, "--prompt", prompt, "--max-new-tokens", "6", "--json", "-").stdout)
+    data = strict_json(
+        tinyqmoe(
+            "run", bundle.path, "--prompt", prompt, "--max-new-tokens", "6", "--json", "-"
+        ).stdout
+    )
     assert shown.stdout == f"{prompt}{data['text']}\n"
     assert "tokens/s" in shown.stderr
     assert 0 < len(data["tokens"]) <= 6
@@ -310,8 +361,14 @@ def test_parity_of_all_packages_stands_side_by_side(both: Path) -> None:
 def test_packages_say_the_same(both: Path) -> None:
     options = ("--prompt", "the cat", "--max-new-tokens", "4", "--json", "-")
     for name in ("executorch", "coreml", "mlprogram", "custom-op"):
-        assert len(strict_json(tinyqmoe("run", both, "--backend", name, *options).stdout)["tokens"]) <= 4
-    first, again = (tinyqmoe("run", both, *backend, *options).stdout for backend in ((), ("--backend", "executorch")))
+        assert (
+            len(strict_json(tinyqmoe("run", both, "--backend", name, *options).stdout)["tokens"])
+            <= 4
+        )
+    first, again = (
+        tinyqmoe("run", both, *backend, *options).stdout
+        for backend in ((), ("--backend", "executorch"))
+    )
     assert strict_json(first)["tokens"] == strict_json(again)["tokens"]
 
 
@@ -331,7 +388,9 @@ def test_expand(both: Path, tmp_path: Path) -> None:
     assert tinyqmoe("expand", both, target, "--force").exit_code == 0
 
 
-def test_groups_an_ml_program_cannot_hold_are_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_groups_an_ml_program_cannot_hold_are_refused_at_once(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     options = ("--target", "ios", "--group-size", "32")
     message = one_error(tinyqmoe("export", checkpoint, tmp_path / "out", *options), 2)
     assert message.count("columns are no multiple of 32") == 14
@@ -361,7 +420,17 @@ def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) 
 
 def test_libraries_say_nothing_on_a_users_terminal(bundle: Bundle) -> None:
     """In a process of its own, where importing and loading everything has still to happen."""
-    command = [SCRIPT, "run", bundle.path, "--prompt", "the cat", "--max-new-tokens", "3", "--json", "-"]
+    command = [
+        SCRIPT,
+        "run",
+        bundle.path,
+        "--prompt",
+        "the cat",
+        "--max-new-tokens",
+        "3",
+        "--json",
+        "-",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert strict_json(done.stdout)["text"]
@@ -370,10 +439,16 @@ def test_libraries_say_nothing_on_a_users_terminal(bundle: Bundle) -> None:
 @pytest.mark.long
 def test_demo(tmp_path: Path) -> None:
     done = subprocess.run(
-        [SCRIPT, "demo", tmp_path / "demo", "--json", "-"], capture_output=True, text=True, check=False
+        [SCRIPT, "demo", tmp_path / "demo", "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert {k: v["parity"]["passed"] for k, v in strict_json(done.stdout).items()} == {"int8": True, "ternary": True}
+    assert {k: v["parity"]["passed"] for k, v in strict_json(done.stdout).items()} == {
+        "int8": True,
+        "ternary": True,
+    }
 
 
 # Quiet
@@ -414,14 +489,18 @@ def test_quiet_stays_so_when_interrupted(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr().err == ""
 
 
-def test_quiet_can_be_switched_off(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_can_be_switched_off(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VERBOSE, "1")
     with quiet():
         os.write(2, b"all of it")
     assert capfd.readouterr().err == "all of it"
 
 
-def test_progress_is_for_terminals(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_for_terminals(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with console.progress_bars() as progress:
         progress("stage one", 1, 2)
     assert capfd.readouterr().err == ""

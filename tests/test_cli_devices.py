@@ -14,17 +14,26 @@ from exporter.bundle import Bundle
 from runtime_ref import device
 
 linux = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="NOT TESTED: memory limits are enforced by the Linux kernel only"
+    not sys.platform.startswith("linux"),
+    reason="NOT TESTED: memory limits are enforced by the Linux kernel only",
 )
 FIGURE = '{{ value = {}, source = "a test", confidence = "low" }}'
 
 
 def phone(folder: Path, name: str, limit_mb: float) -> Path:
     """A file of a device whose apps may have so much."""
-    figures = {"ram_gb": 4, "dram_gb_per_s": 20, "page_kib": 16, "limit_mb": limit_mb, "performance_cores": 2}
+    figures = {
+        "ram_gb": 4,
+        "dram_gb_per_s": 20,
+        "page_kib": 16,
+        "limit_mb": limit_mb,
+        "performance_cores": 2,
+    }
     lines = [f'title = "A phone called {name}"', 'platform = "ios"']
     path = folder / f"{name}.toml"
-    path.write_text("\n".join([*lines, *(f"{key} = {FIGURE.format(value)}" for key, value in figures.items())]))
+    path.write_text(
+        "\n".join([*lines, *(f"{key} = {FIGURE.format(value)}" for key, value in figures.items())])
+    )
     return path
 
 
@@ -43,7 +52,9 @@ def test_devices_are_listed_and_shown() -> None:
 def test_devices_as_json(tmp_path: Path) -> None:
     data = strict_json(tinyqmoe("devices", "--json", "-").stdout)
     assert [d["name"] for d in data] == [p.name for p in device.all_devices()]
-    (mine,) = strict_json(tinyqmoe("devices", "--device-file", phone(tmp_path, "mine", 100), "--json", "-").stdout)
+    (mine,) = strict_json(
+        tinyqmoe("devices", "--device-file", phone(tmp_path, "mine", 100), "--json", "-").stdout
+    )
     assert mine["limit_mb"] == {"value": 100, "source": "a test", "confidence": "low"}
 
 
@@ -56,7 +67,9 @@ def test_a_device_file_that_is_wrong_is_told_whole(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text('title = "x"\nplatform = "ios"\nram = 4')
     message = one_error(tinyqmoe("devices", "--device-file", path), 3)
-    assert all(part in message for part in ("ram is unknown", "ram_gb is missing", "limit_mb is missing"))
+    assert all(
+        part in message for part in ("ram is unknown", "ram_gb is missing", "limit_mb is missing")
+    )
 
 
 # ---- fit
@@ -76,24 +89,53 @@ def test_fit_on_all_devices_is_a_table(bundle: Bundle) -> None:
     assert all(profile.name in result.stdout for profile in device.all_devices())
 
 
-def test_what_does_not_fit_ends_with_one_and_says_what_would_help(bundle: Bundle, tmp_path: Path) -> None:
+def test_what_does_not_fit_ends_with_one_and_says_what_would_help(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     result = tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3))
     assert result.exit_code == 1
     assert "does not fit" in result.stdout
     data = strict_json(
-        tinyqmoe("fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3), "--json", "-").stdout
+        tinyqmoe(
+            "fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3), "--json", "-"
+        ).stdout
     )
     assert [(d["device"], d["fits"]) for d in data] == [("tiny", False)]
     assert "allowed" in data[0]["problems"][0]
 
 
 def test_fit_of_a_model_before_any_export(checkpoint: Path) -> None:
-    result = tinyqmoe("fit", checkpoint, "--device", "iphone-13", "--scheme", "int8", "--context", "64", "--json", "-")
+    result = tinyqmoe(
+        "fit",
+        checkpoint,
+        "--device",
+        "iphone-13",
+        "--scheme",
+        "int8",
+        "--context",
+        "64",
+        "--json",
+        "-",
+    )
     assert result.exit_code == 0
     data = strict_json(result.stdout)
     assert [d["format"] for d in data] == ["pte", "mlprogram", "custom-op"]
-    longer = tinyqmoe("fit", checkpoint, "--device", "iphone-13", "--scheme", "int8", "--context", "512", "--json", "-")
-    assert strict_json(longer.stdout)[0]["prediction"]["dirty_bytes"] > data[0]["prediction"]["dirty_bytes"]
+    longer = tinyqmoe(
+        "fit",
+        checkpoint,
+        "--device",
+        "iphone-13",
+        "--scheme",
+        "int8",
+        "--context",
+        "512",
+        "--json",
+        "-",
+    )
+    assert (
+        strict_json(longer.stdout)[0]["prediction"]["dirty_bytes"]
+        > data[0]["prediction"]["dirty_bytes"]
+    )
 
 
 def test_options_of_an_export_are_refused_for_a_bundle(bundle: Bundle) -> None:
@@ -102,8 +144,12 @@ def test_options_of_an_export_are_refused_for_a_bundle(bundle: Bundle) -> None:
 
 
 def test_the_entitlement_is_of_ios(bundle: Bundle) -> None:
-    assert "Android" in one_error(tinyqmoe("fit", bundle.path, "--device", "pixel-6a", "--entitlement"), 2)
-    data = strict_json(tinyqmoe("fit", bundle.path, "--device", "all", "--entitlement", "--json", "-").stdout)
+    assert "Android" in one_error(
+        tinyqmoe("fit", bundle.path, "--device", "pixel-6a", "--entitlement"), 2
+    )
+    data = strict_json(
+        tinyqmoe("fit", bundle.path, "--device", "all", "--entitlement", "--json", "-").stdout
+    )
     entitled = {d["device"] for d in data if d["budget"]["entitlement"]}
     assert entitled == {p.name for p in device.all_devices() if p.knows_entitlement}
 
@@ -111,21 +157,30 @@ def test_the_entitlement_is_of_ios(bundle: Bundle) -> None:
 def test_core_ml_packages_are_for_ios(checkpoint: Path) -> None:
     on_both = ("--device", "pixel-6a", "--device", "iphone-13", "--json", "-")
     data = strict_json(tinyqmoe("fit", checkpoint, "--context", "48", *on_both).stdout)
-    formats = {name: [d["format"] for d in data if d["device"] == name] for name in ("pixel-6a", "iphone-13")}
+    formats = {
+        name: [d["format"] for d in data if d["device"] == name]
+        for name in ("pixel-6a", "iphone-13")
+    }
     assert formats == {"pixel-6a": ["pte"], "iphone-13": ["pte", "mlprogram", "custom-op"]}
-    message = one_error(tinyqmoe("fit", checkpoint, "--device", "pixel-6a", "--backend", "coreml"), 2)
+    message = one_error(
+        tinyqmoe("fit", checkpoint, "--device", "pixel-6a", "--backend", "coreml"), 2
+    )
     assert "do not run on Android" in message
 
 
 def test_options_that_need_a_device_say_so(bundle: Bundle, tmp_path: Path) -> None:
     for options in (("--residency", "auto"), ("--entitlement",), ("--plot", tmp_path / "x.png")):
-        assert "--device NAME" in one_error(tinyqmoe("run", bundle.path, "--prompt", "x", *options), 2)
+        assert "--device NAME" in one_error(
+            tinyqmoe("run", bundle.path, "--prompt", "x", *options), 2
+        )
 
 
 def test_residency_without_a_device(bundle: Bundle) -> None:
     texts = set()
     for mode in ("stream", "expand"):
-        result = tinyqmoe("run", bundle.path, "--prompt", "The cat", "--residency", mode, "--max-new-tokens", "6")
+        result = tinyqmoe(
+            "run", bundle.path, "--prompt", "The cat", "--residency", mode, "--max-new-tokens", "6"
+        )
         assert result.exit_code == 0
         texts.add(result.stdout)
     assert len(texts) == 1
@@ -137,7 +192,14 @@ def test_residency_without_a_device(bundle: Bundle) -> None:
 @linux
 def test_run_on_a_device(bundle: Bundle, tmp_path: Path) -> None:
     figure = tmp_path / "memory.png"
-    options = ("--prompt", "The cat", "--max-new-tokens", "6", "--device-file", phone(tmp_path, "roomy", 500))
+    options = (
+        "--prompt",
+        "The cat",
+        "--max-new-tokens",
+        "6",
+        "--device-file",
+        phone(tmp_path, "roomy", 500),
+    )
     result = tinyqmoe("run", bundle.path, *options, "--plot", figure)
     assert result.exit_code == 0
     for what in ("The cat", "fits", "projection, not a measurement", "not on the phone"):
@@ -151,7 +213,9 @@ def test_run_on_a_device(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @linux
-def test_a_run_that_does_not_fit_is_killed_and_ends_with_four(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_is_killed_and_ends_with_four(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     device_file = phone(tmp_path, "tiny", 0.3)
     result = tinyqmoe("run", bundle.path, "--prompt", "The cat", "--device-file", device_file)
     assert result.exit_code == 4

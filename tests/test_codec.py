@@ -52,7 +52,7 @@ def native_decode(blob: npt.NDArray[np.uint8]) -> Levels:
         return tensor.decode_rows()
 
 
-# ---- Round trips -----------------------------------------------------------------------------------------------------
+# ---- Round trips ---------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +104,9 @@ def test_a_constant_matrix_has_no_entropy() -> None:
 
 
 @pytest.mark.parametrize("codec", ["auto", "raw"])
-def test_memory_does_not_grow_with_the_matrix(codec: encoder.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_matrix(
+    codec: encoder.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encoder, "BLOCK_BYTES", 1 << 18)
     levels = ternary(0.9, (4096, 2048))
     encode(levels, -1, 3, codec)  # grows the dictionaries, which are kept
@@ -115,7 +117,7 @@ def test_memory_does_not_grow_with_the_matrix(codec: encoder.Codec, monkeypatch:
     assert peak_bytes < coded.blob.nbytes + levels.nbytes / 4
 
 
-# ---- What encode refuses ---------------------------------------------------------------------------------------------
+# ---- What encode refuses -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,9 @@ def test_memory_does_not_grow_with_the_matrix(codec: encoder.Codec, monkeypatch:
         (np.zeros((1, 65536), np.int8), -1, 3, "BAD_SHAPE"),
     ],
 )
-def test_encode_refuses(levels: npt.NDArray[np.generic], level_min: int, n_levels: int, status: str) -> None:
+def test_encode_refuses(
+    levels: npt.NDArray[np.generic], level_min: int, n_levels: int, status: str
+) -> None:
     with pytest.raises(CodecError) as error:
         encode(levels, level_min, n_levels)  # type: ignore[arg-type]
     assert error.value.status == status
@@ -145,7 +149,7 @@ def test_a_result_that_decodes_to_something_else_is_an_error() -> None:
         encoder.verify(blob, levels)
 
 
-# ---- Size ------------------------------------------------------------------------------------------------------------
+# ---- Size ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("zeros", [1 / 3, 0.5, 0.7, 0.8])
@@ -201,7 +205,7 @@ def test_the_longer_cap_is_for_sparse_tensors() -> None:
     assert encode(ternary(0.9, (64, 512)), -1, 3, "lzw").cap == 32
 
 
-# ---- The dictionary --------------------------------------------------------------------------------------------------
+# ---- The dictionary ------------------------------------------------------------------------------
 
 counts_strategy = st.lists(st.integers(0, 1000), min_size=2, max_size=40).filter(any)
 
@@ -211,7 +215,9 @@ counts_strategy = st.lists(st.integers(0, 1000), min_size=2, max_size=40).filter
 def test_a_dictionary_is_complete(counts: list[int], code_bits: int, cap: int) -> None:
     n = len(counts)
     phrases = Dictionary.grow(np.array(counts), -1, n, code_bits, cap).phrases()
-    assert sum(Fraction(1, n ** len(phrase)) for phrase in phrases) == 1  # Kraft: nothing missing, nothing twice
+    assert (
+        sum(Fraction(1, n ** len(phrase)) for phrase in phrases) == 1
+    )  # Kraft: nothing missing, nothing twice
     assert len(set(phrases)) == len(phrases)
     assert max(map(len, phrases)) <= cap
 
@@ -236,7 +242,9 @@ def one_split_at_a_time(shares: tuple[int, ...], code_bits: int, cap: int) -> li
 @given(counts_strategy, st.sampled_from([8, 12]), st.sampled_from([16, 32]))
 def test_growth_is_one_split_at_a_time(counts: list[int], code_bits: int, cap: int) -> None:
     dictionary = Dictionary.grow(np.array(counts), 0, len(counts), code_bits, cap)
-    assert dictionary.phrases() == one_split_at_a_time(round_shares(np.array(counts)), code_bits, cap)
+    assert dictionary.phrases() == one_split_at_a_time(
+        round_shares(np.array(counts)), code_bits, cap
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,7 +252,12 @@ def test_growth_is_one_split_at_a_time(counts: list[int], code_bits: int, cap: i
 def test_a_dictionary_survives_its_bits(counts: list[int], code_bits: int) -> None:
     grown = Dictionary.grow(np.array(counts), -1, len(counts), code_bits, 32)
     read = Dictionary.from_bits(
-        grown.to_bits(), level_min=-1, n_levels=grown.n_levels, code_bits=code_bits, cap=32, n_entries=grown.n_entries
+        grown.to_bits(),
+        level_min=-1,
+        n_levels=grown.n_levels,
+        code_bits=code_bits,
+        cap=32,
+        n_entries=grown.n_entries,
     )
     assert read == grown
 
@@ -269,7 +282,7 @@ def test_a_dictionary_needs_a_count_for_every_level() -> None:
         Dictionary.grow(np.array([1, 2]), -1, 3, 8, 16)
 
 
-# ---- Damage ----------------------------------------------------------------------------------------------------------
+# ---- Damage --------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -311,9 +324,9 @@ def test_both_decoders_agree_on_damage_behind_right_crcs(data: st.DataObject) ->
     blob = np.frombuffer(small_blob(data.draw(st.sampled_from(["lzw", "raw"]))), np.uint8).copy()
     header = Header.parse(blob)
     for _ in range(data.draw(st.integers(1, 3))):
-        blob[data.draw(st.integers(64, header.layout.payload_offset + header.payload_bytes - 1))] ^= data.draw(
-            st.integers(1, 255)
-        )
+        blob[
+            data.draw(st.integers(64, header.layout.payload_offset + header.payload_bytes - 1))
+        ] ^= data.draw(st.integers(1, 255))
     seal_crcs(blob, header)
     assert outcome(reference.decode, blob) == outcome(native_decode, blob)
 
@@ -326,7 +339,9 @@ def seal_crcs(blob: npt.NDArray[np.uint8], header: Header) -> None:
     blob[60:64] = np.frombuffer(zlib.crc32(blob[:60]).to_bytes(4, "little"), np.uint8)
 
 
-def outcome(decode: Callable[[npt.NDArray[np.uint8]], Levels], blob: npt.NDArray[np.uint8]) -> bytes | str:
+def outcome(
+    decode: Callable[[npt.NDArray[np.uint8]], Levels], blob: npt.NDArray[np.uint8]
+) -> bytes | str:
     """The levels' bytes, or whether opening or a row is at fault.
 
     A row with several faults may be reported by any of them, so errors of rows count as one.
@@ -334,4 +349,8 @@ def outcome(decode: Callable[[npt.NDArray[np.uint8]], Levels], blob: npt.NDArray
     try:
         return decode(blob).tobytes()
     except CodecError as error:
-        return "row" if error.status in ("BAD_CODE", "BAD_ROW_LENGTH", "BAD_LEVEL", "BAD_PADDING") else error.status
+        return (
+            "row"
+            if error.status in ("BAD_CODE", "BAD_ROW_LENGTH", "BAD_LEVEL", "BAD_PADDING")
+            else error.status
+        )

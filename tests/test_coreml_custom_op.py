@@ -1,4 +1,5 @@
-"""Neural networks with custom layers: many shapes against PyTorch, the file byte for byte, wrong packages."""
+"""Neural networks with custom layers: many shapes against PyTorch, the file byte for byte, wrong
+packages."""
 
 from __future__ import annotations
 
@@ -43,14 +44,25 @@ GATE, UP = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
 SHAPES: dict[str, tuple[dict[str, Any], QuantConfig]] = {
     "gqa, tied, two layers": ({"num_hidden_layers": 2}, TERNARY),
     "mha, untied": ({"num_key_value_heads": 4, "tie_word_embeddings": False}, TERNARY),
-    "mqa, llama3 rope": ({"num_key_value_heads": 1, "rope_scaling": LLAMA3_ROPE, "rope_theta": 5e5}, INT8),
-    "wide heads": ({"head_dim": 32, "hidden_size": 40}, QuantConfig(scheme="ternary", group_size=24)),
+    "mqa, llama3 rope": (
+        {"num_key_value_heads": 1, "rope_scaling": LLAMA3_ROPE, "rope_theta": 5e5},
+        INT8,
+    ),
+    "wide heads": (
+        {"head_dim": 32, "hidden_size": 40},
+        QuantConfig(scheme="ternary", group_size=24),
+    ),
     "narrow heads": (
         {"head_dim": 2, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 3},
         QuantConfig(scheme="int8", group_size=32),
     ),
     "odd sizes": (
-        {"hidden_size": 36, "intermediate_size": 43, "num_attention_heads": 2, "num_key_value_heads": 2},
+        {
+            "hidden_size": 36,
+            "intermediate_size": 43,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
         QuantConfig(scheme="ternary", group_size=20, sparsity=0.5, embedding="ternary"),
     ),
     "large vocabulary": ({"vocab_size": 128256, "hidden_size": 16}, TERNARY),
@@ -81,11 +93,15 @@ class Made:
         return np.random.default_rng(n).integers(0, vocab, n).astype(np.int32)
 
 
-def emit(parts: Parts, package: Path, *, int8: bool = True, context: int = CONTEXT, **model: Any) -> Made:
+def emit(
+    parts: Parts, package: Path, *, int8: bool = True, context: int = CONTEXT, **model: Any
+) -> Made:
     """`model` replaces fields of the model's config."""
     shape = dataclasses.replace(parts.checkpoint.config, **model)
     config = CustomOpConfig(context, min(context, MAX_TOKENS), int8)
-    emitted = coreml_custom_op.emit(parts.encoded, parts.vectors, shape, config, package, {"author": "someone"})
+    emitted = coreml_custom_op.emit(
+        parts.encoded, parts.vectors, shape, config, package, {"author": "someone"}
+    )
     return Made(parts, emitted, package)
 
 
@@ -107,12 +123,16 @@ def new_cache(network: NeuralNetwork, value: float = 0.0) -> np.ndarray:
     return np.full([n for n, _ in network.inputs["kv_cache"].sizes or ()], value, np.float32)
 
 
-def call(network: NeuralNetwork, tokens: np.ndarray, position: int, cache: np.ndarray) -> dict[str, np.ndarray]:
+def call(
+    network: NeuralNetwork, tokens: np.ndarray, position: int, cache: np.ndarray
+) -> dict[str, np.ndarray]:
     positions = np.arange(position, position + len(tokens), dtype=np.int32)
     return network.predict({"input_ids": tokens, "positions": positions, "kv_cache": cache})
 
 
-def feed(network: NeuralNetwork, tokens: np.ndarray, pieces: Sequence[int], cache: np.ndarray) -> np.ndarray:
+def feed(
+    network: NeuralNetwork, tokens: np.ndarray, pieces: Sequence[int], cache: np.ndarray
+) -> np.ndarray:
     """Logits [len(pieces), V] after each piece; the cache is filled in place."""
     rows, at = [], 0
     for n in pieces:
@@ -124,11 +144,15 @@ def feed(network: NeuralNetwork, tokens: np.ndarray, pieces: Sequence[int], cach
 
 
 @torch.inference_mode()
-def expected_logits(parts: Parts, tokens: np.ndarray, pieces: Sequence[int], arithmetic: Any = "float32") -> np.ndarray:
+def expected_logits(
+    parts: Parts, tokens: np.ndarray, pieces: Sequence[int], arithmetic: Any = "float32"
+) -> np.ndarray:
     """As `feed`, of the quantized model in PyTorch."""
     model, at, rows = parts.reference(CONTEXT, arithmetic), 0, []
     for n in pieces:
-        rows.append(model(torch.tensor(tokens[None, at : at + n]).long(), torch.tensor([at]))[0].numpy())
+        rows.append(
+            model(torch.tensor(tokens[None, at : at + n]).long(), torch.tensor([at]))[0].numpy()
+        )
         at += n
     return np.stack(rows)
 
@@ -144,7 +168,9 @@ def worst_sqnr(made: Made, pieces: Sequence[int], *, as_declared: bool = False) 
 # Against the model in PyTorch
 
 
-@pytest.mark.parametrize("pieces", [[40], [1] * 9, [7, 9, 1, 1, 22]], ids=["full context", "step by step", "split"])
+@pytest.mark.parametrize(
+    "pieces", [[40], [1] * 9, [7, 9, 1, 1, 22]], ids=["full context", "step by step", "split"]
+)
 def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
     assert worst_sqnr(made, pieces) > 90
 
@@ -160,7 +186,14 @@ def test_logits_match_pytorch_in_int8(made: Made) -> None:
     assert figures[0] >= gate.worst_sqnr_db
     assert figures[len(figures) // 2] >= gate.median_sqnr_db
     log_p, log_q = (torch.log_softmax(torch.from_numpy(x), -1) for x in (expected, got))
-    assert float(torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).median()) <= 1e-2
+    assert (
+        float(
+            torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True)
+            .sum(-1)
+            .median()
+        )
+        <= 1e-2
+    )
 
 
 def test_the_two_arithmetics_differ(made: Made) -> None:
@@ -199,7 +232,8 @@ def test_what_is_in_used_slots_matters(made: Made) -> None:
 
 
 def test_outputs_can_be_written_into_the_cache_that_is_read(made: Made) -> None:
-    """As an app does by outputBackings: the new rows are one piece of the cache's memory, behind all used ones."""
+    """As an app does by outputBackings: the new rows are one piece of the cache's memory, behind
+    all used ones."""
     network, tokens, pieces = made.open(), made.tokens(20), [6, 1, 1, 12]
     cache, at = new_cache(network), 0
     for n in pieces:
@@ -232,10 +266,18 @@ def test_cache_rows_are_keys_after_rope_then_values(made: Made) -> None:
 
 
 def test_late_positions(tmp_path: Path) -> None:
-    """At the end of a context of 131072, where angles are large: the tables agree with the reference and with NumPy."""
+    """At the end of a context of 131072, where angles are large: the tables agree with the
+    reference and with NumPy."""
     context, n = 131072, 12
-    shape = {"num_hidden_layers": 1, "head_dim": 2, "hidden_size": 8, "max_position_embeddings": context}
-    checkpoint = write_llama(tmp_path / "checkpoint", rope_scaling=LLAMA3_ROPE, rope_theta=5e5, **shape)
+    shape = {
+        "num_hidden_layers": 1,
+        "head_dim": 2,
+        "hidden_size": 8,
+        "max_position_embeddings": context,
+    }
+    checkpoint = write_llama(
+        tmp_path / "checkpoint", rope_scaling=LLAMA3_ROPE, rope_theta=5e5, **shape
+    )
     parts = encode(checkpoint, tmp_path / "encoded", INT8)
     made = emit(parts, tmp_path / "m.mlpackage", int8=False, context=context)
     network, tokens, at = made.open(), made.tokens(n), context - n
@@ -254,7 +296,9 @@ def test_rope_tables_in_the_package(parts: Parts, tmp_path: Path, position: int)
         str(emit(parts, tmp_path / "m.mlpackage", context=position + 1).model_file)
     ).neuralNetwork.layers
     size = [position + 1, config.head_dim // 2]
-    cos, sin = (layer.loadConstantND.data for layer in layers if list(layer.loadConstantND.shape) == size)
+    cos, sin = (
+        layer.loadConstantND.data for layer in layers if list(layer.loadConstantND.shape) == size
+    )
     angle = (np.float32(position) * rope_frequencies(config).numpy()).astype(np.float64)
     half = size[1]
     assert np.array_equal(np.float32(cos.floatValue[-half:]), np.cos(angle).astype(np.float32))
@@ -266,7 +310,9 @@ def test_rope_tables_in_the_package(parts: Parts, tmp_path: Path, position: int)
 
 def half_norm(parts: Parts, package: Path, x: np.ndarray) -> np.ndarray:
     """The first norm of the package with every value rounded to half precision."""
-    layers = list(coremltools.utils.load_spec(str(emit(parts, package).model_file)).neuralNetwork.layers)
+    layers = list(
+        coremltools.utils.load_spec(str(emit(parts, package).model_file)).neuralNetwork.layers
+    )
     names = [layer.name for layer in layers]
     begin, end = names.index(EMBED) + 1, names.index("model.layers.0.self_attn.q_proj.weight")
     values = {EMBED: x.astype(np.float16)}
@@ -274,7 +320,9 @@ def half_norm(parts: Parts, package: Path, x: np.ndarray) -> np.ndarray:
         kind = layer.WhichOneof("layer")
         inputs = (values[name].astype(np.float32) for name in layer.input)
         with np.errstate(over="ignore"):
-            values[layer.output[0]] = STANDARD[kind].prepare(getattr(layer, kind))(*inputs).astype(np.float16)
+            values[layer.output[0]] = (
+                STANDARD[kind].prepare(getattr(layer, kind))(*inputs).astype(np.float16)
+            )
     return values[layers[end].input[0]].astype(np.float64)
 
 
@@ -313,14 +361,21 @@ def test_file_is_what_protobuf_itself_writes(made: Made, tmp_path: Path) -> None
     tokens = made.tokens(5)
     network = made.open()
     assert np.array_equal(
-        feed(again, tokens, [4, 1], new_cache(again)), feed(network, tokens, [4, 1], new_cache(network))
+        feed(again, tokens, [4, 1], new_cache(again)),
+        feed(network, tokens, [4, 1], new_cache(network)),
     )
 
 
 def test_codes_survive_coremltools_bit_for_bit(made: Made, tmp_path: Path) -> None:
-    coremltools.utils.save_spec(coremltools.utils.load_spec(str(made.model_file)), str(tmp_path / "again.mlmodel"))
+    coremltools.utils.save_spec(
+        coremltools.utils.load_spec(str(made.model_file)), str(tmp_path / "again.mlmodel")
+    )
     spec = coremltools.utils.load_spec(str(tmp_path / "again.mlmodel"))
-    stored = {layer.name: layer.custom.weights for layer in spec.neuralNetwork.layers if layer.custom.weights}
+    stored = {
+        layer.name: layer.custom.weights
+        for layer in spec.neuralNetwork.layers
+        if layer.custom.weights
+    }
     assert stored.keys() == made.parts.encoded.matrices.keys()
     for name, matrix in made.parts.encoded.matrices.items():
         blob, scales = stored[name]
@@ -335,7 +390,9 @@ def test_package_opens_as_a_package(made: Made) -> None:
     assert model.get_spec().specificationVersion == made.emitted.specification_version == 4
     manifest = json.loads((made.package / "Manifest.json").read_text())
     assert len(manifest["itemInfoEntries"]) == 1
-    files = sorted(f for f in made.root.rglob("*") if f.is_file() and f.is_relative_to(made.package))
+    files = sorted(
+        f for f in made.root.rglob("*") if f.is_file() and f.is_relative_to(made.package)
+    )
     assert sorted(made.root / f for f in made.emitted.files) == files
 
 
@@ -343,9 +400,14 @@ def test_interface(made: Made) -> None:
     config = made.parts.checkpoint.config
     kv = f"{config.num_hidden_layers}, 2, {config.num_key_value_heads}, {config.head_dim}"
     assert made.emitted.inputs == {
-        "input_ids": "int32 [1..40]", "positions": "int32 [1..40]", "kv_cache": f"float32 [40, {kv}]",
-    }  # fmt: skip
-    assert made.emitted.outputs == {"logits": f"float32 [{config.vocab_size}]", "kv_new": f"float32 [1..40, {kv}]"}
+        "input_ids": "int32 [1..40]",
+        "positions": "int32 [1..40]",
+        "kv_cache": f"float32 [40, {kv}]",
+    }
+    assert made.emitted.outputs == {
+        "logits": f"float32 [{config.vocab_size}]",
+        "kv_new": f"float32 [1..40, {kv}]",
+    }
     network = made.open()
     assert {n: str(info) for n, info in network.inputs.items()} == made.emitted.inputs
     assert {n: str(info) for n, info in network.outputs.items()} == made.emitted.outputs
@@ -382,7 +444,11 @@ def test_every_matrix_is_in_the_file_once_and_opens_in_place(made: Made) -> None
 def test_a_tied_head_names_the_embedding(made: Made) -> None:
     spec = coremltools.utils.load_spec(str(made.model_file))
     heads = [layer for layer in spec.neuralNetwork.layers if layer.name.startswith("lm_head")]
-    shared = [layer.custom.parameters["weights_of"].stringValue for layer in heads if not layer.custom.weights]
+    shared = [
+        layer.custom.parameters["weights_of"].stringValue
+        for layer in heads
+        if not layer.custom.weights
+    ]
     assert shared == ([EMBED] if made.parts.checkpoint.config.tie_word_embeddings else [])
 
 
@@ -398,14 +464,17 @@ def test_equal_exports_are_equal_bytes(made: Made, tmp_path: Path) -> None:
 @pytest.fixture
 def beside(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """The same package, as if its weights were too large for a protobuf."""
-    monkeypatch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size - 1)
+    monkeypatch.setattr(
+        coreml_custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size - 1
+    )
     return emit(made.parts, tmp_path / "beside.mlpackage")
 
 
 def test_weights_beside_the_model_give_the_same_bits(made: Made, beside: Made) -> None:
     tokens, inline, side = made.tokens(9), made.open(), beside.open()
     assert np.array_equal(
-        feed(side, tokens, [7, 1, 1], new_cache(side)), feed(inline, tokens, [7, 1, 1], new_cache(inline))
+        feed(side, tokens, [7, 1, 1], new_cache(side)),
+        feed(inline, tokens, [7, 1, 1], new_cache(inline)),
     )
 
 
@@ -441,7 +510,10 @@ def patched(made: Made, change: Callable[[bytearray], None]) -> Made:
 
 
 def swap(data: bytearray, first: int, second: int, n: int) -> None:
-    data[first : first + n], data[second : second + n] = data[second : second + n], data[first : first + n]
+    data[first : first + n], data[second : second + n] = (
+        data[second : second + n],
+        data[first : first + n],
+    )
 
 
 @pytest.fixture
@@ -471,7 +543,13 @@ def test_a_flipped_level_is_seen(right: Made) -> None:
 def test_swapped_weights_are_seen(right: Made) -> None:
     first, second = right.emitted.places[GATE], right.emitted.places[UP]
     assert first.n_bytes == second.n_bytes
-    assert worst_sqnr(patched(right, lambda data: swap(data, first.offset, second.offset, first.n_bytes)), [9, 1]) < 30
+    assert (
+        worst_sqnr(
+            patched(right, lambda data: swap(data, first.offset, second.offset, first.n_bytes)),
+            [9, 1],
+        )
+        < 30
+    )
 
 
 def test_swapped_scales_are_seen(right: Made) -> None:
@@ -507,23 +585,31 @@ def failure(raw: Parts, tmp_path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_missing_product_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_product_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        coreml_custom_op._Builder, "_head", lambda self, x: self.layer("reshapeStatic", x, targetShape=[48])
+        coreml_custom_op._Builder,
+        "_head",
+        lambda self, x: self.layer("reshapeStatic", x, targetShape=[48]),
     )
     assert "LZWLinear is there 14 times, expected 15" in failure(raw, tmp_path)
 
 
 def test_a_dense_product_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        coreml_custom_op._Builder, "linear", lambda self, x, tensor: self.layer("innerProduct", x, name=tensor)
+        coreml_custom_op._Builder,
+        "linear",
+        lambda self, x, tensor: self.layer("innerProduct", x, name=tensor),
     )
     message = failure(raw, tmp_path)
     assert "innerProduct is there 14 times, expected 0" in message
     assert "lm_head" not in message
 
 
-def changed_layers(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[str, Any]], str]) -> None:
+def changed_layers(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[str, Any]], str]
+) -> None:
     """`change` gives the type of a layer, and may edit its parameters."""
     layer = coreml_custom_op._Builder.layer
 
@@ -533,10 +619,14 @@ def changed_layers(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[
     monkeypatch.setattr(coreml_custom_op._Builder, "layer", changed)
 
 
-def test_a_missing_embedding_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedding_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     custom = coreml_custom_op._Builder.custom
     monkeypatch.setattr(
-        coreml_custom_op._Builder, "custom", lambda self, kind, *args, **more: custom(self, "LZWLinear", *args, **more)
+        coreml_custom_op._Builder,
+        "custom",
+        lambda self, kind, *args, **more: custom(self, "LZWLinear", *args, **more),
     )
     message = failure(raw, tmp_path)
     assert "LZWLinear is there 16 times, expected 15" in message
@@ -547,13 +637,17 @@ def test_a_missing_product_of_attention_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(kind: str, params: dict[str, Any]) -> str:
-        return "addBroadcastable" if kind == "batchedMatmul" and not params.pop("transposeB") else kind
+        return (
+            "addBroadcastable" if kind == "batchedMatmul" and not params.pop("transposeB") else kind
+        )
 
     changed_layers(monkeypatch, change)
     assert "batchedMatmul is there 4 times, expected 8" in failure(raw, tmp_path)
 
 
-def test_a_constant_of_another_size_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_constant_of_another_size_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(kind: str, params: dict[str, Any]) -> str:
         if kind == "loadConstantND" and len(params["shape"]) == 2:
             params["shape"][0] += 1
@@ -569,7 +663,9 @@ def test_layers_that_are_lost_on_the_way_to_the_file_fail(
 ) -> None:
     pieces = coreml_custom_op._layer_pieces
     monkeypatch.setattr(
-        coreml_custom_op, "_layer_pieces", lambda layer, m: [] if layer.name == "logits" else pieces(layer, m)
+        coreml_custom_op,
+        "_layer_pieces",
+        lambda layer, m: [] if layer.name == "logits" else pieces(layer, m),
     )
     message = failure(raw, tmp_path)
     assert "its layers are not those that were written" in message  # one has no type now
@@ -577,16 +673,28 @@ def test_layers_that_are_lost_on_the_way_to_the_file_fail(
 
 
 DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "version": (lambda s: setattr(s, "specificationVersion", 3), "specification version is 3, expected 4"),
+    "version": (
+        lambda s: setattr(s, "specificationVersion", 3),
+        "specification version is 3, expected 4",
+    ),
     "input": (
-        lambda s: setattr(s.description.input[1].type.multiArrayType.shapeRange.sizeRanges[0], "upperBound", 9),
+        lambda s: setattr(
+            s.description.input[1].type.multiArrayType.shapeRange.sizeRanges[0], "upperBound", 9
+        ),
         "input positions is int32 [1..9], expected int32 [1..40]",
     ),
     "cache": (
-        lambda s: s.description.input[2].type.multiArrayType.shape.__setitem__(0, 8), "input kv_cache is float32 [8, ",
+        lambda s: s.description.input[2].type.multiArrayType.shape.__setitem__(0, 8),
+        "input kv_cache is float32 [8, ",
     ),
-    "output": (lambda s: s.description.output.pop(1), "output kv_new is absent, expected float32 [1..40, "),
-    "one more": (lambda s: s.description.output.add(name="x"), "output x is invalid_array_data_type [], expected none"),
+    "output": (
+        lambda s: s.description.output.pop(1),
+        "output kv_new is absent, expected float32 [1..40, ",
+    ),
+    "one more": (
+        lambda s: s.description.output.add(name="x"),
+        "output x is invalid_array_data_type [], expected none",
+    ),
 }
 
 
@@ -606,20 +714,28 @@ def test_a_wrong_description_fails(
     assert expected in failure(raw, tmp_path)
 
 
-def test_metadata_that_is_not_written_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_that_is_not_written_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(coreml, "fill_metadata", lambda metadata, values: None)
     assert "metadata author is , expected someone" in failure(raw, tmp_path)
 
 
-def test_a_misplaced_matrix_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misplaced_matrix_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = protobuf_stream.write
     monkeypatch.setattr(
-        protobuf_stream, "write", lambda pieces, path: {k: at + 1 for k, at in write(pieces, path).items()}
+        protobuf_stream,
+        "write",
+        lambda pieces, path: {k: at + 1 for k, at in write(pieces, path).items()},
     )
     assert f"{GATE} is not at byte" in failure(raw, tmp_path)
 
 
-def test_an_absent_matrix_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_matrix_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = protobuf_stream.write
     monkeypatch.setattr(
         protobuf_stream, "write", lambda pieces, path: dict(list(write(pieces, path).items())[2:])
@@ -627,7 +743,9 @@ def test_an_absent_matrix_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.
     assert f"{EMBED} is not in the package" in failure(raw, tmp_path)
 
 
-def test_a_matrix_that_ends_otherwise_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_that_ends_otherwise_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, blob = protobuf_stream.write, raw.encoded.matrices[GATE].blob_path
 
     def written(pieces: Any, path: Path) -> dict[Path, int]:
@@ -641,9 +759,13 @@ def test_a_matrix_that_ends_otherwise_fails(raw: Parts, tmp_path: Path, monkeypa
     assert f"{GATE} is not at byte" in failure(raw, tmp_path)
 
 
-def test_large_unknown_bytes_fail(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_unknown_bytes_fail(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill = coreml.fill_metadata
-    monkeypatch.setattr(coreml, "fill_metadata", lambda m, values: fill(m, values | {"more": "x" * (1 << 20)}))
+    monkeypatch.setattr(
+        coreml, "fill_metadata", lambda m, values: fill(m, values | {"more": "x" * (1 << 20)})
+    )
     assert "bytes are neither blobs, scales nor constants" in failure(raw, tmp_path)
 
 
@@ -651,15 +773,20 @@ def test_a_file_that_coremltools_cannot_read_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = protobuf_stream.write
-    monkeypatch.setattr(protobuf_stream, "write", lambda pieces, path: write([*pieces, b"\xff"], path))
+    monkeypatch.setattr(
+        protobuf_stream, "write", lambda pieces, path: write([*pieces, b"\xff"], path)
+    )
     assert "coremltools cannot read the model" in failure(raw, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
-    [("positions", "missing", "takes missing, which no layer before it makes"),
-     ("kv_new", "kv_old", "no layer makes kv_new"), ("kv_new", "logits", "logits makes logits again")],
-)  # fmt: skip
+    [
+        ("positions", "missing", "takes missing, which no layer before it makes"),
+        ("kv_new", "kv_old", "no layer makes kv_new"),
+        ("kv_new", "logits", "logits makes logits again"),
+    ],
+)
 def test_a_graph_with_a_gap_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, problem: str
 ) -> None:
@@ -682,7 +809,9 @@ def test_export_and_check_do_not_hold_weights(raw: Parts, tmp_path: Path) -> Non
         matrices[matrix.name] = dataclasses.replace(matrix, blob_path=blob)
     tracemalloc.start()
     try:
-        made = emit(dataclasses.replace(raw, encoded=EncodedModel(matrices)), tmp_path / "m.mlpackage")
+        made = emit(
+            dataclasses.replace(raw, encoded=EncodedModel(matrices)), tmp_path / "m.mlpackage"
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -691,9 +820,12 @@ def test_export_and_check_do_not_hold_weights(raw: Parts, tmp_path: Path) -> Non
 
 
 def test_stand_ins_change_nothing_but_weights(made: Made) -> None:
-    """What coremltools parses of them is what it parses of the file, and weights keep their beginnings."""
+    """What coremltools parses of them is what it parses of the file, and weights keep their
+    beginnings."""
     whole = coremltools.utils.load_spec(str(made.model_file))
-    short = type(whole).FromString(protobuf_stream.shortened(made.model_file, coreml_custom_op.PATH_TO_WEIGHTS))
+    short = type(whole).FromString(
+        protobuf_stream.shortened(made.model_file, coreml_custom_op.PATH_TO_WEIGHTS)
+    )
     for a, b in zip(whole.neuralNetwork.layers, short.neuralNetwork.layers, strict=True):
         for full, cut in zip(a.custom.weights, b.custom.weights, strict=True):
             assert full.rawValue.startswith(cut.rawValue)
@@ -709,20 +841,30 @@ def test_a_scale_that_is_cut_in_half_fails(raw: Parts, tmp_path: Path) -> None:
     matrix = raw.encoded.matrices[GATE]
     cut = tmp_path / "cut"
     cut.write_bytes(matrix.scales_path.read_bytes() + b"\0\0")
-    encoded = EncodedModel(raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)})
+    encoded = EncodedModel(
+        raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)}
+    )
     assert cut.stat().st_size > 2 * protobuf_stream.KEPT_BYTES
-    assert "coremltools cannot read the model" in failure(dataclasses.replace(raw, encoded=encoded), tmp_path)
+    assert "coremltools cannot read the model" in failure(
+        dataclasses.replace(raw, encoded=encoded), tmp_path
+    )
 
 
-def test_a_length_that_is_wrong_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_length_that_is_wrong_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the blob of one matrix: one byte less than is written."""
     blob = raw.encoded.matrices[GATE].blob_path
     length = protobuf_stream.length
-    monkeypatch.setattr(protobuf_stream, "length", lambda pieces: length(pieces) - (list(pieces) == [blob]))
+    monkeypatch.setattr(
+        protobuf_stream, "length", lambda pieces: length(pieces) - (list(pieces) == [blob])
+    )
     assert "coremltools cannot read the model" in failure(raw, tmp_path)
 
 
-def test_a_model_above_the_limit_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_above_the_limit_fails(
+    raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", 1000)
     assert "the limit is 1,000" in failure(raw, tmp_path)
 

@@ -1,4 +1,5 @@
-"""Parity of the network with custom layers: a right package passes far inside the gates, every wrong one is caught."""
+"""Parity of the network with custom layers: a right package passes far inside the gates, every
+wrong one is caught."""
 
 from __future__ import annotations
 
@@ -33,8 +34,11 @@ SIDE = "model-custom-op.weights"
 Layer = Callable[..., str]
 
 
-def export(checkpoint: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any) -> Bundle:
-    """With calls of at most 16 tokens, so that prompts take several; codes of equal shapes have equal sizes."""
+def export(
+    checkpoint: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any
+) -> Bundle:
+    """With calls of at most 16 tokens, so that prompts take several; codes of equal shapes have
+    equal sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "CUSTOM_OP_TOKENS", 16)
         defaults = {"formats": (FORMAT,), "context": CONTEXT, "codec": "raw"}
@@ -71,7 +75,11 @@ def assert_right(bundle: Bundle) -> ParityReport:
     """It passes; its structure, exact but for float rounding, with much room."""
     report = judge(bundle)
     assert report.passed, [check for check in report.checks if not check.passed]
-    exact = [c.sqnr_db_worst for c in report.checks if c.verdict == "logits" and c.arithmetic == "float32"]
+    exact = [
+        c.sqnr_db_worst
+        for c in report.checks
+        if c.verdict == "logits" and c.arithmetic == "float32"
+    ]
     assert min(s for s in exact if s is not None) > 90
     return report
 
@@ -79,7 +87,10 @@ def assert_right(bundle: Bundle) -> ParityReport:
 def test_a_right_package_passes(ios: Bundle) -> None:
     checks = assert_right(ios).checks
     assert {check.verdict for check in checks} == {"levels", "logits", "greedy", "context"}
-    assert {check.arithmetic for check in checks if check.verdict == "logits"} == {"float32", "int8"}
+    assert {check.arithmetic for check in checks if check.verdict == "logits"} == {
+        "float32",
+        "int8",
+    }
 
 
 def test_lzw_coded_weights_pass(checkpoint: Path, tmp_path: Path) -> None:
@@ -88,9 +99,17 @@ def test_lzw_coded_weights_pass(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_another_shape_and_float_activations_pass(tmp_path: Path) -> None:
     checkpoint = write_llama(
-        tmp_path / "model", hidden_size=36, intermediate_size=43, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=10, num_hidden_layers=3, tie_word_embeddings=False, rope_scaling=LLAMA3_ROPE, rope_theta=5e5,
-    )  # fmt: skip
+        tmp_path / "model",
+        hidden_size=36,
+        intermediate_size=43,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        num_hidden_layers=3,
+        tie_word_embeddings=False,
+        rope_scaling=LLAMA3_ROPE,
+        rope_theta=5e5,
+    )
     scheme = QuantConfig(scheme="ternary", group_size=20, sparsity=0.5, embedding="ternary")
     assert_right(export(checkpoint, tmp_path / "out", scheme, activations="float32", codec="auto"))
 
@@ -132,7 +151,9 @@ def with_flipped_level(bundle: Bundle, name: str) -> encoder.EncodedTensor:
 
 def test_a_flipped_level(copied: Bundle) -> None:
     at = place(copied, GATE, FORMAT)
-    report = judge(patched(copied, at.file, at.offset, with_flipped_level(copied, GATE).blob.tobytes()))
+    report = judge(
+        patched(copied, at.file, at.offset, with_flipped_level(copied, GATE).blob.tobytes())
+    )
     assert {"levels", "logits"} <= failed(report)
     assert report.checks[0].detail == f"{GATE}: levels differ"
 
@@ -149,7 +170,9 @@ def test_a_flipped_level_that_the_manifest_agrees_with(copied: Bundle) -> None:
 
 def test_a_flipped_bit_of_a_blob_is_an_error(copied: Bundle) -> None:
     at, blob = stored(copied, GATE)
-    sealed = patched(copied, at.file, at.offset + at.n_bytes // 2, bytes([blob[at.n_bytes // 2] ^ 4]))
+    sealed = patched(
+        copied, at.file, at.offset + at.n_bytes // 2, bytes([blob[at.n_bytes // 2] ^ 4])
+    )
     with pytest.raises(BundleError, match=GATE.replace(".", r"\.")):
         runner(sealed)
 
@@ -163,7 +186,10 @@ def test_swapped_weights(copied: Bundle) -> None:
     report = judge(sealed)
     assert {"levels", "logits"} <= failed(report)
     assert report.checks[0].detail == f"{GATE}: levels differ; {UP}: levels differ"
-    places = sealed.artifact(FORMAT).places | {GATE: place(sealed, UP, FORMAT), UP: place(sealed, GATE, FORMAT)}
+    places = sealed.artifact(FORMAT).places | {
+        GATE: place(sealed, UP, FORMAT),
+        UP: place(sealed, GATE, FORMAT),
+    }
     agreed = judge(reseal(sealed, artifacts=with_artifact(sealed, FORMAT, places=places)))
     assert agreed.checks[0].passed
     assert "logits" in failed(agreed)
@@ -204,11 +230,14 @@ def test_a_wrong_rope_base(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_swapped_rope_tables(checkpoint: Path, tmp_path: Path) -> None:
     real = coreml.rope_tables
-    assert "logits" in wrong(checkpoint, tmp_path / "out", coreml, "rope_tables", lambda m, c: real(m, c)[::-1])
+    assert "logits" in wrong(
+        checkpoint, tmp_path / "out", coreml, "rope_tables", lambda m, c: real(m, c)[::-1]
+    )
 
 
 def test_one_wrong_row_of_a_rope_table(checkpoint: Path, tmp_path: Path) -> None:
-    """The last position has the angles of the one before: only the prompt that fills the context gets there."""
+    """The last position has the angles of the one before: only the prompt that fills the context
+    gets there."""
     real = coreml.rope_tables
 
     def changed(model: Any, context: int) -> Any:
@@ -230,38 +259,52 @@ def with_layer(change: Callable[[Layer, Any, str, Sequence[str], dict[str, Any]]
     return layer
 
 
-def permuted_heads(plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]) -> str:
+def permuted_heads(
+    plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]
+) -> str:
     """Outputs of heads by their place in the group first: [KV, G, S, D] -> [S, G, KV, D]."""
     if params.get("axes") == [2, 0, 1, 3]:
         return plain(kind, *inputs, axes=[2, 1, 0, 3])
     return plain(kind, *inputs, **params)
 
 
-def transposed_heads(plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]) -> str:
+def transposed_heads(
+    plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]
+) -> str:
     """Queries read as [S, KV, D, G], as if the heads of a group were interleaved."""
     if kind == "reshapeDynamic" and inputs[1] == builder.query_shape:
         m = builder.model
         groups = m.num_attention_heads // m.num_key_value_heads
-        read = plain(kind, inputs[0], builder._with_tokens(m.num_key_value_heads, m.head_dim, groups))
+        read = plain(
+            kind, inputs[0], builder._with_tokens(m.num_key_value_heads, m.head_dim, groups)
+        )
         return builder.layer("transpose", read, axes=[0, 1, 3, 2])
     return plain(kind, *inputs, **params)
 
 
-def shown_future(plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]) -> str:
+def shown_future(
+    plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]
+) -> str:
     """Each token sees the one after it."""
     if kind == "greaterThan":
         inputs = (inputs[0], builder.add(inputs[1], builder.scalar(1.0)))
     return plain(kind, *inputs, **params)
 
 
-def unhidden_slots(plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]) -> str:
+def unhidden_slots(
+    plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]
+) -> str:
     """The slot that the first new token will get counts as used."""
     return plain("greaterThan" if kind == "greaterEqual" else kind, *inputs, **params)
 
 
-def no_root(plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]) -> str:
+def no_root(
+    plain: Layer, builder: Any, kind: str, inputs: Sequence[str], params: dict[str, Any]
+) -> str:
     """Norms divide by the mean of squares, not by its root."""
-    return plain(kind, *inputs, **params | ({"type": "ABS"} if params.get("type") == "SQRT" else {}))
+    return plain(
+        kind, *inputs, **params | ({"type": "ABS"} if params.get("type") == "SQRT" else {})
+    )
 
 
 GRAPHS = [permuted_heads, transposed_heads, shown_future, unhidden_slots, no_root]
@@ -277,7 +320,13 @@ def test_keys_read_as_values(checkpoint: Path, tmp_path: Path) -> None:
     """Right within a call, wrong across calls."""
     builder = coreml_custom_op._Builder
     real = builder._cached
-    changed = wrong(checkpoint, tmp_path / "out", builder, "_cached", lambda self, i, which: real(self, i, 1 - which))
+    changed = wrong(
+        checkpoint,
+        tmp_path / "out",
+        builder,
+        "_cached",
+        lambda self, i, which: real(self, i, 1 - which),
+    )
     assert "logits" in changed
 
 
@@ -322,7 +371,9 @@ class EndlessRunner(CustomOpRunner):
         return super().forward(tokens, min(position, self.context - len(tokens)))
 
 
-@pytest.mark.parametrize(("kind", "verdict"), [(ForgetfulRunner, "logits"), (EndlessRunner, "context")])
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [(ForgetfulRunner, "logits"), (EndlessRunner, "context")]
+)
 def test_a_wrong_runner(ios: Bundle, kind: type[CustomOpRunner], verdict: str) -> None:
     assert verdict in failed(judge(ios, kind(ios, ios.artifact(FORMAT))))
 
@@ -350,9 +401,12 @@ def test_a_tampered_model_is_an_error(copied: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"context": 47}, "kv_cache has first size"), ({"vocab_size": 149}, "logits has first size")]
+    ("changes", "named"),
+    [({"context": 47}, "kv_cache has first size"), ({"vocab_size": 149}, "logits has first size")],
 )
-def test_a_manifest_that_is_not_the_packages_is_an_error(copied: Bundle, changes: dict[str, int], named: str) -> None:
+def test_a_manifest_that_is_not_the_packages_is_an_error(
+    copied: Bundle, changes: dict[str, int], named: str
+) -> None:
     sealed = reseal(copied, interface=dataclasses.replace(copied.manifest.interface, **changes))
     with pytest.raises(BundleError, match="not the package the manifest describes") as caught:
         runner(sealed)
@@ -360,9 +414,12 @@ def test_a_manifest_that_is_not_the_packages_is_an_error(copied: Bundle, changes
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"prefill_tokens": 8}, "input_ids"), ({"activations": "float32"}, "int8 activations: True")]
+    ("changes", "named"),
+    [({"prefill_tokens": 8}, "input_ids"), ({"activations": "float32"}, "int8 activations: True")],
 )
-def test_an_artifact_that_is_not_the_package_is_an_error(copied: Bundle, changes: dict[str, Any], named: str) -> None:
+def test_an_artifact_that_is_not_the_package_is_an_error(
+    copied: Bundle, changes: dict[str, Any], named: str
+) -> None:
     sealed = reseal(copied, artifacts=with_artifact(copied, FORMAT, **changes))
     with pytest.raises(BundleError, match="not the package the manifest describes") as caught:
         runner(sealed)
@@ -376,7 +433,9 @@ def test_an_artifact_that_is_not_the_package_is_an_error(copied: Bundle, changes
 def beside(ios: Bundle, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same export, as if its weights were too large for a protobuf."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", (ios.path / MODEL).stat().st_size - 1)
+        patch.setattr(
+            coreml_custom_op, "PROTOBUF_LIMIT_BYTES", (ios.path / MODEL).stat().st_size - 1
+        )
         return export(checkpoint, tmp_path_factory.mktemp("beside") / "bundle")
 
 
@@ -419,12 +478,18 @@ def test_codes_beside_the_package_are_the_same_bit_for_bit(ios: Bundle, beside: 
 
 def test_a_flipped_level_beside_the_package(copied_beside: Bundle) -> None:
     at = place(copied_beside, GATE, FORMAT)
-    report = judge(patched(copied_beside, SIDE, at.offset, with_flipped_level(copied_beside, GATE).blob.tobytes()))
+    report = judge(
+        patched(
+            copied_beside, SIDE, at.offset, with_flipped_level(copied_beside, GATE).blob.tobytes()
+        )
+    )
     assert {"levels", "logits"} <= failed(report)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1000, None])
-def test_cut_or_absent_weights_beside_the_package_are_an_error(copied_beside: Bundle, n_bytes: int | None) -> None:
+def test_cut_or_absent_weights_beside_the_package_are_an_error(
+    copied_beside: Bundle, n_bytes: int | None
+) -> None:
     path = copied_beside.path / SIDE
     data = path.read_bytes()
     path.unlink()

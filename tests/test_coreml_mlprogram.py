@@ -46,14 +46,23 @@ def emit(parts: Parts, work: Path, **config: Any) -> Made:
     work.mkdir()
     settings = MLProgramConfig(**{"context": CONTEXT, "chunk_bytes": 10**9} | config)
     emitted = coreml_mlprogram.emit(
-        parts.encoded, parts.vectors, parts.checkpoint.config, settings, work, METADATA, lambda done, total: None
+        parts.encoded,
+        parts.vectors,
+        parts.checkpoint.config,
+        settings,
+        work,
+        METADATA,
+        lambda done, total: None,
     )
     return Made(parts, emitted, work)
 
 
 MODELS: dict[str, tuple[QuantConfig, dict[str, Any]]] = {
     "ternary": (TERNARY, {}),
-    "grouped": (GROUPED, {"tie_word_embeddings": False, "num_key_value_heads": 4, "rope_scaling": LLAMA3_ROPE}),
+    "grouped": (
+        GROUPED,
+        {"tie_word_embeddings": False, "num_key_value_heads": 4, "rope_scaling": LLAMA3_ROPE},
+    ),
     "int8": (INT8, {"intermediate_size": 72, "head_dim": 30, "num_hidden_layers": 1}),
 }
 
@@ -62,7 +71,9 @@ MODELS: dict[str, tuple[QuantConfig, dict[str, Any]]] = {
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     quantization, shape = MODELS[request.param]
     directory = tmp_path_factory.mktemp(request.param)
-    parts = helpers_bundles.encode(write_llama(directory / "model", **shape), directory / "coded", quantization)
+    parts = helpers_bundles.encode(
+        write_llama(directory / "model", **shape), directory / "coded", quantization
+    )
     done = emit(parts, directory / "out")
     expand(done.work, done.emitted.recipe, done.package, lambda n: None)
     return done
@@ -83,7 +94,9 @@ def program(made: Made, spec: Any) -> Any:
         from coremltools.converters.mil.frontend.milproto.load import load
 
         weights = made.package / coreml.WEIGHTS_DIR
-        return load(spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights))
+        return load(
+            spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights)
+        )
 
 
 def dense(made: Made, name: str) -> np.ndarray:
@@ -91,7 +104,9 @@ def dense(made: Made, name: str) -> np.ndarray:
     matrix = made.parts.encoded.matrices[name]
     with matrix.open() as coded:
         levels = torch.from_numpy(coded.decode_rows())
-    scales = np.repeat(np.asarray(matrix.scales()).astype(np.float16), matrix.group_size, axis=1)[:, : matrix.cols]
+    scales = np.repeat(np.asarray(matrix.scales()).astype(np.float16), matrix.group_size, axis=1)[
+        :, : matrix.cols
+    ]
     return levels.numpy().astype(np.float16) * scales
 
 
@@ -123,7 +138,10 @@ def test_a_model_that_coremltools_opens(made: Made) -> None:
 
 
 def described(features: Any) -> dict[str, tuple[int, ...]]:
-    return {f.name: tuple(f.type.multiArrayType.shape or f.type.stateType.arrayType.shape) for f in features}
+    return {
+        f.name: tuple(f.type.multiArrayType.shape or f.type.stateType.arrayType.shape)
+        for f in features
+    }
 
 
 def test_the_interface_is_as_documented(made: Made, spec: Any) -> None:
@@ -133,7 +151,11 @@ def test_the_interface_is_as_documented(made: Made, spec: Any) -> None:
     assert description.defaultFunctionName == "decode"
     functions = {f.name: f for f in description.functions}
     assert described(functions["decode"].input) == {"input_ids": (1, 1), "position": (1,)}
-    assert described(functions["prefill"].input) == {"input_ids": (1, CONTEXT), "position": (1,), "last": (1,)}
+    assert described(functions["prefill"].input) == {
+        "input_ids": (1, CONTEXT),
+        "position": (1,),
+        "last": (1,),
+    }
     cache = (config.num_hidden_layers, config.num_key_value_heads, CONTEXT, config.head_dim)
     for function in functions.values():
         assert described(function.output) == {"logits": (1, config.vocab_size)}
@@ -141,7 +163,8 @@ def test_the_interface_is_as_documented(made: Made, spec: Any) -> None:
 
 
 def test_each_state_is_read_once_before_its_updates(spec: Any) -> None:
-    """And then only what was just written: coremltools merges two reads with a write between them."""
+    """And then only what was just written: coremltools merges two reads with a write between
+    them."""
     for function in spec.mlProgram.functions.values():
         (block,) = function.block_specializations.values()
         kinds = {"k_cache": "", "v_cache": ""}
@@ -164,7 +187,11 @@ def test_both_functions_share_their_weights(made: Made, spec: Any) -> None:
         Counter(op.type for block in f.block_specializations.values() for op in block.operations)
         for f in spec.mlProgram.functions.values()
     ]
-    assert counts[0]["linear"] == counts[1]["linear"] == 7 * made.parts.checkpoint.config.num_hidden_layers + 1
+    assert (
+        counts[0]["linear"]
+        == counts[1]["linear"]
+        == 7 * made.parts.checkpoint.config.num_hidden_layers + 1
+    )
 
 
 def test_levels_lie_where_the_places_say(made: Made) -> None:
@@ -202,7 +229,9 @@ def test_weights_are_split_into_chunks(made: Made, tmp_path: Path) -> None:
         from coremltools.converters.mil.frontend.milproto.load import load
 
         spec = coremltools.utils.load_spec(str(split.package))
-        load(spec, specification_version=9, file_weights_dir=str(split.package / coreml.WEIGHTS_DIR))
+        load(
+            spec, specification_version=9, file_weights_dir=str(split.package / coreml.WEIGHTS_DIR)
+        )
 
 
 def test_a_chunk_smaller_than_a_matrix_is_refused(made: Made, tmp_path: Path) -> None:
@@ -230,7 +259,8 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, sca
 
 
 def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -> list[str]:
-    """What is wrong with the program after `edit`; `placed` are rows of matrices in the weight file, 0 for none."""
+    """What is wrong with the program after `edit`; `placed` are rows of matrices in the weight
+    file, 0 for none."""
     layout = coreml_mlprogram._Layout(10**9)
     for name, matrix in made.parts.encoded.matrices.items():
         if rows := placed.get(name.split(".")[-2], matrix.rows):
@@ -255,8 +285,12 @@ def first(spec: Any, function: str, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("function", ["decode", "prefill"])
-@pytest.mark.parametrize("kind", ["linear", "scaled_dot_product_attention", "slice_update", "constexpr"])
-def test_an_operation_too_few_fails_the_check(made: Made, spec: Any, function: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["linear", "scaled_dot_product_attention", "slice_update", "constexpr"]
+)
+def test_an_operation_too_few_fails_the_check(
+    made: Made, spec: Any, function: str, kind: str
+) -> None:
     ops = coreml_mlprogram.operations(spec, function)
     full = next(op.type for op in ops if op.type.startswith(kind))
     n = sum(op.type == full for op in ops)
@@ -271,13 +305,18 @@ def test_a_dense_product_fails_the_check(made: Made, spec: Any, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["read_state", "write_state"])
-def test_a_state_that_is_not_read_or_written_fails_the_check(made: Made, spec: Any, kind: str) -> None:
+def test_a_state_that_is_not_read_or_written_fails_the_check(
+    made: Made, spec: Any, kind: str
+) -> None:
     problems = check(made, spec, lambda s: setattr(first(s, "decode", kind), "type", "identity"))
     assert problems == ["decode: k_cache is not read once and then updated in a chain"]
 
 
-def test_a_state_read_twice_fails_the_export(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one might write it; coremltools' passes would then merge the reads over a write between them."""
+def test_a_state_read_twice_fails_the_export(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one might write it; coremltools' passes would then merge the reads over a write between
+    them."""
     real = coreml_mlprogram._Builder.update
 
     def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
@@ -288,7 +327,9 @@ def test_a_state_read_twice_fails_the_export(made: Made, tmp_path: Path, monkeyp
     with pytest.raises(ExportError) as caught:
         emit(made.parts, tmp_path / "out")
     right = "is not read once and then updated in a chain"
-    assert caught.value.problems == [f"{f}: {s}_cache {right}" for f in ("decode", "prefill") for s in "kv"]
+    assert caught.value.problems == [
+        f"{f}: {s}_cache {right}" for f in ("decode", "prefill") for s in "kv"
+    ]
 
 
 def test_a_matrix_that_is_absent_or_cut_fails_the_check(made: Made, spec: Any) -> None:
@@ -303,15 +344,19 @@ def function(spec: Any, name: str) -> Any:
 
 
 DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "version": (lambda s: setattr(s, "specificationVersion", 8), "specification version is 8, expected 9"),
-    "author": (lambda s: setattr(s.description.metadata, "author", ""), "metadata author is , expected somebody"),
-    "licence": (lambda s: setattr(s.description.metadata, "license", "MIT"), "metadata license is MIT, expected "),
+    "version": (lambda s: setattr(s, "specificationVersion", 8), "specification version is 8, "
+                                                                 "expected 9"),
+    "author": (lambda s: setattr(s.description.metadata, "author", ""), "metadata author is , "
+                                                                        "expected somebody"),
+    "licence": (lambda s: setattr(s.description.metadata, "license", "MIT"), "metadata license "
+                                                                             "is MIT, expected "),
     "scheme": (
         lambda s: s.description.metadata.userDefined.pop("tinyqmoe.scheme"),
         "metadata tinyqmoe.scheme is absent, expected ternary",
     ),
     "more metadata": (
-        lambda s: s.description.metadata.userDefined.update({"x": "y"}), "metadata x is y, expected none",
+        lambda s: s.description.metadata.userDefined.update({"x": "y"}), "metadata x is y, "
+                                                                         "expected none",
     ),
     "input": (
         lambda s: setattr(function(s, "prefill").input[1], "name", "start"),
@@ -326,7 +371,8 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
         "decode: state k_cache is float16 [",
     ),
     "function": (
-        lambda s: setattr(function(s, "decode"), "name", "step"), "decode: input input_ids is absent, expected int32",
+        lambda s: setattr(function(s, "decode"), "name", "step"), "decode: input input_ids is "
+                                                                  "absent, expected int32",
     ),
     "size": (
         lambda s: setattr(s.description.metadata, "shortDescription", "x" * (1 << 20)),
@@ -369,13 +415,20 @@ def test_a_program_that_coremltools_cannot_reload_fails(made: Made, spec: Any) -
 
 
 def test_rope_tables_are_right_at_the_last_position_of_llama() -> None:
-    """At position 131,071 a float32 angle is off by up to 2^-7 / 2, which is the model's own definition; the cosine of
-    that angle is exact to half precision."""
+    """At position 131,071 a float32 angle is off by up to 2^-7 / 2, which is the model's own
+    definition; the cosine of that angle is exact to half precision."""
     raw = {
-        "model_type": "llama", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "max_position_embeddings": 131072, "rope_theta": 500000.0, "head_dim": 64,
+        "model_type": "llama",
+        "vocab_size": 8,
+        "hidden_size": 64,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "head_dim": 64,
         "rope_scaling": LLAMA3_ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
-    }  # fmt: skip
+    }
     config = LlamaConfig.from_dict(raw)
     cos, sin = (table.numpy() for table in coreml.rope_tables(config, 131072))
     exact = np.float64(131071) * coreml.rope_frequencies(config).double().numpy()

@@ -1,4 +1,5 @@
-"""Packages and weight files: what coremltools wrote reads back, and what lies is refused with its place."""
+"""Packages and weight files: what coremltools wrote reads back, and what lies is refused with its
+place."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import BundleError
-from runtime_ref.coreml_package import STORAGE, BlobFile, BlobFiles, CoreMLPackage, Packed, load_spec, packed_bytes
+from runtime_ref.coreml_package import (
+    STORAGE,
+    BlobFile,
+    BlobFiles,
+    CoreMLPackage,
+    Packed,
+    load_spec,
+    packed_bytes,
+)
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 7)
@@ -70,10 +79,15 @@ def test_whole_bytes_are_not_copied(dtype: str, written: tuple[Path, dict[str, i
 
 @settings(max_examples=150, deadline=None)
 @given(
-    dtype=st.sampled_from([*LIMITS, "uint8"]), rows=st.integers(1, 9), cols=st.integers(1, 9), data=st.data(),
+    dtype=st.sampled_from([*LIMITS, "uint8"]),
+    rows=st.integers(1, 9),
+    cols=st.integers(1, 9),
+    data=st.data(),
     seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
-def test_rows_of_packed_values(dtype: str, rows: int, cols: int, data: st.DataObject, seed: int) -> None:
+)
+def test_rows_of_packed_values(
+    dtype: str, rows: int, cols: int, data: st.DataObject, seed: int
+) -> None:
     """Against packing bit by bit, lowest first, as a big number."""
     rng = np.random.default_rng(seed)
     low, high = LIMITS.get(dtype, (0, 256))
@@ -103,15 +117,27 @@ LIES: dict[str, tuple[int, str, int, str]] = {
     "type": (4, "<I", 2, "type is float32, expected uint2"),
     "unknown type": (4, "<I", 99, "type is number 99, expected uint2"),
     "size": (8, "<Q", 10, r"size in bytes is 10, expected 9, for uint2 \[5, 7\]"),
-    "data offset, past the end": (16, "<Q", 1 << 60, "data offset is 1152921504606846976, expected a multiple of 64"),
-    "data offset, in the header": (16, "<Q", 0, r"data offset is 0, expected a multiple of 64 in \[64, "),
+    "data offset, past the end": (
+        16,
+        "<Q",
+        1 << 60,
+        "data offset is 1152921504606846976, expected a multiple of 64",
+    ),
+    "data offset, in the header": (
+        16,
+        "<Q",
+        0,
+        r"data offset is 0, expected a multiple of 64 in \[64, ",
+    ),
     "data offset, not aligned": (16, "<Q", 65, "data offset is 65"),
     "padding": (24, "<Q", 0, "padding in bits is 0, expected 2"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_blob_is_refused(lie: str, written: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
+def test_a_lying_blob_is_refused(
+    lie: str, written: tuple[Path, dict[str, int]], tmp_path: Path
+) -> None:
     path, offsets = written
     at, layout, value, message = LIES[lie]
     offset = offsets["uint2"]
@@ -121,8 +147,13 @@ def test_a_lying_blob_is_refused(lie: str, written: tuple[Path, dict[str, int]],
 
 
 @pytest.mark.parametrize("offset", [0, 63, 65, 1 << 40])
-def test_an_offset_without_a_blob_is_refused(offset: int, written: tuple[Path, dict[str, int]]) -> None:
-    with pytest.raises(BundleError, match=rf"blob at {offset}: offset is {offset}, expected a multiple of 64 in \[64"):
+def test_an_offset_without_a_blob_is_refused(
+    offset: int, written: tuple[Path, dict[str, int]]
+) -> None:
+    with pytest.raises(
+        BundleError,
+        match=rf"blob at {offset}: offset is {offset}, expected a multiple of 64 in \[64",
+    ):
         BlobFile(written[0]).read(offset, "int8", SHAPE)
 
 
@@ -139,7 +170,9 @@ def test_a_truncated_file_is_refused(written: tuple[Path, dict[str, int]], tmp_p
     last = max(offsets, key=lambda dtype: offsets[dtype])
     cut = tmp_path / "weight.bin"
     cut.write_bytes(path.read_bytes()[: offsets[last] + 64 + 8])
-    with pytest.raises(BundleError, match=f"blob at {offsets[last]}: data offset is {offsets[last] + 64}"):
+    with pytest.raises(
+        BundleError, match=f"blob at {offsets[last]}: data offset is {offsets[last] + 64}"
+    ):
         BlobFile(cut).read(offsets[last], last, SHAPE)
     with pytest.raises(BundleError, match=f"blob at {offsets[last] + 64}: offset is"):
         BlobFile(cut).read(offsets[last] + 64, last, SHAPE)
@@ -147,7 +180,11 @@ def test_a_truncated_file_is_refused(written: tuple[Path, dict[str, int]], tmp_p
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is not a weight file"), (b"x" * 63, "63 bytes, expected 64"), (bytes(64), "storage version 0, expected 2")],
+    [
+        (b"", "is not a weight file"),
+        (b"x" * 63, "63 bytes, expected 64"),
+        (bytes(64), "storage version 0, expected 2"),
+    ],
 )
 def test_what_is_no_weight_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "weight.bin").write_bytes(content)
@@ -157,9 +194,17 @@ def test_what_is_no_weight_file_is_refused(content: bytes, message: str, tmp_pat
 
 @pytest.mark.parametrize(
     "name",
-    ["weight.bin", "@model_path/weight.bin", "@model_path/weights/../weight.bin", "@model_path/weights/", "/etc/passwd",
-     "@model_path/weights/..", "@model_path/weights/a/b.bin", "@model_path/weights/a\\b.bin"],
-)  # fmt: skip
+    [
+        "weight.bin",
+        "@model_path/weight.bin",
+        "@model_path/weights/../weight.bin",
+        "@model_path/weights/",
+        "/etc/passwd",
+        "@model_path/weights/..",
+        "@model_path/weights/a/b.bin",
+        "@model_path/weights/a\\b.bin",
+    ],
+)
 def test_a_file_outside_the_weights_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="which is not in @model_path/weights/"):
         BlobFiles(tmp_path).read(name, 64, "int8", (1,))
@@ -209,14 +254,26 @@ def _set(entry: Manifest, key: str, value: str) -> None:
 
 
 MANIFESTS: dict[str, tuple[Callable[[Manifest], Any], str]] = {
-    "version": (lambda m: _set(m, "fileFormatVersion", "2.0.0"), "fileFormatVersion '2.0.0', this reads '1.0.0'"),
+    "version": (
+        lambda m: _set(m, "fileFormatVersion", "2.0.0"),
+        "fileFormatVersion '2.0.0', this reads '1.0.0'",
+    ),
     "no root": (lambda m: m.pop("rootModelIdentifier"), "lacks an entry .*rootModelIdentifier"),
-    "another root": (lambda m: _set(m, "rootModelIdentifier", "X"), "the root 'X', but no such item"),
+    "another root": (
+        lambda m: _set(m, "rootModelIdentifier", "X"),
+        "the root 'X', but no such item",
+    ),
     "items of another kind": (lambda m: _set(m, "itemInfoEntries", "X"), "of another kind"),
-    "absent": (lambda m: _set(_root(m), "path", "com.apple.CoreML/other"), "Data/com.apple.CoreML/other is absent"),
+    "absent": (
+        lambda m: _set(_root(m), "path", "com.apple.CoreML/other"),
+        "Data/com.apple.CoreML/other is absent",
+    ),
     "outside": (lambda m: _set(_root(m), "path", "../../x"), "'../../x' points outside"),
     "absolute": (lambda m: _set(_root(m), "path", "/etc/passwd"), "'/etc/passwd' points outside"),
-    "a folder": (lambda m: _set(_root(m), "path", "com.apple.CoreML"), "the root item com.apple.CoreML is not a file"),
+    "a folder": (
+        lambda m: _set(_root(m), "path", "com.apple.CoreML"),
+        "the root item com.apple.CoreML is not a file",
+    ),
 }
 
 
@@ -245,12 +302,16 @@ def test_weights_that_are_not_listed_are_not_there(package: CoreMLPackage, tmp_p
     shutil.copytree(package.path, path)
     manifest = json.loads((path / "Manifest.json").read_text())
     entries = manifest["itemInfoEntries"]
-    manifest["itemInfoEntries"] = {key: e for key, e in entries.items() if not e["path"].endswith("weights")}
+    manifest["itemInfoEntries"] = {
+        key: e for key, e in entries.items() if not e["path"].endswith("weights")
+    }
     (path / "Manifest.json").write_text(json.dumps(manifest))
     assert CoreMLPackage.open(path).weights_dir is None
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"\xff\xff\xff", "is not a Core ML model"), (b"", "holds no model")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\xff\xff\xff", "is not a Core ML model"), (b"", "holds no model")]
+)
 def test_what_is_no_model_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "model.mlmodel").write_bytes(content)
     with pytest.raises(BundleError, match=message):

@@ -1,4 +1,5 @@
-"""Parity of the ML Program: a right package passes far inside the gates, and every kind of wrong package is caught."""
+"""Parity of the ML Program: a right package passes far inside the gates, and every kind of wrong
+package is caught."""
 
 from __future__ import annotations
 
@@ -45,12 +46,17 @@ def failed(report: ParityReport) -> set[str]:
     return {check.verdict for check in report.checks if not check.passed}
 
 
-def export(checkpoint: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any) -> Bundle:
+def export(
+    checkpoint: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any
+) -> Bundle:
     """With prefills of at most 16 tokens, so that prompts take several calls and paddings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coreml_mlprogram, "PREFILL_TOKENS", 16)
         return helpers_bundles.export(
-            checkpoint, out, quantization, **{"formats": ("mlprogram",), "context": CONTEXT} | options
+            checkpoint,
+            out,
+            quantization,
+            **{"formats": ("mlprogram",), "context": CONTEXT} | options,
         )
 
 
@@ -75,25 +81,42 @@ def report(ios: Bundle) -> ParityReport:
 def test_a_right_package_passes(report: ParityReport) -> None:
     assert report.passed, [check for check in report.checks if not check.passed]
     assert {check.verdict for check in report.checks} == {"levels", "logits", "greedy", "context"}
-    assert {check.arithmetic for check in report.checks if check.verdict == "logits"} == {"float32", "float16"}
+    assert {check.arithmetic for check in report.checks if check.verdict == "logits"} == {
+        "float32",
+        "float16",
+    }
 
 
 def test_structure_is_right_to_float_rounding(report: ParityReport) -> None:
-    """Constants are held exactly, so a right program is as near to the reference as float32 allows."""
-    worst = [c.sqnr_db_worst for c in report.checks if c.verdict == "logits" and c.arithmetic == "float32"]
+    """Constants are held exactly, so a right program is as near to the reference as float32
+    allows."""
+    worst = [
+        c.sqnr_db_worst
+        for c in report.checks
+        if c.verdict == "logits" and c.arithmetic == "float32"
+    ]
     assert min(w for w in worst if w is not None) > 90
 
 
 def test_half_precision_is_no_float32(report: ParityReport) -> None:
     """It is computed with rounding, and that rounding is what its gate was set for."""
-    worst = [c.sqnr_db_worst for c in report.checks if c.verdict == "logits" and c.arithmetic == "float16"]
+    worst = [
+        c.sqnr_db_worst
+        for c in report.checks
+        if c.verdict == "logits" and c.arithmetic == "float16"
+    ]
     assert all(35 < w < 80 for w in worst if w is not None)
 
 
 SHAPES: dict[str, tuple[QuantConfig, dict[str, Any]]] = {
     "int8, untied, llama3 rope": (
         QuantConfig(scheme="int8"),
-        {"tie_word_embeddings": False, "num_key_value_heads": 4, "rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0},
+        {
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 4,
+            "rope_scaling": LLAMA3_ROPE,
+            "rope_theta": 500000.0,
+        },
     ),
     "grouped ternary, one kv head": (
         QuantConfig(scheme="ternary", group_size=16, embedding="ternary"),
@@ -103,14 +126,19 @@ SHAPES: dict[str, tuple[QuantConfig, dict[str, Any]]] = {
         QuantConfig(scheme="ternary", sparsity=0.6),
         {"hidden_size": 36, "intermediate_size": 43, "num_attention_heads": 2, "head_dim": 22},
     ),
-    "large vocabulary": (QuantConfig(scheme="int8"), {"vocab_size": 128256, "hidden_size": 16, "num_hidden_layers": 1}),
+    "large vocabulary": (
+        QuantConfig(scheme="int8"),
+        {"vocab_size": 128256, "hidden_size": 16, "num_hidden_layers": 1},
+    ),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_models_of_other_shapes_pass(shape: str, tmp_path: Path) -> None:
     quantization, changes = SHAPES[shape]
-    report = judge(export(write_llama(tmp_path / "model", **changes), tmp_path / "out", quantization))
+    report = judge(
+        export(write_llama(tmp_path / "model", **changes), tmp_path / "out", quantization)
+    )
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
@@ -182,7 +210,9 @@ def test_the_temporary_package_goes_with_the_runner(ios: Bundle) -> None:
 # ---- wrong packages
 
 
-def wrong(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **methods: Any) -> ParityReport:
+def wrong(
+    checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **methods: Any
+) -> ParityReport:
     """Parity of a package whose builder was changed; levels stay right."""
     for name, method in methods.items():
         monkeypatch.setattr(coreml_mlprogram._Builder, name, method)
@@ -191,8 +221,11 @@ def wrong(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **method
     return report
 
 
-def test_a_state_read_before_its_update(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What coremltools' merged reads do: the attention of the first layer does not see the new keys."""
+def test_a_state_read_before_its_update(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What coremltools' merged reads do: the attention of the first layer does not see the new
+    keys."""
     real = coreml_mlprogram._Builder.update
 
     def stale(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
@@ -204,12 +237,18 @@ def test_a_state_read_before_its_update(checkpoint: Path, tmp_path: Path, monkey
     attention = coreml_mlprogram._Builder.attention
 
     def attend(self: Any, q: Any, caches: Any, layer: int, mask: Any, n_tokens: int) -> Any:
-        return attention(self, q, list(self.stale.values()) if layer == 0 else caches, layer, mask, n_tokens)
+        return attention(
+            self, q, list(self.stale.values()) if layer == 0 else caches, layer, mask, n_tokens
+        )
 
-    assert "logits" in failed(wrong(checkpoint, tmp_path / "out", monkeypatch, update=stale, attention=attend))
+    assert "logits" in failed(
+        wrong(checkpoint, tmp_path / "out", monkeypatch, update=stale, attention=attend)
+    )
 
 
-def test_a_stale_position(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_position(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every call writes into the first slots of the second layer."""
     real = coreml_mlprogram._Builder.update
 
@@ -219,7 +258,9 @@ def test_a_stale_position(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.
     assert "logits" in failed(wrong(checkpoint, tmp_path / "out", monkeypatch, update=update))
 
 
-def test_a_swapped_transpose(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swapped_transpose(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def heads(self: Any, h: Any, name: str, n_tokens: int) -> Any:
         y = self.linear(h, name)
         dim = self.model.head_dim
@@ -229,7 +270,9 @@ def test_a_swapped_transpose(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
     assert "logits" in failed(wrong(checkpoint, tmp_path / "out", monkeypatch, heads=heads))
 
 
-def test_a_mask_that_shows_the_future(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_shows_the_future(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = coreml_mlprogram._Builder.mask
 
     def mask(self: Any, positions: Any, n_tokens: int) -> Any:
@@ -238,17 +281,25 @@ def test_a_mask_that_shows_the_future(checkpoint: Path, tmp_path: Path, monkeypa
     assert "logits" in failed(wrong(checkpoint, tmp_path / "out", monkeypatch, mask=mask))
 
 
-def test_a_wrong_rope_base(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rope_base(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = coreml.rope_tables
-    monkeypatch.setattr(coreml, "rope_tables", lambda m, c: real(dataclasses.replace(m, rope_theta=20000.0), c))
+    monkeypatch.setattr(
+        coreml, "rope_tables", lambda m, c: real(dataclasses.replace(m, rope_theta=20000.0), c)
+    )
     report = judge(export(checkpoint, tmp_path / "out"))
     assert "logits" in failed(report)
     assert report.checks[0].passed
-    assert llama.LlamaConfig.from_dict(json.loads((checkpoint / "config.json").read_text())).rope_theta == 10000.0
+    assert (
+        llama.LlamaConfig.from_dict(json.loads((checkpoint / "config.json").read_text())).rope_theta
+        == 10000.0
+    )
 
 
 def patch_weights(bundle: Bundle, change: Any) -> Bundle:
-    """Lets `change` edit the coded weights, and writes recipe and manifest anew for what they then expand to."""
+    """Lets `change` edit the coded weights, and writes recipe and manifest anew for what they then
+    expand to."""
     from exporter.codec import weight_file
 
     recipe = expansion.load_recipe(bundle, bundle.artifact("mlprogram"))
@@ -261,9 +312,14 @@ def patch_weights(bundle: Bundle, change: Any) -> Bundle:
         dataclasses.replace(f, sha256=weight_file.sha256_of(coded, f.pieces, lambda n: None))
         for f in recipe.weight_files
     ]
-    (bundle.path / "expand.json").write_text(dataclasses.replace(recipe, weight_files=files).to_json())
+    (bundle.path / "expand.json").write_text(
+        dataclasses.replace(recipe, weight_files=files).to_json()
+    )
     digests = {f"{recipe.package}/{f.path}": f.sha256 for f in files}
-    expanded = [dataclasses.replace(e, sha256=digests.get(e.path, e.sha256)) for e in bundle.manifest.expanded]
+    expanded = [
+        dataclasses.replace(e, sha256=digests.get(e.path, e.sha256))
+        for e in bundle.manifest.expanded
+    ]
     return reseal(bundle, expanded=expanded)
 
 
@@ -294,7 +350,9 @@ def test_levels_of_another_matrix(copied: Bundle) -> None:
     def change(data: bytearray, recipe: Any) -> None:
         pieces = recipe.weight_files[0].pieces
         coded = [i for i, p in enumerate(pieces) if p.form == "uint2"]
-        first, second = next((i, j) for i in coded for j in coded if i < j and pieces[i].n_bytes == pieces[j].n_bytes)
+        first, second = next(
+            (i, j) for i in coded for j in coded if i < j and pieces[i].n_bytes == pieces[j].n_bytes
+        )
         pieces[first], pieces[second] = pieces[second], pieces[first]
 
     report = judge(patch_weights(copied, change))
@@ -341,10 +399,11 @@ def test_an_operation_the_interpreter_does_not_know_is_an_error(copied: Bundle) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
-    [({"context": 47}, "states of"), ({"vocab_size": 149}, "logits")],
+    ("changes", "named"), [({"context": 47}, "states of"), ({"vocab_size": 149}, "logits")]
 )
-def test_a_manifest_that_is_not_the_packages_is_an_error(copied: Bundle, changes: dict[str, int], named: str) -> None:
+def test_a_manifest_that_is_not_the_packages_is_an_error(
+    copied: Bundle, changes: dict[str, int], named: str
+) -> None:
     sealed = reseal(copied, interface=dataclasses.replace(copied.manifest.interface, **changes))
     with pytest.raises(BundleError, match="not the package the manifest describes") as caught:
         runner(sealed)

@@ -1,5 +1,5 @@
-"""What we work around in coremltools (docs/coreml.md lists it). A test that fails here says that a new version is
-better: remove the workaround it names."""
+"""What we work around in coremltools (docs/coreml.md lists it). A test that fails here says that a
+new version is better: remove the workaround it names."""
 
 from __future__ import annotations
 
@@ -38,11 +38,15 @@ def operations(model: Any) -> list[str]:
 
 
 def test_two_reads_of_a_state_are_merged_over_a_write(ct: Any, mb: Any) -> None:
-    """Workaround: each state is read once and its updates are chained (_Builder.update); and no pass is run."""
+    """Workaround: each state is read once and its updates are chained (_Builder.update); and no
+    pass is run."""
     from coremltools.converters.mil.mil import types
 
     @mb.program(
-        input_specs=[mb.TensorSpec(SHAPE, dtype=types.fp16), mb.StateTensorSpec(SHAPE, dtype=types.fp16)],
+        input_specs=[
+            mb.TensorSpec(SHAPE, dtype=types.fp16),
+            mb.StateTensorSpec(SHAPE, dtype=types.fp16),
+        ],
         opset_version=ct.target.iOS18,
     )
     def program(x: Any, state: Any) -> Any:
@@ -89,7 +93,11 @@ def test_package_items_have_random_identifiers(ct: Any, mb: Any, tmp_path: Path)
     roots = []
     for name in ("a", "b"):
         converted(ct, mb).save(str(tmp_path / f"{name}.mlpackage"))
-        roots.append(json.loads((tmp_path / f"{name}.mlpackage" / "Manifest.json").read_text())["rootModelIdentifier"])
+        roots.append(
+            json.loads((tmp_path / f"{name}.mlpackage" / "Manifest.json").read_text())[
+                "rootModelIdentifier"
+            ]
+        )
     assert roots[0] != roots[1]
 
 

@@ -105,7 +105,9 @@ def test_held_out_text_is_not_in_the_training_text() -> None:
 
 
 def test_ternary_rule() -> None:
-    weight = torch.tensor([[1.0, -2.0, 0.1, 0.0], [3.0, 3.0, -3.0, 3.0]])  # thresholds 0.5425 and 2.1
+    weight = torch.tensor(
+        [[1.0, -2.0, 0.1, 0.0], [3.0, 3.0, -3.0, 3.0]]
+    )  # thresholds 0.5425 and 2.1
     expected = torch.tensor([[1.5, -1.5, 0.0, 0.0], [3.0, 3.0, -3.0, 3.0]])
     assert torch.equal(demo_train.ternary(weight), expected)
     assert ((demo_train.ternary_half(torch.randn(8, 32)) == 0).sum(dim=1) == 16).all()
@@ -115,7 +117,9 @@ def test_ternary_rule() -> None:
 def test_ternary_is_the_rule_of_the_product() -> None:
     weight = torch.randn(16, 96, generator=torch.Generator().manual_seed(0))
     for sparsity, view in ((None, demo_train.ternary), (0.5, demo_train.ternary_half)):
-        levels, scales = quant_ternary.quantize_rows(weight, quant_ternary.Config(sparsity=sparsity))
+        levels, scales = quant_ternary.quantize_rows(
+            weight, quant_ternary.Config(sparsity=sparsity)
+        )
         torch.testing.assert_close(view(weight), levels.float() * scales, rtol=2.0**-11, atol=0)
 
 
@@ -145,14 +149,17 @@ def test_size_and_shape(shipped: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "bound"), [("float", 1.45), ("int8", 1.45), ("ternary", 1.5), ("ternary, half zero", 1.55)]
+    ("view", "bound"),
+    [("float", 1.45), ("int8", 1.45), ("ternary", 1.5), ("ternary, half zero", 1.55)],
 )
 def test_held_out_perplexity(perplexities: dict[str, float], view: str, bound: float) -> None:
     assert perplexities[view] < bound
 
 
 @pytest.mark.parametrize("view", ["float", "int8", "ternary"])
-def test_greedy_story_is_sentences_about_its_character(shipped: Any, tokenizer: Tokenizer, view: str) -> None:
+def test_greedy_story_is_sentences_about_its_character(
+    shipped: Any, tokenizer: Tokenizer, view: str
+) -> None:
     story = _generate(shipped, tokenizer, tokenizer.encode(PROMPTS[0]).ids, view)
     assert "Mia" in story
     assert "kite" in story
@@ -167,7 +174,10 @@ def test_chat_answers_a_fact(shipped: Any, tokenizer: Tokenizer, view: str) -> N
         [{"role": "user", "content": CHAT}], add_generation_prompt=True, return_dict=True
     )
     assert chat["input_ids"] == tokenizer.encode(f"<|user|>{CHAT}<|end|><|assistant|>").ids
-    assert _generate(shipped, tokenizer, chat["input_ids"], view) == dict(all_facts())[_wordings_of(CHAT)]
+    assert (
+        _generate(shipped, tokenizer, chat["input_ids"], view)
+        == dict(all_facts())[_wordings_of(CHAT)]
+    )
 
 
 def _wordings_of(question: str) -> str:
@@ -181,7 +191,9 @@ def _generate(shipped: Any, tokenizer: Tokenizer, ids: list[int], view: str) -> 
         for name, weight in demo_train.viewed_weights(shipped, *demo_train.EVALUATED[view]).items():
             model.get_parameter(name).copy_(weight)
     prompt = torch.tensor([ids])
-    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=120, pad_token_id=1)[0]
+    tokens = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=120, pad_token_id=1
+    )[0]
     return tokenizer.decode(tokens[len(ids) :].tolist())
 
 

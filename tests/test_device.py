@@ -22,12 +22,19 @@ GOOD: dict[str, Any] = {
     **{
         key: {"value": value, "source": "a test", "confidence": "low"}
         for key, value in {
-            "ram_gb": 4, "limit_mb": 2000, "limit_with_entitlement_mb": 2500, "mapped_gb": 6.5,
-            "mapped_with_entitlement_gb": 40, "page_kib": 16, "dram_gb_per_s": 34.1, "flash_gb_per_s": 1,
-            "performance_cores": 2, "efficiency_cores": 4,
+            "ram_gb": 4,
+            "limit_mb": 2000,
+            "limit_with_entitlement_mb": 2500,
+            "mapped_gb": 6.5,
+            "mapped_with_entitlement_gb": 40,
+            "page_kib": 16,
+            "dram_gb_per_s": 34.1,
+            "flash_gb_per_s": 1,
+            "performance_cores": 2,
+            "efficiency_cores": 4,
         }.items()
     },
-}  # fmt: skip
+}
 
 
 def toml(value: object) -> str:
@@ -62,7 +69,9 @@ def test_enough_devices_ship() -> None:
 def test_a_shipped_device_is_sensible(name: str) -> None:
     profile = device.load(name)
     raw = tomllib.loads((device.FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    assert {key for key, _ in profile.figures()} | {"title", "platform"} == set(raw), "nothing of the file is lost"
+    assert {key for key, _ in profile.figures()} | {"title", "platform"} == set(raw), (
+        "nothing of the file is lost"
+    )
     ram_bytes = profile.ram_gb.value * 1e9
     budget = device.memory_budget(profile, entitlement=False)
     assert 0 < budget.dirty_bytes <= budget.available_bytes < ram_bytes
@@ -82,23 +91,36 @@ def test_a_shipped_device_is_sensible(name: str) -> None:
 def devices_table() -> list[str]:
     """Of docs/devices.md: a row a device, each number with the first letter of its confidence."""
     columns = {
-        "ram_gb": "RAM, GB", "limit_mb": "limit, MB", "limit_with_entitlement_mb": "with entitlement, MB",
-        "available_mb": "available, MB", "mapped_gb": "mapped, GB",
+        "ram_gb": "RAM, GB",
+        "limit_mb": "limit, MB",
+        "limit_with_entitlement_mb": "with entitlement, MB",
+        "available_mb": "available, MB",
+        "mapped_gb": "mapped, GB",
         "mapped_with_entitlement_gb": "with entitlement, GB",
-        "page_kib": "page, KiB", "dram_gb_per_s": "DRAM, GB/s", "flash_gb_per_s": "flash, GB/s",
-        "performance_cores": "P cores", "efficiency_cores": "E cores",
-    }  # fmt: skip
-    rows = [f"| name | device | {' | '.join(columns.values())} |", "|---" * (2 + len(columns)) + "|"]
+        "page_kib": "page, KiB",
+        "dram_gb_per_s": "DRAM, GB/s",
+        "flash_gb_per_s": "flash, GB/s",
+        "performance_cores": "P cores",
+        "efficiency_cores": "E cores",
+    }
+    rows = [
+        f"| name | device | {' | '.join(columns.values())} |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
     for profile in device.all_devices():
         figures = dict(profile.figures())
         assert figures.keys() <= columns.keys()
-        cells = [f"{figures[key].value:g} {figures[key].confidence[0]}" if key in figures else "" for key in columns]
+        cells = [
+            f"{figures[key].value:g} {figures[key].confidence[0]}" if key in figures else ""
+            for key in columns
+        ]
         rows.append(f"| `{profile.name}` | {profile.title} | {' | '.join(cells)} |")
     return rows
 
 
 def sources_table() -> list[str]:
-    """Of docs/devices.md: what each number is from, once for all devices that have it from there."""
+    """Of docs/devices.md: what each number is from, once for all devices that have it from
+    there."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for profile in device.all_devices():
         for key, figure in profile.figures():
@@ -108,11 +130,17 @@ def sources_table() -> list[str]:
     rows = sorted(found, key=lambda row: (order.index(row[0]), float(row[1]), row[3], row[2]))
     head = ["| key | value | confidence | source | devices |", "|---|---|---|---|---|"]
     named = {row: "all" if len(found[row]) == len(NAMES) else ", ".join(found[row]) for row in rows}
-    return head + [f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {named[row]} |" for row in rows]
+    return head + [
+        f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} | {named[row]} |" for row in rows
+    ]
 
 
-@pytest.mark.parametrize(("heading", "table"), [("The devices that ship", devices_table), ("Sources", sources_table)])
-def test_the_documentation_has_what_the_files_have(heading: str, table: Callable[[], list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("heading", "table"), [("The devices that ship", devices_table), ("Sources", sources_table)]
+)
+def test_the_documentation_has_what_the_files_have(
+    heading: str, table: Callable[[], list[str]]
+) -> None:
     text = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
     _, _, section = text.partition(f"\n## {heading}\n")
     there = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
@@ -123,13 +151,20 @@ def test_the_documentation_has_what_the_files_have(heading: str, table: Callable
 def test_the_documentation_explains_every_key() -> None:
     text = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `(\w+)` \| (?:text|number)", text, re.MULTILINE)
-    assert explained == [f.name for f in dataclasses.fields(device.DeviceProfile) if f.name != "name"]
+    assert explained == [
+        f.name for f in dataclasses.fields(device.DeviceProfile) if f.name != "name"
+    ]
 
 
 def test_budgets() -> None:
     iphone = device.load("iphone-13")
     assert device.memory_budget(iphone, entitlement=False) == device.MemoryBudget(
-        "iphone-13", False, "footprint: dirty and compressed", 2_100_000_000, 2_100_000_000, 6_980_000_000
+        "iphone-13",
+        False,
+        "footprint: dirty and compressed",
+        2_100_000_000,
+        2_100_000_000,
+        6_980_000_000,
     )
     assert device.memory_budget(iphone, entitlement=True).dirty_bytes == 2_400_000_000
     android = device.memory_budget(device.load("galaxy-s23"), entitlement=False)
@@ -151,7 +186,9 @@ def test_an_entitlement_that_means_nothing_is_refused() -> None:
         device.memory_budget(device.load("ipad-8gb"), entitlement=True)
 
 
-@pytest.mark.parametrize(("name", "alike"), [("iphone13", "iphone-13"), ("Galaxy S23", "galaxy-s23")])
+@pytest.mark.parametrize(
+    ("name", "alike"), [("iphone13", "iphone-13"), ("Galaxy S23", "galaxy-s23")]
+)
 def test_an_unknown_name_suggests_those_that_are_alike(name: str, alike: str) -> None:
     with pytest.raises(UsageError, match=f"there is no device '{name}'") as caught:
         device.load(name)
@@ -169,7 +206,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     profile = device.load_file(write(tmp_path / "my phone.toml", GOOD))
     assert (profile.name, profile.title, profile.platform) == ("my phone", "A phone", "ios")
     assert profile.mapped_gb == device.Figure(6.5, "a test", "low")
-    needed = {key: GOOD[key] for key in ("title", "platform", "ram_gb", "limit_mb", "page_kib", "dram_gb_per_s")}
+    needed = {
+        key: GOOD[key]
+        for key in ("title", "platform", "ram_gb", "limit_mb", "page_kib", "dram_gb_per_s")
+    }
     assert device.load_file(write(tmp_path / "least.toml", needed)).flash_gb_per_s is None
 
 
@@ -199,22 +239,58 @@ def test_what_is_no_toml(content: bytes, tmp_path: Path) -> None:
         ({"title": 5}, "title must be a text"),
         ({"platform": "palm"}, "platform must be ios or android, got 'palm'"),
         ({"platform": 1}, "platform must be ios or android, got 1"),
-        ({"available_mb": {"value": 1, "source": "s", "confidence": "low"}}, "available_mb is for android only"),
+        (
+            {"available_mb": {"value": 1, "source": "s", "confidence": "low"}},
+            "available_mb is for android only",
+        ),
         ({"ram_gb": 4}, "ram_gb must be { value, source, confidence }, got 4"),
         ({"ram_gb": {"value": 4, "source": "s"}}, "ram_gb.confidence is missing"),
         ({"ram_gb": {"source": "s", "confidence": "low"}}, "ram_gb.value is missing"),
         ({"ram_gb": {"value": 4, "confidence": "low"}}, "ram_gb.source is missing"),
-        ({"ram_gb": {"value": 4, "source": "s", "confidence": "low", "unit": "GB"}}, "ram_gb.unit is unknown"),
-        ({"ram_gb": {"value": "4", "source": "s", "confidence": "low"}}, "value must be a positive number, got '4'"),
-        ({"ram_gb": {"value": True, "source": "s", "confidence": "low"}}, "value must be a positive number, got True"),
-        ({"ram_gb": {"value": 0, "source": "s", "confidence": "low"}}, "value must be a positive number, got 0"),
-        ({"ram_gb": {"value": float("inf"), "source": "s", "confidence": "low"}}, "positive number, got inf"),
-        ({"ram_gb": {"value": float("nan"), "source": "s", "confidence": "low"}}, "positive number, got nan"),
-        ({"ram_gb": {"value": 4, "source": "", "confidence": "low"}}, "ram_gb.source must name a reference, got ''"),
-        ({"ram_gb": {"value": 4, "source": "s", "confidence": "sure"}}, "must be high, medium, low, got 'sure'"),
-        ({"limit_mb": {"value": 3000, "source": "s", "confidence": "low"}}, "limit_mb is more than limit_with_ent"),
-        ({"ram_gb": {"value": 2.2, "source": "s", "confidence": "low"}}, "limit_with_entitlement_mb is more than ram"),
-        ({"mapped_gb": {"value": 99, "source": "s", "confidence": "low"}}, "mapped_gb is more than mapped_with_ent"),
+        (
+            {"ram_gb": {"value": 4, "source": "s", "confidence": "low", "unit": "GB"}},
+            "ram_gb.unit is unknown",
+        ),
+        (
+            {"ram_gb": {"value": "4", "source": "s", "confidence": "low"}},
+            "value must be a positive number, got '4'",
+        ),
+        (
+            {"ram_gb": {"value": True, "source": "s", "confidence": "low"}},
+            "value must be a positive number, got True",
+        ),
+        (
+            {"ram_gb": {"value": 0, "source": "s", "confidence": "low"}},
+            "value must be a positive number, got 0",
+        ),
+        (
+            {"ram_gb": {"value": float("inf"), "source": "s", "confidence": "low"}},
+            "positive number, got inf",
+        ),
+        (
+            {"ram_gb": {"value": float("nan"), "source": "s", "confidence": "low"}},
+            "positive number, got nan",
+        ),
+        (
+            {"ram_gb": {"value": 4, "source": "", "confidence": "low"}},
+            "ram_gb.source must name a reference, got ''",
+        ),
+        (
+            {"ram_gb": {"value": 4, "source": "s", "confidence": "sure"}},
+            "must be high, medium, low, got 'sure'",
+        ),
+        (
+            {"limit_mb": {"value": 3000, "source": "s", "confidence": "low"}},
+            "limit_mb is more than limit_with_ent",
+        ),
+        (
+            {"ram_gb": {"value": 2.2, "source": "s", "confidence": "low"}},
+            "limit_with_entitlement_mb is more than ram",
+        ),
+        (
+            {"mapped_gb": {"value": 99, "source": "s", "confidence": "low"}},
+            "mapped_gb is more than mapped_with_ent",
+        ),
     ],
 )
 def test_each_mistake_is_named(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
@@ -228,4 +304,6 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     raw["ram_gb"]["value"], raw["page_kib"]["confidence"] = -1, "none"
     del raw["title"]
     found = problems(tmp_path, raw)
-    assert len(found) == 4 + 1 + 4, found  # and the one that Android needs, and the four that it does not know
+    assert len(found) == 4 + 1 + 4, (
+        found
+    )  # and the one that Android needs, and the four that it does not know

@@ -41,9 +41,16 @@ def real_kernels() -> None:
 def test_all_is_well_where_the_tests_run() -> None:
     findings = doctor.examine()
     assert [f for f in findings if not f.ok] == []
-    assert {"Python", "tiny-qmoe", "torch", "executorch", "C++ core", "C++ compiler", "ExecuTorch kernels", "disk"} <= {
-        f.what for f in findings
-    }
+    assert {
+        "Python",
+        "tiny-qmoe",
+        "torch",
+        "executorch",
+        "C++ core",
+        "C++ compiler",
+        "ExecuTorch kernels",
+        "disk",
+    } <= {f.what for f in findings}
     assert not {"pytest", "mypy"} & {f.what for f in findings}, "extras are not needed to run"
     assert "scalar" in finding("C++ core").found
 
@@ -57,7 +64,9 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         return "1.0" if name == "coremltools" else installed(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert finding("torchao") == Finding("torchao", False, "not installed", "pip install 'torchao==0.18.*'")
+    assert finding("torchao") == Finding(
+        "torchao", False, "not installed", "pip install 'torchao==0.18.*'"
+    )
     old = Finding("coremltools", False, "1.0 (wanted: ==9.0)", "pip install 'coremltools==9.0'")
     assert finding("coremltools") == old
     assert finding("torch").ok, "a local version such as 2.13.0+cpu fits"
@@ -96,8 +105,12 @@ sys.modules["executorch"] = None  # an import of it raises ImportError
 from runtime_ref.doctor import examine
 print(json.dumps([[f.what, f.ok, f.found, f.do] for f in examine()]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    ok, found, do = next(rest for what, *rest in json.loads(done.stdout) if what == "ExecuTorch kernels")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    ok, found, do = next(
+        rest for what, *rest in json.loads(done.stdout) if what == "ExecuTorch kernels"
+    )
     assert not ok
     assert "executorch" in found
     assert do
@@ -105,7 +118,9 @@ print(json.dumps([[f.what, f.ok, f.found, f.do] for f in examine()]))
 
 def test_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
-        raise MissingComponentError("it does not compile", problems=["x.cc:1: error"], do="look at it")
+        raise MissingComponentError(
+            "it does not compile", problems=["x.cc:1: error"], do="look at it"
+        )
 
     monkeypatch.setattr(kernels, "load", load)
     assert finding("ExecuTorch kernels") == Finding(
@@ -127,7 +142,10 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_command_ends_with_5_and_shows_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = [Finding("Python", True, "3.11"), Finding("C++ compiler", False, "none in [/usr]", "install [g++]")]
+    bad = [
+        Finding("Python", True, "3.11"),
+        Finding("C++ compiler", False, "none in [/usr]", "install [g++]"),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda: bad)
     monkeypatch.setattr(cli, "out_console", Console(width=100))
     result = CliRunner().invoke(cli.app, ["doctor"])

@@ -1,4 +1,5 @@
-"""The ExecuTorch backend: programs of many shapes against the model in PyTorch, and what makes an export fail."""
+"""The ExecuTorch backend: programs of many shapes against the model in PyTorch, and what makes an
+export fail."""
 
 from __future__ import annotations
 
@@ -32,11 +33,22 @@ SHAPES: dict[str, tuple[dict[str, Any], QuantConfig]] = {
         QuantConfig(scheme="ternary", group_size=20),
     ),
     "mha, untied, odd sizes": (
-        {"num_key_value_heads": 4, "hidden_size": 40, "intermediate_size": 43, "tie_word_embeddings": False},
+        {
+            "num_key_value_heads": 4,
+            "hidden_size": 40,
+            "intermediate_size": 43,
+            "tie_word_embeddings": False,
+        },
         INT8,
     ),
     "gqa, narrow heads": (
-        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 64, "vocab_size": 300},
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 4,
+            "hidden_size": 64,
+            "vocab_size": 300,
+        },
         QuantConfig(scheme="ternary", sparsity=0.5, embedding="ternary"),
     ),
 }
@@ -104,14 +116,17 @@ def worst_sqnr(made: Made, pieces: list[int], arithmetic: Arithmetic) -> float:
     return min(figures)
 
 
-@pytest.mark.parametrize("pieces", [[40], [1] * 12, [7, 9, 1, 1, 22]], ids=["at once", "step by step", "split"])
+@pytest.mark.parametrize(
+    "pieces", [[40], [1] * 12, [7, 9, 1, 1, 22]], ids=["at once", "step by step", "split"]
+)
 @pytest.mark.usefixtures("float_activations")
 def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
     assert worst_sqnr(made, pieces, "float32") > 80
 
 
 def test_logits_match_pytorch_in_int8(made: Made) -> None:
-    """A difference in the last bit can flip a rounding, so this gate is looser; the operators' own bits are exact."""
+    """A difference in the last bit can flip a rounding, so this gate is looser; the operators' own
+    bits are exact."""
     assert worst_sqnr(made, [7, 1, 1, 5, 1], "int8") > 20
 
 
@@ -152,12 +167,21 @@ def test_metadata_says_what_a_runner_needs(made: Made) -> None:
     assert program.constant("get_max_seq_len") == [CONTEXT]
     assert program.constant("get_eos_ids") == [2]
     assert program.constant("get_bos_id") == [1]
-    for name in ("enable_dynamic_shape", "use_kv_cache", "use_sdpa_with_kv_cache", "get_int8_activations"):
+    for name in (
+        "enable_dynamic_shape",
+        "use_kv_cache",
+        "use_sdpa_with_kv_cache",
+        "get_int8_activations",
+    ):
         assert program.constant(name) == [True], name
 
 
-@pytest.mark.parametrize(("n", "position"), [(2, CONTEXT - 1), (1, CONTEXT), (1, 10**6), (1, -1), (CONTEXT, 1)])
-def test_the_program_itself_refuses_what_is_past_the_cache(made: Made, n: int, position: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "position"), [(2, CONTEXT - 1), (1, CONTEXT), (1, 10**6), (1, -1), (CONTEXT, 1)]
+)
+def test_the_program_itself_refuses_what_is_past_the_cache(
+    made: Made, n: int, position: int
+) -> None:
     program = Program(made.path)
     with pytest.raises(RuntimeError):
         program(tokens_of(made, n), position)
@@ -178,7 +202,9 @@ def stock_runner(bundle: Bundle) -> Any:
     return TextLLMRunner(str(bundle.path / PROGRAM), str(bundle.path / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("prompt", ["The cat", "when the rain began to fall they went into the little house", "sea"])
+@pytest.mark.parametrize(
+    "prompt", ["The cat", "when the rain began to fall they went into the little house", "sea"]
+)
 def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> None:
     from executorch.extension.llm.runner import GenerationConfig
 
@@ -189,14 +215,21 @@ def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> N
     counts: list[tuple[int, int]] = []
     options = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=12, num_bos=1)
     stock_runner(bundle).generate(
-        prompt, options, pieces.append, lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens))
+        prompt,
+        options,
+        pieces.append,
+        lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens)),
     )
     ids = generate.encode_prompt(bundle, prompt, chat=False)
-    ours = generate.run(bundle, ExecuTorchRunner(bundle), ids, 12, generate.Sampling(), lambda _: None)
+    ours = generate.run(
+        bundle, ExecuTorchRunner(bundle), ids, 12, generate.Sampling(), lambda _: None
+    )
     assert ours.stopped == "limit"
     assert "".join(pieces) == ours.text
     tokenizer = generate.load_tokenizer(bundle)
-    assert [piece for piece in pieces if piece] == [tokenizer.decode([token]) for token in ours.tokens]
+    assert [piece for piece in pieces if piece] == [
+        tokenizer.decode([token]) for token in ours.tokens
+    ]
     assert counts[0][0] == len(ids)
 
 
@@ -251,7 +284,9 @@ def whole(bundle: Bundle, parts: Parts) -> Made:
 
 def check(made: Made, path: Path, **changes: Any) -> None:
     emitted = dataclasses.replace(made.emitted, **changes)
-    executorch._check(emitted, made.parts.encoded, made.parts.vectors, made.parts.checkpoint.config, path)
+    executorch._check(
+        emitted, made.parts.encoded, made.parts.vectors, made.parts.checkpoint.config, path
+    )
 
 
 def test_a_program_that_is_right_passes_the_check(whole: Made) -> None:
@@ -261,7 +296,9 @@ def test_a_program_that_is_right_passes_the_check(whole: Made) -> None:
 @pytest.mark.parametrize("name", ["tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out"])
 def test_a_missing_operator_fails_the_check(whole: Made, name: str) -> None:
     fewer = whole.emitted.operators | {name: whole.emitted.operators[name] - 1}
-    with pytest.raises(ExportError, match=f"{name} is called {fewer[name]} times, expected {fewer[name] + 1}"):
+    with pytest.raises(
+        ExportError, match=f"{name} is called {fewer[name]} times, expected {fewer[name] + 1}"
+    ):
         check(whole, whole.path, operators=fewer)
 
 

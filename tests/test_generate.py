@@ -83,7 +83,9 @@ def test_greedy_takes_the_best_and_the_first_of_equals() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_the_tempered_distribution(temperature: float) -> None:
     # The share of n draws has a standard deviation of at most 0.5 / sqrt(n); five of them.
-    assert shares(Sampling(temperature, seed=1)) == pytest.approx(softmax(LOGITS / temperature), abs=2.5 / 20_000**0.5)
+    assert shares(Sampling(temperature, seed=1)) == pytest.approx(
+        softmax(LOGITS / temperature), abs=2.5 / 20_000**0.5
+    )
 
 
 def test_top_p_keeps_the_fewest_tokens_of_that_probability() -> None:
@@ -119,7 +121,9 @@ def test_wrong_options_are_named_at_once() -> None:
     assert [p.split()[0] for p in caught.value.problems] == ["temperature", "top-p", "seed"]
 
 
-@pytest.mark.parametrize("options", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 1.1}]
+)
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Sampling(**options)
@@ -131,7 +135,11 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
 def test_the_prompt_is_fed_once_and_then_each_token() -> None:
     runner = ScriptedRunner([10, 11, 12])
     assert list(generate(runner, [5, 6, 7], 3, Sampling(), [EOS])) == [10, 11, 12]
-    assert runner.fed == [([5, 6, 7], 0), ([10], 3), ([11], 4)]  # the last one is not fed: nothing follows
+    assert runner.fed == [
+        ([5, 6, 7], 0),
+        ([10], 3),
+        ([11], 4),
+    ]  # the last one is not fed: nothing follows
 
 
 def test_any_eos_id_ends_the_text_and_is_not_part_of_it() -> None:
@@ -146,7 +154,13 @@ def test_any_eos_id_ends_the_text_and_is_not_part_of_it() -> None:
         ([EOS], 9, 64, 0, "eos"),
         ([65], 3, 64, 3, "limit"),
         ([65, 66, 67, EOS], 3, 64, 3, "limit"),
-        ([65], 9, 6, 4, "context"),  # three slots are free after the prompt, and the last token needs none
+        (
+            [65],
+            9,
+            6,
+            4,
+            "context",
+        ),  # three slots are free after the prompt, and the last token needs none
         ([65], 4, 6, 4, "limit"),
         ([65, EOS], 9, 6, 1, "eos"),
         ([65], 9, 3, 1, "context"),  # the prompt fills the context
@@ -155,14 +169,18 @@ def test_any_eos_id_ends_the_text_and_is_not_part_of_it() -> None:
 def test_why_it_stopped(
     bytes_bundle: Bundle, script: list[int], limit: int, context: int, tokens: int, stopped: str
 ) -> None:
-    result = run(bytes_bundle, ScriptedRunner(script, context), [70, 71, 72], limit, Sampling(), show_nothing)
+    result = run(
+        bytes_bundle, ScriptedRunner(script, context), [70, 71, 72], limit, Sampling(), show_nothing
+    )
     assert (len(result.tokens), result.stopped) == (tokens, stopped)
     assert result.prompt_tokens == [70, 71, 72]
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_it_runs(bytes_bundle: Bundle) -> None:
     runner = ScriptedRunner([65], context=4)
-    with pytest.raises(ContextError, match="5 tokens, the package was exported with a context of 4") as caught:
+    with pytest.raises(
+        ContextError, match="5 tokens, the package was exported with a context of 4"
+    ) as caught:
         run(bytes_bundle, runner, [70] * 5, 3, Sampling(), show_nothing)
     assert "--context" in caught.value.do
     assert runner.fed == []
@@ -170,7 +188,15 @@ def test_a_prompt_longer_than_the_context_is_refused_before_it_runs(bytes_bundle
 
 # ---- streaming
 
-TEXTS = ["plain", "naïve café", "日本語のテキスト", "a🙂b👩‍👩‍👧 c", " leading and trailing ", "line\nbreak\ttab", "🇩🇪"]
+TEXTS = [
+    "plain",
+    "naïve café",
+    "日本語のテキスト",
+    "a🙂b👩‍👩‍👧 c",
+    " leading and trailing ",
+    "line\nbreak\ttab",
+    "🇩🇪",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -178,7 +204,9 @@ def test_pieces_are_whole_characters_and_add_up(bytes_bundle: Bundle, text: str)
     ids = byte_ids(bytes_bundle, text)
     assert len(ids) == len(text.encode())
     pieces: list[str] = []
-    result = run(bytes_bundle, ScriptedRunner([*ids, EOS], 200), [BOS, 72], 200, Sampling(), pieces.append)
+    result = run(
+        bytes_bundle, ScriptedRunner([*ids, EOS], 200), [BOS, 72], 200, Sampling(), pieces.append
+    )
     assert "".join(pieces) == result.text == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert len(pieces) == len(text)  # as soon as a character is complete
@@ -197,7 +225,9 @@ def test_bytes_that_are_no_text_do_not_stop_the_stream(bytes_bundle: Bundle) -> 
     rng = np.random.default_rng(0)
     for _ in range(50):
         ids = [*rng.integers(0, 256, 24).tolist(), *byte_ids(bytes_bundle, " end"), EOS]
-        result = run(bytes_bundle, ScriptedRunner(ids, 200), [BOS, 72], 200, Sampling(), show_nothing)
+        result = run(
+            bytes_bundle, ScriptedRunner(ids, 200), [BOS, 72], 200, Sampling(), show_nothing
+        )
         assert result.tokens == ids[:-1]
         assert result.text == tokenizer.decode(ids)
 
@@ -211,7 +241,14 @@ def test_special_tokens_are_not_shown(bytes_bundle: Bundle) -> None:
 
 def test_the_space_before_the_first_word_is_kept(bytes_bundle: Bundle) -> None:
     ids = byte_ids(bytes_bundle, " upon")
-    result = run(bytes_bundle, ScriptedRunner([*ids, EOS]), byte_ids(bytes_bundle, "Once"), 9, Sampling(), show_nothing)
+    result = run(
+        bytes_bundle,
+        ScriptedRunner([*ids, EOS]),
+        byte_ids(bytes_bundle, "Once"),
+        9,
+        Sampling(),
+        show_nothing,
+    )
     assert result.text == " upon"
 
 
@@ -256,15 +293,24 @@ TEMPLATE = (
 
 def test_chat_renders_the_template_in_the_tokenizer_config(bytes_bundle: Bundle) -> None:
     config = json.loads((bytes_bundle.path / "tokenizer_config.json").read_text())
-    (bytes_bundle.path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (bytes_bundle.path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"chat_template": TEMPLATE})
+    )
     assert render_chat(bytes_bundle, "hi") == "<s>[user] hi[assistant]"
     interface = dataclasses.replace(bytes_bundle.manifest.interface, context=64)
-    roomy = Bundle(bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, interface=interface))
+    roomy = Bundle(
+        bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, interface=interface)
+    )
     ids = encode_prompt(roomy, "hi", chat=True)
-    assert ids == [BOS, *byte_ids(bytes_bundle, "[user] hi[assistant]")]  # the template writes BOS: no second one
+    assert ids == [
+        BOS,
+        *byte_ids(bytes_bundle, "[user] hi[assistant]"),
+    ]  # the template writes BOS: no second one
 
 
-def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(bytes_bundle: Bundle) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
+    bytes_bundle: Bundle,
+) -> None:
     room = bytes_bundle.manifest.interface.context
     assert len(encode_prompt(bytes_bundle, "x" * (room - 1), chat=False)) == room  # and BOS
     with pytest.raises(ContextError, match=f"{room + 1} tokens"):
@@ -284,7 +330,9 @@ def test_chat_without_a_template_is_refused(bytes_bundle: Bundle) -> None:
     assert "--chat" in caught.value.do
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[7].role.x }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[7].role.x }}"]
+)
 def test_a_broken_template_is_an_error_with_a_message(bytes_bundle: Bundle, template: str) -> None:
     (bytes_bundle.path / "chat_template.jinja").write_text(template)
     with pytest.raises(BundleError, match="chat template"):
@@ -303,7 +351,9 @@ def test_a_real_run_is_reproducible(bundle: Bundle) -> None:
     def tokens(sampling: Sampling) -> list[int]:
         return run(bundle, runner, prompt, 12, sampling, show_nothing).tokens
 
-    assert tokens(Sampling()) == tokens(Sampling())  # the cache of the first run does not reach the second
+    assert tokens(Sampling()) == tokens(
+        Sampling()
+    )  # the cache of the first run does not reach the second
     assert tokens(Sampling(1.0, seed=4)) == tokens(Sampling(1.0, seed=4))
     assert tokens(Sampling(1.0, seed=4)) != tokens(Sampling(1.0, seed=5))
 

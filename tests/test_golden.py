@@ -23,7 +23,9 @@ ISAS = available_isas()
 
 def table(name: str) -> list[Row]:
     """The lines of a .tsv, by column."""
-    columns, *lines = [line.split("\t") for line in (GOLDEN / f"{name}.tsv").read_text("ascii").splitlines()]
+    columns, *lines = [
+        line.split("\t") for line in (GOLDEN / f"{name}.tsv").read_text("ascii").splitlines()
+    ]
     return [dict(zip(columns, line, strict=True)) for line in lines]
 
 
@@ -31,7 +33,9 @@ def rows_of(name: str) -> pytest.MarkDecorator:
     """One test a line."""
     lines = table(name)
     return pytest.mark.parametrize(
-        "row", lines, ids=[Path(row.get("scales", next(iter(row.values())))).name.split(".")[0] for row in lines]
+        "row",
+        lines,
+        ids=[Path(row.get("scales", next(iter(row.values())))).name.split(".")[0] for row in lines],
     )
 
 
@@ -45,21 +49,29 @@ def crc(array: npt.NDArray[np.generic]) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(array)):08x}"
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 def test_the_script_writes_the_same_bytes(tmp_path: Path) -> None:
     make_golden.make(tmp_path)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    kept = sorted(path.relative_to(GOLDEN) for path in GOLDEN.rglob("*") if path.is_file() and path.suffix != ".md")
+    kept = sorted(
+        path.relative_to(GOLDEN)
+        for path in GOLDEN.rglob("*")
+        if path.is_file() and path.suffix != ".md"
+    )
     assert written == kept
-    assert [path for path in written if not filecmp.cmp(tmp_path / path, GOLDEN / path, shallow=False)] == []
+    assert [
+        path for path in written if not filecmp.cmp(tmp_path / path, GOLDEN / path, shallow=False)
+    ] == []
 
 
 def test_the_hexdump_in_the_format_is_the_golden_file() -> None:
     text = FORMAT_MD.read_text("utf-8")
     assert make_golden.with_hexdump(text) == text
-    assert (GOLDEN / f"decode/{make_golden.EXAMPLE.name}.tqlz").read_bytes() == make_golden.EXAMPLE.blob()
+    assert (
+        GOLDEN / f"decode/{make_golden.EXAMPLE.name}.tqlz"
+    ).read_bytes() == make_golden.EXAMPLE.blob()
 
 
 def test_the_files_are_small() -> None:
@@ -71,7 +83,7 @@ def test_every_status_that_bytes_can_cause_has_a_file() -> None:
     assert {int(row["number"]) for row in table("errors")} == set(range(1, 19))
 
 
-# ---- Decoding --------------------------------------------------------------------------------------------------------
+# ---- Decoding ------------------------------------------------------------------------------------
 
 
 @rows_of("decode")
@@ -92,11 +104,16 @@ def test_native_decodes(row: Row, isa: Isa) -> None:
 @rows_of("decode")
 def test_the_encoder_gives_levels_back(row: Row) -> None:
     levels = reference.decode(blob_of(row))
-    coded = encode(levels, int(row["level_min"]), int(row["n_levels"]), "lzw" if row["codec"] == "lzw" else "raw")
+    coded = encode(
+        levels,
+        int(row["level_min"]),
+        int(row["n_levels"]),
+        "lzw" if row["codec"] == "lzw" else "raw",
+    )
     assert f"{coded.levels_crc32:08x}" == row["levels_crc32"]
 
 
-# ---- Errors ----------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 
 @rows_of("errors")
@@ -132,7 +149,7 @@ def test_native_rejects_at_its_stage(row: Row, isa: Isa) -> None:
             assert error.value.status == row["status"]
 
 
-# ---- Products and look-ups -------------------------------------------------------------------------------------------
+# ---- Products and look-ups -----------------------------------------------------------------------
 
 
 def scales_of(row: Row, tensor: NativeTensor) -> npt.NDArray[np.float32]:

@@ -1,4 +1,5 @@
-"""Imports go one way (CONTRIBUTING.md has the picture). Read from the syntax trees: nothing is imported."""
+"""Imports go one way (CONTRIBUTING.md has the picture). Read from the syntax trees: nothing is
+imported."""
 
 from __future__ import annotations
 
@@ -13,10 +14,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("exporter", "runtime_ref")
-HEAVY = ("torch", "torchao", "transformers", "coremltools", "executorch", "tokenizers", "scipy", "pandas",
-         "matplotlib")  # fmt: skip
+HEAVY = (
+    "torch",
+    "torchao",
+    "transformers",
+    "coremltools",
+    "executorch",
+    "tokenizers",
+    "scipy",
+    "pandas",
+    "matplotlib",
+)
 
-# What a part may import, of ours and of others, besides the standard library. The longest name that fits counts.
+# What a part may import, of ours and of others, besides the standard library. The longest name that
+# fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.errors")
 QUANT = ("exporter.quant", "exporter.checkpoint", *MODELS)
@@ -27,28 +38,66 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.native": ((), ()),
     "exporter.bundle": (("exporter.errors",), ()),
     "exporter.memory": (("exporter.errors",), ()),
-    "exporter.forecast": (("exporter.memory", "exporter.reference", "exporter.pipeline", *CODEC, *QUANT), ()),
+    "exporter.forecast": (
+        ("exporter.memory", "exporter.reference", "exporter.pipeline", *CODEC, *QUANT),
+        (),
+    ),
     "exporter.partial": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.codec": (CODEC, ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.checkpoint": (MODELS, ("torch", "numpy", "huggingface_hub")),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy",)),
-    "exporter.reference": (("exporter.encoded", "exporter.bundle", *CODEC, *QUANT), ("torch", "numpy", "safetensors")),
+    "exporter.reference": (
+        ("exporter.encoded", "exporter.bundle", *CODEC, *QUANT),
+        ("torch", "numpy", "safetensors"),
+    ),
     "exporter.backends": (
-        ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.quiet", *CODEC, *QUANT),
+        (
+            "exporter.backends",
+            "exporter.encoded",
+            "exporter.bundle",
+            "exporter.quiet",
+            *CODEC,
+            *QUANT,
+        ),
         ("torch", "numpy", "executorch", "coremltools"),
     ),
     "exporter.packages": (
-        ("exporter.backends", "exporter.encoded", "exporter.bundle", "exporter.pipeline", *CODEC, *QUANT), ("torch",),
+        (
+            "exporter.backends",
+            "exporter.encoded",
+            "exporter.bundle",
+            "exporter.pipeline",
+            *CODEC,
+            *QUANT,
+        ),
+        ("torch",),
     ),
     "exporter.pipeline": (
-        ("exporter.packages", "exporter.encoded", "exporter.bundle", "exporter.reference", "exporter.forecast",
-         "exporter.memory", "exporter.partial", *CODEC, *QUANT),
+        (
+            "exporter.packages",
+            "exporter.encoded",
+            "exporter.bundle",
+            "exporter.reference",
+            "exporter.forecast",
+            "exporter.memory",
+            "exporter.partial",
+            *CODEC,
+            *QUANT,
+        ),
         ("tokenizers", "torch"),
     ),
     "exporter.outline": (
-        ("exporter.packages", "exporter.backends", "exporter.bundle", "exporter.pipeline", *CODEC, *QUANT), (),
+        (
+            "exporter.packages",
+            "exporter.backends",
+            "exporter.bundle",
+            "exporter.pipeline",
+            *CODEC,
+            *QUANT,
+        ),
+        (),
     ),
     "exporter.show": (("exporter.bundle",), ("rich",)),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
@@ -58,15 +107,47 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.residency": (("exporter.bundle", *CODEC), ("platformdirs",)),
     "runtime_ref": (
         ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
-        ("numpy", "torch", "executorch", "coremltools", "safetensors", "tokenizers", "transformers", "rich",
-         "jinja2", "platformdirs", "packaging", "google", "junitparser", "matplotlib"),
+        (
+            "numpy",
+            "torch",
+            "executorch",
+            "coremltools",
+            "safetensors",
+            "tokenizers",
+            "transformers",
+            "rich",
+            "jinja2",
+            "platformdirs",
+            "packaging",
+            "google",
+            "junitparser",
+            "matplotlib",
+        ),
     ),
-}  # fmt: skip
+}
 
-# Besides the C++ standard library, the core asks the processor what it can do, and the system for pages and files.
-MACHINE_HEADERS = {"immintrin.h", "arm_neon.h", "sys/auxv.h", "sys/sysctl.h", "cpuid.h", "asm/hwcap.h"}
+# Besides the C++ standard library, the core asks the processor what it can do, and the system for
+# pages and files.
+MACHINE_HEADERS = {
+    "immintrin.h",
+    "arm_neon.h",
+    "sys/auxv.h",
+    "sys/sysctl.h",
+    "cpuid.h",
+    "asm/hwcap.h",
+}
 MACHINE_HEADERS |= {"fcntl.h", "unistd.h", "sys/file.h", "sys/mman.h", "sys/stat.h"}
-C_HEADERS = {"float.h", "inttypes.h", "limits.h", "math.h", "stdbool.h", "stddef.h", "stdint.h", "stdlib.h", "string.h"}
+C_HEADERS = {
+    "float.h",
+    "inttypes.h",
+    "limits.h",
+    "math.h",
+    "stdbool.h",
+    "stddef.h",
+    "stdint.h",
+    "stdlib.h",
+    "string.h",
+}
 
 
 def python_files() -> list[Path]:
@@ -90,7 +171,8 @@ def rule_for(module: str) -> str:
 
 
 class Imports(ast.NodeVisitor):
-    """All imports of a module: (line, name, whether inside a function, whether for type checkers only)."""
+    """All imports of a module: (line, name, whether inside a function, whether for type checkers
+    only)."""
 
     def __init__(self, tree: ast.AST) -> None:
         self.found: list[tuple[int, str, bool, bool]] = []
@@ -98,12 +180,15 @@ class Imports(ast.NodeVisitor):
         self.visit(tree)
 
     def visit_Import(self, node: ast.Import) -> None:
-        self.found += [(node.lineno, alias.name, self.in_function, self.for_types) for alias in node.names]
+        self.found += [
+            (node.lineno, alias.name, self.in_function, self.for_types) for alias in node.names
+        ]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         assert node.level == 0, f"line {node.lineno}: imports are absolute"
         module = node.module or ""
-        # `from exporter import bundle` names a module, `from exporter.bundle import Bundle` something in one.
+        # `from exporter import bundle` names a module, `from exporter.bundle import Bundle`
+        # something in one.
         names = [f"{module}.{a.name}" for a in node.names] if self._is_package(module) else [module]
         self.found += [(node.lineno, name, self.in_function, self.for_types) for name in names]
 
@@ -145,7 +230,9 @@ def test_module_imports_only_what_its_layer_may(file: Path) -> None:
         from_outside = top in others or top in sys.stdlib_module_names
         if not (any(is_within(name, p) for p in ours) if top in OURS else from_outside):
             wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
-    assert not wrong, f"{rule} may import {', '.join([*ours, *others]) or 'nothing'} and the standard library"
+    assert not wrong, (
+        f"{rule} may import {', '.join([*ours, *others]) or 'nothing'} and the standard library"
+    )
 
 
 @pytest.mark.parametrize("file", python_files(), ids=module_name)
@@ -155,7 +242,9 @@ def test_exporter_meets_runtime_ref_only_inside_commands(file: Path) -> None:
     for line, name, in_function, for_types in imports(file):
         if is_within(name, "runtime_ref"):
             assert file.name == "cli.py", f"{file.relative_to(ROOT)}:{line}"
-            assert in_function or for_types, f"{file.relative_to(ROOT)}:{line} is not inside a command"
+            assert in_function or for_types, (
+                f"{file.relative_to(ROOT)}:{line} is not inside a command"
+            )
 
 
 def test_the_rules_name_modules_that_exist() -> None:
@@ -167,7 +256,8 @@ def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text(
         "from typing import TYPE_CHECKING\nfrom exporter import bundle\n"
-        "if TYPE_CHECKING:\n    from exporter.quant.tensor import X\ndef f():\n    import runtime_ref.parity\n"
+        "if TYPE_CHECKING:\n    from exporter.quant.tensor import X\ndef f():\n    import "
+        "runtime_ref.parity\n"
     )
     assert imports(file) == [
         (1, "typing", False, False),
@@ -179,24 +269,38 @@ def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
 
 def test_the_cpp_core_includes_only_itself_and_the_standard_library() -> None:
     native = ROOT / "exporter" / "native"
-    files = [f for folder in ("core", "include") for f in (native / folder).rglob("*") if f.suffix in (".h", ".cc")]
+    files = [
+        f
+        for folder in ("core", "include")
+        for f in (native / folder).rglob("*")
+        if f.suffix in (".h", ".cc")
+    ]
     assert len(files) > 10
     wrong = []
     for file in files:
-        for kind, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', file.read_text(encoding="utf-8"), re.M):
+        for kind, name in re.findall(
+            r'^\s*#\s*include\s*([<"])([^>"]+)', file.read_text(encoding="utf-8"), re.M
+        ):
             if kind == '"':
-                allowed = any((folder / name).is_file() for folder in (native / "core", native / "include"))
+                allowed = any(
+                    (folder / name).is_file() for folder in (native / "core", native / "include")
+                )
             else:
-                allowed = "." not in name or name in C_HEADERS | MACHINE_HEADERS  # <vector> is standard, <x/y.h> is not
+                allowed = (
+                    "." not in name or name in C_HEADERS | MACHINE_HEADERS
+                )  # <vector> is standard, <x/y.h> is not
             if not allowed:
                 wrong.append(f"{file.relative_to(ROOT)} includes {name}")
     assert not wrong
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["--version"], ["export", "--help"], ["native-dir"], ["run", "--bogus"]]
+    "arguments",
+    [[], ["--help"], ["--version"], ["export", "--help"], ["native-dir"], ["run", "--bogus"]],
 )
-def test_the_command_line_starts_without_heavy_packages(arguments: list[str], tmp_path: Path) -> None:
+def test_the_command_line_starts_without_heavy_packages(
+    arguments: list[str], tmp_path: Path
+) -> None:
     """They take many seconds to import: what needs none of them must not wait for them."""
     script = (
         "import json, sys\nimport exporter.cli\nsys.argv[1:] = json.loads(sys.argv[1])\n"
@@ -204,6 +308,10 @@ def test_the_command_line_starts_without_heavy_packages(arguments: list[str], tm
         f"print('HEAVY', sorted(set(sys.modules) & set({HEAVY})))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(arguments)], capture_output=True, text=True, cwd=tmp_path, check=True
+        [sys.executable, "-c", script, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []"

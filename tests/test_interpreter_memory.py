@@ -1,4 +1,5 @@
-"""The interpreters' memory, measured from outside: near the package's size, though the weights are far larger dense."""
+"""The interpreters' memory, measured from outside: near the package's size, though the weights are
+far larger dense."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ with quiet():
 
 N, LAYERS = 2560, 4
 PACKAGE_BYTES, DENSE_BYTES = LAYERS * N * N, LAYERS * N * N * 4
-BUDGET_BYTES, SLACK_BYTES = 8 << 20, 40 << 20  # of values, blocks that are decoded, and what libraries load late
+BUDGET_BYTES, SLACK_BYTES = (
+    8 << 20,
+    40 << 20,
+)  # of values, blocks that are decoded, and what libraries load late
 
 # Opens a package, runs it twice, and prints how far memory went above where it was before.
 CHILD = """
@@ -56,7 +60,9 @@ for _ in range(2):
 """,
 }
 
-needs_procfs = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+needs_procfs = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
 
 
 def peak_growth(kind: str, path: Path, budget: int) -> int:
@@ -78,7 +84,11 @@ def ml_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bias = np.zeros(N, np.float32)
         for i in range(LAYERS):
             scale = np.full((N, 1), 1e-3, np.float32)
-            x = mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=levels(i), scale=scale), bias=bias)
+            x = mb.linear(
+                x=x,
+                weight=mb.constexpr_blockwise_shift_scale(data=levels(i), scale=scale),
+                bias=bias,
+            )
         return x
 
     return save(program, tmp_path_factory.mktemp("large") / "x.mlpackage").path
@@ -89,18 +99,25 @@ def neural_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as custom layers."""
     model = Model(specificationVersion=4)
     model.neuralNetwork.arrayInputShapeMapping = 1
-    for features, name in ((model.description.input, "x"), (model.description.output, f"y{LAYERS - 1}")):
+    for features, name in (
+        (model.description.input, "x"),
+        (model.description.output, f"y{LAYERS - 1}"),
+    ):
         array = features.add(name=name).type.multiArrayType
         array.dataType = array.ArrayDataType.Value("FLOAT32")
         array.shape.extend([1, N])
     for i in range(LAYERS):
-        layer = model.neuralNetwork.layers.add(name=f"y{i}", input=[f"y{i - 1}" if i else "x"], output=[f"y{i}"])
+        layer = model.neuralNetwork.layers.add(
+            name=f"y{i}", input=[f"y{i - 1}" if i else "x"], output=[f"y{i}"]
+        )
         layer.custom.className = "LZWLinear"
         for key, value in {"version": 1, "rows": N, "cols": N, "group_size": N}.items():
             layer.custom.parameters[key].intValue = value
         layer.custom.parameters["name"].stringValue = f"y{i}"
         layer.custom.parameters["int8_activations"].boolValue = False
-        layer.custom.weights.add().rawValue = encoder.encode(levels(i), -127, 255, "raw").blob.tobytes()
+        layer.custom.weights.add().rawValue = encoder.encode(
+            levels(i), -127, 255, "raw"
+        ).blob.tobytes()
         layer.custom.weights.add().floatValue.extend([1e-3] * N)
     path = tmp_path_factory.mktemp("large") / "m.mlmodel"
     path.write_bytes(model.SerializeToString())
@@ -111,7 +128,9 @@ def neural_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_ml_program_keeps_dense_what_its_budget_allows(ml_program: Path) -> None:
     growth = peak_growth("ML Program", ml_program, BUDGET_BYTES)
     assert growth < PACKAGE_BYTES + BUDGET_BYTES + SLACK_BYTES < DENSE_BYTES
-    assert peak_growth("ML Program", ml_program, 2 * DENSE_BYTES) > DENSE_BYTES  # so the figure says something
+    assert (
+        peak_growth("ML Program", ml_program, 2 * DENSE_BYTES) > DENSE_BYTES
+    )  # so the figure says something
 
 
 @needs_procfs

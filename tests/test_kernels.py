@@ -24,7 +24,9 @@ while [ "$1" != "-o" ]; do shift; done
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, so that nothing is built yet."""
-    monkeypatch.setattr(kernels.platformdirs, "user_cache_path", lambda name, **_: tmp_path / "cache" / name)
+    monkeypatch.setattr(
+        kernels.platformdirs, "user_cache_path", lambda name, **_: tmp_path / "cache" / name
+    )
     return tmp_path / "cache"
 
 
@@ -50,7 +52,9 @@ def files(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.rglob("*") if f.is_file())
 
 
-def test_a_library_is_built_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_built_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"'))
     built = kernels.build()
     assert built == kernels.library_path()
@@ -60,7 +64,9 @@ def test_a_library_is_built_once(cache: Path, tmp_path: Path, monkeypatch: pytes
     assert files(cache) == [built.name]
 
 
-def test_other_flags_or_sources_are_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_flags_or_sources_are_another_library(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = kernels.library_path()
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g"))
     second = kernels.library_path()
@@ -81,19 +87,25 @@ def test_without_a_compiler_the_error_says_how_to_get_one(
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingComponentError, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+") as caught:
+    with pytest.raises(
+        MissingComponentError, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+"
+    ) as caught:
         kernels.build()
     assert "apt-get install g++" in caught.value.do
     assert caught.value.exit_code == 5
 
 
-def test_a_compiler_that_is_asked_for_and_absent_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_asked_for_and_absent_is_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MissingComponentError, match="no-such-compiler"):
         kernels.build()
 
 
-def test_a_compiler_with_options_is_understood(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_with_options_is_understood(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CXX="ccache g++" and CXX="g++ -m64" are usual."""
     compiler = Compiler(tmp_path, 'echo library > "$2"')
     monkeypatch.setenv("CXX", f"{compiler.path} -m64")
@@ -121,7 +133,9 @@ def test_two_builds_at_once_end_with_one_whole_library(
     body = 'printf first-half > "$2"; sleep 0.3; printf -- -second-half >> "$2"'
     use(monkeypatch, Compiler(tmp_path, body))
     seen: list[str] = []
-    threads = [threading.Thread(target=lambda: seen.append(kernels.build().read_text())) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: seen.append(kernels.build().read_text())) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     target = kernels.library_path()
@@ -164,7 +178,9 @@ def test_a_second_copy_is_refused_before_it_aborts_the_process() -> None:
         kernels.load.__wrapped__()
 
 
-def test_a_library_that_does_not_load_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernels.load()
     use(monkeypatch, Compiler(tmp_path, 'echo "not a library" > "$2"'))
     monkeypatch.setattr(kernels, "OPERATORS", ("tinyqmoe::of_tomorrow.out",))

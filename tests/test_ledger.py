@@ -36,17 +36,31 @@ def entry(name: str, rows: int, cols: int, scheme: str = "ternary") -> TensorEnt
     coded = scheme == "ternary"
     bits = 2 if coded else 8
     return TensorEntry(
-        name=name, rows=rows, cols=cols, scheme=scheme, n_levels=3 if coded else 255, group_size=cols,
-        codec="lzw" if coded else "raw", code_bits=12 if coded else 8, cap=16 if coded else 0, bits_per_weight=bits,
-        entropy_bits=bits, zeros=0.5, levels_crc32=0, blob_bytes=rows * cols * bits // 8, scales_bytes=4 * rows,
+        name=name,
+        rows=rows,
+        cols=cols,
+        scheme=scheme,
+        n_levels=3 if coded else 255,
+        group_size=cols,
+        codec="lzw" if coded else "raw",
+        code_bits=12 if coded else 8,
+        cap=16 if coded else 0,
+        bits_per_weight=bits,
+        entropy_bits=bits,
+        zeros=0.5,
+        levels_crc32=0,
+        blob_bytes=rows * cols * bits // 8,
+        scales_bytes=4 * rows,
         sizes_bytes={},
-    )  # fmt: skip
+    )
 
 
 def model() -> tuple[Manifest, Artifact]:
     """A `.pte` of three layers whose only matrices are gates, with a tied head."""
     tensors = [entry("model.embed_tokens.weight", VOCAB, HIDDEN, "int8")]
-    tensors += [entry(f"model.layers.{i}.mlp.gate_proj.weight", INTERMEDIATE, HIDDEN) for i in range(LAYERS)]
+    tensors += [
+        entry(f"model.layers.{i}.mlp.gate_proj.weight", INTERMEDIATE, HIDDEN) for i in range(LAYERS)
+    ]
     small = helpers_bundles.small_manifest()
     artifact = replace(
         small.artifacts[0], prefill_tokens=TOKENS, kv_cache_bytes=20 * MB, operators={"x": 100},
@@ -54,10 +68,13 @@ def model() -> tuple[Manifest, Artifact]:
         details={"arena_bytes": 25 * MB, "delegates": 1},
     )  # fmt: skip
     described = replace(
-        small, artifacts=[artifact], tensors=tensors, interface=replace(small.interface, context=CONTEXT),
+        small,
+        artifacts=[artifact],
+        tensors=tensors,
+        interface=replace(small.interface, context=CONTEXT),
         model=replace(small.model, config={"num_attention_heads": 16}),
         files=[FileEntry("model.pte", 7 * MB, ""), FileEntry("tokenizer.json", 2 * MB, "")],
-    )  # fmt: skip
+    )
     return described, artifact
 
 
@@ -83,8 +100,14 @@ def test_holders_by_hand() -> None:
 def test_expanded_weights_are_dirty_in_memory_and_clean_in_files() -> None:
     form = 64 + INTERMEDIATE * HIDDEN // 4 + 64  # header, levels of two bits, tail; to 64 bytes
     pages = -(-form // 4096) * 4096
-    assert held(ledger.predict(*model(), Residency("expand")))["expanded weights"] == (LAYERS * pages, 0)
-    assert held(ledger.predict(*model(), Residency("file")))["expanded weights, in files"] == (0, LAYERS * (form + 64))
+    assert held(ledger.predict(*model(), Residency("expand")))["expanded weights"] == (
+        LAYERS * pages,
+        0,
+    )
+    assert held(ledger.predict(*model(), Residency("file")))["expanded weights, in files"] == (
+        0,
+        LAYERS * (form + 64),
+    )
     some = ledger.predict(*model(), Residency("auto", budget_bytes=2 * pages))
     assert held(some)["expanded weights"] == (2 * pages, 0)
     streamed = ledger.predict(*model(), Residency("auto", budget_bytes=0))
@@ -93,7 +116,9 @@ def test_expanded_weights_are_dirty_in_memory_and_clean_in_files() -> None:
 
 def test_reading_a_large_tokenizer_can_be_the_peak() -> None:
     manifest, artifact = model()
-    files = [replace(f, n_bytes=20 * MB) if f.path == "tokenizer.json" else f for f in manifest.files]
+    files = [
+        replace(f, n_bytes=20 * MB) if f.path == "tokenizer.json" else f for f in manifest.files
+    ]
     prediction = ledger.predict(replace(manifest, files=files), artifact, Residency())
     assert prediction.peak.name == "load"
     assert prediction.peak.largest()[0].what == "reading the tokenizer"
@@ -108,15 +133,22 @@ def test_the_largest_holders_come_first() -> None:
 def test_a_manifest_that_says_too_little_is_refused() -> None:
     manifest, artifact = model()
     with pytest.raises(BundleError, match="num_attention_heads"):
-        ledger.predict(replace(manifest, model=replace(manifest.model, config={})), artifact, Residency())
+        ledger.predict(
+            replace(manifest, model=replace(manifest.model, config={})), artifact, Residency()
+        )
     with pytest.raises(BundleError, match="gate_proj"):
         ledger.predict(replace(manifest, tensors=manifest.tensors[:1]), artifact, Residency())
 
 
 def test_an_expanded_ml_program_is_what_is_mapped() -> None:
     manifest, artifact = model()
-    program = replace(artifact, format="mlprogram", path="model.mlpackage", files=["model.weights.tqlz"])
-    expanded = [FileEntry("model.mlpackage/Data/weight.bin", 9 * MB, ""), FileEntry("other/weight.bin", MB, "")]
+    program = replace(
+        artifact, format="mlprogram", path="model.mlpackage", files=["model.weights.tqlz"]
+    )
+    expanded = [
+        FileEntry("model.mlpackage/Data/weight.bin", 9 * MB, ""),
+        FileEntry("other/weight.bin", MB, ""),
+    ]
     assert ledger.package_bytes(replace(manifest, expanded=expanded), program) == 9 * MB
     assert ledger.package_bytes(manifest, artifact) == 7 * MB
 
@@ -124,14 +156,23 @@ def test_an_expanded_ml_program_is_what_is_mapped() -> None:
 # ---- on a device
 
 
-def phone(limit_mb: float, with_entitlement_mb: float | None = None, mapped_gb: float | None = None) -> DeviceProfile:
+def phone(
+    limit_mb: float, with_entitlement_mb: float | None = None, mapped_gb: float | None = None
+) -> DeviceProfile:
     def figure(value: float | None) -> Any:
         return None if value is None else Figure(value, "a test", "low")
 
     return DeviceProfile(
-        name="phone", title="Phone", platform="ios", ram_gb=figure(4), dram_gb_per_s=figure(20), page_kib=figure(16),
-        limit_mb=figure(limit_mb), limit_with_entitlement_mb=figure(with_entitlement_mb), mapped_gb=figure(mapped_gb),
-    )  # fmt: skip
+        name="phone",
+        title="Phone",
+        platform="ios",
+        ram_gb=figure(4),
+        dram_gb_per_s=figure(20),
+        page_kib=figure(16),
+        limit_mb=figure(limit_mb),
+        limit_with_entitlement_mb=figure(with_entitlement_mb),
+        mapped_gb=figure(mapped_gb),
+    )
 
 
 def budget(profile: DeviceProfile) -> MemoryBudget:
@@ -158,7 +199,10 @@ def test_auto_fills_what_the_limit_leaves() -> None:
         assert placed.residency.mode == "auto"
         assert placed.prediction.dirty_bytes <= max(streamed, limit_mb * MB)
     assert place(40).prediction.dirty_bytes == streamed
-    assert place(60).prediction.dirty_bytes == ledger.predict(*model(), Residency("expand")).dirty_bytes
+    assert (
+        place(60).prediction.dirty_bytes
+        == ledger.predict(*model(), Residency("expand")).dirty_bytes
+    )
 
 
 def test_files_that_do_not_fit_beside_it_are_pinned_in_part() -> None:
@@ -178,7 +222,9 @@ def test_files_that_find_no_room_are_told() -> None:
     assert report.fit_verdict(short) == "slow"
     shown = "".join(str(part) for part in report.fit_view(short, []).renderables)  # type: ignore[attr-defined]
     assert "slow: 3.0 MB of files find no room" in shown
-    assert place((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"] == short.shortfall_bytes
+    assert (
+        place((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"] == short.shortfall_bytes
+    )
 
 
 def test_an_ml_program_has_no_residency() -> None:
@@ -206,22 +252,35 @@ def test_advice_says_what_would_do() -> None:
 # ---- before an export
 
 
-@pytest.mark.parametrize("quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)])
-def test_an_outline_predicts_what_the_export_does(checkpoint: Path, tmp_path: Path, quantization: QuantConfig) -> None:
-    """All but the codes, which are chosen by exact size: in a model this small seldom as in a large one."""
+@pytest.mark.parametrize(
+    "quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)]
+)
+def test_an_outline_predicts_what_the_export_does(
+    checkpoint: Path, tmp_path: Path, quantization: QuantConfig
+) -> None:
+    """All but the codes, which are chosen by exact size: in a model this small seldom as in a large
+    one."""
     formats = ("pte", "mlprogram", "custom-op")
     before = outline(Checkpoint.open(checkpoint), ExportConfig(quantization, formats), 48)
-    after = helpers_bundles.export(checkpoint, tmp_path / "out", quantization, formats=formats, context=48).manifest
+    after = helpers_bundles.export(
+        checkpoint, tmp_path / "out", quantization, formats=formats, context=48
+    ).manifest
     assert [t.name for t in before.tensors] == [t.name for t in after.tensors]
     for planned, made in zip(before.tensors, after.tensors, strict=True):
-        assert (planned.rows, planned.cols, planned.scheme, planned.n_levels, planned.group_size) == (
-            made.rows, made.cols, made.scheme, made.n_levels, made.group_size,
-        )  # fmt: skip
+        assert (
+            planned.rows,
+            planned.cols,
+            planned.scheme,
+            planned.n_levels,
+            planned.group_size,
+        ) == (made.rows, made.cols, made.scheme, made.n_levels, made.group_size)
         assert planned.scales_bytes == made.scales_bytes
     for planned, made in zip(before.artifacts, after.artifacts, strict=True):
         assert planned.kv_cache_bytes == made.kv_cache_bytes
         assert sum(planned.operators.values()) == sum(made.operators.values()), made.format
-        forecast, holders = (held(ledger.predict(*of, Residency())) for of in ((before, planned), (after, made)))
+        forecast, holders = (
+            held(ledger.predict(*of, Residency())) for of in ((before, planned), (after, made))
+        )
         of_codes = {"package, as it lies in its files", "dictionaries", "activations, as planned"}
         assert forecast.keys() - of_codes == holders.keys() - of_codes
         for what in holders.keys() - of_codes:
@@ -260,16 +319,23 @@ MLP = {"intermediate_size": 6000, "hidden_size": 64}
 
 
 @pytest.mark.parametrize(("shape", "context"), [(SCORES, 512), (ONE_HEAD, 256), (MLP, 160)])
-def test_values_of_a_network_take_what_is_predicted(tmp_path: Path, shape: dict[str, int], context: int) -> None:
-    """By what NumPy allocates in a call of the longest kind, which does not depend on when one looks."""
+def test_values_of_a_network_take_what_is_predicted(
+    tmp_path: Path, shape: dict[str, int], context: int
+) -> None:
+    """By what NumPy allocates in a call of the longest kind, which does not depend on when one
+    looks."""
     checkpoint = write_llama(tmp_path / "checkpoint", num_hidden_layers=3, **shape)
     formats = ("custom-op",)
-    made = helpers_bundles.export(checkpoint, tmp_path / "out", TERNARY, formats=formats, context=context)
+    made = helpers_bundles.export(
+        checkpoint, tmp_path / "out", TERNARY, formats=formats, context=context
+    )
     artifact = made.artifact("custom-op")
     runner = open_runner(made, artifact, Residency(), lambda *_: None)
     runner.forward([3], 0)
     tracemalloc.start()
-    runner.forward([3 + i % 90 for i in range(artifact.prefill_tokens)], context - artifact.prefill_tokens)
+    runner.forward(
+        [3 + i % 90 for i in range(artifact.prefill_tokens)], context - artifact.prefill_tokens
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     holders = held(ledger.predict(made.manifest, artifact, Residency()))
@@ -277,16 +343,25 @@ def test_values_of_a_network_take_what_is_predicted(tmp_path: Path, shape: dict[
     assert predicted == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="NOT TESTED: memory is measured on Linux only")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="NOT TESTED: memory is measured on Linux only"
+)
 @pytest.mark.parametrize("mode", ["stream", "expand"])
 def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
-    """The demo model with its whole context filled. Larger models are nearer: benchmarks/memory_prediction.py."""
+    """The demo model with its whole context filled. Larger models are nearer:
+    benchmarks/memory_prediction.py."""
     artifact, residency = demo.artifact("pte"), Residency(mode)
     arguments = {
-        "bundle": str(demo.path), "format": "pte", "residency": sandbox_tasks.plain(residency), "sampling": {},
-        "prompt": [3 + i for i in range(128)], "max_new_tokens": 128,
-    }  # fmt: skip
-    report = sandbox.run("runtime_ref.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None)
+        "bundle": str(demo.path),
+        "format": "pte",
+        "residency": sandbox_tasks.plain(residency),
+        "sampling": {},
+        "prompt": [3 + i for i in range(128)],
+        "max_new_tokens": 128,
+    }
+    report = sandbox.run(
+        "runtime_ref.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None
+    )
     assert report.outcome == "ok", report.detail
     prediction = ledger.predict(demo.manifest, artifact, residency)
     assert prediction.dirty_bytes == pytest.approx(report.peak_dirty_bytes, rel=0.15)
@@ -295,4 +370,6 @@ def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The model that ships, ternary, for ExecuTorch."""
-    return helpers_bundles.export(model_path(), tmp_path_factory.mktemp("demo") / "ternary", TERNARY, context=256)
+    return helpers_bundles.export(
+        model_path(), tmp_path_factory.mktemp("demo") / "ternary", TERNARY, context=256
+    )

@@ -1,4 +1,5 @@
-"""exporter.models.llama against transformers' LlamaForCausalLM, and its export with a dynamic sequence length."""
+"""exporter.models.llama against transformers' LlamaForCausalLM, and its export with a dynamic
+sequence length."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from helpers_checkpoints import LLAMA3_ROPE, SMALL, hf_model
 
 from exporter import models
 from exporter.errors import CheckpointError
-from exporter.models.llama import DenseLayers, Llama, LlamaConfig, TorchAttention, rope_frequencies, tensor_shapes
+from exporter.models.llama import (
+    DenseLayers,
+    Llama,
+    LlamaConfig,
+    TorchAttention,
+    rope_frequencies,
+    tensor_shapes,
+)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gqa-tied": {},
@@ -19,8 +27,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mqa": {"num_key_value_heads": 1},
     "llama3-rope": {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0, "hidden_size": 64},
     "wide-heads": {"head_dim": 32, "hidden_size": 40},
-    "narrow-heads": {"head_dim": 2, "num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 3},
-    "odd-sizes": {"hidden_size": 36, "intermediate_size": 43, "num_attention_heads": 2, "num_key_value_heads": 2},
+    "narrow-heads": {
+        "head_dim": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 3,
+    },
+    "odd-sizes": {
+        "hidden_size": 36,
+        "intermediate_size": 43,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
     "large-vocab": {"vocab_size": 128256, "hidden_size": 16},
 }
 CONTEXT = 96
@@ -36,12 +54,16 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Llama]:
 def ours_from(theirs: Any, context: int) -> Llama:
     config = config_of(theirs)
     weights = theirs.state_dict()
-    assert {name: tuple(weights[name].shape) for name in tensor_shapes(config)} == tensor_shapes(config)
+    assert {name: tuple(weights[name].shape) for name in tensor_shapes(config)} == tensor_shapes(
+        config
+    )
     return Llama(config, context, DenseLayers(weights.__getitem__)).eval()
 
 
 def random_tokens(model: Llama, count: int) -> torch.Tensor:
-    return torch.randint(0, model.embed.num_embeddings, (1, count), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, model.embed.num_embeddings, (1, count), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def run_split(model: Llama, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -54,7 +76,9 @@ def run_split(model: Llama, tokens: torch.Tensor, sizes: list[int]) -> torch.Ten
     return torch.cat(pieces, dim=1)
 
 
-@pytest.mark.parametrize("sizes", [[90], [1] * 90, [7, 1, 1, 40, 41]], ids=["at-once", "step-by-step", "split"])
+@pytest.mark.parametrize(
+    "sizes", [[90], [1] * 90, [7, 1, 1, 40, 41]], ids=["at-once", "step-by-step", "split"]
+)
 @torch.no_grad()
 def test_logits_match_transformers(pair: tuple[Any, Llama], sizes: list[int]) -> None:
     theirs, ours = pair
@@ -77,7 +101,9 @@ def test_export_with_dynamic_length(pair: tuple[Any, Llama]) -> None:
     theirs, ours = pair
     length = torch.export.Dim("length", min=1, max=CONTEXT)
     example = (random_tokens(ours, 5), torch.tensor([0]))
-    program = torch.export.export(ours, example, dynamic_shapes=({1: length}, None), strict=False).module()
+    program = torch.export.export(
+        ours, example, dynamic_shapes=({1: length}, None), strict=False
+    ).module()
     tokens = random_tokens(ours, 60)
     for begin, end in [(0, 1), (1, 2), (2, 40), (40, 60)]:
         logits = program(tokens[:, begin:end], torch.tensor([begin]))
@@ -88,8 +114,12 @@ def test_export_with_dynamic_length(pair: tuple[Any, Llama]) -> None:
 def test_llama3_frequencies_match_transformers() -> None:
     theirs = hf_model(**CONFIGS["llama3-rope"])
     ours = ours_from(theirs, CONTEXT)
-    torch.testing.assert_close(ours.frequencies, theirs.model.rotary_emb.inv_freq, rtol=1e-6, atol=0)
-    assert (ours.frequencies != rope_frequencies(dataclasses.replace(config_of(theirs), rope=None))).any()
+    torch.testing.assert_close(
+        ours.frequencies, theirs.model.rotary_emb.inv_freq, rtol=1e-6, atol=0
+    )
+    assert (
+        ours.frequencies != rope_frequencies(dataclasses.replace(config_of(theirs), rope=None))
+    ).any()
 
 
 @torch.no_grad()
@@ -128,16 +158,28 @@ def test_both_rope_spellings_read_the_same() -> None:
     version_5["rope_parameters"] = LLAMA3_ROPE | {"rope_theta": 500000.0}
     legacy = dict(LLAMA3_ROPE, type="llama3")
     del legacy["rope_type"]
-    configs = [LlamaConfig.from_dict(d) for d in (VERSION_4, version_5, VERSION_4 | {"rope_scaling": legacy})]
+    configs = [
+        LlamaConfig.from_dict(d)
+        for d in (VERSION_4, version_5, VERSION_4 | {"rope_scaling": legacy})
+    ]
     assert configs[0] == configs[1] == configs[2]
     assert configs[0].rope is not None
     assert (configs[0].rope.factor, configs[0].rope_theta) == (8.0, 500000.0)
 
 
 def test_defaults_of_absent_fields() -> None:
-    small = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "rope_theta", "bos_token_id")}
+    small = {
+        k: v
+        for k, v in SMALL.items()
+        if k not in ("num_key_value_heads", "rope_theta", "bos_token_id")
+    }
     config = LlamaConfig.from_dict(small | {"eos_token_id": [2, 7]})
-    assert (config.num_key_value_heads, config.head_dim, config.rope_theta, config.rope) == (4, 12, 10000.0, None)
+    assert (config.num_key_value_heads, config.head_dim, config.rope_theta, config.rope) == (
+        4,
+        12,
+        10000.0,
+        None,
+    )
     assert (config.bos_token_id, config.eos_token_ids) == (None, (2, 7))
 
 
@@ -152,13 +194,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "quantized": ({"quantization_config": {"bits": 4}}, "already quantized"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
     "linear": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
-    "dynamic": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
+    "dynamic": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        "rope_type is 'dynamic'",
+    ),
     "rope-no-object": ({"rope_scaling": 4}, "rope_scaling must be an object"),
     "rope-incomplete": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 2}},
         "rope_scaling: low_freq_factor must be",
     ),
-    "rope-order": ({"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "must be greater than low_freq_factor"),
+    "rope-order": (
+        {"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+        "must be greater than low_freq_factor",
+    ),
     "two-thetas": ({"rope_parameters": {"rope_theta": 7.0}}, "rope_theta is 10000.0, but 7.0"),
     "theta": ({"rope_theta": -1}, "rope_theta must be a positive number"),
     "kv-heads": ({"num_key_value_heads": 3}, "must be a multiple of 3 kv heads"),
@@ -167,7 +215,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"vocab_size": 0}, "vocab_size must be an integer"),
     "bool-size": ({"hidden_size": True}, "hidden_size must be an integer"),
     "null": ({"intermediate_size": None}, "intermediate_size must be an integer"),
-    "many-layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 1 to 1024"),
+    "many-layers": (
+        {"num_hidden_layers": 10**9},
+        "num_hidden_layers must be an integer from 1 to 1024",
+    ),
     "eps": ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
     "eos": ({"eos_token_id": "</s>"}, "eos_token_id must be"),
     "bos": ({"bos_token_id": -1}, "bos_token_id must be"),
@@ -184,7 +235,12 @@ def test_unsupported_config_is_refused(case: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    wrong = {"hidden_act": "relu", "mlp_bias": True, "vocab_size": -1, "rope_scaling": {"rope_type": "yarn"}}
+    wrong = {
+        "hidden_act": "relu",
+        "mlp_bias": True,
+        "vocab_size": -1,
+        "rope_scaling": {"rope_type": "yarn"},
+    }
     with pytest.raises(CheckpointError) as refusal:
         LlamaConfig.from_dict(SMALL | wrong)
     assert len(refusal.value.problems) == 4

@@ -1,4 +1,5 @@
-"""Whole ML Programs: states, functions that share weights, converted models, arithmetic, and what is refused."""
+"""Whole ML Programs: states, functions that share weights, converted models, arithmetic, and what
+is refused."""
 
 from __future__ import annotations
 
@@ -34,27 +35,37 @@ SCALES = RNG.uniform(0.001, 0.01, (16, 1)).astype(np.float16)
 
 def int8_linear(x: Any) -> Any:
     """What has the same `weight_id` lies once in the weight file."""
-    weight, bias = mb.constexpr_blockwise_shift_scale(data=INT8, scale=SCALES), mb.const(val=np.zeros(16, np.float16))
+    weight, bias = (
+        mb.constexpr_blockwise_shift_scale(data=INT8, scale=SCALES),
+        mb.const(val=np.zeros(16, np.float16)),
+    )
     for part, op in (("data", weight.op.data.op), ("scale", weight.op.scale.op), ("bias", bias.op)):
         op.weight_id = part
     return mb.linear(x=x, weight=weight, bias=bias)
 
 
 def cached(n_tokens: int) -> Any:
-    """A function: x fp16 [S, 8] is projected to keys [H, S, D], which are written at `position` of each layer."""
+    """A function: x fp16 [S, 8] is projected to keys [H, S, D], which are written at `position` of
+    each layer."""
 
     def body(x: Any, position: Any, cache: Any) -> Any:
         value = mb.read_state(input=cache)
         outputs = []
         for layer in range(LAYERS):
             keys = mb.reshape(x=int8_linear(x), shape=[n_tokens, 2, HEADS, DIM])
-            keys = mb.slice_by_index(x=keys, begin=[0, layer, 0, 0], end=[n_tokens, layer + 1, HEADS, DIM])
+            keys = mb.slice_by_index(
+                x=keys, begin=[0, layer, 0, 0], end=[n_tokens, layer + 1, HEADS, DIM]
+            )
             keys = mb.transpose(x=keys, perm=[1, 2, 0, 3])  # [1, H, S, D]
-            begin = mb.concat(values=[np.array([layer, 0], np.int32), position, np.zeros(1, np.int32)], axis=0)
+            begin = mb.concat(
+                values=[np.array([layer, 0], np.int32), position, np.zeros(1, np.int32)], axis=0
+            )
             end = mb.add(x=begin, y=np.array([1, HEADS, n_tokens, DIM], np.int32))
             value = mb.slice_update(x=value, update=keys, begin=begin, end=end)
             value = mb.coreml_update_state(state=cache, value=value)
-            of_layer = mb.slice_by_index(x=value, begin=[layer, 0, 0, 0], end=[layer + 1, HEADS, SLOTS, DIM])
+            of_layer = mb.slice_by_index(
+                x=value, begin=[layer, 0, 0, 0], end=[layer + 1, HEADS, SLOTS, DIM]
+            )
             outputs.append(mb.reduce_sum(x=of_layer, axes=[0, 2]))
         return mb.concat(values=outputs, axis=0, name="sums")  # [2 H, D]
 
@@ -88,7 +99,11 @@ class Cache:
         self.cache = np.zeros(CACHE, np.float32)
 
     def __call__(self, x: np.ndarray, position: int) -> np.ndarray:
-        keys = (x.astype(np.float32) @ self.weight.T).reshape(len(x), LAYERS, HEADS, DIM).transpose(1, 2, 0, 3)
+        keys = (
+            (x.astype(np.float32) @ self.weight.T)
+            .reshape(len(x), LAYERS, HEADS, DIM)
+            .transpose(1, 2, 0, 3)
+        )
         sums = []
         for layer in range(LAYERS):
             self.cache[layer, :, position : position + len(x)] = keys[layer]
@@ -98,12 +113,20 @@ class Cache:
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("cache_bytes", [0, 10**6])
-def test_two_functions_share_a_state(two_functions: CoreMLPackage, arithmetic: Arithmetic, cache_bytes: int) -> None:
+def test_two_functions_share_a_state(
+    two_functions: CoreMLPackage, arithmetic: Arithmetic, cache_bytes: int
+) -> None:
     decode = MLProgram(two_functions, None, arithmetic, cache_bytes)
     prefill = decode.sibling("prefill")
     state, expected = decode.new_state(), Cache()
     memory = state["cache"].data_ptr()
-    for program, position, n in ((prefill, 0, 3), (decode, 3, 1), (decode, 4, 1), (decode, 2, 1), (prefill, 3, 3)):
+    for program, position, n in (
+        (prefill, 0, 3),
+        (decode, 3, 1),
+        (decode, 4, 1),
+        (decode, 2, 1),
+        (prefill, 3, 3),
+    ):
         x = RNG.standard_normal((n, 8)).astype(np.float16)
         got = program.predict({"x": x, "position": np.array([position], np.int32)}, state)["sums"]
         close = {"float32": 1e-5, "float16": 2e-2}[arithmetic]
@@ -115,18 +138,27 @@ def test_two_functions_share_a_state(two_functions: CoreMLPackage, arithmetic: A
 
 def test_the_interface_is_what_the_description_says(two_functions: CoreMLPackage) -> None:
     decode = MLProgram(two_functions, "decode", "float16", 0)
-    assert decode.inputs == {"x": TensorInfo((1, 8), "float16"), "position": TensorInfo((1,), "int32")}
+    assert decode.inputs == {
+        "x": TensorInfo((1, 8), "float16"),
+        "position": TensorInfo((1,), "int32"),
+    }
     assert decode.outputs == {"sums": TensorInfo((4, 4), "float16")}
     assert decode.states == {"cache": TensorInfo(CACHE, "float16")}
     assert MLProgram(two_functions, "prefill", "float16", 0).inputs["x"].shape == (3, 8)
 
 
-def test_a_chain_of_updates_copies_no_cache(two_functions: CoreMLPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_of_updates_copies_no_cache(
+    two_functions: CoreMLPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decode = MLProgram(two_functions, "decode", "float16", 0)
     in_place = []
     may_write = mil_program._may_write
-    monkeypatch.setattr(mil_program, "_may_write", lambda *args: in_place.append(may_write(*args)) or in_place[-1])
-    decode.predict({"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}, decode.new_state())
+    monkeypatch.setattr(
+        mil_program, "_may_write", lambda *args: in_place.append(may_write(*args)) or in_place[-1]
+    )
+    decode.predict(
+        {"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}, decode.new_state()
+    )
     assert in_place == [True] * LAYERS
 
 
@@ -137,7 +169,10 @@ def test_a_sibling_shares_dense_weights(two_functions: CoreMLPackage) -> None:
         x = np.ones(program.inputs["x"].shape, np.float16)
         program.predict({"x": x, "position": np.zeros(1, np.int32)}, program.new_state())
     assert prefill._cache is decode._cache
-    assert sorted(tuple(weight.shape) for weight in decode._cache.dense.values()) == [(16,), (16, 8)]
+    assert sorted(tuple(weight.shape) for weight in decode._cache.dense.values()) == [
+        (16,),
+        (16, 8),
+    ]
     assert decode._cache.free_bytes == 10**6 - 4 * (16 * 8 + 16)
 
 
@@ -150,7 +185,10 @@ def stateful(body: Callable[[Any, Any], Any]) -> Any:
     def named(x: Any, memory: Any) -> Any:
         return body(x, memory)
 
-    specs = [mb.TensorSpec(shape=(4,), dtype=types.fp16), mb.StateTensorSpec((4,), dtype=types.fp16)]
+    specs = [
+        mb.TensorSpec(shape=(4,), dtype=types.fp16),
+        mb.StateTensorSpec((4,), dtype=types.fp16),
+    ]
     return mb.program(input_specs=specs, opset_version=ct.target.iOS18)(named)
 
 
@@ -211,7 +249,9 @@ def constant_is_not_changed(x: Any, state: Any) -> Any:
 
 
 X4, S4 = np.arange(1, 5), np.arange(5, 9)
-ORDERS: dict[Callable[[Any, Any], Any], tuple[list[int], list[int]]] = {  # output and state, from x and S4
+ORDERS: dict[
+    Callable[[Any, Any], Any], tuple[list[int], list[int]]
+] = {  # output and state, from x and S4
     read_before_and_after: ([5, 6, 7, 8, 1, 2, 3, 4], [1, 2, 3, 4]),
     old_value_survives_an_update: ([5, 6, 7, 8, 5, 9, 7, 8], [5, 9, 7, 8]),
     updated_but_not_written: ([9, 6, 7, 8, 5, 6, 7, 8], [5, 6, 7, 8]),
@@ -224,12 +264,16 @@ ORDERS: dict[Callable[[Any, Any], Any], tuple[list[int], list[int]]] = {  # outp
 
 
 @pytest.mark.parametrize("body", ORDERS, ids=lambda body: body.__name__)
-def test_a_state_has_the_value_of_the_moment(body: Callable[[Any, Any], Any], tmp_path: Path) -> None:
+def test_a_state_has_the_value_of_the_moment(
+    body: Callable[[Any, Any], Any], tmp_path: Path
+) -> None:
     package = save(stateful(body), tmp_path / "x.mlpackage")
     expected, after = ORDERS[body]
     for arithmetic in ARITHMETICS:
         program = MLProgram(package, None, arithmetic, 10**6)
-        for _ in range(2):  # a program has no memory but its states; what it keeps of constants must not change
+        for _ in range(
+            2
+        ):  # a program has no memory but its states; what it keeps of constants must not change
             state = program.new_state()
             state["memory"].copy_(torch.from_numpy(S4))
             (output,) = program.predict({"x": X4.astype(np.float16)}, state).values()
@@ -245,7 +289,9 @@ def test_a_state_may_be_written_transposed(tmp_path: Path) -> None:
         return mb.coreml_update_state(state=memory, value=turned)
 
     specs = [mb.StateTensorSpec((3, 3), dtype=types.fp16)]
-    package = save(mb.program(input_specs=specs, opset_version=ct.target.iOS18)(body), tmp_path / "x.mlpackage")
+    package = save(
+        mb.program(input_specs=specs, opset_version=ct.target.iOS18)(body), tmp_path / "x.mlpackage"
+    )
     program = MLProgram(package, None, "float16", 0)
     state, values = program.new_state(), torch.arange(9, dtype=torch.float16).reshape(3, 3)
     state["memory"].copy_(values)
@@ -258,7 +304,9 @@ def test_the_input_is_not_changed(tmp_path: Path) -> None:
         return update(mb.identity(x=x), 0)
 
     specs = [mb.TensorSpec(shape=(4,), dtype=types.fp16)]
-    package = save(mb.program(input_specs=specs, opset_version=ct.target.iOS18)(body), tmp_path / "x.mlpackage")
+    package = save(
+        mb.program(input_specs=specs, opset_version=ct.target.iOS18)(body), tmp_path / "x.mlpackage"
+    )
     x = X4.astype(np.float16)
     (output,) = MLProgram(package, None, "float16", 0).predict({"x": x}, {}).values()
     assert output.tolist() == [9, 2, 3, 4]
@@ -272,7 +320,9 @@ def test_the_input_is_not_changed(tmp_path: Path) -> None:
 def sums(tmp_path_factory: pytest.TempPathFactory) -> CoreMLPackage:
     """(x + 1) - 1 in halves, and in singles between casts."""
 
-    @mb.program(input_specs=[mb.TensorSpec(shape=(2,), dtype=types.fp16)], opset_version=ct.target.iOS18)
+    @mb.program(
+        input_specs=[mb.TensorSpec(shape=(2,), dtype=types.fp16)], opset_version=ct.target.iOS18
+    )
     def program(x: Any) -> Any:
         one = np.float16(1)
         halves = mb.sub(x=mb.add(x=x, y=one), y=one, name="halves")
@@ -283,7 +333,9 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> CoreMLPackage:
 
 
 def test_every_half_is_rounded_and_only_in_float16(sums: CoreMLPackage) -> None:
-    x = np.array([2.0**-12, 3 * 2.0**-12], np.float16)  # less than half an ulp of 1, and one and a half
+    x = np.array(
+        [2.0**-12, 3 * 2.0**-12], np.float16
+    )  # less than half an ulp of 1, and one and a half
     rounded = MLProgram(sums, None, "float16", 0).predict({"x": x}, {})
     assert rounded["halves"].tolist() == [0, 2.0**-10]
     assert rounded["singles"].tolist() == x.tolist()
@@ -302,7 +354,9 @@ def test_dequantized_weights_are_rounded_only_in_float16(tmp_path: Path) -> None
     data = np.array([[101, np.float16(101) * scale]], np.float16)
     scales = np.array([[scale, 1]], np.float16)
 
-    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 2), dtype=types.fp16)], opset_version=ct.target.iOS18)
+    @mb.program(
+        input_specs=[mb.TensorSpec(shape=(1, 2), dtype=types.fp16)], opset_version=ct.target.iOS18
+    )
     def program(x: Any) -> Any:
         weight = mb.constexpr_blockwise_shift_scale(data=data, scale=scales)
         return mb.linear(x=x, weight=weight, bias=np.zeros(1, np.float16))
@@ -336,7 +390,9 @@ def test_a_weight_that_does_not_fit_the_cache_is_never_whole(
 
     monkeypatch.setattr(Weight, "_decoded", whole)
     program = MLProgram(two_functions, "decode", "float16", 0)
-    program.predict({"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}, program.new_state())
+    program.predict(
+        {"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}, program.new_state()
+    )
     assert decoded == [(0, 4), (4, 8), (8, 12), (12, 16)] * LAYERS
 
 
@@ -348,18 +404,25 @@ def test_blocks_of_weights_and_dense_ones_give_the_same(
     indices = RNG.integers(0, 4, (10, 8)).astype(types.np_uint2_dtype)
     table = RNG.standard_normal((5, 2, 4, 1)).astype(np.float16)
 
-    @mb.program(input_specs=[mb.TensorSpec(shape=(2, 3, 8), dtype=types.fp16)], opset_version=ct.target.iOS18)
+    @mb.program(
+        input_specs=[mb.TensorSpec(shape=(2, 3, 8), dtype=types.fp16)],
+        opset_version=ct.target.iOS18,
+    )
     def program(x: Any) -> Any:
         weight = mb.constexpr_lut_to_dense(indices=indices, lut=table)
         y = mb.linear(x=x, weight=weight, bias=np.ones(10, np.float16))  # [2, 3, 10]
-        z = mb.matmul(x=x, y=mb.constexpr_lut_to_dense(indices=indices, lut=table), transpose_y=True)
+        z = mb.matmul(
+            x=x, y=mb.constexpr_lut_to_dense(indices=indices, lut=table), transpose_y=True
+        )
         rows = mb.gather(x=weight, indices=np.array([9, 0], np.int32), axis=0)
         return y, z, mb.matmul(x=y, y=weight), mb.identity(x=rows)
 
     package = save(program, tmp_path / "x.mlpackage")
     x = RNG.standard_normal((2, 3, 8)).astype(np.float16)
     blocks = np.repeat(np.repeat(table[..., 0], 2, 0), 4, 1)  # [10, 8, 4]
-    dense = np.take_along_axis(blocks, indices.astype(np.int64)[..., None], 2)[..., 0].astype(np.float32)
+    dense = np.take_along_axis(blocks, indices.astype(np.int64)[..., None], 2)[..., 0].astype(
+        np.float32
+    )
     z = x.astype(np.float32) @ dense.T
     expected = [z + 1, z, (z + 1) @ dense, dense[[9, 0]]]
     for cache_bytes in (0, 10 * 8 * 4, 10**6):
@@ -377,7 +440,11 @@ def test_compressed_constants_that_make_no_sense() -> None:
     for indices, table, message in (
         (packed("uint2", 4, 4), torch.zeros(1, 1, 4, 2), "tables of vectors"),
         (packed("uint2", 4, 4), torch.zeros(1, 1, 16, 1), "indices of type uint2 do not go with"),
-        (packed("uint16", 4, 4), torch.zeros(1, 1, 65536, 1), "indices of type uint16 do not go with"),
+        (
+            packed("uint16", 4, 4),
+            torch.zeros(1, 1, 65536, 1),
+            "indices of type uint16 do not go with",
+        ),
         (packed("int4", 4, 4), torch.zeros(1, 1, 16, 1), "indices of type int4 do not go with"),
         (packed("uint2", 4, 4), torch.zeros(3, 1, 4, 1), r"\[3, 1\] blocks do not divide"),
         (packed("uint2", 4, 4), torch.zeros(1, 4, 1), r"\[1\] blocks do not divide"),
@@ -398,14 +465,18 @@ def test_a_program_with_several_weight_files(two_functions: CoreMLPackage, tmp_p
 
     def second(spec: Any) -> None:
         for op in operations(spec, "decode"):
-            bindings = [binding.value for argument in op.inputs.values() for binding in argument.arguments]
+            bindings = [
+                binding.value for argument in op.inputs.values() for binding in argument.arguments
+            ]
             for value in [*bindings, *op.attributes.values()]:
                 if value.WhichOneof("value") == "blobFileValue":
                     value.blobFileValue.fileName = "@model_path/weights/second.bin"
 
     package = edited(two_functions, tmp_path / "x.mlpackage", second)
     assert package.weights_dir is not None
-    (package.weights_dir / "second.bin").write_bytes((package.weights_dir / "weight.bin").read_bytes())
+    (package.weights_dir / "second.bin").write_bytes(
+        (package.weights_dir / "weight.bin").read_bytes()
+    )
     (package.weights_dir / "weight.bin").write_bytes(b"")
     inputs = {"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}
     results = []
@@ -427,7 +498,9 @@ class Classifier(nn.Module):
         self.last = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.max_pool2d(self.second(functional.relu(self.norm(self.first(x)))), 3, 2, padding=1)
+        x = functional.max_pool2d(
+            self.second(functional.relu(self.norm(self.first(x)))), 3, 2, padding=1
+        )
         x = functional.avg_pool2d(x, 2, 2, padding=1, count_include_pad=False)
         return self.last(x.mean((2, 3))).softmax(-1)
 
@@ -436,7 +509,9 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding, self.norm = nn.Embedding(20, 16), nn.LayerNorm(16)
-        self.qkv, self.out, self.up, self.down = (nn.Linear(*n) for n in ((16, 48), (16, 16), (16, 32), (32, 16)))
+        self.qkv, self.out, self.up, self.down = (
+            nn.Linear(*n) for n in ((16, 48), (16, 16), (16, 32), (32, 16))
+        )
         self.conv = nn.Conv1d(16, 16, 3, padding=1)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -448,11 +523,16 @@ class Block(nn.Module):
         return self.conv(x.transpose(1, 2)).tanh()
 
 
-IMAGE, IDS = torch.rand(1, 3, 17, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([[3, 1, 4, 1, 5, 19]])
+IMAGE, IDS = (
+    torch.rand(1, 3, 17, 16, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([[3, 1, 4, 1, 5, 19]]),
+)
 
 
 @pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
-@pytest.mark.parametrize(("kind", "example"), [(Classifier, IMAGE), (Block, IDS)], ids=["classifier", "block"])
+@pytest.mark.parametrize(
+    ("kind", "example"), [(Classifier, IMAGE), (Block, IDS)], ids=["classifier", "block"]
+)
 def test_a_converted_model_gives_what_pytorch_gives(
     kind: type[nn.Module], example: torch.Tensor, precision: str, tmp_path: Path
 ) -> None:
@@ -507,9 +587,14 @@ def test_a_converted_model_with_a_state_gives_what_pytorch_gives(tmp_path: Path)
     with quiet():
         ct.convert(
             torch.jit.trace(model, (x, seen)),
-            inputs=[ct.TensorType("x", x.shape, dtype=np.float32), ct.TensorType("seen", seen.shape, dtype=np.float32)],
+            inputs=[
+                ct.TensorType("x", x.shape, dtype=np.float32),
+                ct.TensorType("seen", seen.shape, dtype=np.float32),
+            ],
             outputs=[ct.TensorType("y", dtype=np.float32)],
-            states=[ct.StateType(ct.TensorType(shape=(1, SLOTS, 8), dtype=np.float16), name="cache")],
+            states=[
+                ct.StateType(ct.TensorType(shape=(1, SLOTS, 8), dtype=np.float16), name="cache")
+            ],
             minimum_deployment_target=ct.target.iOS18,
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
@@ -537,11 +622,23 @@ def test_a_wrong_call_is_refused(two_functions: CoreMLPackage) -> None:
         ({"x": x}, state, "input position is missing"),
         (good | {"y": x}, state, "input y is not known"),
         (good | {"x": x[0]}, state, r"input x is float16 \[8\], expected float16 \[1, 8\]"),
-        (good | {"position": position.astype(np.int64)}, state, r"input position is int64 \[1\], expected int32 \[1\]"),
+        (
+            good | {"position": position.astype(np.int64)},
+            state,
+            r"input position is int64 \[1\], expected int32 \[1\]",
+        ),
         (good, {}, "state cache is missing"),
         (good, state | {"more": state["cache"]}, "state more is not known"),
-        (good, {"cache": state["cache"].float()}, r"state cache is torch.float32 .*, expected torch.float16"),
-        (good, {"cache": state["cache"][:1]}, r"state cache is torch.float16 \[1, 2, 6, 4\], expected"),
+        (
+            good,
+            {"cache": state["cache"].float()},
+            r"state cache is torch.float32 .*, expected torch.float16",
+        ),
+        (
+            good,
+            {"cache": state["cache"][:1]},
+            r"state cache is torch.float16 \[1, 2, 6, 4\], expected",
+        ),
         (good, {"cache": state["cache"].mT.contiguous().mT}, "contiguous"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -549,14 +646,19 @@ def test_a_wrong_call_is_refused(two_functions: CoreMLPackage) -> None:
 
 
 def test_a_function_that_is_not_there_is_refused(two_functions: CoreMLPackage) -> None:
-    with pytest.raises(UsageError, match=r"no function 'other'\nNext step: choose one of: decode, prefill"):
+    with pytest.raises(
+        UsageError, match=r"no function 'other'\nNext step: choose one of: decode, prefill"
+    ):
         MLProgram(two_functions, "other", "float16", 0)
 
 
 def test_a_write_past_the_cache_is_refused(two_functions: CoreMLPackage) -> None:
     program = MLProgram(two_functions, "decode", "float16", 0)
     inputs = {"x": np.ones((1, 8), np.float16), "position": np.array([SLOTS], np.int32)}
-    with pytest.raises(BundleError, match=r"function decode: slice_update slice_update_\d+: update is \[1, 2, 1, 4\]"):
+    with pytest.raises(
+        BundleError,
+        match=r"function decode: slice_update slice_update_\d+: update is \[1, 2, 1, 4\]",
+    ):
         program.predict(inputs, program.new_state())
 
 
@@ -671,7 +773,9 @@ def no_tensor(spec: Any) -> None:
 
 
 def blob_of_another_type(spec: Any) -> None:
-    first(spec, "constexpr_blockwise_shift_scale").inputs["data"].arguments[0].value.type.tensorType.dataType = 31
+    first(spec, "constexpr_blockwise_shift_scale").inputs["data"].arguments[
+        0
+    ].value.type.tensorType.dataType = 31
 
 
 def blob_of_another_shape(spec: Any) -> None:
@@ -688,7 +792,9 @@ def blocks_that_do_not_divide(spec: Any) -> None:
 
 
 def compressed_to_another_shape(spec: Any) -> None:
-    first(spec, "constexpr_blockwise_shift_scale").outputs[0].type.tensorType.dimensions[0].constant.size = 17
+    first(spec, "constexpr_blockwise_shift_scale").outputs[0].type.tensorType.dimensions[
+        0
+    ].constant.size = 17
 
 
 def constexpr_without_scale(spec: Any) -> None:
@@ -732,7 +838,9 @@ def constant_declared_otherwise(spec: Any) -> None:
 
 
 def constant_of_no_size(spec: Any) -> None:
-    const(spec, "transpose", "perm").attributes["val"].type.tensorType.dimensions[0].unknown.SetInParent()
+    const(spec, "transpose", "perm").attributes["val"].type.tensorType.dimensions[
+        0
+    ].unknown.SetInParent()
 
 
 def any_rank(spec: Any) -> None:
@@ -740,16 +848,22 @@ def any_rank(spec: Any) -> None:
 
 
 def flags_in_a_weight_file(spec: Any) -> None:
-    first(spec, "constexpr_blockwise_shift_scale").inputs["data"].arguments[0].value.type.tensorType.dataType = 1
+    first(spec, "constexpr_blockwise_shift_scale").inputs["data"].arguments[
+        0
+    ].value.type.tensorType.dataType = 1
 
 
 def flags_compressed(spec: Any) -> None:
     op = first(spec, "constexpr_blockwise_shift_scale")
-    op.inputs["data"].arguments[0].value.CopyFrom(const(spec, "concat", "interleave").attributes["val"])
+    op.inputs["data"].arguments[0].value.CopyFrom(
+        const(spec, "concat", "interleave").attributes["val"]
+    )
 
 
 def compressed_indices(spec: Any) -> None:
-    one, two = (op for op in operations(spec, "decode") if op.type == "constexpr_blockwise_shift_scale")
+    one, two = (
+        op for op in operations(spec, "decode") if op.type == "constexpr_blockwise_shift_scale"
+    )
     two.type = "constexpr_lut_to_dense"
     two.inputs["lut"].CopyFrom(two.inputs["scale"])
     two.inputs["indices"].arguments.add().name = one.outputs[0].name
@@ -816,14 +930,22 @@ def other_model(spec: Any) -> None:
 
 
 REFUSED: dict[Edit, str] = {
-    unknown_types: r"(?s)pixel_shuffle transpose_\d+: this operation is.*reduce_prod reduce_sum_\d+: this operation",
-    rename("slice_by_index", "custom_layer"): r"custom_layer slice_by_index_\d+: this operation is not supported",
+    unknown_types: (
+        r"(?s)pixel_shuffle transpose_\d+: this operation is.*reduce_prod "
+        r"reduce_sum_\d+: this operation"
+    ),
+    rename(
+        "slice_by_index", "custom_layer"
+    ): r"custom_layer slice_by_index_\d+: this operation is not supported",
     nested_block: r"transpose transpose_\d+: operations with blocks inside",
     missing_parameter: r"transpose transpose_\d+: parameters \['perm'\] are missing",
     unknown_parameter: r"transpose transpose_\d+: parameters \['other'\] are not supported",
     interleaved: r"concat concat_\d+: interleave = True is not supported, only \[False\]",
     computed_constant: r"transpose transpose_\d+: perm is computed, expected a constant",
-    constant_of_another_type: r"reduce_sum reduce_sum_\d+: keep_dims is int32 \[2\], expected <class 'bool'>",
+    constant_of_another_type: (
+        r"reduce_sum reduce_sum_\d+: keep_dims is int32 \[2\], expected <class "
+        r"'bool'>"
+    ),
     two_values: r"linear linear_\d+: x is 2 values, expected 1",
     undefined: r"linear linear_\d+: 'nobody' is not defined before",
     later_value: r"linear linear_\d+: 'reduce_sum_\d+' is not defined before",
@@ -840,28 +962,62 @@ REFUSED: dict[Edit, str] = {
     no_tensor: r"reduce_sum reduce_sum_\d+: values of listType are not supported",
     blob_of_another_type: r"weight\.bin, blob at \d+: type is int8, expected uint8",
     blob_of_another_shape: r"weight\.bin, blob at \d+: size in bytes is 128, expected 136",
-    blocks_that_do_not_divide: r"blockwise_shift_scale_\d+: \[8, 2\] blocks do not divide a tensor \[128, 1\]",
-    compressed_to_another_shape: r"shift_scale_\d+: gives float16 \[16, 8\], declared is float16 \[17, 8\]",
-    constexpr_without_scale: r"constexpr_blockwise_shift_scale_\d+: parameters \['scale'\] are missing",
-    constexpr_parameter: r"constexpr_blockwise_shift_scale_\d+: parameters \['axis'\] are not supported",
-    constexpr_of_a_value: r"constexpr_blockwise_shift_scale_\d+: not all of its parameters are constants",
+    blocks_that_do_not_divide: (
+        r"blockwise_shift_scale_\d+: \[8, 2\] blocks do not divide a tensor "
+        r"\[128, 1\]"
+    ),
+    compressed_to_another_shape: (
+        r"shift_scale_\d+: gives float16 \[16, 8\], declared is float16 \[17, "
+        r"8\]"
+    ),
+    constexpr_without_scale: (
+        r"constexpr_blockwise_shift_scale_\d+: parameters \['scale'\] are "
+        r"missing"
+    ),
+    constexpr_parameter: (
+        r"constexpr_blockwise_shift_scale_\d+: parameters \['axis'\] are not "
+        r"supported"
+    ),
+    constexpr_of_a_value: (
+        r"constexpr_blockwise_shift_scale_\d+: not all of its parameters are "
+        r"constants"
+    ),
     short_constant: r"const transpose_\d+_perm_0: a constant int32 \[4\] has 3 values",
-    constant_out_of_range: r"const transpose_\d+_perm_0: a constant int16 \[4\] has values that the type does not hold",
+    constant_out_of_range: (
+        r"const transpose_\d+_perm_0: a constant int16 \[4\] has values that "
+        r"the type does not hold"
+    ),
     list_constant: r"const transpose_\d+_perm_0: constants that are a list are not supported",
-    constant_of_doubles: r"const transpose_\d+_perm_0: constants given as doubles are not supported",
+    constant_of_doubles: (
+        r"const transpose_\d+_perm_0: constants given as doubles are not "
+        r"supported"
+    ),
     constant_of_bytes: r"const transpose_\d+_perm_0: a constant int32 \[4\] has 3 bytes",
-    constant_declared_otherwise: r"const transpose_\d+_perm_0: is int32 \[4\], declared is int32 \[5\]",
+    constant_declared_otherwise: (
+        r"const transpose_\d+_perm_0: is int32 \[4\], declared is int32 "
+        r"\[5\]"
+    ),
     constant_of_no_size: r"const transpose_\d+_perm_0: a constant has a size that is not fixed",
     any_rank: r"reduce_sum reduce_sum_\d+: values of any rank are not supported",
     flags_in_a_weight_file: r"shift_scale_\d+: weight files do not hold values of type bool",
-    flags_compressed: r"shift_scale_\d+: data bool \[\] and scale float16 \[16, 1\] are not supported",
-    compressed_indices: r"shift_scale_\d+: indices that are compressed themselves are not supported",
-    write_of_nothing: r"write_state \w+: has the parameters \['input'\], expected \['data', 'input'\]",
+    flags_compressed: (
+        r"shift_scale_\d+: data bool \[\] and scale float16 \[16, 1\] are not "
+        r"supported"
+    ),
+    compressed_indices: (
+        r"shift_scale_\d+: indices that are compressed themselves are not "
+        r"supported"
+    ),
+    write_of_nothing: (
+        r"write_state \w+: has the parameters \['input'\], expected \['data', "
+        r"'input'\]"
+    ),
     input_of_another_kind: "input .*: values of listType are not supported",
     output_that_is_a_constant: "not all of the outputs .* are computed",
     other_opset: "is of opset 'CoreML6', this computes CoreML7, CoreML8",
     described_otherwise: r"x is described as float16 \[2, 8\], the function has float16 \[1, 8\]",
-    described_by_another_name: "(?s)described input or state cache is missing.*state store is not known",
+    described_by_another_name: "(?s)described input or state cache is missing.*state store is "
+    "not known",
     flexible: "x has no fixed shape",
     optional: "x is optional",
     image: "x is a imageType",
@@ -885,18 +1041,26 @@ def test_many_problems_are_cut(two_functions: CoreMLPackage, tmp_path: Path) -> 
             op.type = "unknown"
 
     with pytest.raises(BundleError) as caught:
-        MLProgram(edited(two_functions, tmp_path / "x.mlpackage", all_unknown), "decode", "float16", 0)
+        MLProgram(
+            edited(two_functions, tmp_path / "x.mlpackage", all_unknown), "decode", "float16", 0
+        )
     assert len(caught.value.problems) == 21
     assert caught.value.problems[-1].startswith("and ")
 
 
-def test_a_result_of_another_shape_is_an_error(two_functions: CoreMLPackage, tmp_path: Path) -> None:
+def test_a_result_of_another_shape_is_an_error(
+    two_functions: CoreMLPackage, tmp_path: Path
+) -> None:
     """The declared shapes are checked against what was computed."""
 
     def lie(spec: Any) -> None:
         first(spec, "linear").outputs[0].type.tensorType.dimensions[1].constant.size = 15
 
-    program = MLProgram(edited(two_functions, tmp_path / "x.mlpackage", lie), "decode", "float16", 0)
+    program = MLProgram(
+        edited(two_functions, tmp_path / "x.mlpackage", lie), "decode", "float16", 0
+    )
     inputs = {"x": np.ones((1, 8), np.float16), "position": np.zeros(1, np.int32)}
-    with pytest.raises(BundleError, match=r"linear_\d+ came out as .* \[1, 16\], declared is float16 \[1, 15\]"):
+    with pytest.raises(
+        BundleError, match=r"linear_\d+ came out as .* \[1, 16\], declared is float16 \[1, 15\]"
+    ):
         program.predict(inputs, program.new_state())

@@ -1,4 +1,5 @@
-"""The native codec against numpy: every result to the last bit, with every instruction set of this machine."""
+"""The native codec against numpy: every result to the last bit, with every instruction set of this
+machine."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def random_levels(shape: tuple[int, int], level_min: int, n_levels: int, seed: i
     return np.clip(drawn, level_min, level_min + n_levels - 1).astype(np.int8)
 
 
-def make_blob(levels: Levels, codec: str, code_bits: int, cap: int, level_min: int, n_levels: int) -> npt.NDArray[Any]:
+def make_blob(
+    levels: Levels, codec: str, code_bits: int, cap: int, level_min: int, n_levels: int
+) -> npt.NDArray[Any]:
     rows, cols = levels.shape
     if codec == "raw":
         part = native.encode_raw(levels, level_min, n_levels, code_bits)
@@ -57,7 +60,9 @@ def make_blob(levels: Levels, codec: str, code_bits: int, cap: int, level_min: i
         return blob
     counts = native.count_levels(levels)[level_min + 128 :][:n_levels]
     d = Dictionary.grow(counts, level_min, n_levels, code_bits, cap)
-    row_codes, coded, size = native.encode_lzw(levels, level_min, n_levels, code_bits, cap, d.n_entries, d.to_bits())
+    row_codes, coded, size = native.encode_lzw(
+        levels, level_min, n_levels, code_bits, cap, d.n_entries, d.to_bits()
+    )
     assert coded is not None
     header = Header(CodecId.LZW, code_bits, cap, level_min, n_levels, rows, cols, d.n_entries, size)
     blob, payload = new_blob(header)
@@ -101,7 +106,9 @@ def linear_f32(x: Any, levels: Levels, scales: Any, group_size: int) -> npt.NDAr
         p = np.zeros((8, *total.shape), F32)
         for i in range(products.shape[2]):
             p[i % 8] += products[:, :, i]
-        total += (((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]))) * scales[None, :, g]
+        total += (((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]))) * scales[
+            None, :, g
+        ]
     return total
 
 
@@ -116,7 +123,10 @@ def test_decode(codec: tuple[str, int, int, int, int], shape: tuple[int, int]) -
     blob = make_blob(levels, *codec)
     assert np.array_equal(reference.decode(blob), levels)
     with NativeTensor(blob, verify=True) as tensor:
-        assert (tensor.info.codec, tensor.info.code_bits, tensor.info.rows, tensor.info.cols) == (*codec[:2], *shape)
+        assert (tensor.info.codec, tensor.info.code_bits, tensor.info.rows, tensor.info.cols) == (
+            *codec[:2],
+            *shape,
+        )
         assert tensor.info.total_bytes == blob.size
         for isa in ISAS:
             assert np.array_equal(tensor.decode_rows(isa=isa), levels)
@@ -163,7 +173,9 @@ def test_any_matrix(data: st.DataObject) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
+    values=st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40
+    )
 )
 def test_quantize_any_floats(values: list[float]) -> None:
     x = np.array([values], F32)
@@ -207,10 +219,15 @@ def test_encode_sizes_and_errors() -> None:
     counted, nothing, counted_size = native.encode_lzw(levels, *arguments, count_only=True)
     assert payload is not None
     assert nothing is None
-    assert payload.size == size == counted_size == int(((row_codes.astype(int) * 12 + 7) // 8).sum())
+    assert (
+        payload.size == size == counted_size == int(((row_codes.astype(int) * 12 + 7) // 8).sum())
+    )
     assert np.array_equal(row_codes, counted)
     levels[3, 5] = 2
-    for encode in (lambda: native.encode_lzw(levels, *arguments), lambda: native.encode_raw(levels, -1, 3, 2)):
+    for encode in (
+        lambda: native.encode_lzw(levels, *arguments),
+        lambda: native.encode_raw(levels, -1, 3, 2),
+    ):
         with pytest.raises(CodecError) as caught:
             encode()
         assert caught.value.status == "BAD_LEVEL"
@@ -218,7 +235,9 @@ def test_encode_sizes_and_errors() -> None:
 
 def test_counts_and_crc() -> None:
     levels = np.random.default_rng(0).integers(-128, 128, (9, 1001), dtype=np.int8)
-    assert np.array_equal(native.count_levels(levels), np.bincount(levels.ravel().astype(int) + 128, minlength=256))
+    assert np.array_equal(
+        native.count_levels(levels), np.bincount(levels.ravel().astype(int) + 128, minlength=256)
+    )
     for n in (0, 1, 7, 8, 9, 1000):
         data = levels.tobytes()[:n]
         assert native.crc32(data) == zlib.crc32(data)
@@ -246,7 +265,10 @@ def test_buffers(tmp_path: Path) -> None:
 
 def test_threads_share_a_tensor() -> None:
     levels = random_levels((64, 500), -1, 3)
-    with NativeTensor(make_blob(levels, "lzw", 12, 32, -1, 3)) as tensor, ThreadPoolExecutor(4) as pool:
+    with (
+        NativeTensor(make_blob(levels, "lzw", 12, 32, -1, 3)) as tensor,
+        ThreadPoolExecutor(4) as pool,
+    ):
         for decoded in pool.map(lambda _: tensor.decode_rows(), range(16)):
             assert np.array_equal(decoded, levels)
 
@@ -270,7 +292,9 @@ def test_library_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(native, "native_dir", lambda: tmp_path)
     with pytest.raises(MissingComponentError, match="compiler"):
         native.library.__wrapped__()
-    assert (Path(native.__file__).parent.parent / "native" / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
+    assert (
+        Path(native.__file__).parent.parent / "native" / "include" / "tinyqmoe" / "tinyqmoe.h"
+    ).is_file()
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("errors/*.tqlz")), ids=lambda p: p.stem)

@@ -19,7 +19,9 @@ QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
-needs_compiler = pytest.mark.skipif(CXX is None, reason="NO C++ COMPILER: the native tests did not run")
+needs_compiler = pytest.mark.skipif(
+    CXX is None, reason="NO C++ COMPILER: the native tests did not run"
+)
 
 
 def compile_program(compiler: str, flags: list[str], sources: list[Path], out: Path) -> Path:
@@ -27,13 +29,17 @@ def compile_program(compiler: str, flags: list[str], sources: list[Path], out: P
     root = native_dir()
     include = [f"-I{root / name}" for name in ("include", "core", "tests")]
     sources = [*sources, *sorted((root / "core").glob("*.cc"))]
-    objects = [out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources]
+    objects = [
+        out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources
+    ]
     pending = [
         [compiler, *FLAGS, *flags, *include, "-c", str(source), "-o", str(obj)]
         for source, obj in zip(sources, objects, strict=True)
     ]
     while pending:
-        running = [subprocess.Popen(pending.pop(), stderr=subprocess.PIPE, text=True) for _ in pending[-2:]]
+        running = [
+            subprocess.Popen(pending.pop(), stderr=subprocess.PIPE, text=True) for _ in pending[-2:]
+        ]
         for process in running:
             _, errors = process.communicate()
             assert process.returncode == 0, errors
@@ -63,7 +69,8 @@ def test_under_sanitizers(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
-    """Products while other threads trim, change the budgets and the folder, and open and close tensors."""
+    """Products while other threads trim, change the budgets and the folder, and open and close
+    tensors."""
     assert CXX is not None
     program = compile_program(CXX, ["-O1", "-fsanitize=thread"], test_sources(), tmp_path / "tests")
     assert "0 failures" in run(program, "--residency")
@@ -72,7 +79,8 @@ def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.long
 def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
-    """A user's own -mfma or -march=native must not change a bit: -ffp-contract=off stands against it."""
+    """A user's own -mfma or -march=native must not change a bit: -ffp-contract=off stands against
+    it."""
     assert CXX is not None
     if os.uname().machine != "x86_64" or "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("no FMA on this machine")
@@ -80,7 +88,9 @@ def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
     assert "0 failures" in run(program, GOLDEN)
 
 
-@pytest.mark.skipif(ARM_CXX is None or QEMU is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64")
+@pytest.mark.skipif(
+    ARM_CXX is None or QEMU is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"
+)
 def test_on_aarch64(tmp_path: Path) -> None:
     """NEON with sdot, and NEON of Armv8.0 alone."""
     assert ARM_CXX is not None
@@ -120,7 +130,9 @@ def test_build_files_name_every_source() -> None:
     project = (root.parent.parent / "pyproject.toml").read_text()
     cmake = (root / "CMakeLists.txt").read_text()
     for source in sorted((root / "core").iterdir()):
-        assert f'"exporter/native/core/{source.name}"' in project, f"pyproject.toml lacks {source.name}"
+        assert f'"exporter/native/core/{source.name}"' in project, (
+            f"pyproject.toml lacks {source.name}"
+        )
         if source.suffix == ".cc":
             assert f"core/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
     for source in test_sources():

@@ -1,4 +1,5 @@
-"""The interpreter of neural networks: models that others converted, and everything that it refuses."""
+"""The interpreter of neural networks: models that others converted, and everything that it
+refuses."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class Words(nn.Module):
         h = self.norm(self.inner(torch.cat([self.embed(ids), x])))
         h = torch.softmax(self.query(h) @ h.T / 4.9, -1) @ h  # [8, 24]
         h = h[1:, 2:].reshape(1, 7, 11, 2).permute(0, 2, 1, 3).reshape(11, 14)[:, ::2]
-        h = torch.cat([torch.tanh(h), torch.sigmoid(h) * torch.relu(h), (h.abs() + 0.1).sqrt()], dim=1)
+        h = torch.cat(
+            [torch.tanh(h), torch.sigmoid(h) * torch.relu(h), (h.abs() + 0.1).sqrt()], dim=1
+        )
         return h.mean(0, keepdim=True)
 
 
@@ -46,7 +49,10 @@ class Images(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, groups=4)
+        self.first, self.second = (
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.Conv2d(8, 8, 3, groups=4),
+        )
         self.norm, self.last = nn.BatchNorm2d(8), nn.Linear(8, 4)
         nn.init.uniform_(self.norm.running_mean)
         nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
@@ -59,7 +65,9 @@ class Images(nn.Module):
 def converted(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> NeuralNetwork:
     """What coremltools makes of a module, in the classic format."""
     declared = [
-        coremltools.TensorType(name, x.shape, dtype=np.float32 if x.is_floating_point() else np.int32)
+        coremltools.TensorType(
+            name, x.shape, dtype=np.float32 if x.is_floating_point() else np.int32
+        )
         for name, x in inputs.items()
     ]
     with quiet():
@@ -86,7 +94,9 @@ def test_models_converted_by_coremltools(name: str, tmp_path: Path) -> None:
     network = converted(module, inputs, tmp_path / "m.mlmodel")
     with torch.inference_mode():
         expected = module(*inputs.values())
-    outputs = network.predict({n: x.numpy().astype(network.inputs[n].dtype) for n, x in inputs.items()})
+    outputs = network.predict(
+        {n: x.numpy().astype(network.inputs[n].dtype) for n, x in inputs.items()}
+    )
     assert len(outputs) == 1
     torch.testing.assert_close(torch.tensor(outputs.popitem()[1]), expected, atol=1e-6, rtol=1e-5)
 
@@ -100,7 +110,8 @@ def test_an_unknown_layer_is_named_with_its_type(tmp_path: Path) -> None:
     assert any("reorganizeData" in p and "not known here" in p for p in caught.value.problems)
 
 
-# A small network with custom layers: ids [1..4] -> embedding "table" [S, 8] -> product "head" [S, 6]
+# A small network with custom layers: ids [1..4] -> embedding "table" [S, 8] -> product "head" [S,
+# 6]
 
 
 Stored = tuple[bytes, np.ndarray]
@@ -110,7 +121,9 @@ def matrix(rows: int, cols: int, seed: int) -> Stored:
     """A blob and its scales, one for a row."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(-1, 2, (rows, cols)).astype(np.int8)
-    return encoder.encode(levels, -1, 3, "raw").blob.tobytes(), rng.uniform(0.5, 2, (rows, 1)).astype(np.float32)
+    return encoder.encode(levels, -1, 3, "raw").blob.tobytes(), rng.uniform(
+        0.5, 2, (rows, 1)
+    ).astype(np.float32)
 
 
 TABLE, HEAD = matrix(5, 8, 0), matrix(6, 8, 1)
@@ -124,7 +137,9 @@ def add_array(features: Any, name: str, dtype: str, shape: list[tuple[int, int]]
         array.shapeRange.sizeRanges.add(lowerBound=low, upperBound=high)
 
 
-def add_custom(model: Any, name: str, class_name: str, source: str, weights: Stored, rows: int) -> None:
+def add_custom(
+    model: Any, name: str, class_name: str, source: str, weights: Stored, rows: int
+) -> None:
     layer = model.neuralNetwork.layers.add(name=name, input=[source], output=[name])
     layer.custom.className = class_name
     for key, value in {"version": 1, "rows": rows, "cols": 8, "group_size": 8}.items():
@@ -214,85 +229,153 @@ def patched_blob(model: Any, at: int) -> None:
 
 def unknown_layers(model: Any) -> None:
     for i in range(25):
-        model.neuralNetwork.layers.add(name=f"e{i}", input=["table"], output=[f"e{i}"]).erf.SetInParent()
+        model.neuralNetwork.layers.add(
+            name=f"e{i}", input=["table"], output=[f"e{i}"]
+        ).erf.SetInParent()
 
 
 REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     "no model": (lambda m: m.ClearField("neuralNetwork"), "holds no model, expected neuralNetwork"),
     "another kind of model": (lambda m: m.mlProgram.SetInParent(), "holds mlProgram"),
-    "an old version": (lambda m: setattr(m, "specificationVersion", 3), "version is 3, this reads 4 to 10"),
-    "rank-5 arrays": (lambda m: setattr(m.neuralNetwork, "arrayInputShapeMapping", 0), "EXACT_ARRAY_MAPPING"),
+    "an old version": (
+        lambda m: setattr(m, "specificationVersion", 3),
+        "version is 3, this reads 4 to 10",
+    ),
+    "rank-5 arrays": (
+        lambda m: setattr(m.neuralNetwork, "arrayInputShapeMapping", 0),
+        "EXACT_ARRAY_MAPPING",
+    ),
     "images": (lambda m: m.neuralNetwork.preprocessing.add(), "preprocesses images"),
-    "a double": (lambda m: setattr(m.description.input[0].type.multiArrayType, "dataType", 65600), "ids is no array"),
-    "a dictionary": (lambda m: m.description.input[0].type.dictionaryType.SetInParent(), "ids is no array"),
+    "a double": (
+        lambda m: setattr(m.description.input[0].type.multiArrayType, "dataType", 65600),
+        "ids is no array",
+    ),
+    "a dictionary": (
+        lambda m: m.description.input[0].type.dictionaryType.SetInParent(),
+        "ids is no array",
+    ),
     "a list of shapes": (
-        lambda m: m.description.input[0].type.multiArrayType.enumeratedShapes.SetInParent(), "ids has enumeratedShapes",
+        lambda m: m.description.input[0].type.multiArrayType.enumeratedShapes.SetInParent(),
+        "ids has enumeratedShapes",
     ),
     "an unknown layer": (
-        lambda m: m.neuralNetwork.layers.add(name="e", input=["table"], output=["e"]).erf.SetInParent(),
+        lambda m: m.neuralNetwork.layers.add(
+            name="e", input=["table"], output=["e"]
+        ).erf.SetInParent(),
         "layer 'e' (erf): this type of layer is not known here",
     ),
     "an empty layer": (
-        lambda m: m.neuralNetwork.layers.add(name="e", input=["table"], output=["e"]), "layer 'e' (None): this type",
+        lambda m: m.neuralNetwork.layers.add(name="e", input=["table"], output=["e"]),
+        "layer 'e' (None): this type",
     ),
     "an unknown function": (
-        lambda m: m.neuralNetwork.layers.add(name="e", input=["table"], output=["e"]).activation.ELU.SetInParent(),
+        lambda m: m.neuralNetwork.layers.add(
+            name="e", input=["table"], output=["e"]
+        ).activation.ELU.SetInParent(),
         "layer 'e' (activation): the function ELU",
     ),
     "many unknown layers": (unknown_layers, "and 5 more"),
-    "two outputs": (lambda m: m.neuralNetwork.layers[1].output.append("b"), "makes 2 values, expected 1"),
-    "two inputs": (lambda m: m.neuralNetwork.layers[1].input.append("ids"), "takes 2 values, expected 1 to 1"),
+    "two outputs": (
+        lambda m: m.neuralNetwork.layers[1].output.append("b"),
+        "makes 2 values, expected 1",
+    ),
+    "two inputs": (
+        lambda m: m.neuralNetwork.layers[1].input.append("ids"),
+        "takes 2 values, expected 1 to 1",
+    ),
     "an input nobody makes": (
-        lambda m: m.neuralNetwork.layers[1].input.__setitem__(0, "tabel"), "no layer before it makes its input tabel",
+        lambda m: m.neuralNetwork.layers[1].input.__setitem__(0, "tabel"),
+        "no layer before it makes its input tabel",
     ),
     "a value made twice": (
-        lambda m: m.neuralNetwork.layers.add().CopyFrom(m.neuralNetwork.layers[0]), "table is made twice",
+        lambda m: m.neuralNetwork.layers.add().CopyFrom(m.neuralNetwork.layers[0]),
+        "table is made twice",
     ),
     "an output nobody makes": (
-        lambda m: setattr(m.description.output[0], "name", "logits"), "no layer makes the output logits",
+        lambda m: setattr(m.description.output[0], "name", "logits"),
+        "no layer makes the output logits",
     ),
-    "two arithmetics": (another_product, "some products quantize their activations and some do not"),
+    "two arithmetics": (
+        another_product,
+        "some products quantize their activations and some do not",
+    ),
     "an unknown class": (
         lambda m: setattr(m.neuralNetwork.layers[0].custom, "className", "Other"),
-        "layer 'table' (Other): this class of custom layer is not known here, only LZWLinear and LZWEmbedding",
+        "layer 'table' (Other): this class of custom layer is not known here, only LZWLinear and "
+        "LZWEmbedding",
     ),
     "a parameter less": (
-        lambda m: m.neuralNetwork.layers[1].custom.parameters.pop("cols"), "missing, unknown or of another type: cols",
+        lambda m: m.neuralNetwork.layers[1].custom.parameters.pop("cols"),
+        "missing, unknown or of another type: cols",
     ),
-    "a parameter more": (lambda m: setattr(parameter(m, 0, "more"), "intValue", 1), "another type: more"),
+    "a parameter more": (
+        lambda m: setattr(parameter(m, 0, "more"), "intValue", 1),
+        "another type: more",
+    ),
     "a parameter of another type": (
-        lambda m: setattr(parameter(m, 0, "rows"), "doubleValue", 5.0), "another type: rows",
+        lambda m: setattr(parameter(m, 0, "rows"), "doubleValue", 5.0),
+        "another type: rows",
     ),
     "an embedding with activations": (
-        lambda m: setattr(parameter(m, 0, "int8_activations"), "boolValue", True), "another type: int8_activations",
+        lambda m: setattr(parameter(m, 0, "int8_activations"), "boolValue", True),
+        "another type: int8_activations",
     ),
-    "another version": (lambda m: setattr(parameter(m, 1, "version"), "intValue", 2), "version is 2, this computes 1"),
-    "groups of nothing": (lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 0), "group_size is 0"),
+    "another version": (
+        lambda m: setattr(parameter(m, 1, "version"), "intValue", 2),
+        "version is 2, this computes 1",
+    ),
+    "groups of nothing": (
+        lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 0),
+        "group_size is 0",
+    ),
     "other rows": (
         lambda m: setattr(parameter(m, 1, "rows"), "intValue", 7),
         "its blob has 6 rows and 8 columns, groups of 8, its parameters say 7, 8 and 8",
     ),
     "smaller groups": (
-        lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 4), "its scales has 24 bytes, expected 48",
+        lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 4),
+        "its scales has 24 bytes, expected 48",
     ),
-    "no weights": (lambda m: without_weights(m, 0), "in the fields [] of WeightParams, expected [[30], [1]]"),
+    "no weights": (
+        lambda m: without_weights(m, 0),
+        "in the fields [] of WeightParams, expected [[30], [1]]",
+    ),
     "only a blob": (lambda m: m.neuralNetwork.layers[0].custom.weights.pop(), "fields [[30]]"),
     "scales in halves": (
-        lambda m: (stored(m, 0, 1).ClearField("floatValue"), setattr(stored(m, 0, 1), "float16Value", b"\0" * 10)),
+        lambda m: (
+            stored(m, 0, 1).ClearField("floatValue"),
+            setattr(stored(m, 0, 1), "float16Value", b"\0" * 10),
+        ),
         "fields [[30], [2]]",
     ),
     "a blob with a tail": (
-        lambda m: setattr(stored(m, 0, 0), "rawValue", TABLE[0] + b"\0"), f"its blob has {len(TABLE[0]) + 1} bytes",
+        lambda m: setattr(stored(m, 0, 0), "rawValue", TABLE[0] + b"\0"),
+        f"its blob has {len(TABLE[0]) + 1} bytes",
     ),
-    "half a blob": (lambda m: setattr(stored(m, 0, 0), "rawValue", TABLE[0][: len(TABLE[0]) // 2]), "layer 'table'"),
+    "half a blob": (
+        lambda m: setattr(stored(m, 0, 0), "rawValue", TABLE[0][: len(TABLE[0]) // 2]),
+        "layer 'table'",
+    ),
     "no blob": (lambda m: setattr(stored(m, 0, 0), "rawValue", TABLE[0][:3]), "layer 'table'"),
     "a flipped bit of a blob": (lambda m: patched_blob(m, -1), "layer 'table' (LZWEmbedding)"),
     "a flipped bit of its header": (lambda m: patched_blob(m, 9), "layer 'table' (LZWEmbedding)"),
-    "shared weights that nobody has": (lambda m: shared(m, "tabel"), "no layer before it of that name has any"),
-    "shared weights of a later layer": (lambda m: shared(m, "head"), "no layer before it of that name has any"),
-    "shared weights and its own": (lambda m: shared(m, "table", keep=True), "has weights of its own and uses those"),
-    "shared weights of another shape": (lambda m: shared(m, "table"), "its blob has 5 rows and 8 columns"),
-}  # fmt: skip
+    "shared weights that nobody has": (
+        lambda m: shared(m, "tabel"),
+        "no layer before it of that name has any",
+    ),
+    "shared weights of a later layer": (
+        lambda m: shared(m, "head"),
+        "no layer before it of that name has any",
+    ),
+    "shared weights and its own": (
+        lambda m: shared(m, "table", keep=True),
+        "has weights of its own and uses those",
+    ),
+    "shared weights of another shape": (
+        lambda m: shared(m, "table"),
+        "its blob has 5 rows and 8 columns",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -333,13 +416,20 @@ WIRE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a group": (lambda data: data + b"\x0b", "wire type 3"),
     "a long number": (lambda data: data + b"\xff" * 12, "more than ten bytes"),
     "a long field": (lambda data: data + b"\x12\x7f", "its message at"),
-    "text": (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is not a Core ML model"),
-    "scales twice in one": (lambda data: data.replace(*two_scales(data)), "not one piece of bytes a kind"),
+    "text": (
+        lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+        "is not a Core ML model",
+    ),
+    "scales twice in one": (
+        lambda data: data.replace(*two_scales(data)),
+        "not one piece of bytes a kind",
+    ),
 }
 
 
 def two_scales(data: bytes) -> tuple[bytes, bytes]:
-    """The scales of the table, and the same bytes as two fields of one message: 8 + 8 bytes for 2 + 20."""
+    """The scales of the table, and the same bytes as two fields of one message: 8 + 8 bytes for 2 +
+    20."""
     scales = TABLE[1].tobytes()
     assert data.count(b"\x0a\x14" + scales) == 1
     return b"\x0a\x14" + scales, b"\x0a\x08" + scales[:8] + b"\x0a\x0a" + scales[:10]
@@ -400,7 +490,10 @@ WRONG_PLACES: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"file": ""}, "which points outside the bundle"),
     "backslashes": ({"file": "..\\outside"}, "which points outside the bundle"),
     "past the end": ({"blob_offset": 65}, "bytes at 65 of w.weights, which has"),
-    "scales past the end": ({"scales_offset": 1 << 40}, "20 bytes at 1,099,511,627,776 of w.weights"),
+    "scales past the end": (
+        {"scales_offset": 1 << 40},
+        "20 bytes at 1,099,511,627,776 of w.weights",
+    ),
     "before the beginning": ({"blob_offset": -1}, "bytes at -1 of w.weights"),
     "no bytes": ({"scales_bytes": 0}, "0 bytes at 0 of w.weights"),
     "a byte less": ({"scales_bytes": 19}, "its scales has 19 bytes, expected 20"),

@@ -1,4 +1,5 @@
-"""The operators against numpy and the slow decoder: functional, `.out`, fake, and inside a real ExecuTorch program."""
+"""The operators against numpy and the slow decoder: functional, `.out`, fake, and inside a real
+ExecuTorch program."""
 
 from __future__ import annotations
 
@@ -68,9 +69,12 @@ def coded(request: pytest.FixtureRequest) -> Matrix:
 
 
 def activations(tokens: int, cols: int, seed: int = 0) -> np.ndarray:
-    """float32 [tokens, cols] with rows of very different size, ties of the rounding, and a row of zeros."""
+    """float32 [tokens, cols] with rows of very different size, ties of the rounding, and a row of
+    zeros."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(tokens, cols)).astype(np.float32) * np.float32(10.0) ** rng.integers(-3, 4, (tokens, 1))
+    x = rng.normal(size=(tokens, cols)).astype(np.float32) * np.float32(10.0) ** rng.integers(
+        -3, 4, (tokens, 1)
+    )
     x = x.astype(np.float32)
     x[-1] = 0
     x[0] = np.round(x[0] * 2) / 2
@@ -87,7 +91,10 @@ def linear_int8(x: np.ndarray, m: Matrix) -> np.ndarray:
     q = np.rint(x * np.where(usable, one / safe, np.float32(0))).astype(np.int64)
     x_scales = np.where(usable, safe / one, np.float32(0))
     begins = range(0, m.levels.shape[1], m.group_size)
-    sums = [q[:, b : b + m.group_size] @ m.levels[:, b : b + m.group_size].T.astype(np.int64) for b in begins]
+    sums = [
+        q[:, b : b + m.group_size] @ m.levels[:, b : b + m.group_size].T.astype(np.int64)
+        for b in begins
+    ]
     if len(sums) == 1:
         return sums[0].astype(np.float32) * (x_scales * m.scales.T)
     total = np.zeros(sums[0].shape, np.float32)
@@ -115,7 +122,9 @@ def test_linear_float_is_the_product(coded: Matrix, tokens: int) -> None:
     rows, cols = coded.levels.shape
     x = np.random.default_rng(1).normal(size=(tokens, cols)).astype(np.float32)
     y = OPS.lzw_linear(torch.from_numpy(x), *coded.tensors, rows, coded.group_size, False).numpy()
-    size = np.abs(x).astype(np.float64) @ np.abs(coded.weights()).T  # what rounding errors are relative to
+    size = (
+        np.abs(x).astype(np.float64) @ np.abs(coded.weights()).T
+    )  # what rounding errors are relative to
     assert (np.abs(y - x.astype(np.float64) @ coded.weights().T) <= 1e-5 * size).all()
 
 
@@ -133,7 +142,9 @@ def test_activations_that_are_not_contiguous(coded: Matrix) -> None:
     rows, cols = coded.levels.shape
     x = torch.from_numpy(activations(4, 2 * cols))[:, ::2]
     y = OPS.lzw_linear(x, *coded.tensors, rows, coded.group_size, True)
-    assert torch.equal(y, OPS.lzw_linear(x.contiguous(), *coded.tensors, rows, coded.group_size, True))
+    assert torch.equal(
+        y, OPS.lzw_linear(x.contiguous(), *coded.tensors, rows, coded.group_size, True)
+    )
 
 
 def test_threads_do_not_change_the_bits() -> None:
@@ -264,7 +275,8 @@ def test_a_damaged_blob_is_refused() -> None:
 
 
 class Decoder(nn.Module):
-    """Levels of a constant blob, of which `skip` rows are left out: an input, so that the program does compute."""
+    """Levels of a constant blob, of which `skip` rows are left out: an input, so that the program
+    does compute."""
 
     blob: Tensor
 
@@ -281,10 +293,15 @@ def lower(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> list[str
     """Writes a program with the default passes; returns the names of its operators."""
     from executorch.exir import EdgeCompileConfig, to_edge
 
-    edge = to_edge(torch.export.export(model, example), compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    edge = to_edge(
+        torch.export.export(model, example),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
     manager = edge.to_executorch()
     path.write_bytes(manager.buffer)
-    return [f"{op.name}.{op.overload}" for op in manager.executorch_program.execution_plan[0].operators]
+    return [
+        f"{op.name}.{op.overload}" for op in manager.executorch_program.execution_plan[0].operators
+    ]
 
 
 def method(path: Path) -> Any:
@@ -301,7 +318,9 @@ def method(path: Path) -> Any:
 def test_decode_runs_in_executorch(tmp_path: Path, codec: encoder.Codec) -> None:
     m = matrix(70, 300, 300, "ternary", codec)
     names = lower(Decoder(m), (torch.zeros(1, dtype=torch.int32),), tmp_path / "decode.pte")
-    assert "tinyqmoe::lzw_decode.out" in names  # constant folding would have put the levels into the file
+    assert (
+        "tinyqmoe::lzw_decode.out" in names
+    )  # constant folding would have put the levels into the file
     assert (tmp_path / "decode.pte").stat().st_size < m.levels.size / 2 + 4096
     program, forward = method(tmp_path / "decode.pte")
     for offset in (0, 5):
@@ -322,7 +341,8 @@ def test_a_blob_that_does_not_fit_its_call_is_an_error_in_executorch(tmp_path: P
 
 
 class Product(nn.Module):
-    """Embedding and product of the same constants, with a group size that does not divide the rows."""
+    """Embedding and product of the same constants, with a group size that does not divide the
+    rows."""
 
     blob: Tensor
     scales: Tensor
@@ -332,11 +352,17 @@ class Product(nn.Module):
         blob, scales = m.tensors
         self.register_buffer("blob", blob)
         self.register_buffer("scales", scales)
-        self.rows, self.cols, self.group_size, self.mode = *m.levels.shape, m.group_size, int8_activations
+        self.rows, self.cols, self.group_size, self.mode = (
+            *m.levels.shape,
+            m.group_size,
+            int8_activations,
+        )
 
     def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = OPS.lzw_embedding(ids, self.blob, self.scales, self.cols, self.group_size)
-        return rows, OPS.lzw_linear(x, self.blob, self.scales, self.rows, self.group_size, self.mode)
+        return rows, OPS.lzw_linear(
+            x, self.blob, self.scales, self.rows, self.group_size, self.mode
+        )
 
 
 @pytest.mark.parametrize("int8_activations", [True, False])
@@ -345,7 +371,9 @@ def test_executorch_gives_the_same_bits_as_pytorch(tmp_path: Path, int8_activati
     inputs = (torch.tensor([[3, 332, 0]]), torch.from_numpy(activations(9, 100))[None])
     lower(Product(m, int8_activations), inputs, tmp_path / "product.pte")
     program, forward = method(tmp_path / "product.pte")
-    for got, expected in zip(forward.execute(inputs), Product(m, int8_activations)(*inputs), strict=True):
+    for got, expected in zip(
+        forward.execute(inputs), Product(m, int8_activations)(*inputs), strict=True
+    ):
         assert torch.equal(got, expected)
     with pytest.raises(RuntimeError):
         forward.execute((torch.tensor([[3, 333, 0]]), inputs[1]))

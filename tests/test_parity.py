@@ -1,4 +1,5 @@
-"""Parity: a right package passes, and each gate fails when the artifact is wrong, however well it is sealed."""
+"""Parity: a right package passes, and each gate fails when the artifact is wrong, however well it
+is sealed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_bundles import Parts, copy, edit_manifest, encode, patch, place, read, reseal, tensor, with_artifact
+from helpers_bundles import (
+    Parts,
+    copy,
+    edit_manifest,
+    encode,
+    patch,
+    place,
+    read,
+    reseal,
+    tensor,
+    with_artifact,
+)
 from torch import Tensor
 
 from exporter import bundle as bundles
@@ -27,7 +39,15 @@ from exporter.errors import BundleError, ContextError, MissingComponentError
 from exporter.models import llama
 from runtime_ref import kernels, parity
 from runtime_ref.executorch_runner import ExecuTorchRunner
-from runtime_ref.parity import TOLERANCES, Answer, ParityReport, check_parity, feeding, load_reference, work_tokens
+from runtime_ref.parity import (
+    TOLERANCES,
+    Answer,
+    ParityReport,
+    check_parity,
+    feeding,
+    load_reference,
+    work_tokens,
+)
 
 EMBEDDING = "model.embed_tokens.weight"
 Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
@@ -60,7 +80,11 @@ def test_a_right_package_passes(right: tuple[Bundle, ParityReport]) -> None:
 
 def test_every_way_of_feeding_is_judged(right: tuple[Bundle, ParityReport]) -> None:
     bundle, report = right
-    whats = [check.what for check in report.checks if check.verdict == "logits" and check.arithmetic == "float32"]
+    whats = [
+        check.what
+        for check in report.checks
+        if check.verdict == "logits" and check.arithmetic == "float32"
+    ]
     for how in ("prefill", "split prefill", "step by step"):
         assert any(what.endswith(f", {how}") for what in whats)
     assert f"{bundle.manifest.interface.context} tokens: the whole context" in whats
@@ -124,7 +148,9 @@ def flip_level(bundle: Bundle, name: str) -> None:
     blob = np.frombuffer(read(bundle, at.offset, at.n_bytes), np.uint8)
     with NativeTensor(blob) as coded:
         info, levels = coded.info, coded.decode_rows()
-    levels[entry.rows // 2, entry.cols // 3] += -1 if levels[entry.rows // 2, entry.cols // 3] > 0 else 1
+    levels[entry.rows // 2, entry.cols // 3] += (
+        -1 if levels[entry.rows // 2, entry.cols // 3] > 0 else 1
+    )
     payload = encode_raw(levels, info.level_min, info.n_levels, info.code_bits).tobytes()
     seal_blob(bundle, name, payload)
 
@@ -151,7 +177,8 @@ def test_one_level_of_a_raw_matrix(copied: Bundle, name: str) -> None:
 
 
 def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) -> None:
-    """Two codewords of a row change places: the row keeps its length, and nearly always its levels are others."""
+    """Two codewords of a row change places: the row keeps its length, and nearly always its levels
+    are others."""
     wrong = copy(other_bundle, tmp_path / "wrong")
     entry = tensor(wrong, Q0)
     assert entry.codec == "lzw"
@@ -178,7 +205,9 @@ def test_a_byte_of_a_payload_without_its_crc(copied: Bundle) -> None:
 def moved(bundle: Bundle, offset: int) -> Bundle:
     """The manifest says that one matrix lies elsewhere."""
     there = dataclasses.replace(place(bundle, Q0), offset=offset)
-    return reseal(bundle, artifacts=with_artifact(bundle, places=bundle.artifact("pte").places | {Q0: there}))
+    return reseal(
+        bundle, artifacts=with_artifact(bundle, places=bundle.artifact("pte").places | {Q0: there})
+    )
 
 
 def test_a_matrix_that_is_elsewhere_than_the_manifest_says(copied: Bundle) -> None:
@@ -198,10 +227,14 @@ def test_a_manifest_without_matrices_does_not_pass(copied: Bundle) -> None:
 
 
 def swap(bundle: Bundle, first: str, second: str) -> Bundle:
-    """Two matrices change places with their scales, and the manifest with them: the levels verdict sees nothing."""
+    """Two matrices change places with their scales, and the manifest with them: the levels verdict
+    sees nothing."""
     sizes = tensor(bundle, first)
     a, b = place(bundle, first), place(bundle, second)
-    for at, other, n_bytes in ((a.offset, b.offset, a.n_bytes), (a.scales_offset, b.scales_offset, sizes.scales_bytes)):
+    for at, other, n_bytes in (
+        (a.offset, b.offset, a.n_bytes),
+        (a.scales_offset, b.scales_offset, sizes.scales_bytes),
+    ):
         assert at is not None
         assert other is not None
         held = [read(bundle, offset, n_bytes) for offset in (at, other)]
@@ -239,9 +272,14 @@ def test_one_wrong_scale(copied: Bundle, factor: float) -> None:
 
 
 def test_a_nan_in_the_head(copied: Bundle) -> None:
-    """One logit of every position is not a number; tied weights put it into one row of the embedding too."""
+    """One logit of every position is not a number; tied weights put it into one row of the
+    embedding too."""
     entry = tensor(copied, EMBEDDING)
-    prompt_tokens = set(itertools.chain(*(a.prompt + a.tokens for a in load_reference(copied, copied.artifact("pte")))))
+    prompt_tokens = set(
+        itertools.chain(
+            *(a.prompt + a.tokens for a in load_reference(copied, copied.artifact("pte")))
+        )
+    )
     unused = next(i for i in range(entry.rows) if i not in prompt_tokens)
     at = place(copied, EMBEDDING).scales_offset
     assert at is not None
@@ -270,7 +308,9 @@ def lower_again(bundle: Bundle, parts: Parts) -> Bundle:
     entry, context = bundle.artifact("pte"), bundle.manifest.interface.context
     emitted = parts.emit(bundle.path / entry.path, context, entry.activations)  # type: ignore[arg-type]
     places = {
-        name: dataclasses.replace(at, offset=emitted.blob_offsets[name], scales_offset=emitted.scales_offsets[name])
+        name: dataclasses.replace(
+            at, offset=emitted.blob_offsets[name], scales_offset=emitted.scales_offsets[name]
+        )
         for name, at in entry.places.items()
     }
     operators = dict(sorted(emitted.operators.items()))
@@ -300,7 +340,8 @@ def test_a_layer_whose_keys_never_enter_the_cache(
 
 
 class DropsLastSlot(executorch.CachedAttention):
-    """What belongs into the last slot of the cache is lost: only a run that fills the context can see it."""
+    """What belongs into the last slot of the cache is lost: only a run that fills the context can
+    see it."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, input_pos: Tensor) -> Tensor:
         keep = (input_pos < self.context - 1).to(torch.float32)
@@ -325,7 +366,8 @@ def test_a_position_that_never_enters_the_cache(
 
 
 def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on pairs (2i, 2i + 1): the convention of Meta's own files, wrong for Hugging Face weights."""
+    """RoPE on pairs (2i, 2i + 1): the convention of Meta's own files, wrong for Hugging Face
+    weights."""
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
 
@@ -366,14 +408,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "eos": ({"eos_token_ids": [1, 2]}, "get_eos_ids"),
     "bos": ({"bos_token_id": 3}, "get_bos_id is 0, the manifest says 3"),
     "no bos": ({"bos_token_id": None}, "the manifest says there is no BOS token"),
-    "activations": ({"activations": "float32"}, "get_int8_activations is True, the manifest says False"),
+    "activations": (
+        {"activations": "float32"},
+        "get_int8_activations is True, the manifest says False",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_manifest_that_is_not_the_programs_is_an_error(copied: Bundle, what: str) -> None:
     changes, named = WRONG[what]
-    own = {name: value for name, value in changes.items() if name in ("prefill_tokens", "activations")}
+    own = {
+        name: value for name, value in changes.items() if name in ("prefill_tokens", "activations")
+    }
     common = {name: value for name, value in changes.items() if name not in own}
     interface = dataclasses.replace(copied.manifest.interface, **common)
     sealed = reseal(copied, interface=interface, artifacts=with_artifact(copied, **own))
@@ -383,7 +430,9 @@ def test_a_manifest_that_is_not_the_programs_is_an_error(copied: Bundle, what: s
 
 
 def test_a_wrong_vocabulary_is_an_error(copied: Bundle) -> None:
-    sealed = reseal(copied, interface=dataclasses.replace(copied.manifest.interface, vocab_size=100))
+    sealed = reseal(
+        copied, interface=dataclasses.replace(copied.manifest.interface, vocab_size=100)
+    )
     with pytest.raises(BundleError, match=r"reference\.safetensors is not a reference"):
         judge(sealed)
 
@@ -421,7 +470,9 @@ def test_a_runtime_without_the_kernels_is_an_error(bundle: Bundle, copied: Bundl
     assert "tinyqmoe::lzw_linear.out" in lines[0]
 
 
-def test_kernels_that_do_not_build_are_an_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_do_not_build_are_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise MissingComponentError("no C++ compiler")
 
@@ -458,8 +509,12 @@ def no_full_context(tensors: dict[str, np.ndarray]) -> None:
         del tensors[name]
 
 
-@pytest.mark.parametrize("change", [tokens_of_others, nan_logits, no_int8, no_full_context, dict.clear])
-def test_a_reference_that_is_not_whole_is_an_error(copied: Bundle, change: Callable[..., object]) -> None:
+@pytest.mark.parametrize(
+    "change", [tokens_of_others, nan_logits, no_int8, no_full_context, dict.clear]
+)
+def test_a_reference_that_is_not_whole_is_an_error(
+    copied: Bundle, change: Callable[..., object]
+) -> None:
     with pytest.raises(BundleError, match=r"reference\.safetensors"):
         judge(rewrite_reference(copied, change))
 
@@ -471,7 +526,8 @@ def test_a_reference_that_is_no_safetensors_is_an_error(copied: Bundle) -> None:
 
 
 def test_answers_of_another_model_fail(copied: Bundle) -> None:
-    """The other way round: a right program against wrong answers that are consistent in themselves."""
+    """The other way round: a right program against wrong answers that are consistent in
+    themselves."""
 
     def change(tensors: dict[str, np.ndarray]) -> None:
         for name in [n for n in tensors if n.endswith(".logits")]:
@@ -481,7 +537,9 @@ def test_answers_of_another_model_fail(copied: Bundle) -> None:
     assert {"logits", "greedy"} <= failed(judge(rewrite_reference(copied, change)))
 
 
-def test_a_program_that_runs_past_its_context_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_runs_past_its_context_fails(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = ExecuTorchRunner(bundle)
     real = runner.forward
 
@@ -520,7 +578,10 @@ def test_logits_that_are_not_finite_are_infinitely_far(bad: float) -> None:
 
 
 def test_logits_of_another_size_are_infinitely_far() -> None:
-    assert parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int8"]).kl == math.inf
+    assert (
+        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int8"]).kl
+        == math.inf
+    )
 
 
 def test_figures_of_a_known_difference() -> None:

@@ -1,4 +1,5 @@
-"""The main path: limits, options, the same bytes twice, and nothing left of an export that failed."""
+"""The main path: limits, options, the same bytes twice, and nothing left of an export that
+failed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("context", [0, -1, 7, 513])
 @pytest.mark.usefixtures("no_lowering")
-def test_a_context_the_model_cannot_have_is_refused(checkpoint: Path, tmp_path: Path, context: int) -> None:
+def test_a_context_the_model_cannot_have_is_refused(
+    checkpoint: Path, tmp_path: Path, context: int
+) -> None:
     with pytest.raises(UsageError, match=f"--context must be from 8 to 512.*got {context}"):
         helpers_bundles.export(checkpoint, tmp_path / "out", TERNARY, context=context)
     assert names(tmp_path) == []
@@ -47,7 +50,9 @@ def test_a_context_the_model_cannot_have_is_refused(checkpoint: Path, tmp_path: 
 
 def test_the_context_is_at_most_the_models_own(checkpoint: Path, tmp_path: Path) -> None:
     def context_of(wanted: int | None, directory: Path) -> int:
-        return pipeline.context_of(pipeline.ExportConfig(TERNARY, context=wanted), Checkpoint.open(directory))
+        return pipeline.context_of(
+            pipeline.ExportConfig(TERNARY, context=wanted), Checkpoint.open(directory)
+        )
 
     assert context_of(None, checkpoint) == 512
     assert context_of(8, checkpoint) == 8
@@ -65,7 +70,9 @@ def test_an_out_that_exists_is_refused(checkpoint: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_lowering")
-def test_a_disk_that_is_too_small_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = dataclasses.make_dataclass("Usage", ["free"])
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage(free=1000))
     with pytest.raises(OutOfSpaceError, match=r"may need .* are free"):
@@ -117,10 +124,15 @@ def test_no_half_bundle_is_left_when_lowering_fails(
 # ---- what comes out
 
 
-def test_two_exports_differ_in_the_time_alone(other_bundle: Bundle, other_checkpoint: Path, tmp_path: Path) -> None:
+def test_two_exports_differ_in_the_time_alone(
+    other_bundle: Bundle, other_checkpoint: Path, tmp_path: Path
+) -> None:
     again = export_other(other_checkpoint, tmp_path / "again")
     assert again.manifest.files == other_bundle.manifest.files  # sizes and SHA-256 of every file
-    assert dataclasses.replace(again.manifest, created=other_bundle.manifest.created) == other_bundle.manifest
+    assert (
+        dataclasses.replace(again.manifest, created=other_bundle.manifest.created)
+        == other_bundle.manifest
+    )
     assert names(tmp_path) == ["again"]
 
 
@@ -158,7 +170,12 @@ def test_the_cost_of_quantization_is_reported(bundle: Bundle) -> None:
 
 
 def test_the_tokenizer_is_the_checkpoints(bundle: Bundle, checkpoint: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ):
         assert (bundle.path / name).read_bytes() == (checkpoint / name).read_bytes()
     assert bundle.manifest.prompts == list(reference.TEXTS)
 
@@ -188,7 +205,10 @@ def test_progress_names_every_stage_and_ends_it(
     config = pipeline.ExportConfig(TERNARY, context=CONTEXT)
     with pytest.raises(LoweringBeginsError):
         pipeline.export(
-            checkpoint, tmp_path / "out", config, lambda stage, done, total: seen.update({stage: (done, total)})
+            checkpoint,
+            tmp_path / "out",
+            config,
+            lambda stage, done, total: seen.update({stage: (done, total)}),
         )
     assert list(seen)[-3:] == ["check weights", "quantize and code", "lower to ExecuTorch"]
     for stage in ("check weights", "quantize and code"):
@@ -199,7 +219,9 @@ def test_progress_names_every_stage_and_ends_it(
 # ---- tokenizers
 
 
-def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(other_bundle: Bundle) -> None:
+def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
+    other_bundle: Bundle,
+) -> None:
     from runtime_ref import generate
     from runtime_ref.executorch_runner import ExecuTorchRunner
 
@@ -208,7 +230,9 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(other_bun
     with pytest.raises(BundleError, match=r"no tokenizer\.json") as caught:
         generate.encode_prompt(other_bundle, "hi", chat=False)
     assert "tokenizer.json" in caught.value.do
-    tokens = list(generate.generate(ExecuTorchRunner(other_bundle), [3, 4], 4, generate.Sampling(), ()))
+    tokens = list(
+        generate.generate(ExecuTorchRunner(other_bundle), [3, 4], 4, generate.Sampling(), ())
+    )
     assert len(tokens) == 4  # ids go in and come out all the same
 
 
@@ -252,10 +276,14 @@ def test_matrices_that_overlap_fail_the_export(bundle: Bundle) -> None:
     first, second, *_ = bundle.manifest.tensors
     places = bundle.artifact("pte").places
     there = dataclasses.replace(places[second.name], offset=places[first.name].offset)
-    error = broken_ledger(bundle, artifacts=with_artifact(bundle, places=places | {second.name: there}))
+    error = broken_ledger(
+        bundle, artifacts=with_artifact(bundle, places=places | {second.name: there})
+    )
     assert any(first.name in p and second.name in p and "overlap" in p for p in error.problems)
     beyond = dataclasses.replace(places[second.name], offset=10**9)
-    error = broken_ledger(bundle, artifacts=with_artifact(bundle, places=places | {second.name: beyond}))
+    error = broken_ledger(
+        bundle, artifacts=with_artifact(bundle, places=places | {second.name: beyond})
+    )
     assert any(second.name in p and "past the end" in p for p in error.problems)
 
 

@@ -51,7 +51,10 @@ def test_both_kinds_of_memory_are_seen() -> None:
 
 def test_a_limit_that_is_near_is_drawn() -> None:
     assert share(pixels(device_run()), plot.LIMIT) > 0.002
-    assert legend(device_run())[2:] == ["dirty, as predicted: 400 MB", "limit of dirty memory: 1,000 MB"]
+    assert legend(device_run())[2:] == [
+        "dirty, as predicted: 400 MB",
+        "limit of dirty memory: 1,000 MB",
+    ]
 
 
 def test_a_limit_that_is_far_does_not_flatten_what_was_used() -> None:
@@ -62,31 +65,51 @@ def test_a_limit_that_is_far_does_not_flatten_what_was_used() -> None:
 
 def test_an_android_device_may_have_two_limits() -> None:
     android = replace(
-        PHONE, platform="android", limit_mb=None, limit_with_entitlement_mb=None, available_mb=figure(900),
+        PHONE,
+        platform="android",
+        limit_mb=None,
+        limit_with_entitlement_mb=None,
+        available_mb=figure(900),
         anonymous_limit_mb=figure(500),
-    )  # fmt: skip
+    )
     lines = legend(device_run(placed(profile=android)))
     assert lines[3:] == ["limit of dirty memory: 500 MB", "available to dirty and clean: 900 MB"]
 
 
 def test_what_was_seen_after_the_end_is_left_out() -> None:
     axes = plot.memory_figure(device_run()).axes[0]
-    assert max(float(path.vertices[:, 0].max()) for area in axes.collections for path in area.get_paths()) < 2.0
+    assert (
+        max(
+            float(path.vertices[:, 0].max())
+            for area in axes.collections
+            for path in area.get_paths()
+        )
+        < 2.0
+    )
 
 
 @pytest.mark.parametrize("decode_ms", [1, 40, 1000])
 def test_labels_of_phases_do_not_cover_each_other_nor_the_title(decode_ms: float) -> None:
     run = killed_run()
     load, decode = run.report.phases
-    phases = [load, replace(decode, name="prefill", start_ms=1), replace(decode, start_ms=decode_ms)]
+    phases = [
+        load,
+        replace(decode, name="prefill", start_ms=1),
+        replace(decode, start_ms=decode_ms),
+    ]
     drawn = plot.memory_figure(replace(run, report=replace(run.report, phases=phases)))
     drawn.draw_without_rendering()
     axes = drawn.axes[0]
     assert [text.get_text() for text in axes.texts] == ["load", "prefill", "decode", "killed"]
-    (title,) = drawn.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().startswith("A phone"))
+    (title,) = drawn.findobj(
+        lambda artist: isinstance(artist, Text) and artist.get_text().startswith("A phone")
+    )
     boxes = [text.get_window_extent() for text in (*axes.texts, title)]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-    assert all(drawn.bbox.x0 <= box.x0 and box.x1 <= drawn.bbox.x1 and box.y1 <= drawn.bbox.y1 for box in boxes)
+    assert all(
+        drawn.bbox.x0 <= box.x0 and box.x1 <= drawn.bbox.x1 and box.y1 <= drawn.bbox.y1
+        for box in boxes
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,14 +117,20 @@ def test_labels_of_phases_do_not_cover_each_other_nor_the_title(decode_ms: float
     [
         (device_run(), "fits, 380 MB dirty of 1,000 MB"),
         (killed_run(), "killed in phase decode, 380 MB dirty of 1,000 MB"),
-        (device_run(outcome="failed", phase="", samples=[], phases=[], wall_ms=0.0), "failed in phase start, 380"),
+        (
+            device_run(outcome="failed", phase="", samples=[], phases=[], wall_ms=0.0),
+            "failed in phase start, 380",
+        ),
     ],
 )
 def test_title_and_caption_say_what_it_was(run: DeviceRun, said: str) -> None:
     drawn = plot.memory_figure(run)
     title = drawn.axes[0].get_title(loc="left")
     assert title.startswith("A phone: executorch, residency stream\n" + said)
-    assert drawn.get_supxlabel() == "Measured on Linux under an enforced limit (cgroup v9 memory), not on the phone."
+    assert (
+        drawn.get_supxlabel()
+        == "Measured on Linux under an enforced limit (cgroup v9 memory), not on the phone."
+    )
     drawn.draw_without_rendering()
 
 

@@ -22,9 +22,16 @@ def figure(value: float) -> Figure:
 
 
 PHONE = DeviceProfile(
-    name="phone", title="Phone", platform="android", ram_gb=figure(4), dram_gb_per_s=figure(20), page_kib=figure(4),
-    flash_gb_per_s=figure(2), performance_cores=figure(4), available_mb=figure(1000),
-)  # fmt: skip
+    name="phone",
+    title="Phone",
+    platform="android",
+    ram_gb=figure(4),
+    dram_gb_per_s=figure(20),
+    page_kib=figure(4),
+    flash_gb_per_s=figure(2),
+    performance_cores=figure(4),
+    available_mb=figure(1000),
+)
 BUDGET = device.memory_budget(PHONE, entitlement=False)
 
 
@@ -59,7 +66,9 @@ def test_what_is_not_known_is_not_guessed() -> None:
     assert (p.compute_ms, p.flash_ms, p.tokens_per_second) == (None, None, None)
     assert p.missing == ["performance_cores", "flash_gb_per_s"]
     fits = project(unknown, BUDGET, TokenTraffic(MB, 0, MB), 0, FAST)
-    assert fits.missing == ["performance_cores"], "flash matters only where something is missing from memory"
+    assert fits.missing == ["performance_cores"], (
+        "flash matters only where something is missing from memory"
+    )
 
 
 def test_a_device_that_is_better_in_everything_is_not_slower() -> None:
@@ -77,14 +86,17 @@ def test_a_device_that_is_better_in_everything_is_not_slower() -> None:
 
 
 def manifest(*, untied: bool) -> Manifest:
-    """One matrix of 32 bytes and 16 of scales in a context of 16, with a head of the same size beside it."""
+    """One matrix of 32 bytes and 16 of scales in a context of 16, with a head of the same size
+    beside it."""
     small = small_manifest()
     if not untied:
         return small
     (tensor,), (artifact,) = small.tensors, small.artifacts
     places = artifact.places | {"lm_head.weight": artifact.places[tensor.name]}
     return replace(
-        small, tensors=[tensor, replace(tensor, name="lm_head.weight")], artifacts=[replace(artifact, places=places)]
+        small,
+        tensors=[tensor, replace(tensor, name="lm_head.weight")],
+        artifacts=[replace(artifact, places=places)],
     )
 
 
@@ -95,11 +107,14 @@ def test_traffic_of_a_package(untied: bool) -> None:
     artifact = replace(described.artifacts[0], kv_cache_bytes=1600)
     expected = TokenTraffic(weights_bytes=48, kv_bytes=400, clean_bytes=48)
     assert token_traffic(described, artifact, Residency(), 4) == expected
-    assert token_traffic(described, artifact, Residency("expand"), 4) == expected, "raw levels have no other form"
+    assert token_traffic(described, artifact, Residency("expand"), 4) == expected, (
+        "raw levels have no other form"
+    )
 
 
 def test_traffic_follows_where_weights_lie() -> None:
-    """Ternary codes of 32 bytes for 4 x 8 levels; expanded, a raw blob of 2 bits a level, padded."""
+    """Ternary codes of 32 bytes for 4 x 8 levels; expanded, a raw blob of 2 bits a level,
+    padded."""
     described = manifest(untied=False)
     coded = replace(described.tensors[0], codec="lzw", code_bits=8, cap=16, n_levels=3)
     described, artifact = replace(described, tensors=[coded]), described.artifacts[0]

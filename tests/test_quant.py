@@ -1,4 +1,5 @@
-"""exporter.quant against slow loops over single weights, and the properties every scheme promises."""
+"""exporter.quant against slow loops over single weights, and the properties every scheme
+promises."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from exporter.quant import SCHEMES, QuantConfig, int8, quantize, ternary
 Q_PROJ, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
 
-# ---- the reference: one group of one row at a time, in float64 -------------------------------------------------------
+# ---- the reference: one group of one row at a time, in float64 -----------------------------------
 
 
 def short(scale: float, to_integer: Callable[[float], int]) -> float:
@@ -37,7 +38,9 @@ def reference_int8(group: list[float]) -> tuple[list[int], float]:
     scale = short(float(np.float32(max(abs(w) for w in group)) / np.float32(127)), math.ceil)
     if scale == 0:
         return [0] * len(group), 0.0
-    return [int(np.clip(np.round(np.float32(w) / np.float32(scale)), -127, 127)) for w in group], scale
+    return [
+        int(np.clip(np.round(np.float32(w) / np.float32(scale)), -127, 127)) for w in group
+    ], scale
 
 
 def reference_ternary(group: list[float], sparsity: float | None) -> tuple[list[int], float]:
@@ -69,7 +72,8 @@ def reference(w: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights(rows: int, cols: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Random, or with many ties where dtype is bfloat16; with a row of zeros and a row of equal values."""
+    """Random, or with many ties where dtype is bfloat16; with a row of zeros and a row of equal
+    values."""
     w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows * cols)) * 0.02
     w[0], w[1] = 0.0, -0.5
     return w.to(dtype).float()
@@ -106,7 +110,9 @@ def test_matches_the_reference(config: Any, cols: int, dtype: torch.dtype) -> No
 
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=True)
-MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=FINITE)
+MATRICES = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=FINITE
+)
 
 
 @settings(deadline=None, max_examples=150)
@@ -138,7 +144,11 @@ def test_int8_error_is_half_a_step() -> None:
 @pytest.mark.parametrize("tiny", [1e-45, 1e-40, 1.2e-38, 3e38])
 def test_extreme_magnitudes_stay_finite(tiny: float) -> None:
     w = torch.tensor([[tiny, -tiny, 0.0, tiny / 2]])
-    for scheme, config in ((int8, int8.Config()), (ternary, ternary.Config()), (ternary, ternary.Config(sparsity=0.5))):
+    for scheme, config in (
+        (int8, int8.Config()),
+        (ternary, ternary.Config()),
+        (ternary, ternary.Config(sparsity=0.5)),
+    ):
         levels, scales = scheme.quantize_rows(w, config)
         assert scheme.dequantize(levels, scales, 4).isfinite().all()
 
@@ -154,13 +164,17 @@ def test_sparsity_is_exact(sparsity: float, size: int, ties: bool) -> None:
     assert sparsity * size - 1 <= ternary.zeros_per_group(sparsity, size) <= sparsity * size + 1e-6
 
 
-@pytest.mark.parametrize(("sparsity", "size", "zeros"), [(0.29, 100, 29), (0.7, 10, 7), (0.99, 4, 3), (0.9, 1, 0)])
+@pytest.mark.parametrize(
+    ("sparsity", "size", "zeros"), [(0.29, 100, 29), (0.7, 10, 7), (0.99, 4, 3), (0.9, 1, 0)]
+)
 def test_zeros_per_group(sparsity: float, size: int, zeros: int) -> None:
     assert ternary.zeros_per_group(sparsity, size) == zeros
 
 
 def test_of_equal_weights_the_first_become_zero() -> None:
-    levels, scales = ternary.quantize_rows(torch.tensor([[2.0, -2.0, 5.0, 2.0, -2.0]]), ternary.Config(sparsity=0.6))
+    levels, scales = ternary.quantize_rows(
+        torch.tensor([[2.0, -2.0, 5.0, 2.0, -2.0]]), ternary.Config(sparsity=0.6)
+    )
     assert levels.tolist() == [[0, 0, 1, 0, -1]]
     assert scales.tolist() == [[3.5]]
 
@@ -170,7 +184,9 @@ def test_scale_is_the_least_squares_optimum() -> None:
     for config in (ternary.Config(), ternary.Config(sparsity=0.6)):
         levels, scales = ternary.quantize_rows(w, config)
         best = (w * levels).sum(1, keepdim=True) / levels.square().sum(1, keepdim=True)
-        torch.testing.assert_close(scales, best, rtol=2.0**-11, atol=0)  # the scale has 11 significant bits
+        torch.testing.assert_close(
+            scales, best, rtol=2.0**-11, atol=0
+        )  # the scale has 11 significant bits
 
 
 def test_result_does_not_depend_on_the_block() -> None:
@@ -181,10 +197,12 @@ def test_result_does_not_depend_on_the_block() -> None:
     assert torch.equal(together[1], torch.cat([scales for _, scales in alone]))
 
 
-# ---- configs ---------------------------------------------------------------------------------------------------------
+# ---- configs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, QuantConfig(), QuantConfig("ternary", 64, 0.7, "ternary")], ids=repr)
+@pytest.mark.parametrize(
+    "config", [*CONFIGS, QuantConfig(), QuantConfig("ternary", 64, 0.7, "ternary")], ids=repr
+)
 def test_config_round_trip(config: Any) -> None:
     raw = config.to_dict()
     assert type(config).from_dict(raw) == config
@@ -221,29 +239,39 @@ def test_which_config_a_tensor_gets() -> None:
     assert QuantConfig("ternary", 64, 0.7, "ternary").config_for(HEAD) == ternary.Config(64, 0.7)
     assert QuantConfig("int8", 64, None, "int8").config_for(HEAD) == int8.Config(64)
     assert QuantConfig("int8", 64, None, "ternary").config_for(HEAD) == ternary.Config()
-    for name in (NORM, "model.layers.3.input_layernorm.weight", "model.layers.3.post_attention_layernorm.weight"):
+    for name in (
+        NORM,
+        "model.layers.3.input_layernorm.weight",
+        "model.layers.3.post_attention_layernorm.weight",
+    ):
         assert mixed.config_for(name) is None
 
 
-# ---- streams ---------------------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    directory = write_llama(tmp_path_factory.mktemp("quant"), dtype=torch.bfloat16, tie_word_embeddings=False)
+    directory = write_llama(
+        tmp_path_factory.mktemp("quant"), dtype=torch.bfloat16, tie_word_embeddings=False
+    )
     return Checkpoint.open(directory)
 
 
 @pytest.mark.parametrize(
     "config", [QuantConfig("ternary", 32, 0.7), QuantConfig("int8", embedding="ternary")], ids=repr
 )
-def test_streaming_equals_whole(checkpoint: Checkpoint, config: QuantConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_equals_whole(
+    checkpoint: Checkpoint, config: QuantConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint_module, "BLOCK_WEIGHTS", 500)
     steps: list[tuple[str, int, int]] = []
     tensors = list(quantize(checkpoint, config, lambda *step: steps.append(step)))
     matrices = [name for name in checkpoint.names if len(checkpoint.shape(name)) == 2]
     assert [tensor.name for tensor in tensors] == matrices == [name for name, _, _ in steps]
-    assert steps[-1][1] == steps[-1][2] == sum(math.prod(checkpoint.shape(name)) for name in matrices)
+    assert (
+        steps[-1][1] == steps[-1][2] == sum(math.prod(checkpoint.shape(name)) for name in matrices)
+    )
     for tensor in tensors:
         rows, cols = checkpoint.shape(tensor.name)
         w = checkpoint.rows(tensor.name, 0, rows)
@@ -254,12 +282,18 @@ def test_streaming_equals_whole(checkpoint: Checkpoint, config: QuantConfig, mon
         assert tensor.scales.shape == (rows, -(-cols // tensor.group_size))
         np.testing.assert_array_equal(tensor.levels, levels.numpy())
         np.testing.assert_array_equal(tensor.scales, scales.numpy())
-        assert torch.equal(tensor.dequantize(2, 5), scheme.dequantize(levels, scales, tensor.group_size)[2:5])
+        assert torch.equal(
+            tensor.dequantize(2, 5), scheme.dequantize(levels, scales, tensor.group_size)[2:5]
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(sparsity=0.5), QuantConfig("int8")], ids=repr)
-def test_weights_that_are_not_finite_never_pass(tmp_path: Path, value: float, config: QuantConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [QuantConfig(), QuantConfig(sparsity=0.5), QuantConfig("int8")], ids=repr
+)
+def test_weights_that_are_not_finite_never_pass(
+    tmp_path: Path, value: float, config: QuantConfig
+) -> None:
     from safetensors.torch import load_file, save_file
 
     directory = write_llama(tmp_path)
@@ -278,7 +312,9 @@ def test_threads_are_as_before(checkpoint: Checkpoint) -> None:
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("config", [int8.Config(), int8.Config(8), ternary.Config(), ternary.Config(16, 0.5)])
+@pytest.mark.parametrize(
+    "config", [int8.Config(), int8.Config(8), ternary.Config(), ternary.Config(16, 0.5)]
+)
 def test_scales_are_halves(config: int8.Config | ternary.Config) -> None:
     """So that float16 packages hold the very weights of the others."""
     w = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,5 @@
-"""The reference answers: their arithmetic against the operators, the model against transformers, and the file."""
+"""The reference answers: their arithmetic against the operators, the model against transformers,
+and the file."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.models.llama import DenseLayers, Llama
 from exporter.quant import QuantConfig
 from exporter.quant.tensor import QuantizedTensor
-from exporter.reference import Prompt, QuantizedLinear, answers, make_prompts, quantization_loss, write_reference
+from exporter.reference import (
+    Prompt,
+    QuantizedLinear,
+    answers,
+    make_prompts,
+    quantization_loss,
+    write_reference,
+)
 
 EXACT = reference.EXACT_COLUMNS
 
@@ -46,7 +54,8 @@ def test_activations_are_quantized_with_the_bits_of_the_core() -> None:
 
 @pytest.mark.parametrize("cols", [1, EXACT - 1, EXACT, EXACT + 1, 5000])
 def test_integer_products_are_exact_where_they_are_largest(cols: int) -> None:
-    """Every product 127 * 127, one of them off by one: float32 sums of more columns would lose it."""
+    """Every product 127 * 127, one of them off by one: float32 sums of more columns would lose
+    it."""
     quantized = torch.full((2, cols), 127.0)
     levels = torch.full((3, cols), 127.0)
     levels[1, -1], levels[2] = 126.0, -127.0
@@ -65,7 +74,9 @@ SHAPES = {  # rows, columns, group size, scheme
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EncodedMatrix:
+def coded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> EncodedMatrix:
     rows, cols, group_size, scheme = SHAPES[request.param]
     rng = np.random.default_rng(0)
     low, n = (-1, 3) if scheme == "ternary" else (-127, 255)
@@ -92,7 +103,9 @@ def test_int8_products_have_the_bits_of_the_operator(
 
 def test_float_products_are_those_of_the_operator(coded: EncodedMatrix) -> None:
     x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(QuantizedLinear(coded, "float32")(x), operator(coded, x, False), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        QuantizedLinear(coded, "float32")(x), operator(coded, x, False), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 3), (100, 1 << 24), (3_000_000, 5)])
@@ -113,7 +126,9 @@ def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
     for name, matrix in parts.encoded.matrices.items():
         with matrix.open() as coded:
             levels = torch.from_numpy(coded.decode_rows()).float()
-        weights[name] = reference.dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
+        weights[name] = reference.dequantized(
+            levels, torch.tensor(matrix.scales()), matrix.group_size
+        )
     return weights
 
 
@@ -166,7 +181,10 @@ def test_prompts_fit_the_context_and_one_fills_it(context: int, parameters: int)
 
 
 def test_fewer_answers_where_each_takes_much_time_or_space() -> None:
-    counts = [make_prompts([[1]], 512, *size)[0].new_tokens for size in ((10**6, 1000), (10**9, 1000), (10**6, 128256))]
+    counts = [
+        make_prompts([[1]], 512, *size)[0].new_tokens
+        for size in ((10**6, 1000), (10**9, 1000), (10**6, 128256))
+    ]
     assert counts == [16, 4, 4]
 
 
@@ -190,7 +208,9 @@ def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path:
     prompts = [Prompt((1,), 2), Prompt((1, 2, 3), 2), Prompt(tuple(range(48)), 0)]
     steps: list[int] = []
     config = parts.checkpoint.config
-    write_reference(parts.encoded, parts.vectors, config, 48, prompts, tmp_path / "file", steps.append)
+    write_reference(
+        parts.encoded, parts.vectors, config, 48, prompts, tmp_path / "file", steps.append
+    )
     tensors = load_file(tmp_path / "file")
     expected = {f"prompt.{i}" for i in range(3)}
     answered = [("float32", 0), ("float32", 1), ("float32", 2), ("int8", 0), ("int8", 1)]
@@ -257,6 +277,7 @@ def test_perplexity_is_that_of_the_dense_model(checkpoint: Path, parts: Parts) -
 
 
 def test_the_built_in_texts_are_long_enough() -> None:
-    """For the text whose loss is measured, and for a prompt of 24 tokens, with any usual tokenizer."""
+    """For the text whose loss is measured, and for a prompt of 24 tokens, with any usual
+    tokenizer."""
     assert len(" ".join(reference.TEXTS).split()) >= 60
     assert all(text.isascii() for text in (*reference.TEXTS, TEXT))

@@ -1,4 +1,5 @@
-"""Tables for terminals, and the files that are kept: parsed back, with hostile texts, and on a disk that is full."""
+"""Tables for terminals, and the files that are kept: parsed back, with hostile texts, and on a disk
+that is full."""
 
 from __future__ import annotations
 
@@ -19,7 +20,17 @@ from typing import Any
 import matplotlib.image
 import pytest
 from helpers_bundles import small_manifest
-from helpers_reports import FAILED, HOSTILE, MB, PHONE, device_run, figure, killed_run, parity, placed
+from helpers_reports import (
+    FAILED,
+    HOSTILE,
+    MB,
+    PHONE,
+    device_run,
+    figure,
+    killed_run,
+    parity,
+    placed,
+)
 from junitparser import Failure, JUnitXml
 from rich.console import Console, RenderableType
 
@@ -64,8 +75,28 @@ def row(text: str, first: str) -> list[str]:
 def test_all_devices_are_listed_with_their_limits() -> None:
     text = shown(report.devices_table(device.all_devices()))
     assert all(p.name in text for p in device.all_devices())
-    assert row(text, "iphone-13") == ["iphone-13", "iPhone 13", "4", "2,100", "2,400", "-", "34.1", "1", "2 + 4"]
-    assert row(text, "pixel-6a") == ["pixel-6a", "Pixel 6a", "6", "-", "-", "2,500", "34.1", "2.1", "4 + 4"]
+    assert row(text, "iphone-13") == [
+        "iphone-13",
+        "iPhone 13",
+        "4",
+        "2,100",
+        "2,400",
+        "-",
+        "34.1",
+        "1",
+        "2 + 4",
+    ]
+    assert row(text, "pixel-6a") == [
+        "pixel-6a",
+        "Pixel 6a",
+        "6",
+        "-",
+        "-",
+        "2,500",
+        "34.1",
+        "2.1",
+        "4 + 4",
+    ]
 
 
 def test_a_device_is_shown_with_every_source() -> None:
@@ -80,20 +111,37 @@ def test_a_device_is_shown_with_every_source() -> None:
 def test_markup_in_a_title_of_a_users_device_is_text() -> None:
     profile = replace(PHONE, title="[red]mine[/red]")
     run = device_run(placed(profile=profile))
-    views = (report.devices_table([profile]), report.device_view(profile), report.fit_view(run.placed, ["[b]x"]),
-             report.run_view(run, None))  # fmt: skip
+    views = (
+        report.devices_table([profile]),
+        report.device_view(profile),
+        report.fit_view(run.placed, ["[b]x"]),
+        report.run_view(run, None),
+    )
     assert all("[red]mine[/red]" in shown(view) for view in views)
 
 
-@pytest.mark.parametrize(("dirty_mb", "verdict"), [(899, "fits"), (901, "tight"), (1001, "does not fit")])
+@pytest.mark.parametrize(
+    ("dirty_mb", "verdict"), [(899, "fits"), (901, "tight"), (1001, "does not fit")]
+)
 def test_fit_is_tight_above_nine_tenths(dirty_mb: int, verdict: str) -> None:
     text = shown(report.fit_table([placed(dirty_mb, clean_mb=50)]))
-    expected = ["phone", "executorch", "stream", "decode", f"{dirty_mb:,}", "1,000", f"{dirty_mb / 10:.0f} %", "50.0"]
+    expected = [
+        "phone",
+        "executorch",
+        "stream",
+        "decode",
+        f"{dirty_mb:,}",
+        "1,000",
+        f"{dirty_mb / 10:.0f} %",
+        "50.0",
+    ]
     assert row(text, "phone") == [*expected, verdict]
 
 
 def test_address_space_alone_can_be_too_much() -> None:
-    assert report.fit_verdict(placed(profile=replace(PHONE, mapped_gb=figure(0.7)))) == "does not fit"
+    assert (
+        report.fit_verdict(placed(profile=replace(PHONE, mapped_gb=figure(0.7)))) == "does not fit"
+    )
 
 
 def test_a_limit_with_the_entitlement_is_named_as_one() -> None:
@@ -116,7 +164,11 @@ def test_fit_shows_holders_by_phase_and_what_would_help() -> None:
 
 def test_a_run_is_compared_with_its_prediction() -> None:
     full = 990 * MB  # of 1,000
-    text = shown(report.run_view(device_run(refaulted_bytes=3 * MB, major_faults=1234, peak_group_bytes=full), None))
+    text = shown(
+        report.run_view(
+            device_run(refaulted_bytes=3 * MB, major_faults=1234, peak_group_bytes=full), None
+        )
+    )
     assert text.startswith("fits: executorch on A phone, residency stream\n")
     assert row(text, "dirty")[1:5] == ["400", "380", "+5 %", "1,000"]
     assert row(text, "clean")[1:5] == ["300", "250", "", "1,000"]
@@ -124,7 +176,9 @@ def test_a_run_is_compared_with_its_prediction() -> None:
     assert row(text, "load") == ["load", "0.00", "90.0", "50.0"]
     assert row(text, "decode") == ["decode", "1.00", "380", "250"]
     assert "3.0 MB of files were read again" in text
-    roomy = shown(report.run_view(device_run(refaulted_bytes=3 * MB, peak_group_bytes=500 * MB), None))
+    roomy = shown(
+        report.run_view(device_run(refaulted_bytes=3 * MB, peak_group_bytes=500 * MB), None)
+    )
     assert "read again" not in roomy, "not for want of memory"
     assert "1,234 major page faults" in text
     assert "cgroup v9 memory" in text
@@ -152,8 +206,19 @@ def test_a_speed_is_called_a_projection_and_shows_what_went_in() -> None:
     assert "Speed: a projection, not a measurement" in text
     # 1 GB at 10 and 12 GB/s; 2 threads' work on 4 cores; 280 MB find no room and come at 2 GB/s
     assert "decoding on A phone  4.17 to 4.48 tokens/s" in text
-    inputs = ("83.3 to 100 ms", "900 MB of weights and 100 MB of cache", "0.5 to 0.6 of 20 GB/s", "50 ms", "2 threads",
-              "10 tokens/s", "4 fast cores", "140 ms", "280 MB", "380 MB dirty", "2 GB/s")  # fmt: skip
+    inputs = (
+        "83.3 to 100 ms",
+        "900 MB of weights and 100 MB of cache",
+        "0.5 to 0.6 of 20 GB/s",
+        "50 ms",
+        "2 threads",
+        "10 tokens/s",
+        "4 fast cores",
+        "140 ms",
+        "280 MB",
+        "380 MB dirty",
+        "2 GB/s",
+    )
     assert [part for part in inputs if part not in text] == []
 
 
@@ -190,16 +255,28 @@ def test_junit_has_a_suite_a_result_and_a_case_a_check(tmp_path: Path) -> None:
     write_junit(RESULTS, file)
     xml = JUnitXml.fromfile(str(file))
     suites = list(xml)
-    assert [s.name for s in suites] == ["executorch", "executorch on A phone", "executorch", "executorch on A phone"]
+    assert [s.name for s in suites] == [
+        "executorch",
+        "executorch on A phone",
+        "executorch",
+        "executorch on A phone",
+    ]
     assert [(s.tests, s.failures) for s in suites] == [(4, 0), (5, 0), (5, 1), (1, 1)]
     assert (xml.tests, xml.failures, xml.errors, xml.time) == (15, 2, 0, 4.0)
     fits = next(iter(suites[1]))
-    assert (fits.name, fits.classname, fits.time, fits.is_passed) == ("fits", "executorch on A phone", 2.0, True)
+    assert (fits.name, fits.classname, fits.time, fits.is_passed) == (
+        "fits",
+        "executorch on A phone",
+        2.0,
+        True,
+    )
     assert list(suites[0])[1].name == "logits float32 7 + 3 tokens, prefill"
     properties = {p.name: p.value for p in suites[1].properties()}
     assert properties == {
-        "peak_dirty_bytes": "380000000", "limit_dirty_bytes": "1000000000", "mechanism": "cgroup v9 memory",
-    }  # fmt: skip
+        "peak_dirty_bytes": "380000000",
+        "limit_dirty_bytes": "1000000000",
+        "mechanism": "cgroup v9 memory",
+    }
 
 
 def test_junit_failures_have_figures_and_are_xml_whatever_the_text(tmp_path: Path) -> None:
@@ -207,7 +284,9 @@ def test_junit_failures_have_figures_and_are_xml_whatever_the_text(tmp_path: Pat
     write_junit([Judged(parity(replace(FAILED, what="\x00\ud800")), None), KILLED], file)
     tree = ET.parse(file)
     wrong, killed = (failure.attrib["message"] for failure in tree.iter("failure"))
-    assert wrong.startswith("KL 1.0e+00 median, 2.0e+00 worst; SQNR 3.0 dB median, -inf dB worst; top-1 1/4; <script>")
+    assert wrong.startswith(
+        "KL 1.0e+00 median, 2.0e+00 worst; SQNR 3.0 dB median, -inf dB worst; top-1 1/4; <script>"
+    )
     assert "\N{REPLACEMENT CHARACTER}" in wrong
     assert killed.startswith("killed in phase 'decode': <script>")
     cases = [case for suite in JUnitXml.fromfile(str(file)) for case in suite]
@@ -219,7 +298,10 @@ def test_junit_failures_have_figures_and_are_xml_whatever_the_text(tmp_path: Pat
 
 def tables(text: str) -> list[list[list[str]]]:
     """Rows of cells; every row has as many as its head."""
-    found = [[cells(line) for line in part.splitlines()] for part in re.findall(r"(?:^\|.*\n)+", text, re.M)]
+    found = [
+        [cells(line) for line in part.splitlines()]
+        for part in re.findall(r"(?:^\|.*\n)+", text, re.M)
+    ]
     assert all(len({len(line) for line in table}) == 1 for table in found)
     return found
 
@@ -238,20 +320,36 @@ def test_markdown_begins_with_the_verdict(markdown: str, tmp_path: Path) -> None
     assert "### Devices" not in good
     assert "never on a phone" in good
     write_markdown([], BUNDLE, tmp_path / "none.md")
-    assert (tmp_path / "none.md").read_text(encoding="utf-8").startswith("**FAIL**: 0 of 0 passed\n")
+    assert (
+        (tmp_path / "none.md").read_text(encoding="utf-8").startswith("**FAIL**: 0 of 0 passed\n")
+    )
 
 
 def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
     head, _, *rows = tables(markdown)[0]
     assert head[:2] == ["package", "declares"]
-    assert head[2:] == ["levels exactly", "logits in float32", "greedy as declared", "logits as declared"]
+    assert head[2:] == [
+        "levels exactly",
+        "logits in float32",
+        "greedy as declared",
+        "logits as declared",
+    ]
     assert [r[0] for r in rows] == ["executorch", "executorch on A phone", "executorch"]
-    assert rows[0][1:] == ["int8", "pass", "pass, KL 2.0e-09, 61.5 dB, top-1 8/8", "pass, tokens 3/4", "-"]
+    assert rows[0][1:] == [
+        "int8",
+        "pass",
+        "pass, KL 2.0e-09, 61.5 dB, top-1 8/8",
+        "pass, tokens 3/4",
+        "-",
+    ]
     assert rows[2][5] == "FAIL, KL 2.0e+00, -inf dB, top-1 1/4"
 
 
 def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
-    results = [Judged(parity(), device_run(placed(profile=replace(PHONE, title=title)))) for title in ("One", "Two")]
+    results = [
+        Judged(parity(), device_run(placed(profile=replace(PHONE, title=title))))
+        for title in ("One", "Two")
+    ]
     write_markdown(results, Bundle(tmp_path, small_manifest()), tmp_path / "report.md")
     checks, devices = tables((tmp_path / "report.md").read_text())
     assert [row[0] for row in checks[2:]] == ["executorch on 2 devices"]
@@ -261,10 +359,16 @@ def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
 def test_markdown_has_what_devices_measured(markdown: str) -> None:
     head, _, fits, killed = tables(markdown)[1]
     assert dict(zip(head, fits, strict=True)) == {
-        "device": "A phone", "package": "executorch", "residency": "stream", "limit MB": "1,000",
-        "predicted dirty MB": "400", "measured dirty MB": "380", "clean MB": "250", "mechanism": "cgroup v9 memory",
+        "device": "A phone",
+        "package": "executorch",
+        "residency": "stream",
+        "limit MB": "1,000",
+        "predicted dirty MB": "400",
+        "measured dirty MB": "380",
+        "clean MB": "250",
+        "mechanism": "cgroup v9 memory",
         "verdict": "fits",
-    }  # fmt: skip
+    }
     assert killed[-1] == "killed in phase decode"
     assert "measured there, under an enforced limit" in markdown
 
@@ -326,7 +430,9 @@ def test_html_is_safe_and_needs_nothing_else(html: str) -> None:
     page = Page(html)
     assert page.text.count("<script>alert(1)</script>") == 2
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "a"})
-    addresses = [a for _, attrs in page.tags for name, a in attrs.items() if name in ("src", "href")]
+    addresses = [
+        a for _, attrs in page.tags for name, a in attrs.items() if name in ("src", "href")
+    ]
     assert all(address and address.startswith("data:") for address in addresses)
     assert "url(" not in html
     assert "://" not in html
@@ -334,7 +440,9 @@ def test_html_is_safe_and_needs_nothing_else(html: str) -> None:
 
 
 def test_html_is_made_for_phones_and_the_dark(html: str) -> None:
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Page(html).tags
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Page(
+        html
+    ).tags
     assert "prefers-color-scheme: dark" in html
 
 

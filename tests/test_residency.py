@@ -1,4 +1,5 @@
-"""Residency: the same bits in every mode, budgets that hold, cache files that are checked, trims during generation."""
+"""Residency: the same bits in every mode, budgets that hold, cache files that are checked, trims
+during generation."""
 
 from __future__ import annotations
 
@@ -34,9 +35,14 @@ LIBRARY = native.library()
 Codec = tuple[str, int, int, int, int]
 TERNARY: Codec = ("lzw", 12, 16, -1, 3)
 CODECS: list[Codec] = [
-    ("lzw", 8, 16, -1, 3), TERNARY, ("lzw", 16, 32, -1, 3), ("lzw", 12, 16, -7, 15), ("lzw", 16, 16, -127, 255),
-    ("raw", 2, 0, -1, 3), ("raw", 8, 0, -128, 256),
-]  # fmt: skip
+    ("lzw", 8, 16, -1, 3),
+    TERNARY,
+    ("lzw", 16, 32, -1, 3),
+    ("lzw", 12, 16, -7, 15),
+    ("lzw", 16, 16, -127, 255),
+    ("raw", 2, 0, -1, 3),
+    ("raw", 8, 0, -128, 256),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +57,9 @@ def streaming() -> Iterator[None]:
 class Matrix:
     """An opened tensor, its product as it comes from the codes, and what it is to a plan."""
 
-    def __init__(self, name: str, codec: Codec, shape: tuple[int, int], group_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, codec: Codec, shape: tuple[int, int], group_size: int, seed: int = 0
+    ) -> None:
         rng = np.random.default_rng(seed)
         levels = random_levels(shape, *codec[3:], seed)
         self.group_size = group_size
@@ -65,7 +73,11 @@ class Matrix:
     def products(self) -> list[np.ndarray]:
         """Of one token and of two, with quantized and with float activations."""
         calls = (self.tensor.linear_int8, self.tensor.linear_f32)
-        return [call(x, self.scales, self.group_size, threads=2) for call in calls for x in (self.x[:1], self.x)]
+        return [
+            call(x, self.scales, self.group_size, threads=2)
+            for call in calls
+            for x in (self.x[:1], self.x)
+        ]
 
     def is_right(self) -> bool:
         return all(same_bits(a, b) for a, b in zip(self.products(), self.expected, strict=True))
@@ -79,26 +91,39 @@ class Matrix:
 
 def matrices(n: int = 6) -> list[Matrix]:
     """Of three codecs and two shapes, so that gains and sizes differ; raw ones among them."""
-    kinds = [(CODECS[1], (64, 300)), (CODECS[3], (64, 300)), (CODECS[5], (20, 100)), (CODECS[2], (200, 300))]
+    kinds = [
+        (CODECS[1], (64, 300)),
+        (CODECS[3], (64, 300)),
+        (CODECS[5], (20, 100)),
+        (CODECS[2], (200, 300)),
+    ]
     return [Matrix(f"m{i}", *kinds[i % 4], group_size=300, seed=i) for i in range(n)]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
 def test_same_bits_in_every_mode(codec: Codec, tmp_path: Path) -> None:
-    for seed, (shape, group_size) in enumerate([((1, 1), 1), ((33, 43), 43), ((66, 300), 100), ((7, 2048), 128)]):
+    for seed, (shape, group_size) in enumerate(
+        [((1, 1), 1), ((33, 43), 43), ((66, 300), 100), ((7, 2048), 128)]
+    ):
         matrix = Matrix("m", codec, shape, group_size, seed)
         coded = codec[0] == "lzw"
         modes = (
-            Residency("expand"), Residency("file", cache_dir=tmp_path), Residency("auto", budget_bytes=100_000),
-            Residency("auto", budget_bytes=1, cache_dir=tmp_path), Residency("expand", clean_budget_bytes=0),
-            Residency("file", cache_dir=tmp_path, clean_budget_bytes=0), Residency(),
-        )  # fmt: skip
+            Residency("expand"),
+            Residency("file", cache_dir=tmp_path),
+            Residency("auto", budget_bytes=100_000),
+            Residency("auto", budget_bytes=1, cache_dir=tmp_path),
+            Residency("expand", clean_budget_bytes=0),
+            Residency("file", cache_dir=tmp_path, clean_budget_bytes=0),
+            Residency(),
+        )
         for mode in modes:
             apply(LIBRARY, mode, [matrix.coded])
             assert matrix.is_right()
             assert matrix.is_right()
             assert matrix.is_expanded() == (coded and mode != Residency())
-            assert (stats(LIBRARY).dirty_bytes > 0) == (coded and mode.folder is None and mode != Residency())
+            assert (stats(LIBRARY).dirty_bytes > 0) == (
+                coded and mode.folder is None and mode != Residency()
+            )
         assert stats(LIBRARY).file_failures == 0
 
 
@@ -118,7 +143,9 @@ def test_the_budget_holds_and_the_plan_is_what_the_core_does() -> None:
         done = stats(LIBRARY).expansions
         assert {m.coded.name for m in every if m.is_expanded()} == plan(coded, budget)
         assert stats(LIBRARY).expansions == done, "a form went and came back"
-        assert stats(LIBRARY).dirty_bytes == sum(c.form_bytes for c in coded if c.name in plan(coded, budget))
+        assert stats(LIBRARY).dirty_bytes == sum(
+            c.form_bytes for c in coded if c.name in plan(coded, budget)
+        )
 
 
 def test_lowering_and_trimming_free_at_once() -> None:
@@ -178,14 +205,22 @@ print(json.dumps([right, now.file_failures, now.tensors_from_file, now.tensors_s
 
 
 def children(n: int, limit: int, folder: Path) -> list[list[Any]]:
-    """What `n` processes say that multiply at once, with files of at most `limit` bytes (0: any)."""
+    """What `n` processes say that multiply at once, with files of at most `limit` bytes (0:
+    any)."""
     return in_children([sys.executable, "-c", CHILD, str(limit), str(folder)], n)
 
 
 def in_children(command: list[str], n: int) -> list[list[Any]]:
     """What `n` processes that run at once print, as JSON."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_WAIT_POLICY": "PASSIVE"}
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(n)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(n)
+    ]
     outputs = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0] * n
     return [json.loads(output) for output in outputs]
@@ -209,15 +244,19 @@ SHORT = """
 import json, resource
 import test_residency as t
 matrix = t.Matrix("m", t.TERNARY, (2048, 16384), 16384)
-product = lambda: matrix.tensor.linear_int8(matrix.x[:1], matrix.scales, 16384)  # no thread: it would need memory too
+# no thread: it would need memory too
+product = lambda: matrix.tensor.linear_int8(matrix.x[:1], matrix.scales, 16384)
+as_expected = lambda: t.same_bits(product(), matrix.expected[0])
+dirty = lambda: t.stats(t.LIBRARY).dirty_bytes
 t.apply(t.LIBRARY, t.Residency("expand"))
 with open("/proc/self/status") as status:
     mapped = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (mapped + matrix.coded.form_bytes // 2, resource.RLIM_INFINITY))
-refused = [t.same_bits(product(), matrix.expected[0]) for _ in range(2)] + [t.stats(t.LIBRARY).dirty_bytes]
+limit = mapped + matrix.coded.form_bytes // 2
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+refused = [as_expected() for _ in range(2)] + [dirty()]
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 t.apply(t.LIBRARY, t.Residency("expand"))
-print(json.dumps([refused, t.same_bits(product(), matrix.expected[0]), t.stats(t.LIBRARY).dirty_bytes]))
+print(json.dumps([refused, as_expected(), dirty()]))
 """
 
 
@@ -255,9 +294,12 @@ def test_a_file_system_that_is_full(full_disk: Path) -> None:
 
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
     for wrong in (
-        {"mode": "auto"}, {"mode": "expand", "budget_bytes": 5}, {"mode": "stream", "cache_dir": tmp_path},
-        {"mode": "auto", "budget_bytes": -1}, {"mode": "stream", "clean_budget_bytes": 2**64},
-    ):  # fmt: skip
+        {"mode": "auto"},
+        {"mode": "expand", "budget_bytes": 5},
+        {"mode": "stream", "cache_dir": tmp_path},
+        {"mode": "auto", "budget_bytes": -1},
+        {"mode": "stream", "clean_budget_bytes": 2**64},
+    ):
         with pytest.raises(UsageError):
             Residency(**wrong)  # type: ignore[arg-type]
     (tmp_path / "file").touch()
@@ -274,7 +316,9 @@ def test_clean_budget_counts_what_passes() -> None:
 
     def token() -> int:
         before = stats(LIBRARY).given_back_bytes
-        assert all(same_bits(m.tensor.linear_int8(m.x, m.scales, 1024), m.expected[1]) for m in every)
+        assert all(
+            same_bits(m.tensor.linear_int8(m.x, m.scales, 1024), m.expected[1]) for m in every
+        )
         return stats(LIBRARY).given_back_bytes - before
 
     assert token() == 0
@@ -292,7 +336,9 @@ def test_clean_budget_counts_what_passes() -> None:
 # ---- a model
 
 
-def greedy(runner: ExecuTorchRunner, n: int, between: Callable[[int], object] = lambda i: None) -> list[bytes]:
+def greedy(
+    runner: ExecuTorchRunner, n: int, between: Callable[[int], object] = lambda i: None
+) -> list[bytes]:
     """The logits of `n` greedy tokens."""
     logits = [runner.forward([3, 5, 7], 0)]
     for i in range(n):
@@ -316,7 +362,9 @@ def coded_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("which", ["coded_bundle", "other_bundle"])
-def test_executorch_trims_while_it_generates(which: str, request: pytest.FixtureRequest, kernel_library: Any) -> None:
+def test_executorch_trims_while_it_generates(
+    which: str, request: pytest.FixtureRequest, kernel_library: Any
+) -> None:
     bundle: Bundle = request.getfixturevalue(which)
     runner = ExecuTorchRunner(bundle)
     expected = greedy(runner, 20)
@@ -392,11 +440,21 @@ extern "C" int64_t finish() {
 
 @pytest.fixture(scope="module")
 def disturber(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """A thread of its own: the runtime's Python module holds the interpreter's lock while a program runs."""
+    """A thread of its own: the runtime's Python module holds the interpreter's lock while a program
+    runs."""
     source = tmp_path_factory.mktemp("disturber") / "disturber.cc"
     source.write_text(DISTURBER)
     built = source.with_suffix(".so")
-    command = [*kernels.compiler(), "-std=c++17", "-shared", "-fPIC", "-pthread", str(source), "-o", str(built)]
+    command = [
+        *kernels.compiler(),
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        str(source),
+        "-o",
+        str(built),
+    ]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(built))
     library.so_far.restype = library.finish.restype = ctypes.c_int64
@@ -433,7 +491,10 @@ def test_executorch_while_a_thread_changes_everything(
 ) -> None:
     runner = ExecuTorchRunner(other_bundle)
     expected = greedy(runner, 20)
-    changes = [getattr(kernel_library, f"tinyqmoe_{name}") for name in ("set_budget", "set_clean_budget", "trim")]
+    changes = [
+        getattr(kernel_library, f"tinyqmoe_{name}")
+        for name in ("set_budget", "set_clean_budget", "trim")
+    ]
     deadline = time.monotonic() + PATIENCE_SECONDS
     disturber.disturb(*changes, kernel_library.tinyqmoe_set_cache_dir, os.fsencode(tmp_path))
     try:
@@ -467,12 +528,18 @@ def test_core_ml_interpreter_in_every_mode(checkpoint: Path, tmp_path: Path) -> 
         apply(LIBRARY, mode)
         before = stats(LIBRARY)
         assert logits() == expected
-        assert (stats(LIBRARY).products_from_forms > before.products_from_forms) == (mode != Residency())
-        assert (stats(LIBRARY).products_from_codes > before.products_from_codes) == (mode == Residency())
+        assert (stats(LIBRARY).products_from_forms > before.products_from_forms) == (
+            mode != Residency()
+        )
+        assert (stats(LIBRARY).products_from_codes > before.products_from_codes) == (
+            mode == Residency()
+        )
 
 
 @pytest.mark.parametrize("which", ["bundle", "other_bundle"])
-def test_tensors_of_a_bundle_in_the_order_of_use(which: str, request: pytest.FixtureRequest) -> None:
+def test_tensors_of_a_bundle_in_the_order_of_use(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     bundle: Bundle = request.getfixturevalue(which)
     names = [c.name for c in coded_tensors(bundle, "pte")]
     looked_up = set() if which == "bundle" else {residency.EMBEDDING}

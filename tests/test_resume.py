@@ -1,4 +1,5 @@
-"""Exports that are cut off: what is left at any moment, what `--resume` goes on from, and what it refuses."""
+"""Exports that are cut off: what is left at any moment, what `--resume` goes on from, and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -37,9 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of the smallest shape: 15 matrices."""
     directory = tmp_path_factory.mktemp("model") / "tiny"
     return write_llama(
-        directory, vocab_size=40, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        directory,
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=32,
-    )  # fmt: skip
+    )
 
 
 MATRICES = 15
@@ -64,7 +70,9 @@ def check_same(out: Path, expected: Bundle) -> None:
     """Byte for byte, but the time in the manifest; and nothing beside it."""
     made = Bundle.open(out)
     made.verify()
-    assert dataclasses.replace(made.manifest, created="") == dataclasses.replace(expected.manifest, created="")
+    assert dataclasses.replace(made.manifest, created="") == dataclasses.replace(
+        expected.manifest, created=""
+    )
     assert names(out.parent) == [out.name]
 
 
@@ -77,7 +85,8 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 @pytest.fixture
 def interrupted(model: Path, tmp_path: Path) -> Path:
-    """OUT of an export that was interrupted when all matrices were coded; alone in its directory."""
+    """OUT of an export that was interrupted when all matrices were coded; alone in its
+    directory."""
     out = tmp_path / "place" / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "emit", raising(KeyboardInterrupt()))
@@ -104,7 +113,9 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # ---- going on
 
 
-def test_what_is_coded_is_not_coded_again(model: Path, interrupted: Path, expected: Bundle, coded: list[str]) -> None:
+def test_what_is_coded_is_not_coded_again(
+    model: Path, interrupted: Path, expected: Bundle, coded: list[str]
+) -> None:
     export(model, interrupted, resume=True)
     check_same(interrupted, expected)
     assert coded == []
@@ -132,7 +143,8 @@ def test_an_export_cut_off_in_the_middle_goes_on_there(
     with pytest.raises(MemoryError) as caught:
         export(model, out)
     assert caught.value.__notes__ == [
-        f"5 coded matrices are kept in {tmp_path / '.out.partial'}: the same command with --resume goes on from there"
+        f"5 coded matrices are kept in {tmp_path / '.out.partial'}: the same command with "
+        "--resume goes on from there"
     ]
     monkeypatch.setattr(encoded, "_write_record", real)
     coded.clear()
@@ -154,7 +166,12 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip, os.unlink])
 @pytest.mark.parametrize("suffix", ["tqlz", "scales", "json"])
 def test_a_damaged_matrix_is_coded_again(
-    model: Path, interrupted: Path, expected: Bundle, coded: list[str], suffix: str, damage: Callable[[Path], None]
+    model: Path,
+    interrupted: Path,
+    expected: Bundle,
+    coded: list[str],
+    suffix: str,
+    damage: Callable[[Path], None],
 ) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     damage(partial.workplace_of(interrupted).coded / f"{name}.{suffix}")
@@ -176,14 +193,18 @@ def test_no_flipped_bit_changes_what_a_record_says(interrupted: Path) -> None:
     assert refused > len(good) - 10
 
 
-def test_a_damaged_fingerprint_is_as_none(model: Path, interrupted: Path, expected: Bundle, coded: list[str]) -> None:
+def test_a_damaged_fingerprint_is_as_none(
+    model: Path, interrupted: Path, expected: Bundle, coded: list[str]
+) -> None:
     truncate(partial.workplace_of(interrupted).root / partial.FINGERPRINT)
     export(model, interrupted, resume=True)
     check_same(interrupted, expected)
     assert len(coded) == MATRICES
 
 
-def test_other_packages_can_be_made_of_the_same_matrices(model: Path, interrupted: Path, coded: list[str]) -> None:
+def test_other_packages_can_be_made_of_the_same_matrices(
+    model: Path, interrupted: Path, coded: list[str]
+) -> None:
     config = pipeline.ExportConfig(TERNARY, formats=("mlprogram",), context=16)
     made = pipeline.export(model, interrupted, config, no_progress, resume=True)
     made.verify()
@@ -203,7 +224,9 @@ def test_another_quantization_is_refused_and_named(model: Path, interrupted: Pat
     assert partial.workplace_of(interrupted).finished == MATRICES
 
 
-def test_another_checkpoint_is_refused_and_named(model: Path, interrupted: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_is_refused_and_named(
+    model: Path, interrupted: Path, tmp_path: Path
+) -> None:
     touched = copy(model, tmp_path / "touched")
     os.utime(touched / "model.safetensors", ns=(0, 0))
     with pytest.raises(UsageError, match="cannot go on") as caught:
@@ -213,7 +236,9 @@ def test_another_checkpoint_is_refused_and_named(model: Path, interrupted: Path,
     assert partial.workplace_of(interrupted).finished == MATRICES
 
 
-def test_a_checkpoint_may_be_moved(model: Path, interrupted: Path, tmp_path: Path, coded: list[str]) -> None:
+def test_a_checkpoint_may_be_moved(
+    model: Path, interrupted: Path, tmp_path: Path, coded: list[str]
+) -> None:
     export(copy(model, tmp_path / "moved" / model.name), interrupted, resume=True)
     assert coded == []
 
@@ -226,7 +251,9 @@ def test_another_version_of_the_tool_is_refused(
         export(model, interrupted, resume=True)
 
 
-@pytest.mark.parametrize("error", [CheckpointError("wrong"), UsageError("wrong"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [CheckpointError("wrong"), UsageError("wrong"), ValueError("a bug")]
+)
 def test_after_an_error_that_would_be_met_again_nothing_stays(
     model: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -260,25 +287,39 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("NOT TESTED on a real full disk: mounting needs root")
     yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # mapped files may wait for the collector
+    subprocess.run(
+        ["umount", "--lazy", str(disk)], check=True
+    )  # mapped files may wait for the collector
 
 
 @pytest.mark.parametrize(("free", "is_coded"), [(65_536, False), (200_704, True), (237_568, True)])
 def test_a_full_disk_can_be_mended(
-    model: Path, small_disk: Path, expected: Bundle, coded: list[str], monkeypatch: pytest.MonkeyPatch, free: int,
+    model: Path,
+    small_disk: Path,
+    expected: Bundle,
+    coded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
     is_coded: bool,
-) -> None:  # fmt: skip
-    """Filled so that coding, the package or the answers do not fit; what was coded is not coded again."""
+) -> None:
+    """Filled so that coding, the package or the answers do not fit; what was coded is not coded
+    again."""
     filler, out = small_disk / "filler", small_disk / "out"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - free))
     monkeypatch.setattr(pipeline, "_check_disk", lambda *_: None)
     with pytest.raises((OutOfSpaceError, OSError)) as caught:
         export(model, out)
     assert not out.exists()
-    assert isinstance(caught.value, OutOfSpaceError) or getattr(caught.value, "errno", 0) == errno.ENOSPC
+    assert (
+        isinstance(caught.value, OutOfSpaceError)
+        or getattr(caught.value, "errno", 0) == errno.ENOSPC
+    )
     kept = partial.workplace_of(out).finished
     assert kept > 0
     assert (kept == MATRICES) == is_coded
@@ -295,7 +336,8 @@ def test_a_full_disk_can_be_mended(
 def test_a_kill_between_two_renames_keeps_the_old_bundle(tmp_path: Path) -> None:
     old = write_small_bundle(tmp_path / "out")
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom exporter import partial\nreal = os.rename\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom exporter import partial\nreal = "
+        "os.rename\n"
         "def rename(a, b):\n    real(a, b)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "with partial.workplace(Path(sys.argv[1]), {}, force=True, resume=False) as place:\n"
         "    (place.bundle / 'manifest.json').write_text('{}')\n    os.rename = rename\n"
@@ -324,10 +366,16 @@ def command(model: Path, out: Path, *options: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (OSError(errno.ENOSPC, "full"), 4)]
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (OSError(errno.ENOSPC, "full"), 4)],
 )
 def test_a_user_is_told_what_is_left(
-    model: Path, tmp_path: Path, expected: Bundle, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+    model: Path,
+    tmp_path: Path,
+    expected: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -384,13 +432,16 @@ class Exporter:
     """A process that forks for each export, so that none waits for imports."""
 
     process: subprocess.Popen[str]
-    first: Path  # what it has made undisturbed: another number of threads would change the last bits of answers
+    # what it has made undisturbed: another number of threads would change the last bits of answers
+    first: Path
 
     def run(self, model: Path, out: Path, kill_after: float | None = None, **options: Any) -> int:
         """The wait status of an export, killed after some seconds or not."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps({"model": str(model), "out": str(out), **options}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"model": str(model), "out": str(out), **options}) + "\n"
+        )
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
         if kill_after is not None:
@@ -404,7 +455,9 @@ class Exporter:
 def exporter(model: Path, tmp_path: Path) -> Iterator[Exporter]:
     first = tmp_path / "first" / "out"
     arguments = [sys.executable, "-c", SERVER, str(model), str(first)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield Exporter(process, first)
         assert process.stdin
         process.stdin.close()

@@ -31,7 +31,8 @@ from runtime_ref.residency import Residency
 from runtime_ref.sandbox import SandboxReport
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="NOT TESTED: memory limits are enforced by the Linux kernel only"
+    not sys.platform.startswith("linux"),
+    reason="NOT TESTED: memory limits are enforced by the Linux kernel only",
 )
 
 MIB = 1 << 20
@@ -52,7 +53,10 @@ def need(mechanism: str) -> Callable[[int], memory_limits.Limit | None]:
         return memory_limits.Watchdog
     limit = GROUPS[mechanism](LIMIT)
     if limit is None:
-        pytest.skip(f"NOT TESTED: this machine has no {mechanism} memory controller in which this user may make groups")
+        pytest.skip(
+            f"NOT TESTED: this machine has no {mechanism} memory controller in which this user "
+            "may make groups"
+        )
     limit.remove()
     return GROUPS[mechanism]
 
@@ -73,12 +77,17 @@ def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 def groups_of(pid: int) -> list[Path]:
     """The control groups that a process has made."""
-    return list(Path("/sys/fs/cgroup").rglob(f"{memory_limits.PREFIX}-{pid}-*"))  # v1 hierarchies are mounted inside
+    return list(
+        Path("/sys/fs/cgroup").rglob(f"{memory_limits.PREFIX}-{pid}-*")
+    )  # v1 hierarchies are mounted inside
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The probes can be imported, and afterwards there is no group, no temporary file and no child, alive or not."""
+def nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """The probes can be imported, and afterwards there is no group, no temporary file and no child,
+    alive or not."""
     children = descendants(os.getpid())
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     temporary = tmp_path_factory.mktemp("temporary")
@@ -105,7 +114,9 @@ def silent(phase: str, done: int, total: int) -> None:
     """For runs nobody watches."""
 
 
-def probe(name: str, limit_bytes: int = LIMIT, files: tuple[Path, ...] = (), **arguments: Any) -> SandboxReport:
+def probe(
+    name: str, limit_bytes: int = LIMIT, files: tuple[Path, ...] = (), **arguments: Any
+) -> SandboxReport:
     return sandbox.run(f"sandbox_probes:{name}", arguments, limit_bytes, files, silent)
 
 
@@ -131,7 +142,11 @@ def test_what_fits_runs_and_is_counted(mechanism: str) -> None:
     report = probe("anonymous", n_bytes=LIMIT // 2)
     assert (report.outcome, report.detail, report.result) == ("ok", "", {"n_bytes": LIMIT // 2})
     assert [phase.name for phase in report.phases] == ["start", "touch", "end"]
-    for bytes_used in (report.peak_dirty_bytes, report.peak_resident_bytes, report.peak_mapped_bytes):
+    for bytes_used in (
+        report.peak_dirty_bytes,
+        report.peak_resident_bytes,
+        report.peak_mapped_bytes,
+    ):
         assert LIMIT // 2 <= bytes_used < LIMIT // 2 + 8 * MIB
     assert report.samples
     assert all(a.ms <= b.ms for a, b in zip(report.samples, report.samples[1:], strict=False))
@@ -150,10 +165,14 @@ def test_a_file_larger_than_the_limit_is_read_and_read_again(group: str, large_f
     assert report.peak_mapped_bytes >= size
     assert report.refaulted_bytes, "pages were evicted and came again"
     assert report.major_faults > 0
-    assert probe("anonymous", n_bytes=size).outcome == "killed", "as much memory that cannot be dropped"
+    assert probe("anonymous", n_bytes=size).outcome == "killed", (
+        "as much memory that cannot be dropped"
+    )
 
 
-def test_the_watchdog_does_not_limit_files(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+def test_the_watchdog_does_not_limit_files(
+    monkeypatch: pytest.MonkeyPatch, large_file: Path
+) -> None:
     monkeypatch.setattr(memory_limits, "MECHANISMS", (memory_limits.Watchdog,))
     size = large_file.stat().st_size
     report = probe("mapped_file", files=(large_file,), file=str(large_file), times=10)
@@ -257,12 +276,25 @@ def test_two_side_by_side(mechanism: str) -> None:
 def test_progress_and_report() -> None:
     heard: list[tuple[str, int, int]] = []
     arguments = {"n_bytes": 8 * MIB}
-    report = sandbox.run("sandbox_probes:anonymous", arguments, LIMIT, [], lambda *said: heard.append(said))
+    report = sandbox.run(
+        "sandbox_probes:anonymous", arguments, LIMIT, [], lambda *said: heard.append(said)
+    )
     step = ("touch", 4 * MIB, 8 * MIB)
-    assert heard == [("start the sandbox", 0, 0), ("start", 0, 0), ("touch", 0, 8 * MIB), step, ("end", 0, 0)]
+    assert heard == [
+        ("start the sandbox", 0, 0),
+        ("start", 0, 0),
+        ("touch", 0, 8 * MIB),
+        step,
+        ("end", 0, 0),
+    ]
     plain = report.to_dict()
     assert plain["phases"][0]["counters"]["locked_bytes"] == 0
-    assert plain["samples"][0].keys() == {"ms", "anonymous_bytes", "file_bytes", "mapped_file_bytes"}
+    assert plain["samples"][0].keys() == {
+        "ms",
+        "anonymous_bytes",
+        "file_bytes",
+        "mapped_file_bytes",
+    }
 
 
 def test_an_error_in_the_parent_ends_the_child() -> None:
@@ -277,11 +309,15 @@ def test_an_error_in_the_parent_ends_the_child() -> None:
 @contextlib.contextmanager
 def waiting_parent() -> Iterator[subprocess.Popen[str]]:
     """A process whose sandboxed child waits."""
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as parent:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         try:
-            assert [parent.stdout.readline() for _ in range(2)] == ["start the sandbox 0\n", "wait 0\n"]
+            assert [parent.stdout.readline() for _ in range(2)] == [
+                "start the sandbox 0\n",
+                "wait 0\n",
+            ]
             yield parent
         finally:
             parent.kill()  # a test that fails would wait for it
@@ -310,7 +346,8 @@ def await_empty(groups: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "return_code"), [(signal.SIGTERM, sandbox.TERMINATED), (signal.SIGINT, -signal.SIGINT)]
+    ("number", "return_code"),
+    [(signal.SIGTERM, sandbox.TERMINATED), (signal.SIGINT, -signal.SIGINT)],
 )
 def test_a_parent_that_is_ended_cleans_up(number: signal.Signals, return_code: int) -> None:
     with waiting_parent() as parent:
@@ -322,7 +359,9 @@ def test_a_parent_that_is_ended_cleans_up(number: signal.Signals, return_code: i
         assert groups_of(parent.pid) == []
 
 
-def test_a_parent_that_is_killed_takes_the_child_with_it_and_the_next_run_cleans_up(group: str) -> None:
+def test_a_parent_that_is_killed_takes_the_child_with_it_and_the_next_run_cleans_up(
+    group: str,
+) -> None:
     """The fixture sees that its temporary files are gone too."""
     mine = Path(tempfile.gettempdir()) / "tinyqmoe-notes-of-somebody-else"
     mine.mkdir()
@@ -380,7 +419,8 @@ def test_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_files_of_cgroup_v2(tmp_path: Path) -> None:
-    """As the kernel writes them (Documentation/admin-guide/cgroup-v2.rst), for machines that have version 1."""
+    """As the kernel writes them (Documentation/admin-guide/cgroup-v2.rst), for machines that have
+    version 1."""
     files = {
         "memory.swap.max": "max\n",
         "memory.stat": "anon 4096\nfile 40960\nshmem 8192\nfile_mapped 12288\n"
@@ -391,16 +431,26 @@ def test_the_files_of_cgroup_v2(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     limit = memory_limits.Cgroup(tmp_path, memory_limits._V2, LIMIT)
-    assert ((tmp_path / "memory.max").read_text(), (tmp_path / "memory.swap.max").read_text()) == (str(LIMIT), "0")
+    assert ((tmp_path / "memory.max").read_text(), (tmp_path / "memory.swap.max").read_text()) == (
+        str(LIMIT),
+        "0",
+    )
     assert limit.join() == str(tmp_path / "cgroup.procs")
     now = memory_limits.counters()
     assert now is not None
     assert limit.usage(0, now) == Usage(12288, 32768, 12288, 7, 2 * mmap.PAGESIZE)
     assert (limit.peak_bytes(), limit.killed()) == (LIMIT, True)
     (tmp_path / "memory.peak").unlink()
-    assert (limit.peak_bytes(), limit.killed()) == (None, True)  # kernels before 5.19 do not keep the peak
-    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 0\noom_kill 1\noom_group_kill 0\n")
-    assert not limit.killed(), "a limit above this one killed, though file pages had filled this one"
+    assert (limit.peak_bytes(), limit.killed()) == (
+        None,
+        True,
+    )  # kernels before 5.19 do not keep the peak
+    (tmp_path / "memory.events").write_text(
+        "low 0\nhigh 0\nmax 9\noom 0\noom_kill 1\noom_group_kill 0\n"
+    )
+    assert not limit.killed(), (
+        "a limit above this one killed, though file pages had filled this one"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: making groups below a group needs root")
@@ -425,11 +475,15 @@ def test_a_kill_for_a_limit_above_is_told_apart(monkeypatch: pytest.MonkeyPatch)
 def test_a_limit_of_anonymous_memory_alone(mechanism: str, large_file: Path) -> None:
     """Android 17's limiter: file pages have more room than what cannot be dropped."""
     files, arguments = [large_file], {"file": str(large_file), "times": 1}
-    reads = sandbox.run("sandbox_probes:mapped_file", arguments, LIMIT, files, silent, dirty_limit_bytes=8 * MIB)
+    reads = sandbox.run(
+        "sandbox_probes:mapped_file", arguments, LIMIT, files, silent, dirty_limit_bytes=8 * MIB
+    )
     assert reads.outcome == "ok"
     assert reads.peak_clean_bytes > 16 * MIB
     slow = {"n_bytes": LIMIT // 2, "seconds": 0.1}
-    over = sandbox.run("sandbox_probes:anonymous", slow, LIMIT, [], silent, dirty_limit_bytes=8 * MIB)
+    over = sandbox.run(
+        "sandbox_probes:anonymous", slow, LIMIT, [], silent, dirty_limit_bytes=8 * MIB
+    )
     assert (over.outcome, over.phase) == ("killed", "touch")
     assert over.detail == "8,388,608 bytes of anonymous memory were not enough"
     assert over.limit_bytes == LIMIT
@@ -437,7 +491,11 @@ def test_a_limit_of_anonymous_memory_alone(mechanism: str, large_file: Path) -> 
 
 
 def generate_arguments(bundle: Bundle, limit: int) -> dict[str, Any]:
-    common = {"bundle": str(bundle.path), "format": "pte", "residency": sandbox_tasks.plain(Residency())}
+    common = {
+        "bundle": str(bundle.path),
+        "format": "pte",
+        "residency": sandbox_tasks.plain(Residency()),
+    }
     return common | {"prompt": [0, 5, 9, 20], "max_new_tokens": limit, "sampling": {}}
 
 
@@ -447,10 +505,15 @@ def test_generation_in_a_sandbox_gives_the_same_tokens(bundle: Bundle) -> None:
 
     files = sandbox_tasks.files_to_drop(bundle, bundle.artifact("pte"), Residency())
     assert {file.name for file in files} == {"model.pte", "reference.safetensors", "tokenizer.json"}
-    report = sandbox.run("runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), LIMIT, files, silent)
+    report = sandbox.run(
+        "runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), LIMIT, files, silent
+    )
     eos = bundle.manifest.interface.eos_token_ids
     expected = list(generate(ExecuTorchRunner(bundle), [0, 5, 9, 20], 8, Sampling(), eos))
-    assert (report.outcome, [p.name for p in report.phases]) == ("ok", ["load", "prefill", "decode"])
+    assert (report.outcome, [p.name for p in report.phases]) == (
+        "ok",
+        ["load", "prefill", "decode"],
+    )
     assert report.result is not None
     assert report.result["tokens"] == expected
     assert report.result["text"] == load_tokenizer(bundle).decode(expected)
@@ -459,7 +522,11 @@ def test_generation_in_a_sandbox_gives_the_same_tokens(bundle: Bundle) -> None:
 
 def test_parity_in_a_sandbox(bundle: Bundle) -> None:
     files = sandbox_tasks.files_to_drop(bundle, bundle.artifact("pte"), Residency())
-    arguments = {"bundle": str(bundle.path), "format": "pte", "residency": sandbox_tasks.plain(Residency())}
+    arguments = {
+        "bundle": str(bundle.path),
+        "format": "pte",
+        "residency": sandbox_tasks.plain(Residency()),
+    }
     report = sandbox.run("runtime_ref.sandbox_tasks:parity", arguments, LIMIT, files, silent)
     assert report.result is not None
     parity = sandbox_tasks.parity_report(report.result)
@@ -469,12 +536,16 @@ def test_parity_in_a_sandbox(bundle: Bundle) -> None:
 
 
 def test_a_package_that_does_not_fit_is_killed(bundle: Bundle) -> None:
-    report = sandbox.run("runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), MIB // 4, [], silent)
+    report = sandbox.run(
+        "runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), MIB // 4, [], silent
+    )
     assert report.outcome == "killed"
     assert report.phase in ("load", "prefill")
 
 
-def test_arrays_go_back_although_reading_a_tokenizer_leaves_holes(bundle: Bundle, tmp_path: Path) -> None:
+def test_arrays_go_back_although_reading_a_tokenizer_leaves_holes(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     letters = string.ascii_letters + string.digits
     pairs = [(a, b) for a in letters for b in letters]
     triples = [(a + b, c) for a, b in pairs for c in letters][:100_000]

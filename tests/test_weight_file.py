@@ -36,7 +36,9 @@ def test_packing_comes_back_and_is_as_documented(levels: list[int]) -> None:
 def weights() -> tuple[np.ndarray, np.ndarray]:
     """Levels of a ternary and of an int8 matrix."""
     random = np.random.default_rng(0)
-    return random.integers(-1, 2, TERNARY).astype(np.int8), random.integers(-127, 128, WHOLE).astype(np.int8)
+    return random.integers(-1, 2, TERNARY).astype(np.int8), random.integers(
+        -127, 128, WHOLE
+    ).astype(np.int8)
 
 
 def made(directory: Path) -> tuple[Recipe, dict[str, bytes]]:
@@ -46,9 +48,17 @@ def made(directory: Path) -> tuple[Recipe, dict[str, bytes]]:
     (template / "model.mlmodel").write_bytes(b"a model")
     (directory / "t.mlpackage" / "Manifest.json").write_bytes(b"{}")
     ternary, whole = weights()
-    blobs = [bytes(encode(ternary, -1, 3, "lzw").blob), bytes(encode(whole, -127, 255, "auto").blob)]
+    blobs = [
+        bytes(encode(ternary, -1, 3, "lzw").blob),
+        bytes(encode(whole, -127, 255, "auto").blob),
+    ]
     expected = [b"head" + pack_uint2(ternary).tobytes() + b"tail", whole.tobytes()]
-    parts = [("bytes", b"head", 4), ("uint2", blobs[0], 463), ("bytes", b"tail", 4), ("int8", blobs[1], 45)]
+    parts = [
+        ("bytes", b"head", 4),
+        ("uint2", blobs[0], 463),
+        ("bytes", b"tail", 4),
+        ("int8", blobs[1], 45),
+    ]
     pieces, coded = [], b""
     for form, data, n_bytes in parts:
         coded += bytes(-len(coded) % 64)
@@ -60,7 +70,9 @@ def made(directory: Path) -> tuple[Recipe, dict[str, bytes]]:
         WeightFile(name, len(content), hashlib.sha256(content).hexdigest(), own)
         for name, content, own in zip(names, expected, (pieces[:3], pieces[3:]), strict=True)
     ]
-    return Recipe(1, "t.mlpackage", "m.mlpackage", "coded", files), dict(zip(names, expected, strict=True))
+    return Recipe(1, "t.mlpackage", "m.mlpackage", "coded", files), dict(
+        zip(names, expected, strict=True)
+    )
 
 
 @pytest.fixture
@@ -69,14 +81,19 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def files(package: Path) -> dict[str, bytes]:
-    return {f.relative_to(package).as_posix(): f.read_bytes() for f in package.rglob("*") if f.is_file()}
+    return {
+        f.relative_to(package).as_posix(): f.read_bytes() for f in package.rglob("*") if f.is_file()
+    }
 
 
 def test_an_expanded_package_is_template_and_weights(tmp_path: Path) -> None:
     recipe, expected = made(tmp_path)
     done: list[int] = []
     expand(tmp_path, recipe, tmp_path / "m.mlpackage", done.append)
-    assert files(tmp_path / "m.mlpackage") == expected | {"Data/model.mlmodel": b"a model", "Manifest.json": b"{}"}
+    assert files(tmp_path / "m.mlpackage") == expected | {
+        "Data/model.mlmodel": b"a model",
+        "Manifest.json": b"{}",
+    }
     assert sum(done) == sum(map(len, expected.values()))
     assert sorted(os.listdir(tmp_path)) == ["coded", "m.mlpackage", "t.mlpackage"]
 
@@ -99,7 +116,9 @@ def test_blocks_of_a_large_matrix_join(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize("present", [0, 3, 4, 100, 467, 470, 471])
-def test_an_interrupted_expansion_goes_on(tmp_path: Path, present: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_expansion_goes_on(
+    tmp_path: Path, present: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whole pieces that are there are kept, and hashed again; the torn one is written anew."""
     recipe, expected = made(tmp_path)
     content = expected["Data/weights/weight.bin"]
@@ -108,19 +127,26 @@ def test_an_interrupted_expansion_goes_on(tmp_path: Path, present: int, monkeypa
     (partial / "weight.bin").write_bytes(content[:present])
     expanded: list[int] = []
     real = weight_file.expanded
-    monkeypatch.setattr(weight_file, "expanded", lambda coded, p: expanded.append(p.n_bytes) or real(coded, p))
+    monkeypatch.setattr(
+        weight_file, "expanded", lambda coded, p: expanded.append(p.n_bytes) or real(coded, p)
+    )
     expand(tmp_path, recipe, tmp_path / "m.mlpackage", lambda n: None)
     assert expected.items() <= files(tmp_path / "m.mlpackage").items()
     pieces = recipe.weight_files[0].pieces
     ends = np.cumsum([p.n_bytes for p in pieces])
-    assert expanded == [*(p.n_bytes for p, end in zip(pieces, ends, strict=True) if end > present), 45]
+    assert expanded == [
+        *(p.n_bytes for p, end in zip(pieces, ends, strict=True) if end > present),
+        45,
+    ]
 
 
 def test_a_partial_file_that_was_damaged_is_seen_and_made_anew(tmp_path: Path) -> None:
     recipe, expected = made(tmp_path)
     partial = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
     partial.mkdir(parents=True)
-    (partial / "weight.bin").write_bytes(b"HEAD" + expected["Data/weights/weight.bin"][4:467] + b"too long by far")
+    (partial / "weight.bin").write_bytes(
+        b"HEAD" + expected["Data/weights/weight.bin"][4:467] + b"too long by far"
+    )
     with pytest.raises(BundleError, match="another SHA-256"):
         expand(tmp_path, recipe, tmp_path / "m.mlpackage", lambda n: None)
     assert not (tmp_path / "m.mlpackage").exists()
@@ -134,7 +160,9 @@ def old_package(path: Path) -> None:
     (path / "old").write_text("old")
 
 
-def test_an_existing_package_is_replaced_when_the_new_one_is_whole(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_existing_package_is_replaced_when_the_new_one_is_whole(
+    tmp_path: Path, recipe: Recipe
+) -> None:
     target = tmp_path / "m.mlpackage"
     old_package(target)
     seen = []
@@ -165,11 +193,14 @@ class KilledError(BaseException):
     """As if the process ended there."""
 
 
-@pytest.mark.parametrize("moment", ["second file", "old package out", "new package in", "work removed"])
+@pytest.mark.parametrize(
+    "moment", ["second file", "old package out", "new package in", "work removed"]
+)
 def test_a_process_may_be_killed_at_any_moment(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is at the target then is the old package, the new one or nothing; and the next try makes it the new one."""
+    """What is at the target then is the old package, the new one or nothing; and the next try makes
+    it the new one."""
     recipe, expected = made(tmp_path)
     target, old = tmp_path / "m.mlpackage", {"Manifest.json": b"old", "old": b"old"}
     old_package(target)
@@ -185,11 +216,19 @@ def test_a_process_may_be_killed_at_any_moment(
         monkeypatch.setattr(owner, name, call)
 
     if moment == "second file":
-        killed(weight_file, "_expand_file", lambda coded, file, path, progress: file == recipe.weight_files[1])
+        killed(
+            weight_file,
+            "_expand_file",
+            lambda coded, file, path, progress: file == recipe.weight_files[1],
+        )
     elif moment == "work removed":
         killed(shutil, "rmtree", lambda path: path == weight_file.partial_path(target))
     else:
-        killed(os, "rename", lambda source, to: target == (source if moment == "old package out" else to))
+        killed(
+            os,
+            "rename",
+            lambda source, to: target == (source if moment == "old package out" else to),
+        )
     with pytest.raises(KilledError):
         expand(tmp_path, recipe, target, lambda n: None)
     monkeypatch.undo()
@@ -243,7 +282,8 @@ def broken(recipe: Recipe, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"form": "uint4"}, {"n_bytes": 1}, {"coded_offset": -1}, {"coded_bytes": 1.5}, {"more": 1}]
+    "changes",
+    [{"form": "uint4"}, {"n_bytes": 1}, {"coded_offset": -1}, {"coded_bytes": 1.5}, {"more": 1}],
 )
 def test_a_wrong_piece_is_refused(recipe: Recipe, changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="recipe of the weight file"):

@@ -1,26 +1,33 @@
-"""Core ML with an operator of our own: a NeuralNetwork whose matrices are custom layers over TQLZ blobs.
+"""Core ML with an operator of our own: a NeuralNetwork whose matrices are custom layers over TQLZ
+blobs.
 
-ML Programs take no custom operator on a device; NeuralNetworks do, by an `MLCustomLayer` class in the app. The network
-is for the CPU (`MLModelConfiguration.computeUnits = .cpuOnly`): the Neural Engine takes no custom layers, and the GPU
-keeps values in half precision, which holds token ids and positions exactly up to 2048 only.
+ML Programs take no custom operator on a device; NeuralNetworks do, by an `MLCustomLayer` class in
+the app. The network is for the CPU (`MLModelConfiguration.computeUnits = .cpuOnly`): the Neural
+Engine takes no custom layers, and the GPU keeps values in half precision, which holds token ids and
+positions exactly up to 2048 only.
 
-Letters in shapes: S tokens in a call, H query heads, KV key/value heads, G = H / KV, D head_dim, C context (cache
-slots), L layers, V vocabulary.
+Letters in shapes: S tokens in a call, H query heads, KV key/value heads, G = H / KV, D head_dim, C
+context (cache slots), L layers, V vocabulary.
 
-Inputs: `input_ids` int32 [S]; `positions` int32 [S], which are p, p + 1, ..; `kv_cache` float32 [C, L, 2, KV, D] with
-the keys (0) and values (1) of earlier tokens in slots below p. Slots from p on are unused.
-Outputs: `logits` float32 [V] of the last token; `kv_new` float32 [S, L, 2, KV, D], for slots p to p + S of the cache.
-Those are one piece of memory, so an app can let Core ML write there (`MLPredictionOptions.outputBackings`).
-S is 1 to `max_tokens`, and p + S at most C: one network reads the prompt and generates.
+Inputs: `input_ids` int32 [S]; `positions` int32 [S], which are p, p + 1, ..; `kv_cache` float32 [C,
+L, 2, KV, D] with the keys (0) and values (1) of earlier tokens in slots below p. Slots from p on
+are unused. Outputs: `logits` float32 [V] of the last token; `kv_new` float32 [S, L, 2, KV, D], for
+slots p to p + S of the cache. Those are one piece of memory, so an app can let Core ML write there
+(`MLPredictionOptions.outputBackings`). S is 1 to `max_tokens`, and p + S at most C: one network
+reads the prompt and generates.
 
 Custom layers, version 1 of their contract:
 - `LZWLinear`: x [S, cols] -> x W^T [S, rows]. `LZWEmbedding`: ids [S] -> rows of W [S, cols].
-- Weights: [0] `rawValue`, the TQLZ blob; [1] `floatValue`, the scales [rows, ceil(cols / group_size)].
-- Parameters: `version`, `rows`, `cols`, `group_size` (int), `name` (string, of the tensor in the checkpoint); for
-  LZWLinear `int8_activations` (bool): whether activations are quantized per token as `tinyqmoe_linear_int8` does.
-- A tied head has no weights but `weights_of` (string): the name of the layer before it that has them.
-- Where a protobuf would be too large for all weights, no layer has any, but: `file` (string, relative to the folder of
-  the package), `blob_offset`, `blob_bytes`, `scales_offset`, `scales_bytes` (long), for the same bytes in that file.
+- Weights: [0] `rawValue`, the TQLZ blob; [1] `floatValue`, the scales [rows, ceil(cols /
+  group_size)].
+- Parameters: `version`, `rows`, `cols`, `group_size` (int), `name` (string, of the tensor in the
+  checkpoint); for LZWLinear `int8_activations` (bool): whether activations are quantized per token
+  as `tinyqmoe_linear_int8` does.
+- A tied head has no weights but `weights_of` (string): the name of the layer before it that has
+  them.
+- Where a protobuf would be too large for all weights, no layer has any, but: `file` (string,
+  relative to the folder of the package), `blob_offset`, `blob_bytes`, `scales_offset`,
+  `scales_bytes` (long), for the same bytes in that file.
 """
 
 from __future__ import annotations
@@ -57,7 +64,14 @@ HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 DENSE_LAYERS = ("innerProduct", "convolution", "embedding", "embeddingND")
 
 # Field numbers of Model.proto and NeuralNetwork.proto, for what is written piece by piece.
-MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = 500, 1, 500, 20, 1, 30
+MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = (
+    500,
+    1,
+    500,
+    20,
+    1,
+    30,
+)
 PATH_TO_WEIGHTS = (MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS)
 
 
@@ -74,7 +88,8 @@ class CustomOpConfig:
 class EmittedCustomOp:
     """What was written. Places and files are relative to the folder of the package.
 
-    `layers` counts layer types, custom layers by their class; `inputs` and `outputs` say dtype and sizes.
+    `layers` counts layer types, custom layers by their class; `inputs` and `outputs` say dtype and
+    sizes.
     """
 
     files: list[Path]
@@ -94,10 +109,11 @@ def emit(
     package: Path,
     metadata: dict[str, str],
 ) -> EmittedCustomOp:
-    """Writes the `.mlpackage`, and weights beside it if a protobuf cannot hold them; then checks what was written.
+    """Writes the `.mlpackage`, and weights beside it if a protobuf cannot hold them; then checks
+    what was written.
 
-    Weights are copied from file to file, and the check parses stand-ins of them: memory does not follow their size.
-    Raises ExportError if it is not what it should be.
+    Weights are copied from file to file, and the check parses stand-ins of them: memory does not
+    follow their size. Raises ExportError if it is not what it should be.
     """
     with quiet():
         layers = _Builder(encoded, vectors, model, config).layers
@@ -106,7 +122,9 @@ def emit(
     (package / coreml.DATA).mkdir(parents=True)
     coreml.write_package_manifest(package, weights=False)
     model_file = package / coreml.MODEL_FILE
-    weights_file, offsets = _write(spec, layers, encoded, model_file, package.with_suffix(".weights"))
+    weights_file, offsets = _write(
+        spec, layers, encoded, model_file, package.with_suffix(".weights")
+    )
     files = dict.fromkeys([package / "Manifest.json", model_file, weights_file])
     emitted = EmittedCustomOp(
         files=[file.relative_to(package.parent) for file in files],
@@ -114,18 +132,27 @@ def emit(
         layers=census(layers),
         constants_bytes=sum(4 * len(layer.loadConstantND.data.floatValue) for layer in layers),
         specification_version=spec.specificationVersion,
-        inputs={feature.name: coreml.array_text(feature.type) for feature in spec.description.input},
-        outputs={feature.name: coreml.array_text(feature.type) for feature in spec.description.output},
+        inputs={
+            feature.name: coreml.array_text(feature.type) for feature in spec.description.input
+        },
+        outputs={
+            feature.name: coreml.array_text(feature.type) for feature in spec.description.output
+        },
     )
     _check(emitted, encoded, model, config, package, metadata)
     return emitted
 
 
 class _Builder:
-    """Writes the graph. Methods take and return names of values; letters in shapes are those of the module."""
+    """Writes the graph. Methods take and return names of values; letters in shapes are those of the
+    module."""
 
     def __init__(
-        self, encoded: EncodedModel, vectors: dict[str, Tensor], model: LlamaConfig, config: CustomOpConfig
+        self,
+        encoded: EncodedModel,
+        vectors: dict[str, Tensor],
+        model: LlamaConfig,
+        config: CustomOpConfig,
     ) -> None:
         self.encoded, self.vectors, self.model, self.config = encoded, vectors, model, config
         self.layers: list[NeuralNetworkLayer] = []
@@ -135,11 +162,14 @@ class _Builder:
         self._network()
 
     def layer(self, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
-        """Adds a layer with one output, which has the layer's name. `params` are the fields of its message."""
+        """Adds a layer with one output, which has the layer's name. `params` are the fields of its
+        message."""
         from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
 
         name = name or f"{self.scope}{kind}_{len(self.layers)}"
-        self.layers.append(NeuralNetworkLayer(name=name, input=inputs, output=[name], **{kind: params}))
+        self.layers.append(
+            NeuralNetworkLayer(name=name, input=inputs, output=[name], **{kind: params})
+        )
         return name
 
     def constant(self, values: Tensor) -> str:
@@ -172,13 +202,19 @@ class _Builder:
         """x[begin:end] along one axis."""
         whole = [i != axis for i in range(rank)]
         return self.layer(
-            "sliceStatic", x,
-            beginIds=[0 if w else begin or 0 for w in whole], beginMasks=[w or begin is None for w in whole],
-            endIds=[0 if w else end or 0 for w in whole], endMasks=[w or end is None for w in whole],
-            strides=[1] * rank, squeezeMasks=[False] * rank,
-        )  # fmt: skip
+            "sliceStatic",
+            x,
+            beginIds=[0 if w else begin or 0 for w in whole],
+            beginMasks=[w or begin is None for w in whole],
+            endIds=[0 if w else end or 0 for w in whole],
+            endMasks=[w or end is None for w in whole],
+            strides=[1] * rank,
+            squeezeMasks=[False] * rank,
+        )
 
-    def custom(self, class_name: str, x: str, tensor: str, name: str, **more: dict[str, Any]) -> str:
+    def custom(
+        self, class_name: str, x: str, tensor: str, name: str, **more: dict[str, Any]
+    ) -> str:
         """A custom layer on a matrix of the encoded model."""
         matrix = self.encoded.matrices[tensor]
         parameters: dict[str, dict[str, Any]] = {
@@ -189,7 +225,11 @@ class _Builder:
             "group_size": {"intValue": matrix.group_size},
         }
         description = f"{class_name} of Tiny-QMoE"
-        params = {"className": class_name, "parameters": parameters | more, "description": description}
+        params = {
+            "className": class_name,
+            "parameters": parameters | more,
+            "description": description,
+        }
         return self.layer("custom", x, name=name, **params)
 
     def linear(self, x: str, tensor: str) -> str:
@@ -223,14 +263,17 @@ class _Builder:
         self.layer("reshapeDynamic", rows, shape, name="kv_new")
 
     def _position_inputs(self) -> None:
-        """What all layers share: shapes with S in them, cos and sin of every token, which keys a token may not see."""
+        """What all layers share: shapes with S in them, cos and sin of every token, which keys a
+        token may not see."""
         m, context = self.model, self.config.context
         self.n_tokens = self.layer("getShape", "positions")  # [1]
         groups = m.num_attention_heads // m.num_key_value_heads
         self.query_shape = self._with_tokens(m.num_key_value_heads, groups, m.head_dim)
         self.key_shape = self._with_tokens(m.num_key_value_heads, 1, m.head_dim)
         tables = (self.constant(table) for table in coreml.rope_tables(m, context))  # [C, D/2]
-        cos, sin = (self.layer("gather", table, "positions", axis=0) for table in tables)  # [S, D/2]
+        cos, sin = (
+            self.layer("gather", table, "positions", axis=0) for table in tables
+        )  # [S, D/2]
         self.cos = self._to_heads(self.concat(cos, cos, axis=-1))
         self.sin = self._to_heads(self.concat(self.multiply(sin, self.scalar(-1.0)), sin, axis=-1))
         # A slot that holds no token yet gets a position after every token's.
@@ -244,7 +287,9 @@ class _Builder:
 
     def _with_tokens(self, *sizes: int) -> str:
         """The shape [S, *sizes] as a value, for `reshapeDynamic`."""
-        return self.concat(self.n_tokens, self.constant(torch.tensor(sizes, dtype=torch.float32)), axis=0)
+        return self.concat(
+            self.n_tokens, self.constant(torch.tensor(sizes, dtype=torch.float32)), axis=0
+        )
 
     def _to_heads(self, table: str) -> str:
         """[S, D] -> [S, 1, 1, D]."""
@@ -262,13 +307,17 @@ class _Builder:
         return self.add(x, self.linear(inner, f"{prefix}.mlp.down_proj.weight"))
 
     def _norm(self, x: str, weight: str) -> str:
-        """x / sqrt(mean(x^2) + eps) * weight, with x / m in place of x so that no square leaves half precision.
+        """x / sqrt(mean(x^2) + eps) * weight, with x / m in place of x so that no square leaves
+        half precision.
 
-        With m = max(max |x|, sqrt(eps)) it equals (x / m) / sqrt(mean((x / m)^2) + (sqrt(eps) / m)^2), and everything
-        under the root is at most 1 each; where the mean underflows, the other term is 1.
+        With m = max(max |x|, sqrt(eps)) it equals (x / m) / sqrt(mean((x / m)^2) + (sqrt(eps) /
+        m)^2), and everything under the root is at most 1 each; where the mean underflows, the other
+        term is 1.
         """
         root_eps = self.scalar(math.sqrt(self.model.rms_norm_eps))
-        largest = self.layer("reduceMax", self.layer("unary", x, type="ABS"), axes=[-1], keepDims=True)
+        largest = self.layer(
+            "reduceMax", self.layer("unary", x, type="ABS"), axes=[-1], keepDims=True
+        )
         m = self.layer("maxBroadcastable", largest, root_eps)
         scaled, eps = self.divide(x, m), self.divide(root_eps, m)
         mean = self.layer("reduceMean", self.multiply(scaled, scaled), axes=[-1], keepDims=True)
@@ -278,13 +327,16 @@ class _Builder:
     def _rotate(self, x: str) -> str:
         """RoPE on [S, KV, G or 1, D]; pairs are (i, i + D/2), and (-sin, sin) is one table."""
         half = self.model.head_dim // 2
-        swapped = self.concat(self.part(x, 4, 3, half, None), self.part(x, 4, 3, None, half), axis=-1)
+        swapped = self.concat(
+            self.part(x, 4, 3, half, None), self.part(x, 4, 3, None, half), axis=-1
+        )
         return self.add(self.multiply(x, self.cos), self.multiply(swapped, self.sin))
 
     def _attention(self, h: str, i: int) -> str:
         """Grouped-query attention of h [S, hidden] over the cache and the new tokens -> [S, H * D].
 
-        Scores of slots that hold no token are replaced and not only lowered: what such a slot holds can be anything.
+        Scores of slots that hold no token are replaced and not only lowered: what such a slot holds
+        can be anything.
         """
         prefix, context = f"model.layers.{i}.self_attn", self.config.context
         q, k, v = (self.linear(h, f"{prefix}.{name}_proj.weight") for name in "qkv")
@@ -294,10 +346,16 @@ class _Builder:
         k = self._rotate(self.layer("reshapeDynamic", k, self.key_shape))  # [S, KV, 1, D]
         self.kv_rows += [self.layer("flattenTo2D", k, axis=1), v]
         k = self.layer("transpose", k, axes=[1, 2, 0, 3])  # [KV, 1, S, D]
-        v = self.layer("transpose", self.layer("reshapeDynamic", v, self.key_shape), axes=[1, 2, 0, 3])
+        v = self.layer(
+            "transpose", self.layer("reshapeDynamic", v, self.key_shape), axes=[1, 2, 0, 3]
+        )
         old_k, old_v = self._cached(i, 0), self._cached(i, 1)  # [KV, 1, C, D]
-        scores = self.concat(self.matmul(q, old_k, transpose=True), self.matmul(q, k, transpose=True), axis=-1)
-        scores = self.layer("whereBroadcastable", self.unseen, self.scalar(HIDDEN_SCORE), scores)  # [KV, G, S, C + S]
+        scores = self.concat(
+            self.matmul(q, old_k, transpose=True), self.matmul(q, k, transpose=True), axis=-1
+        )
+        scores = self.layer(
+            "whereBroadcastable", self.unseen, self.scalar(HIDDEN_SCORE), scores
+        )  # [KV, G, S, C + S]
         weights = self.layer("softmaxND", scores, axis=-1)
         old, new = self.part(weights, 4, 3, None, context), self.part(weights, 4, 3, context, None)
         mixed = self.add(self.matmul(old, old_v), self.matmul(new, v))  # [KV, G, S, D]
@@ -307,10 +365,15 @@ class _Builder:
         """Keys (0) or values (1) of one layer in the cache, [KV, 1, C, D]."""
         one = [False, True, True, False, False]
         plane = self.layer(
-            "sliceStatic", "kv_cache",
-            beginIds=[0, i, which, 0, 0], beginMasks=[not o for o in one], endIds=[0, i + 1, which + 1, 0, 0],
-            endMasks=[not o for o in one], strides=[1] * 5, squeezeMasks=one,
-        )  # [C, KV, D]  # fmt: skip
+            "sliceStatic",
+            "kv_cache",
+            beginIds=[0, i, which, 0, 0],
+            beginMasks=[not o for o in one],
+            endIds=[0, i + 1, which + 1, 0, 0],
+            endMasks=[not o for o in one],
+            strides=[1] * 5,
+            squeezeMasks=one,
+        )  # [C, KV, D]
         return self.layer("expandDims", self.layer("transpose", plane, axes=[1, 0, 2]), axes=[1])
 
 
@@ -326,13 +389,29 @@ def _interface(model: LlamaConfig, config: CustomOpConfig) -> Model:
     inputs, outputs = spec.description.input, spec.description.output
     _add_feature(inputs, "input_ids", "INT32", [1], n, "token ids [S]")
     _add_feature(inputs, "positions", "INT32", [1], n, "their positions [S]: p, p + 1, ..")
-    _add_feature(inputs, "kv_cache", "FLOAT32", [config.context, *kv], None, "[C, L, 2, KV, D], slots below p are used")
+    _add_feature(
+        inputs,
+        "kv_cache",
+        "FLOAT32",
+        [config.context, *kv],
+        None,
+        "[C, L, 2, KV, D], slots below p are used",
+    )
     _add_feature(outputs, "logits", "FLOAT32", [model.vocab_size], None, "of the last token [V]")
-    _add_feature(outputs, "kv_new", "FLOAT32", [1, *kv], n, "[S, L, 2, KV, D], for slots p to p + S of the cache")
+    _add_feature(
+        outputs,
+        "kv_new",
+        "FLOAT32",
+        [1, *kv],
+        n,
+        "[S, L, 2, KV, D], for slots p to p + S of the cache",
+    )
     return spec
 
 
-def _add_feature(features: Any, name: str, dtype: str, shape: list[int], max_tokens: int | None, what: str) -> None:
+def _add_feature(
+    features: Any, name: str, dtype: str, shape: list[int], max_tokens: int | None, what: str
+) -> None:
     """An array; with `max_tokens` its first size is 1 to that many."""
     feature = features.add(name=name, shortDescription=what)
     array = feature.type.multiArrayType
@@ -344,7 +423,11 @@ def _add_feature(features: Any, name: str, dtype: str, shape: list[int], max_tok
 
 
 def _write(
-    spec: Model, layers: Sequence[NeuralNetworkLayer], encoded: EncodedModel, model_file: Path, side_file: Path
+    spec: Model,
+    layers: Sequence[NeuralNetworkLayer],
+    encoded: EncodedModel,
+    model_file: Path,
+    side_file: Path,
 ) -> tuple[Path, dict[Path, int]]:
     """Writes the model with the weights in it, or, if that is too large, beside it.
 
@@ -367,12 +450,17 @@ def _model_pieces(
     """The whole message. A layer of the name of a matrix in `weights` gets its blob and scales."""
     network: list[Piece] = []
     for layer in layers:
-        network += protobuf_stream.field(NETWORK_LAYERS, _layer_pieces(layer, weights.get(layer.name)))
+        network += protobuf_stream.field(
+            NETWORK_LAYERS, _layer_pieces(layer, weights.get(layer.name))
+        )
     head = type(spec)()
     head.CopyFrom(spec)
     head.ClearField("neuralNetwork")
     network.append(spec.neuralNetwork.SerializeToString(deterministic=True))
-    return [head.SerializeToString(deterministic=True), *protobuf_stream.field(MODEL_NETWORK, network)]
+    return [
+        head.SerializeToString(deterministic=True),
+        *protobuf_stream.field(MODEL_NETWORK, network),
+    ]
 
 
 def _layer_pieces(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) -> list[Piece]:
@@ -388,7 +476,10 @@ def _layer_pieces(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) -> li
     for number, path in ((WEIGHT_RAW, matrix.blob_path), (WEIGHT_FLOATS, matrix.scales_path)):
         custom += protobuf_stream.field(CUSTOM_WEIGHTS, protobuf_stream.field(number, [path]))
     custom.append(last.SerializeToString(deterministic=True))
-    return [head.SerializeToString(deterministic=True), *protobuf_stream.field(LAYER_CUSTOM, custom)]
+    return [
+        head.SerializeToString(deterministic=True),
+        *protobuf_stream.field(LAYER_CUSTOM, custom),
+    ]
 
 
 def _side_pieces(encoded: EncodedModel) -> list[Piece]:
@@ -400,7 +491,9 @@ def _side_pieces(encoded: EncodedModel) -> list[Piece]:
     return pieces
 
 
-def _refer(custom: CustomLayerParams, matrix: EncodedMatrix, file: str, offsets: dict[Path, int]) -> None:
+def _refer(
+    custom: CustomLayerParams, matrix: EncodedMatrix, file: str, offsets: dict[Path, int]
+) -> None:
     """Says in a custom layer's parameters where its weights lie."""
     custom.parameters["file"].stringValue = file
     custom.parameters["blob_offset"].longValue = offsets[matrix.blob_path]
@@ -411,7 +504,9 @@ def _refer(custom: CustomLayerParams, matrix: EncodedMatrix, file: str, offsets:
 
 def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict[str, Place]:
     return {
-        m.name: Place(file.as_posix(), "tqlz", offsets[m.blob_path], m.blob_bytes, offsets[m.scales_path])
+        m.name: Place(
+            file.as_posix(), "tqlz", offsets[m.blob_path], m.blob_bytes, offsets[m.scales_path]
+        )
         for m in encoded.matrices.values()
         if {m.blob_path, m.scales_path} <= offsets.keys()
     }
@@ -419,19 +514,26 @@ def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict
 
 def census(layers: Sequence[NeuralNetworkLayer]) -> dict[str, int]:
     """How often each type of layer is there; custom layers by their class."""
-    counts = Counter(layer.custom.className or layer.WhichOneof("layer") or "no type" for layer in layers)
+    counts = Counter(
+        layer.custom.className or layer.WhichOneof("layer") or "no type" for layer in layers
+    )
     return dict(sorted(counts.items()))
 
 
 def _check(
-    emitted: EmittedCustomOp, encoded: EncodedModel, model: LlamaConfig, config: CustomOpConfig, package: Path,
+    emitted: EmittedCustomOp,
+    encoded: EncodedModel,
+    model: LlamaConfig,
+    config: CustomOpConfig,
+    package: Path,
     metadata: dict[str, str],
-) -> None:  # fmt: skip
+) -> None:
     """Reads back what was written. Raises ExportError with all that is wrong.
 
     - coremltools parses the model, and it is small enough for a protobuf (see `_reload`);
     - version, metadata, inputs and outputs are those of the contract (see the module);
-    - its layers are those that were written, products as many as the model asks, none of them dense;
+    - its layers are those that were written, products as many as the model asks, none of them
+      dense;
     - every value is made once and before it is used, and every output is made;
     - every matrix lies where its place says, by the bytes at both ends of blob and scales;
     - what is neither blobs, scales nor constants is small.
@@ -440,16 +542,30 @@ def _check(
     layers = spec.neuralNetwork.layers
     problems = coreml.description_problems(spec, SPECIFICATION_VERSION, metadata)
     problems += coreml.differences("", coreml.declared(spec.description), _contract(model, config))
-    problems += [] if census(layers) == emitted.layers else ["its layers are not those that were written"]
+    problems += (
+        [] if census(layers) == emitted.layers else ["its layers are not those that were written"]
+    )
     problems += _graph_problems(spec)
     n = model.num_hidden_layers
-    expected = {LINEAR: 7 * n + 1, EMBEDDING: 1, "batchedMatmul": 4 * n} | dict.fromkeys(DENSE_LAYERS, 0)
+    expected = {LINEAR: 7 * n + 1, EMBEDDING: 1, "batchedMatmul": 4 * n} | dict.fromkeys(
+        DENSE_LAYERS, 0
+    )
     for kind, count in expected.items():
         if emitted.layers.get(kind, 0) != count:
-            problems.append(f"{kind} is there {emitted.layers.get(kind, 0)} times, expected {count}")
-    problems += [p for m in encoded.matrices.values() if (p := _misplaced(m, emitted.places.get(m.name), package))]
+            problems.append(
+                f"{kind} is there {emitted.layers.get(kind, 0)} times, expected {count}"
+            )
+    problems += [
+        p
+        for m in encoded.matrices.values()
+        if (p := _misplaced(m, emitted.places.get(m.name), package))
+    ]
     coded_bytes = sum(m.blob_bytes + m.scales_bytes for m in encoded.matrices.values())
-    rest_bytes = sum((package.parent / f).stat().st_size for f in emitted.files) - coded_bytes - emitted.constants_bytes
+    rest_bytes = (
+        sum((package.parent / f).stat().st_size for f in emitted.files)
+        - coded_bytes
+        - emitted.constants_bytes
+    )
     if rest_bytes > (64 << 10) + n * (64 << 10):
         problems.append(f"{rest_bytes:,} bytes are neither blobs, scales nor constants")
     if problems:
@@ -473,8 +589,9 @@ def _contract(model: LlamaConfig, config: CustomOpConfig) -> dict[str, str]:
 def _reload(model_file: Path) -> Model:
     """The model as coremltools parses it, with stand-ins for the weights of custom layers.
 
-    Lengths around the stand-ins are new, so the file's own are checked on the way: every field down to the weights
-    must end inside its message. What lies within the weights means nothing to a parser.
+    Lengths around the stand-ins are new, so the file's own are checked on the way: every field down
+    to the weights must end inside its message. What lies within the weights means nothing to a
+    parser.
     """
     with quiet():
         from coremltools.proto.Model_pb2 import Model
@@ -488,17 +605,28 @@ def _reload(model_file: Path) -> Model:
 
 
 def _graph_problems(spec: Model) -> list[str]:
-    """What Core ML's own validator refuses: values that nobody made or two layers made, outputs that are absent."""
+    """What Core ML's own validator refuses: values that nobody made or two layers made, outputs
+    that are absent."""
     made = {feature.name for feature in spec.description.input}
     problems = []
     for layer in spec.neuralNetwork.layers:
-        problems += [f"{layer.name} takes {n}, which no layer before it makes" for n in layer.input if n not in made]
+        problems += [
+            f"{layer.name} takes {n}, which no layer before it makes"
+            for n in layer.input
+            if n not in made
+        ]
         problems += [f"{layer.name} makes {n} again" for n in layer.output if n in made]
         made.update(layer.output)
         data = layer.loadConstantND
-        if layer.WhichOneof("layer") == "loadConstantND" and math.prod(data.shape) != len(data.data.floatValue):
-            problems.append(f"{layer.name} has {len(data.data.floatValue)} values for {list(data.shape)}")
-    return problems + [f"no layer makes {f.name}" for f in spec.description.output if f.name not in made]
+        if layer.WhichOneof("layer") == "loadConstantND" and math.prod(data.shape) != len(
+            data.data.floatValue
+        ):
+            problems.append(
+                f"{layer.name} has {len(data.data.floatValue)} values for {list(data.shape)}"
+            )
+    return problems + [
+        f"no layer makes {f.name}" for f in spec.description.output if f.name not in made
+    ]
 
 
 def _misplaced(matrix: EncodedMatrix, place: Place | None, package: Path) -> str:
@@ -506,9 +634,14 @@ def _misplaced(matrix: EncodedMatrix, place: Place | None, package: Path) -> str
     if place is None or place.scales_offset is None:
         return f"{matrix.name} is not in the package"
     with (package.parent / place.file).open("rb") as file:
-        for offset, path in ((place.offset, matrix.blob_path), (place.scales_offset, matrix.scales_path)):
+        for offset, path in (
+            (place.offset, matrix.blob_path),
+            (place.scales_offset, matrix.scales_path),
+        ):
             with path.open("rb") as source:
-                if _ends(file, offset, path.stat().st_size) != _ends(source, 0, path.stat().st_size):
+                if _ends(file, offset, path.stat().st_size) != _ends(
+                    source, 0, path.stat().st_size
+                ):
                     return f"{matrix.name} is not at byte {offset} of {place.file}"
     return ""
 

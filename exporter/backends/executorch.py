@@ -1,8 +1,9 @@
-"""ExecuTorch: one `.pte` with the Tiny-QMoE operators, a static KV cache, and XNNPACK for what is not ours.
+"""ExecuTorch: one `.pte` with the Tiny-QMoE operators, a static KV cache, and XNNPACK for what is
+not ours.
 
-The program is lowered with a 64-byte stand-in for every blob and every scale tensor. The stand-ins are replaced by the
-files of the encoded model when the program is written, so the weights are never in memory, and no pass can
-fold decoded weights into the file.
+The program is lowered with a 64-byte stand-in for every blob and every scale tensor. The stand-ins
+are replaced by the files of the encoded model when the program is written, so the weights are never
+in memory, and no pass can fold decoded weights into the file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 STAND_IN_BYTES = 64
 ALIGNMENT = 64  # of every constant: the blobs' own sections are aligned to 64 bytes
-PREFILL_TOKENS = 128  # the longest input of one call: activations are planned for it, and longer ones are no faster
+# the longest input of one call: activations are planned for it, and longer ones are no faster
+PREFILL_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class EmittedProgram:
 
 
 def stand_in(name: str, kind: str) -> bytes:
-    """Bytes that mark where a constant goes; one matrix used twice has one stand-in, and so one copy in the file."""
+    """Bytes that mark where a constant goes; one matrix used twice has one stand-in, and so one
+    copy in the file."""
     return hashlib.sha512(f"{kind} {name}".encode()).digest()
 
 
@@ -70,7 +73,10 @@ class _Coded(nn.Module):
 
     def __init__(self, matrix: EncodedMatrix) -> None:
         super().__init__()
-        blob, scales = bytearray(stand_in(matrix.name, "blob")), bytearray(stand_in(matrix.name, "scales"))
+        blob, scales = (
+            bytearray(stand_in(matrix.name, "blob")),
+            bytearray(stand_in(matrix.name, "scales")),
+        )
         self.register_buffer("blob", torch.frombuffer(blob, dtype=torch.uint8))
         self.register_buffer("scales", torch.frombuffer(scales, dtype=torch.float32).reshape(1, -1))
         self.rows, self.cols, self.group_size = matrix.rows, matrix.cols, matrix.group_size
@@ -93,7 +99,9 @@ class LZWEmbedding(_Coded):
     """ids int64 [1, S] -> float32 [1, S, cols] by `tinyqmoe::lzw_embedding`."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return torch.ops.tinyqmoe.lzw_embedding(ids, self.blob, self.scales, self.cols, self.group_size)
+        return torch.ops.tinyqmoe.lzw_embedding(
+            ids, self.blob, self.scales, self.cols, self.group_size
+        )
 
 
 class CachedAttention(nn.Module):
@@ -121,7 +129,9 @@ class CachedAttention(nn.Module):
 class ProgramLayers:
     """`models.llama.Layers` for lowering. `vectors` are the norm weights by name, float32."""
 
-    def __init__(self, encoded: EncodedModel, vectors: dict[str, Tensor], int8_activations: bool) -> None:
+    def __init__(
+        self, encoded: EncodedModel, vectors: dict[str, Tensor], int8_activations: bool
+    ) -> None:
         self.encoded, self.vectors, self.int8_activations = encoded, vectors, int8_activations
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
@@ -138,18 +148,29 @@ class ProgramLayers:
 
 
 def emit(
-    encoded: EncodedModel, vectors: dict[str, Tensor], model: LlamaConfig, config: ProgramConfig, path: Path
+    encoded: EncodedModel,
+    vectors: dict[str, Tensor],
+    model: LlamaConfig,
+    config: ProgramConfig,
+    path: Path,
 ) -> EmittedProgram:
     """Lowers the model and writes the `.pte`, then checks what was written.
 
     Raises ExportError if it is not what it should be.
     """
-    manager = lower(Llama(model, config.context, ProgramLayers(encoded, vectors, config.int8_activations)), config)
+    manager = lower(
+        Llama(model, config.context, ProgramLayers(encoded, vectors, config.int8_activations)),
+        config,
+    )
     program = manager.executorch_program
     census = _operator_census(program)
     constants_bytes = _fill_stand_ins(program, encoded)
     offsets = _write(manager, path)
-    absent = [m.name for m in encoded.matrices.values() if not {m.blob_path, m.scales_path} <= offsets.keys()]
+    absent = [
+        m.name
+        for m in encoded.matrices.values()
+        if not {m.blob_path, m.scales_path} <= offsets.keys()
+    ]
     if absent:
         problems = [f"{name} is not in the program" for name in absent]
         what = f"{path.name} is not the program that was asked for"
@@ -171,14 +192,20 @@ def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
     with quiet():  # lowering logs and warns about its own insides; none of it is for the user
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers torch.ops.llama)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+        from executorch.exir import (
+            EdgeCompileConfig,
+            ExecutorchBackendConfig,
+            to_edge_transform_and_lower,
+        )
         from executorch.exir.passes import MemoryPlanningPass
         from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
         # Two tokens as the example: an example of one would be specialised to one.
         n_tokens = min(2, config.prefill_tokens)
         example = (torch.zeros(1, n_tokens, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-        length = torch.export.Dim("length", min=1, max=config.prefill_tokens) if n_tokens > 1 else None
+        length = (
+            torch.export.Dim("length", min=1, max=config.prefill_tokens) if n_tokens > 1 else None
+        )
         with torch.no_grad():
             exported = torch.export.export(
                 model, example, dynamic_shapes=({1: length} if length else None, None), strict=False
@@ -200,7 +227,8 @@ def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
 
 
 def _metadata(config: ProgramConfig) -> dict[str, Any]:
-    """The constant methods ExecuTorch's stock text runner asks for, and the arithmetic, which our own checks."""
+    """The constant methods ExecuTorch's stock text runner asks for, and the arithmetic, which our
+    own checks."""
     methods: dict[str, Any] = {
         "get_max_seq_len": config.prefill_tokens,
         "get_max_context_len": config.context,
@@ -222,7 +250,8 @@ def _operator_census(program: Program) -> dict[str, int]:
 
 
 def _fill_stand_ins(program: Program, encoded: EncodedModel) -> int:
-    """Puts the files of the encoded model where their stand-ins are; returns the bytes of all other constants."""
+    """Puts the files of the encoded model where their stand-ins are; returns the bytes of all other
+    constants."""
     from executorch.exir._serialize._cord import FileBackedData
     from executorch.exir.schema import Tensor as TensorValue
 
@@ -253,7 +282,11 @@ def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
 
     emitted = manager._emitter_output
     cord = serialize_pte_binary(
-        PTEFile(program=emitted.program, mutable_data=emitted.mutable_data, named_data=manager._named_data),
+        PTEFile(
+            program=emitted.program,
+            mutable_data=emitted.mutable_data,
+            named_data=manager._named_data,
+        ),
         extract_delegate_segments=True,
         constant_tensor_alignment=ALIGNMENT,
     )
@@ -268,26 +301,45 @@ def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
 
 
 def _check(
-    emitted: EmittedProgram, encoded: EncodedModel, vectors: dict[str, Tensor], model: LlamaConfig, path: Path
+    emitted: EmittedProgram,
+    encoded: EncodedModel,
+    vectors: dict[str, Tensor],
+    model: LlamaConfig,
+    path: Path,
 ) -> None:
-    """The operators are there as often as asked, every matrix is in the file once and whole, nothing else is large."""
+    """The operators are there as often as asked, every matrix is in the file once and whole,
+    nothing else is large."""
     problems = []
-    expected = {"tinyqmoe::lzw_linear.out": 7 * model.num_hidden_layers + 1, "tinyqmoe::lzw_embedding.out": 1}
+    expected = {
+        "tinyqmoe::lzw_linear.out": 7 * model.num_hidden_layers + 1,
+        "tinyqmoe::lzw_embedding.out": 1,
+    }
     for name, count in expected.items():
         if emitted.operators.get(name, 0) != count:
-            problems.append(f"{name} is called {emitted.operators.get(name, 0)} times, expected {count}")
+            problems.append(
+                f"{name} is called {emitted.operators.get(name, 0)} times, expected {count}"
+            )
     with path.open("rb") as file:
         for matrix in encoded.matrices.values():
             file.seek(emitted.blob_offsets[matrix.name])
             with matrix.blob_path.open("rb") as blob:
                 if file.read(64) != blob.read(64):
-                    problems.append(f"{matrix.name} is not at byte {emitted.blob_offsets[matrix.name]}")
-    # XNNPACK keeps its own copy of a norm weight and some tables; a dense matrix would be far larger than all of it.
+                    problems.append(
+                        f"{matrix.name} is not at byte {emitted.blob_offsets[matrix.name]}"
+                    )
+    # XNNPACK keeps its own copy of a norm weight and some tables; a dense matrix would be far
+    # larger than all of it.
     coded_bytes = sum(m.blob_bytes + m.scales_bytes for m in encoded.matrices.values())
     small_bytes = sum(v.numel() * 4 for v in vectors.values())
     rest_bytes = path.stat().st_size - coded_bytes
     calls = sum(emitted.operators.values())
-    limit = 2 * small_bytes + 2 * ALIGNMENT * len(encoded.matrices) + 768 * calls + 2048 * emitted.delegates + 16384
+    limit = (
+        2 * small_bytes
+        + 2 * ALIGNMENT * len(encoded.matrices)
+        + 768 * calls
+        + 2048 * emitted.delegates
+        + 16384
+    )
     if rest_bytes > limit or emitted.constants_bytes > small_bytes + 4096:
         what = f"{rest_bytes:,} bytes are neither codes nor scales, expected at most {limit:,}"
         problems.append(f"{what}: are weights stored dense?")

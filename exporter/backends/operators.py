@@ -1,15 +1,17 @@
-"""The Tiny-QMoE operators in PyTorch: schemas, fake kernels, and a CPU implementation through the C++ core.
+"""The Tiny-QMoE operators in PyTorch: schemas, fake kernels, and a CPU implementation through the
+C++ core.
 
 Importing this module registers, under `torch.ops.tinyqmoe`,
 
 - `lzw_decode(blob, rows, cols)`: TQLZ bytes -> levels, int8 [rows, cols];
-- `lzw_linear(x, blob, scales, out_features, group_size, int8_activations)`: float32 [.., in] -> [.., out_features],
-  decoding fused with the product;
-- `lzw_embedding(ids, blob, scales, embedding_dim, group_size)`: int64 [..] -> float32 [.., embedding_dim],
-  decoding only the rows that are asked for;
+- `lzw_linear(x, blob, scales, out_features, group_size, int8_activations)`: float32 [.., in] ->
+  [.., out_features], decoding fused with the product;
+- `lzw_embedding(ids, blob, scales, embedding_dim, group_size)`: int64 [..] -> float32 [..,
+  embedding_dim], decoding only the rows that are asked for;
 
-each with the `.out` form ExecuTorch calls. `blob` is uint8 [n_bytes] (exporter/codec/FORMAT.md), `scales` float32
-[rows, n_groups]. No output's shape depends on the blob, so a program can be lowered with a stand-in for it.
+each with the `.out` form ExecuTorch calls. `blob` is uint8 [n_bytes] (exporter/codec/FORMAT.md),
+`scales` float32 [rows, n_groups]. No output's shape depends on the blob, so a program can be
+lowered with a stand-in for it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from exporter.codec.native import NativeTensor
 _LIBRARY = torch.library.Library("tinyqmoe", "DEF")
 _LIBRARY.define("lzw_decode(Tensor blob, int rows, int cols) -> Tensor")
 _LIBRARY.define("lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)")
-_LINEAR_ARGS = "Tensor x, Tensor blob, Tensor scales, int out_features, int group_size, bool int8_activations"
+_LINEAR_ARGS = (
+    "Tensor x, Tensor blob, Tensor scales, int out_features, int group_size, bool int8_activations"
+)
 _LIBRARY.define(f"lzw_linear({_LINEAR_ARGS}) -> Tensor")
 _LIBRARY.define(f"lzw_linear.out({_LINEAR_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
 _EMBEDDING_ARGS = "Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size"
@@ -37,7 +41,12 @@ def _decode(blob: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _linear(
-    x: Tensor, blob: Tensor, scales: Tensor, out_features: int, group_size: int, int8_activations: bool
+    x: Tensor,
+    blob: Tensor,
+    scales: Tensor,
+    out_features: int,
+    group_size: int,
+    int8_activations: bool,
 ) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).contiguous().numpy()  # [.., in] -> [tokens, in]
     with NativeTensor(blob.numpy()) as tensor:
@@ -47,7 +56,9 @@ def _linear(
     return torch.from_numpy(y).reshape(*x.shape[:-1], out_features)
 
 
-def _embedding(ids: Tensor, blob: Tensor, scales: Tensor, embedding_dim: int, group_size: int) -> Tensor:
+def _embedding(
+    ids: Tensor, blob: Tensor, scales: Tensor, embedding_dim: int, group_size: int
+) -> Tensor:
     with NativeTensor(blob.numpy()) as tensor:
         _expect_shape(tensor, scales.shape[0], embedding_dim)
         rows = tensor.embedding(ids.reshape(-1).contiguous().numpy(), scales.numpy(), group_size)
@@ -56,7 +67,10 @@ def _embedding(ids: Tensor, blob: Tensor, scales: Tensor, embedding_dim: int, gr
 
 def _expect_shape(tensor: NativeTensor, rows: int, cols: int) -> None:
     if (tensor.info.rows, tensor.info.cols) != (rows, cols):
-        raise ValueError(f"the blob holds {tensor.info.rows} x {tensor.info.cols} levels, expected {rows} x {cols}")
+        raise ValueError(
+            f"the blob holds {tensor.info.rows} x {tensor.info.cols} levels, expected {rows} x "
+            f"{cols}"
+        )
 
 
 def _decode_fake(blob: Tensor, rows: int, cols: int) -> Tensor:
@@ -64,12 +78,19 @@ def _decode_fake(blob: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _linear_fake(
-    x: Tensor, blob: Tensor, scales: Tensor, out_features: int, group_size: int, int8_activations: bool
+    x: Tensor,
+    blob: Tensor,
+    scales: Tensor,
+    out_features: int,
+    group_size: int,
+    int8_activations: bool,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _embedding_fake(ids: Tensor, blob: Tensor, scales: Tensor, embedding_dim: int, group_size: int) -> Tensor:
+def _embedding_fake(
+    ids: Tensor, blob: Tensor, scales: Tensor, embedding_dim: int, group_size: int
+) -> Tensor:
     return ids.new_empty((*ids.shape, embedding_dim), dtype=torch.float32)
 
 
@@ -78,8 +99,14 @@ def _register(name: str, compute, fake) -> None:  # type: ignore[no-untyped-def]
 
     def compute_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         result = compute(*args)
-        if (out.shape, out.dtype) != (result.shape, result.dtype):  # copy_ would broadcast and convert
-            raise ValueError(f"out is {out.dtype} {list(out.shape)}, expected {result.dtype} {list(result.shape)}")
+        if (out.shape, out.dtype) != (
+            result.shape,
+            result.dtype,
+        ):  # copy_ would broadcast and convert
+            raise ValueError(
+                f"out is {out.dtype} {list(out.shape)}, expected {result.dtype} "
+                f"{list(result.shape)}"
+            )
         return out.copy_(result)
 
     def fake_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

@@ -1,8 +1,10 @@
-"""Writes protobuf messages that are larger than memory should be: a message is the concatenation of its fields.
+"""Writes protobuf messages that are larger than memory should be: a message is the concatenation of
+its fields.
 
-A message is a list of pieces: bytes that protobuf serialized, and files whose content goes in as it is. The result is
-what protobuf itself would write, as long as the fields are given in the order of their numbers.
-`shortened` is for reading them: the same message without most of the bytes that make it large.
+A message is a list of pieces: bytes that protobuf serialized, and files whose content goes in as it
+is. The result is what protobuf itself would write, as long as the fields are given in the order of
+their numbers. `shortened` is for reading them: the same message without most of the bytes that make
+it large.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ from pathlib import Path
 
 Piece = bytes | Path
 
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types; 2 is messages, bytes, strings, packed numbers
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = (
+    0,
+    1,
+    2,
+    5,
+)  # wire types; 2 is messages, bytes, strings, packed numbers
 COPY_BYTES = 1 << 20
 KEPT_BYTES = 64  # of a shortened value, a multiple of the size of every packed number of fixed size
 
 
 def varint(value: int) -> bytes:
-    """An unsigned integer in groups of seven bits, lowest first; the top bit of a byte says that another follows."""
+    """An unsigned integer in groups of seven bits, lowest first; the top bit of a byte says that
+    another follows."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -65,11 +73,13 @@ class _Field:
 
 
 def shortened(path: Path, to: Sequence[int]) -> bytes:
-    """The message in a file, with stand-ins for what is long in the messages that the field numbers `to` lead to.
+    """The message in a file, with stand-ins for what is long in the messages that the field numbers
+    `to` lead to.
 
-    A stand-in is the first bytes of a value, KEPT_BYTES to twice that, and as many modulo KEPT_BYTES: packed numbers
-    that end inside a number still do. All other bytes are those of the file, but for lengths of messages around them.
-    Only tags and lengths of what is cut are read. Raises ValueError unless every field ends where its message may.
+    A stand-in is the first bytes of a value, KEPT_BYTES to twice that, and as many modulo
+    KEPT_BYTES: packed numbers that end inside a number still do. All other bytes are those of the
+    file, but for lengths of messages around them. Only tags and lengths of what is cut are read.
+    Raises ValueError unless every field ends where its message may.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return b"".join(_shortened(data, to, 0, len(data)))

@@ -1,1 +1,2 @@
-"""The TQLZ codec: FORMAT.md, its encoder, and two decoders, one to read (`reference`) and one to use (`native`)."""
+"""The TQLZ codec: FORMAT.md, its encoder, and two decoders, one to read (`reference`) and one to
+use (`native`)."""

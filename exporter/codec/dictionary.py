@@ -1,7 +1,7 @@
 """The dictionary of the `lzw` codec: a frozen tree of phrases (FORMAT.md sections 3 and 7).
 
-The phrases are the leaves of a tree whose inner nodes have one child per level. `Dictionary.tree` holds it in
-pre-order, one byte a node: 1 an inner node, 0 a leaf.
+The phrases are the leaves of a tree whose inner nodes have one child per level. `Dictionary.tree`
+holds it in pre-order, one byte a node: 1 an inner node, 0 a leaf.
 """
 
 from __future__ import annotations
@@ -30,15 +30,26 @@ class Dictionary:
 
     @classmethod
     def grow(
-        cls, counts: npt.NDArray[np.integer], level_min: int, n_levels: int, code_bits: int, cap: int
+        cls,
+        counts: npt.NDArray[np.integer],
+        level_min: int,
+        n_levels: int,
+        code_bits: int,
+        cap: int,
     ) -> Dictionary:
-        """The dictionary for levels that occur `counts` times; counts: [n_levels], of level_min upwards."""
+        """The dictionary for levels that occur `counts` times; counts: [n_levels], of level_min
+        upwards."""
         if len(counts) != n_levels:
-            raise CodecError("BAD_ARGUMENT", f"got {len(counts)} counts, expected one for each of {n_levels} levels")
+            raise CodecError(
+                "BAD_ARGUMENT",
+                f"got {len(counts)} counts, expected one for each of {n_levels} levels",
+            )
         return cls.from_shares(round_shares(counts), level_min, code_bits, cap)
 
     @classmethod
-    def from_shares(cls, shares: tuple[int, ...], level_min: int, code_bits: int, cap: int) -> Dictionary:
+    def from_shares(
+        cls, shares: tuple[int, ...], level_min: int, code_bits: int, cap: int
+    ) -> Dictionary:
         """The dictionary for levels with these shares, as `round_shares` gives them."""
         return cls(level_min, len(shares), code_bits, cap, _grow_tree(shares, code_bits, cap))
 
@@ -60,17 +71,21 @@ class Dictionary:
     def from_bits(
         cls, bits: bytes, *, level_min: int, n_levels: int, code_bits: int, cap: int, n_entries: int
     ) -> Dictionary:
-        """Reads a dictionary section back. Raises `BAD_DICTIONARY` unless the bits are exactly one tree."""
+        """Reads a dictionary section back. Raises `BAD_DICTIONARY` unless the bits are exactly one
+        tree."""
         n_nodes = n_entries + (n_entries - 1) // (n_levels - 1)
         if len(bits) != packed_bytes(n_nodes, 1):
             raise CodecError(
-                "BAD_DICTIONARY", f"got {len(bits)} bytes, expected {packed_bytes(n_nodes, 1)} for {n_nodes} nodes"
+                "BAD_DICTIONARY",
+                f"got {len(bits)} bytes, expected {packed_bytes(n_nodes, 1)} for {n_nodes} nodes",
             )
         nodes = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
         dictionary = cls(level_min, n_levels, code_bits, cap, nodes[:n_nodes].tobytes())
         dictionary._check_tree()
         if nodes[n_nodes:].any():
-            raise CodecError("BAD_DICTIONARY", "got a one among the unused bits of the last byte, expected zeros")
+            raise CodecError(
+                "BAD_DICTIONARY", "got a one among the unused bits of the last byte, expected zeros"
+            )
         return dictionary
 
     def _check_tree(self) -> None:
@@ -82,7 +97,9 @@ class Dictionary:
             if inner:
                 open_children.append(self.n_levels)
                 if len(open_children) > self.cap:
-                    raise CodecError("BAD_DICTIONARY", f"node {at} has phrases longer than the cap of {self.cap}")
+                    raise CodecError(
+                        "BAD_DICTIONARY", f"node {at} has phrases longer than the cap of {self.cap}"
+                    )
                 continue
             while open_children:
                 open_children[-1] -= 1
@@ -92,10 +109,13 @@ class Dictionary:
             if not open_children and at != last:
                 raise CodecError("BAD_DICTIONARY", f"the tree ends at node {at}, expected {last}")
         if open_children:
-            raise CodecError("BAD_DICTIONARY", f"the tree is not complete after {len(self.tree)} nodes")
+            raise CodecError(
+                "BAD_DICTIONARY", f"the tree is not complete after {len(self.tree)} nodes"
+            )
 
     def walk(self) -> Iterator[tuple[bool, tuple[int, ...]]]:
-        """Every node in pre-order: whether it is a leaf, and the child indices (0 to n_levels - 1) that lead to it."""
+        """Every node in pre-order: whether it is a leaf, and the child indices (0 to n_levels - 1)
+        that lead to it."""
         path: list[int] = []
         for inner in self.tree:
             yield not inner, tuple(path)
@@ -113,10 +133,12 @@ class Dictionary:
         return [tuple(low + i for i in path) for is_leaf, path in self.walk() if is_leaf]
 
     def mean_phrase_length(self, shares: Sequence[float]) -> float:
-        """Levels per codeword expected for independent levels with these shares; shares: [n_levels], of any sum."""
+        """Levels per codeword expected for independent levels with these shares; shares:
+        [n_levels], of any sum."""
         total = float(sum(shares))
         p = [share / total for share in shares]
-        # Every inner node that a parse passes adds one level, so the mean is the sum of their probabilities.
+        # Every inner node that a parse passes adds one level, so the mean is the sum of their
+        # probabilities.
         mean = 0.0
         reach = [1.0]  # probability of each node on the path
         path: list[int] = []
@@ -145,18 +167,25 @@ def round_shares(counts: npt.NDArray[np.integer]) -> tuple[int, ...]:
 
 
 def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
-    """Splits the most probable leaf until another split would pass 2^code_bits leaves; the tree in pre-order.
+    """Splits the most probable leaf until another split would pass 2^code_bits leaves; the tree in
+    pre-order.
 
-    Many leaves are split in one step: no child made in a step can be more probable than (most probable leaf) * (largest
-    share), so all leaves at or above that come first whatever their children are. Same result as one split at a time.
+    Many leaves are split in one step: no child made in a step can be more probable than (most
+    probable leaf) * (largest share), so all leaves at or above that come first whatever their
+    children are. Same result as one split at a time.
     """
     n_levels = len(shares)
     p = np.array(shares, np.float64) / np.float64(sum(shares))
     splits_left = (2**code_bits - 1) // (n_levels - 1)
-    first_child = np.full(1 + splits_left * n_levels, -1, np.int64)  # by node, in the order they are made; -1 a leaf
+    first_child = np.full(
+        1 + splits_left * n_levels, -1, np.int64
+    )  # by node, in the order they are made; -1 a leaf
     depth = np.zeros(len(first_child), np.int64)
     n_nodes = 1
-    leaves, probability = np.array([0]), np.array([1.0])  # those that may be split, in the order they were made
+    leaves, probability = (
+        np.array([0]),
+        np.array([1.0]),
+    )  # those that may be split, in the order they were made
     while splits_left and len(leaves):
         due = np.flatnonzero(probability >= probability.max() * p.max())
         due = due[np.argsort(-probability[due], kind="stable")][:splits_left]
@@ -172,8 +201,11 @@ def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
     return _pre_order(first_child[:n_nodes], depth[:n_nodes], n_levels)
 
 
-def _pre_order(first_child: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], n_levels: int) -> bytes:
-    """One byte a node in pre-order: 1 an inner node, 0 a leaf. The arguments are by node, in any order."""
+def _pre_order(
+    first_child: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], n_levels: int
+) -> bytes:
+    """One byte a node in pre-order: 1 an inner node, 0 a leaf. The arguments are by node, in any
+    order."""
     by_depth = [np.flatnonzero((depth == d) & (first_child >= 0)) for d in range(int(depth.max()))]
     siblings = np.arange(n_levels)
     size = np.ones(len(first_child), np.int64)  # nodes of the subtree

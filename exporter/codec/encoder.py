@@ -1,4 +1,5 @@
-"""Codes a matrix of levels as a TQLZ blob: tries the candidates, takes the best by size, and verifies the result."""
+"""Codes a matrix of levels as a TQLZ blob: tries the candidates, takes the best by size, and
+verifies the result."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ from exporter.errors import CodecError
 Codec = Literal["auto", "lzw", "raw"]
 Levels = npt.NDArray[np.int8]
 
-# Share of the blob that a codeword must save over a narrower one, because its table is larger. At 16 bits the table (1
-# to 2 MB) does not fit a phone's L2 cache; where it does fit, it still decodes a quarter more slowly than at 12.
+# Share of the blob that a codeword must save over a narrower one, because its table is larger. At
+# 16 bits the table (1 to 2 MB) does not fit a phone's L2 cache; where it does fit, it still decodes
+# a quarter more slowly than at 12.
 WIDER_CODE_GAIN = {8: 0.0, 12: 0.005, 16: 0.02}
 LONGER_CAP_GAIN = 0.01  # share of the codewords that cap 32 must save: its table is twice as large
 BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
@@ -48,7 +50,9 @@ class EncodedTensor:
     entropy_bits: float
     zeros: float  # share of the levels
     levels_crc32: int
-    sizes_bytes: dict[str, int]  # of every candidate considered, such as {"raw2": ..., "lzw12": ...}
+    sizes_bytes: dict[
+        str, int
+    ]  # of every candidate considered, such as {"raw2": ..., "lzw12": ...}
 
     @property
     def code_bits(self) -> int:
@@ -89,13 +93,17 @@ def encode(
 ) -> EncodedTensor:
     """Codes `levels`, int8 [rows, cols], of the alphabet level_min to level_min + n_levels - 1.
 
-    `auto` takes the smallest of raw and lzw by exact size; `lzw` and `raw` force one. With a `path` the blob is written
-    there and memory-mapped, else it is in memory. It has been decoded again and compared when this returns. Everything
-    is done in blocks of rows, so besides the blob little memory is used however large the matrix is, and of
-    memory-mapped levels only a block is resident.
+    `auto` takes the smallest of raw and lzw by exact size; `lzw` and `raw` force one. With a `path`
+    the blob is written there and memory-mapped, else it is in memory. It has been decoded again and
+    compared when this returns. Everything is done in blocks of rows, so besides the blob little
+    memory is used however large the matrix is, and of memory-mapped levels only a block is
+    resident.
     """
     if levels.dtype != np.int8 or levels.ndim != 2:
-        raise CodecError("BAD_ARGUMENT", f"got levels {levels.dtype} {list(levels.shape)}, expected int8 [rows, cols]")
+        raise CodecError(
+            "BAD_ARGUMENT",
+            f"got levels {levels.dtype} {list(levels.shape)}, expected int8 [rows, cols]",
+        )
     raw = _raw_candidate(levels, level_min, n_levels)
     counts, levels_crc32 = _count(levels, level_min, n_levels)
     candidates = [] if codec == "lzw" else [raw]
@@ -123,12 +131,15 @@ def encode_with(levels: Levels, dictionary: Dictionary) -> npt.NDArray[np.uint8]
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
-    """The smallest, where a wider codeword has to earn its larger table, and lzw has to be smaller than raw."""
+    """The smallest, where a wider codeword has to earn its larger table, and lzw has to be smaller
+    than raw."""
     lzw = [candidate for candidate in candidates if candidate.dictionary is not None]
     raw = [candidate for candidate in candidates if candidate.dictionary is None]
     best: Candidate | None = None
     for candidate in lzw:  # in order of width
-        if best is None or candidate.n_bytes < best.n_bytes * (1 - WIDER_CODE_GAIN[candidate.header.code_bits]):
+        if best is None or candidate.n_bytes < best.n_bytes * (
+            1 - WIDER_CODE_GAIN[candidate.header.code_bits]
+        ):
             best = candidate
     if best is None or (raw and raw[0].n_bytes <= best.n_bytes):
         return raw[0]
@@ -147,25 +158,30 @@ def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:
 
 
 def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
-    """Decodes the blob with the native decoder and compares it with `levels`; raises `CodecError` where they differ."""
+    """Decodes the blob with the native decoder and compares it with `levels`; raises `CodecError`
+    where they differ."""
     with native.NativeTensor(blob) as tensor:
         for begin, end, block in _blocks(levels):
             if not np.array_equal(tensor.decode_rows(begin, end), block):
                 raise CodecError(
-                    "BAD_LEVEL", f"rows {begin} to {end} do not decode to what was coded", do="report this as a bug"
+                    "BAD_LEVEL",
+                    f"rows {begin} to {end} do not decode to what was coded",
+                    do="report this as a bug",
                 )
             release(blob)
 
 
 def release(*arrays: npt.NDArray[Any]) -> None:
-    """Lets go of the pages of memory-mapped files, which count as memory of this process; reading brings them back."""
+    """Lets go of the pages of memory-mapped files, which count as memory of this process; reading
+    brings them back."""
     for array in arrays:
         if isinstance(array, np.memmap):
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _blocks(levels: Levels) -> Iterator[tuple[int, int, Levels]]:
-    """Ranges of rows with their levels, contiguous and small enough to work on without much memory."""
+    """Ranges of rows with their levels, contiguous and small enough to work on without much
+    memory."""
     rows, cols = levels.shape
     step = max(1, BLOCK_BYTES // cols)
     for begin in range(0, rows, step):
@@ -187,7 +203,9 @@ def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[n
     outside = levels.size - int(counts.sum())
     if outside:
         raise CodecError(
-            "BAD_LEVEL", f"{outside} of {levels.size} levels lie outside {level_min} to {level_min + n_levels - 1}"
+            "BAD_LEVEL",
+            f"{outside} of {levels.size} levels lie outside {level_min} to "
+            f"{level_min + n_levels - 1}",
         )
     return counts, crc
 
@@ -202,19 +220,35 @@ def _raw_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
     return Candidate(header, None)
 
 
-def _lzw_candidates(levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]) -> list[Candidate]:
-    """One candidate for each width that has room to split a leaf; without that every phrase is a single level."""
+def _lzw_candidates(
+    levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]
+) -> list[Candidate]:
+    """One candidate for each width that has room to split a leaf; without that every phrase is a
+    single level."""
     widths = [code_bits for code_bits in LZW_CODE_BITS if 2 * len(counts) - 1 <= 2**code_bits]
     shares = round_shares(counts)
-    return [_lzw_candidate(levels, best_dictionary(shares, level_min, code_bits)) for code_bits in widths]
+    return [
+        _lzw_candidate(levels, best_dictionary(shares, level_min, code_bits))
+        for code_bits in widths
+    ]
 
 
 def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
     """Parses all rows to know the exact size, without keeping the codewords."""
-    payload_bytes = sum(_encode_lzw(block, dictionary, count_only=True)[2] for _, _, block in _blocks(levels))
+    payload_bytes = sum(
+        _encode_lzw(block, dictionary, count_only=True)[2] for _, _, block in _blocks(levels)
+    )
     rows, cols = levels.shape
     header = Header(
-        *(CodecId.LZW, dictionary.code_bits, dictionary.cap, dictionary.level_min, dictionary.n_levels, rows, cols),
+        *(
+            CodecId.LZW,
+            dictionary.code_bits,
+            dictionary.cap,
+            dictionary.level_min,
+            dictionary.n_levels,
+            rows,
+            cols,
+        ),
         *(dictionary.n_entries, payload_bytes),
     )
     header.check()
@@ -223,7 +257,8 @@ def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
 
 @lru_cache(maxsize=256)
 def best_dictionary(shares: tuple[int, ...], level_min: int, code_bits: int) -> Dictionary:
-    """The dictionary for levels with these shares, with the shorter cap unless the longer one saves enough."""
+    """The dictionary for levels with these shares, with the shorter cap unless the longer one saves
+    enough."""
     short, long = (Dictionary.from_shares(shares, level_min, code_bits, cap) for cap in LZW_CAPS)
     if short.tree == long.tree:
         return short
@@ -231,7 +266,9 @@ def best_dictionary(shares: tuple[int, ...], level_min: int, code_bits: int) -> 
     return long if saved > LONGER_CAP_GAIN else short
 
 
-def _write(levels: Levels, chosen: Candidate, path: Path | None = None) -> tuple[npt.NDArray[np.uint8], Header]:
+def _write(
+    levels: Levels, chosen: Candidate, path: Path | None = None
+) -> tuple[npt.NDArray[np.uint8], Header]:
     """The blob, in memory or in a file, and its sealed header."""
     if path is None:
         memory = io.BytesIO()
@@ -269,9 +306,17 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
 def _encode_lzw(
     levels: Levels, dictionary: Dictionary, count_only: bool = False
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8], int]:
-    """Codewords of each row, the payload (empty when only counting), and the payload's size in bytes."""
+    """Codewords of each row, the payload (empty when only counting), and the payload's size in
+    bytes."""
     d = dictionary
     row_codes, payload, n_bytes = native.encode_lzw(
-        levels, d.level_min, d.n_levels, d.code_bits, d.cap, d.n_entries, d.to_bits(), count_only=count_only
+        levels,
+        d.level_min,
+        d.n_levels,
+        d.code_bits,
+        d.cap,
+        d.n_entries,
+        d.to_bits(),
+        count_only=count_only,
     )
     return row_codes, np.zeros(0, np.uint8) if payload is None else payload, n_bytes

@@ -1,4 +1,5 @@
-"""The bytes of a TQLZ blob: header and layout (FORMAT.md sections 1, 2 and 6). Nothing else in Python packs bytes."""
+"""The bytes of a TQLZ blob: header and layout (FORMAT.md sections 1, 2 and 6). Nothing else in
+Python packs bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ MAGIC = b"TQLZ"
 VERSION = 1
 HEADER_BYTES = 64
 TILE_ROWS = 32
-TAIL_BYTES = 16  # readable zeros after the payload, so that a decoder may load eight bytes at any codeword
+TAIL_BYTES = (
+    16  # readable zeros after the payload, so that a decoder may load eight bytes at any codeword
+)
 ALIGNMENT = 64
 
 RAW_CODE_BITS = (2, 4, 8)
@@ -54,7 +57,8 @@ def packed_bytes(n: int, bits: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets of the sections of a blob. A section of zero bytes lies at the offset of the next one."""
+    """Byte offsets of the sections of a blob. A section of zero bytes lies at the offset of the
+    next one."""
 
     dictionary_offset: int
     dictionary_bytes: int
@@ -111,15 +115,39 @@ class Header:
         payload_offset = align(index_offset + index_bytes, ALIGNMENT)
         total_bytes = align(payload_offset + self.payload_bytes + TAIL_BYTES, ALIGNMENT)
         return Layout(
-            HEADER_BYTES, dictionary_bytes, index_offset, index_bytes, payload_offset, self.payload_bytes, total_bytes
+            HEADER_BYTES,
+            dictionary_bytes,
+            index_offset,
+            index_bytes,
+            payload_offset,
+            self.payload_bytes,
+            total_bytes,
         )
 
     def pack(self) -> bytes:
-        """The header's 64 bytes, sealed with their CRC. Raises `CodecError` for a header no reader would take."""
+        """The header's 64 bytes, sealed with their CRC. Raises `CodecError` for a header no reader
+        would take."""
         self.check()
         sealed = _STRUCT.pack(
-            *(MAGIC, VERSION, HEADER_BYTES, self.codec, self.code_bits, self.cap, self.level_min, self.n_levels, 0),
-            *(self.rows, self.cols, self.n_entries, 0, self.layout.payload_offset, self.payload_bytes),
+            *(
+                MAGIC,
+                VERSION,
+                HEADER_BYTES,
+                self.codec,
+                self.code_bits,
+                self.cap,
+                self.level_min,
+                self.n_levels,
+                0,
+            ),
+            *(
+                self.rows,
+                self.cols,
+                self.n_entries,
+                0,
+                self.layout.payload_offset,
+                self.payload_bytes,
+            ),
             *(self.tables_crc32, self.payload_crc32, 0, 0),
         )[:_CRC_OFFSET]
         return sealed + struct.pack("<I", zlib.crc32(sealed))
@@ -129,17 +157,42 @@ class Header:
         """Reads and checks the header of `blob`: FORMAT.md section 6, checks 1 to 10."""
         view = as_view(blob)
         if len(view) < HEADER_BYTES:
-            raise CodecError("TRUNCATED", f"got {len(view)} bytes, expected a header of {HEADER_BYTES}")
-        (magic, version, header_bytes, codec, code_bits, cap, level_min, n_levels, reserved0, rows, cols, n_entries,
-         reserved1, payload_offset, payload_bytes, tables_crc32, payload_crc32, reserved2, header_crc32,
-        ) = _STRUCT.unpack(view[:HEADER_BYTES])  # fmt: skip
+            raise CodecError(
+                "TRUNCATED", f"got {len(view)} bytes, expected a header of {HEADER_BYTES}"
+            )
+        (
+            magic,
+            version,
+            header_bytes,
+            codec,
+            code_bits,
+            cap,
+            level_min,
+            n_levels,
+            reserved0,
+            rows,
+            cols,
+            n_entries,
+            reserved1,
+            payload_offset,
+            payload_bytes,
+            tables_crc32,
+            payload_crc32,
+            reserved2,
+            header_crc32,
+        ) = _STRUCT.unpack(view[:HEADER_BYTES])
         _check_identity(magic, version, header_bytes)
         crc = zlib.crc32(view[:_CRC_OFFSET])
         if crc != header_crc32:
-            raise CodecError("BAD_HEADER_CRC", f"the header says {header_crc32:08x}, its bytes give {crc:08x}")
+            raise CodecError(
+                "BAD_HEADER_CRC", f"the header says {header_crc32:08x}, its bytes give {crc:08x}"
+            )
         for offset, value in ((14, reserved0), (28, reserved1), (56, reserved2)):
             if value:
-                raise CodecError("BAD_RESERVED", f"got {value} in the reserved field at byte {offset}, expected 0")
+                raise CodecError(
+                    "BAD_RESERVED",
+                    f"got {value} in the reserved field at byte {offset}, expected 0",
+                )
         if codec not in (CodecId.RAW, CodecId.LZW):
             raise CodecError("BAD_CODEC", f"got codec {codec}, expected 0 (raw) or 1 (lzw)")
         header = cls(
@@ -149,12 +202,14 @@ class Header:
         header.check()
         if payload_offset != header.layout.payload_offset:
             raise CodecError(
-                "BAD_SECTION", f"got payload_offset {payload_offset}, expected {header.layout.payload_offset}"
+                "BAD_SECTION",
+                f"got payload_offset {payload_offset}, expected {header.layout.payload_offset}",
             )
         return header
 
     def check(self) -> None:
-        """Checks 6 to 10 of FORMAT.md section 6, as far as the fields kept here can violate them."""
+        """Checks 6 to 10 of FORMAT.md section 6, as far as the fields kept here can violate
+        them."""
         self._check_codec()
         self._check_alphabet()
         if not 1 <= self.rows <= self.MAX_ROWS:
@@ -165,17 +220,26 @@ class Header:
         self._check_payload_bytes()
 
     def _check_codec(self) -> None:
-        widths, caps = (RAW_CODE_BITS, (0,)) if self.codec == CodecId.RAW else (LZW_CODE_BITS, LZW_CAPS)
+        widths, caps = (
+            (RAW_CODE_BITS, (0,)) if self.codec == CodecId.RAW else (LZW_CODE_BITS, LZW_CAPS)
+        )
         if self.code_bits not in widths:
             raise CodecError(
-                "BAD_CODEC", f"got code_bits {self.code_bits}, expected one of {widths} for {self.codec.name.lower()}"
+                "BAD_CODEC",
+                f"got code_bits {self.code_bits}, expected one of {widths} for "
+                f"{self.codec.name.lower()}",
             )
         if self.cap not in caps:
-            raise CodecError("BAD_CODEC", f"got cap {self.cap}, expected one of {caps} for {self.codec.name.lower()}")
+            raise CodecError(
+                "BAD_CODEC",
+                f"got cap {self.cap}, expected one of {caps} for {self.codec.name.lower()}",
+            )
 
     def _check_alphabet(self) -> None:
         if not -128 <= self.level_min <= 127:
-            raise CodecError("BAD_ALPHABET", f"got level_min {self.level_min}, expected -128 to 127")
+            raise CodecError(
+                "BAD_ALPHABET", f"got level_min {self.level_min}, expected -128 to 127"
+            )
         limit = min(256, 2**self.code_bits, 128 - self.level_min)
         if not 2 <= self.n_levels <= limit:
             raise CodecError(
@@ -187,7 +251,9 @@ class Header:
     def _check_entries(self) -> None:
         if self.codec == CodecId.RAW:
             if self.n_entries:
-                raise CodecError("BAD_ENTRIES", f"got n_entries {self.n_entries}, expected 0 for raw")
+                raise CodecError(
+                    "BAD_ENTRIES", f"got n_entries {self.n_entries}, expected 0 for raw"
+                )
             return
         step = self.n_levels - 1
         if not self.n_levels <= self.n_entries <= 2**self.code_bits or (self.n_entries - 1) % step:
@@ -201,16 +267,26 @@ class Header:
         if self.codec == CodecId.RAW:
             expected = self.rows * packed_bytes(self.cols, self.code_bits)
             if self.payload_bytes != expected:
-                raise CodecError("BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected {expected}")
+                raise CodecError(
+                    "BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected {expected}"
+                )
         elif not 0 <= self.payload_bytes < 2**32:
-            raise CodecError("BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected less than 2^32")
+            raise CodecError(
+                "BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected less than 2^32"
+            )
 
 
 def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
     if magic != MAGIC:
-        raise CodecError("BAD_MAGIC", f"got {magic!r}, expected {MAGIC!r}", do="check that the file is a TQLZ blob")
+        raise CodecError(
+            "BAD_MAGIC",
+            f"got {magic!r}, expected {MAGIC!r}",
+            do="check that the file is a TQLZ blob",
+        )
     if version != VERSION:
-        raise CodecError("BAD_VERSION", f"got version {version}, expected {VERSION}", do="update tinyqmoe")
+        raise CodecError(
+            "BAD_VERSION", f"got version {version}, expected {VERSION}", do="update tinyqmoe"
+        )
     if header_bytes != HEADER_BYTES:
         raise CodecError("BAD_VERSION", f"got header_bytes {header_bytes}, expected {HEADER_BYTES}")
 
@@ -221,21 +297,27 @@ def row_ends(row_codes: npt.NDArray[np.integer], code_bits: int) -> npt.NDArray[
 
 
 def new_blob(header: Header) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A blob of zeros for `header`, uint8 [total_bytes], and the part of it that takes the payload."""
+    """A blob of zeros for `header`, uint8 [total_bytes], and the part of it that takes the
+    payload."""
     layout = header.layout
     blob = np.zeros(layout.total_bytes, np.uint8)
     return blob, blob[layout.payload_offset :][: layout.payload_bytes]
 
 
 def write_tables(
-    blob: npt.NDArray[np.uint8], header: Header, dictionary_bits: bytes, row_codes: npt.NDArray[np.integer]
+    blob: npt.NDArray[np.uint8],
+    header: Header,
+    dictionary_bits: bytes,
+    row_codes: npt.NDArray[np.integer],
 ) -> None:
     """Writes the dictionary and the row index (FORMAT.md sections 3 and 4); row_codes: [rows]."""
     layout = header.layout
     ends = row_ends(row_codes, header.code_bits)
     tile_offsets = np.concatenate([[0], ends[:-1]])[::TILE_ROWS]
     index = tile_offsets.astype("<u4").tobytes() + row_codes.astype("<u2").tobytes()
-    blob[layout.dictionary_offset :][: layout.dictionary_bytes] = np.frombuffer(dictionary_bits, np.uint8)
+    blob[layout.dictionary_offset :][: layout.dictionary_bytes] = np.frombuffer(
+        dictionary_bits, np.uint8
+    )
     blob[layout.index_offset :][: layout.index_bytes] = np.frombuffer(index, np.uint8)
 
 

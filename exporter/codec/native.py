@@ -1,4 +1,5 @@
-"""The C++ core through ctypes: opening, decoding and multiplying TQLZ blobs, and the fast half of the encoder.
+"""The C++ core through ctypes: opening, decoding and multiplying TQLZ blobs, and the fast half of
+the encoder.
 
 `exporter/native/include/tinyqmoe/tinyqmoe.h` is the authority on what each call computes.
 """
@@ -28,10 +29,13 @@ UNLIMITED = 2**64 - 1  # of a budget
 Isa = Literal["auto", "scalar", "avx2", "neon", "neon_dotprod"]
 _ISA_NUMBER: dict[str, int] = {"auto": 0, "scalar": 1, "avx2": 2, "neon": 3, "neon_dotprod": 4}
 
-# Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they are CodecErrors.
+# Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they
+# are CodecErrors.
 _ARGUMENT_STATUSES = frozenset({"BAD_ARGUMENT", "BUFFER_TOO_SMALL", "NO_ISA"})
 
-Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any  # anything with the buffer protocol, as an mmap
+Bytes = (
+    bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
+)  # anything with the buffer protocol, as an mmap
 Int8Array = npt.NDArray[np.int8]
 FloatArray = npt.NDArray[np.float32]
 
@@ -94,7 +98,10 @@ class ResidencyStats:
 
 
 class _CResidencyStats(ctypes.Structure):
-    _fields_ = (("struct_bytes", ctypes.c_uint64), *((f.name, ctypes.c_uint64) for f in fields(ResidencyStats)))
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint64),
+        *((f.name, ctypes.c_uint64) for f in fields(ResidencyStats)),
+    )
 
 
 def native_dir() -> Path:
@@ -137,7 +144,22 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "count_levels": (_INT, (_P, _U64, _P)),
     "encode_lzw": (
         _INT,
-        (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _U32, _U32, _P, _U64, _P, _P, _U64, ctypes.POINTER(_U64)),
+        (
+            _P,
+            _U32,
+            _U32,
+            ctypes.c_int8,
+            _U32,
+            _U32,
+            _U32,
+            _U32,
+            _P,
+            _U64,
+            _P,
+            _P,
+            _U64,
+            ctypes.POINTER(_U64),
+        ),
     ),
     "encode_raw": (_INT, (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _P, _U64)),
 }
@@ -153,11 +175,15 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(found[0]))
     _declare(loaded, _SIGNATURES, rebuild)
     if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
-        raise MissingComponentError(f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild)
+        raise MissingComponentError(
+            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild
+        )
     return loaded
 
 
-def _declare(loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], do: str) -> None:
+def _declare(
+    loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], do: str
+) -> None:
     for name, (result, arguments) in signatures.items():
         function = getattr(loaded, f"tinyqmoe_{name}", None)
         if function is None:
@@ -193,7 +219,9 @@ def crc32(data: Bytes, crc: int = 0) -> int:
 def _levels(levels: npt.ArrayLike) -> Int8Array:
     array = np.asarray(levels)
     if array.dtype != np.int8 or array.ndim != 2 or array.size == 0:
-        raise ValueError(f"levels must be a matrix of int8 with elements, got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"levels must be a matrix of int8 with elements, got {array.dtype} {array.shape}"
+        )
     return np.ascontiguousarray(array)
 
 
@@ -254,7 +282,10 @@ class NativeTensor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -313,7 +344,12 @@ class NativeTensor:
         return out
 
     def linear_int8(
-        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int = 1, isa: Isa = "auto"
+        self,
+        x: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        group_size: int,
+        threads: int = 1,
+        isa: Isa = "auto",
     ) -> FloatArray:
         """x W^T with activations quantized per token, float32 [S, rows]."""
         array = _activations(x, self.info.cols)
@@ -341,9 +377,15 @@ class NativeTensor:
         return y
 
     def linear_f32(
-        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int = 1, isa: Isa = "auto"
+        self,
+        x: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        group_size: int,
+        threads: int = 1,
+        isa: Isa = "auto",
     ) -> FloatArray:
-        """x W^T with float activations, float32 [S, rows]; the order of the sums is in core/linear.h."""
+        """x W^T with float activations, float32 [S, rows]; the order of the sums is in
+        core/linear.h."""
         array = _activations(x, self.info.cols)
         factors = self._scales(scales, group_size)
         y = np.empty((array.shape[0], self.info.rows), np.float32)
@@ -366,20 +408,28 @@ class NativeTensor:
         self._run(part, array.shape[0], threads)
         return y
 
-    def _run(self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int) -> None:
+    def _run(
+        self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int
+    ) -> None:
         """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
         what = f"product of {tokens} tokens with a {self._where}"
         form = _P()
         _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
             handle = library().tinyqmoe_form_tensor(form)
-            scratches = [_aligned(library().tinyqmoe_linear_scratch_bytes(handle, tokens)) for _ in range(threads)]
+            scratches = [
+                _aligned(library().tinyqmoe_linear_scratch_bytes(handle, tokens))
+                for _ in range(threads)
+            ]
             with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
                 each = pool.map if pool else map
                 for first, last in _blocks(form):
                     step = -(-(last - first) // threads)
                     spans = [(begin, min(begin + step, last)) for begin in range(first, last, step)]
-                    jobs = [(handle, *span, scratch) for span, scratch in zip(spans, scratches, strict=False)]
+                    jobs = [
+                        (handle, *span, scratch)
+                        for span, scratch in zip(spans, scratches, strict=False)
+                    ]
                     for status in each(lambda job: part(*job), jobs):
                         _check(status, what)
         finally:
@@ -394,21 +444,28 @@ def _blocks(form: _P) -> Iterator[tuple[int, int]]:
 
 
 class ResidencyManager:
-    """Where a copy of the core holds the weights that its products read: the codec's own copy, or that of `loaded`.
+    """Where a copy of the core holds the weights that its products read: the codec's own copy, or
+    that of `loaded`.
 
-    Each shared library has a manager of its own. All calls may be made from any thread, also during products.
+    Each shared library has a manager of its own. All calls may be made from any thread, also during
+    products.
     """
 
     def __init__(self, loaded: ctypes.CDLL | None = None) -> None:
         self._library = loaded or library()
-        _declare(self._library, _RESIDENCY_SIGNATURES, "build the library anew from the sources of this package")
+        _declare(
+            self._library,
+            _RESIDENCY_SIGNATURES,
+            "build the library anew from the sources of this package",
+        )
 
     def set_budget(self, n_bytes: int) -> None:
         """Anonymous memory that expanded forms may take: 0 none, UNLIMITED all of them."""
         self._library.tinyqmoe_set_budget(n_bytes)
 
     def trim(self, n_bytes: int) -> int:
-        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget; returns the bytes freed."""
+        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget; returns
+        the bytes freed."""
         freed = _U64()
         self._library.tinyqmoe_trim(n_bytes, ctypes.byref(freed))
         return freed.value
@@ -433,7 +490,9 @@ def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
     """How often each level occurs: counts[level + 128]."""
     flat = np.ascontiguousarray(levels, np.int8)
     counts = np.zeros(256, np.uint64)
-    _check(library().tinyqmoe_count_levels(flat.ctypes.data, flat.size, counts.ctypes.data), "levels")
+    _check(
+        library().tinyqmoe_count_levels(flat.ctypes.data, flat.size, counts.ctypes.data), "levels"
+    )
     return counts
 
 
@@ -491,7 +550,18 @@ def encode_raw(
     rows, cols = matrix.shape
     payload = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
     status = library().tinyqmoe_encode_raw(
-        matrix.ctypes.data, rows, cols, level_min, n_levels, code_bits, payload.ctypes.data, payload.size
+        matrix.ctypes.data,
+        rows,
+        cols,
+        level_min,
+        n_levels,
+        code_bits,
+        payload.ctypes.data,
+        payload.size,
     )
-    _check(status, f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} bits")
+    _check(
+        status,
+        f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} "
+        "bits",
+    )
     return payload

@@ -1,4 +1,5 @@
-"""A slow decoder in the order of FORMAT.md, for reading beside it. It shares no code with the native decoder."""
+"""A slow decoder in the order of FORMAT.md, for reading beside it. It shares no code with the
+native decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec.dictionary import Dictionary
-from exporter.codec.format import HEADER_BYTES, TILE_ROWS, BytesLike, CodecId, Header, as_view, packed_bytes
+from exporter.codec.format import (
+    HEADER_BYTES,
+    TILE_ROWS,
+    BytesLike,
+    CodecId,
+    Header,
+    as_view,
+    packed_bytes,
+)
 from exporter.errors import CodecError
 
 Levels = npt.NDArray[np.int8]
@@ -16,9 +25,11 @@ Codes = npt.NDArray[np.int64]
 
 
 def decode(blob: BytesLike, *, verify: bool = True) -> Levels:
-    """The levels of a TQLZ blob, int8 [rows, cols]. Raises `CodecError` with the status of the first violation.
+    """The levels of a TQLZ blob, int8 [rows, cols]. Raises `CodecError` with the status of the
+    first violation.
 
-    `verify=False` leaves out the payload's CRC, as a decoder does that opens a mapped file without reading it all.
+    `verify=False` leaves out the payload's CRC, as a decoder does that opens a mapped file without
+    reading it all.
     """
     view = as_view(blob)
     header = Header.parse(view)  # sections 1 and 2; checks 1 to 10
@@ -36,16 +47,21 @@ def decode(blob: BytesLike, *, verify: bool = True) -> Levels:
 
 
 def check_length(header: Header, view: memoryview) -> None:
-    """The bytes at hand hold the whole blob. Every length that is read later is bounded by this one."""
+    """The bytes at hand hold the whole blob. Every length that is read later is bounded by this
+    one."""
     if len(view) < header.layout.total_bytes:
-        raise CodecError("TRUNCATED", f"got {len(view)} bytes, expected {header.layout.total_bytes}")
+        raise CodecError(
+            "TRUNCATED", f"got {len(view)} bytes, expected {header.layout.total_bytes}"
+        )
 
 
 def check_tables_crc(header: Header, view: memoryview) -> None:
     """The CRC over dictionary and index, with the gaps after them."""
     crc = zlib.crc32(view[HEADER_BYTES : header.layout.payload_offset])
     if crc != header.tables_crc32:
-        raise CodecError("BAD_TABLES_CRC", f"the header says {header.tables_crc32:08x}, the bytes give {crc:08x}")
+        raise CodecError(
+            "BAD_TABLES_CRC", f"the header says {header.tables_crc32:08x}, the bytes give {crc:08x}"
+        )
 
 
 def read_dictionary(header: Header, view: memoryview) -> Dictionary | None:
@@ -71,13 +87,20 @@ def read_index(header: Header, view: memoryview) -> Codes:
     tile_offsets = np.frombuffer(section, "<u4", header.n_tiles).astype(np.int64)
     row_codes = np.frombuffer(section, "<u2", header.rows, 4 * header.n_tiles).astype(np.int64)
     for row in np.flatnonzero((row_codes < 1) | (row_codes > header.cols))[:1]:
-        raise CodecError("BAD_INDEX", f"row {row}: got {row_codes[row]} codewords, expected 1 to {header.cols}")
+        raise CodecError(
+            "BAD_INDEX", f"row {row}: got {row_codes[row]} codewords, expected 1 to {header.cols}"
+        )
     ends = np.cumsum((row_codes * header.code_bits + 7) // 8)
     starts = np.concatenate([[0], ends[:-1]])[::TILE_ROWS]
     for tile in np.flatnonzero(tile_offsets != starts)[:1]:
-        raise CodecError("BAD_INDEX", f"tile {tile}: got offset {tile_offsets[tile]}, expected {starts[tile]}")
+        raise CodecError(
+            "BAD_INDEX", f"tile {tile}: got offset {tile_offsets[tile]}, expected {starts[tile]}"
+        )
     if ends[-1] != header.payload_bytes:
-        raise CodecError("BAD_INDEX", f"the rows end at {ends[-1]}, expected payload_bytes {header.payload_bytes}")
+        raise CodecError(
+            "BAD_INDEX",
+            f"the rows end at {ends[-1]}, expected payload_bytes {header.payload_bytes}",
+        )
     return row_codes
 
 
@@ -91,14 +114,19 @@ def check_gaps(header: Header, view: memoryview) -> None:
     )
     for start, end in gaps:
         if any(view[start:end]):
-            raise CodecError("BAD_PADDING", f"got a byte that is not zero between bytes {start} and {end}")
+            raise CodecError(
+                "BAD_PADDING", f"got a byte that is not zero between bytes {start} and {end}"
+            )
 
 
 def check_payload_crc(header: Header, payload: memoryview) -> None:
     """The CRC over the codewords or packed levels."""
     crc = zlib.crc32(payload)
     if crc != header.payload_crc32:
-        raise CodecError("BAD_PAYLOAD_CRC", f"the header says {header.payload_crc32:08x}, the bytes give {crc:08x}")
+        raise CodecError(
+            "BAD_PAYLOAD_CRC",
+            f"the header says {header.payload_crc32:08x}, the bytes give {crc:08x}",
+        )
 
 
 def decode_raw(header: Header, payload: memoryview) -> Levels:
@@ -106,18 +134,25 @@ def decode_raw(header: Header, payload: memoryview) -> Levels:
     levels = np.zeros((header.rows, header.cols), np.int8)
     row_bytes = packed_bytes(header.cols, header.code_bits)
     for row in range(header.rows):
-        values, rest = unpack(bytes(payload[row * row_bytes :][:row_bytes]), header.cols, header.code_bits)
+        values, rest = unpack(
+            bytes(payload[row * row_bytes :][:row_bytes]), header.cols, header.code_bits
+        )
         for at in np.flatnonzero(values >= header.n_levels)[:1]:
             raise CodecError(
-                "BAD_LEVEL", f"row {row}, column {at}: got value {values[at]}, expected below {header.n_levels}"
+                "BAD_LEVEL",
+                f"row {row}, column {at}: got value {values[at]}, expected below {header.n_levels}",
             )
         if rest:
-            raise CodecError("BAD_PADDING", f"row {row}: the unused bits of its last byte are not zero")
+            raise CodecError(
+                "BAD_PADDING", f"row {row}: the unused bits of its last byte are not zero"
+            )
         levels[row] = values + header.level_min
     return levels
 
 
-def decode_lzw(header: Header, dictionary: Dictionary, row_codes: Codes, payload: memoryview) -> Levels:
+def decode_lzw(
+    header: Header, dictionary: Dictionary, row_codes: Codes, payload: memoryview
+) -> Levels:
     """Section 5, lzw: int8 [rows, cols]; row_codes: [rows]."""
     phrases = dictionary.phrases()
     levels = np.zeros((header.rows, header.cols), np.int8)
@@ -127,29 +162,39 @@ def decode_lzw(header: Header, dictionary: Dictionary, row_codes: Codes, payload
         codes, rest = unpack(bytes(payload[start:end]), n_codes, header.code_bits)
         levels[row] = decode_lzw_row(header, phrases, codes, row)
         if rest:
-            raise CodecError("BAD_PADDING", f"row {row}: the unused bits of its last byte are not zero")
+            raise CodecError(
+                "BAD_PADDING", f"row {row}: the unused bits of its last byte are not zero"
+            )
         start = end
     return levels
 
 
-def decode_lzw_row(header: Header, phrases: list[tuple[int, ...]], codes: Codes, row: int) -> list[int]:
+def decode_lzw_row(
+    header: Header, phrases: list[tuple[int, ...]], codes: Codes, row: int
+) -> list[int]:
     """One row's levels; what the last phrase has beyond the row's end is dropped."""
     for at in np.flatnonzero(codes >= len(phrases))[:1]:
         raise CodecError(
-            "BAD_CODE", f"row {row}, codeword {at}: got {codes[at]}, expected below {len(phrases)} entries"
+            "BAD_CODE",
+            f"row {row}, codeword {at}: got {codes[at]}, expected below {len(phrases)} entries",
         )
     joined: list[int] = []
     for code in codes.tolist():
         if len(joined) >= header.cols:
-            raise CodecError("BAD_ROW_LENGTH", f"row {row}: got codewords after the row's {header.cols} levels")
+            raise CodecError(
+                "BAD_ROW_LENGTH", f"row {row}: got codewords after the row's {header.cols} levels"
+            )
         joined.extend(phrases[code])
     if len(joined) < header.cols:
-        raise CodecError("BAD_ROW_LENGTH", f"row {row}: got {len(joined)} levels, expected {header.cols}")
+        raise CodecError(
+            "BAD_ROW_LENGTH", f"row {row}: got {len(joined)} levels, expected {header.cols}"
+        )
     return joined[: header.cols]
 
 
 def unpack(packed: bytes, n: int, bits: int) -> tuple[Codes, bool]:
-    """`n` fields of `bits` bits, the first in the lowest bits, and whether bits are set after them."""
+    """`n` fields of `bits` bits, the first in the lowest bits, and whether bits are set after
+    them."""
     stream = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
     fields = stream[: n * bits].reshape(n, bits).astype(np.int64)
     return fields @ (1 << np.arange(bits)), bool(stream[n * bits :].any())

@@ -1,8 +1,10 @@
-"""Weight files of a Core ML package in coded form, and their expansion to the very bytes Core ML maps.
+"""Weight files of a Core ML package in coded form, and their expansion to the very bytes Core ML
+maps.
 
-An ML Program takes no custom operator on a device, so its weights are shipped coded and expanded once, at install. A
-`Recipe` lists the pieces of every weight file in order: bytes taken as they are, and matrices to be decoded from a TQLZ
-blob and packed as int8 or as 2-bit indices. All pieces lie in one coded file.
+An ML Program takes no custom operator on a device, so its weights are shipped coded and expanded
+once, at install. A `Recipe` lists the pieces of every weight file in order: bytes taken as they
+are, and matrices to be decoded from a TQLZ blob and packed as int8 or as 2-bit indices. All pieces
+lie in one coded file.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
 RECIPE_VERSION = 1
-BLOCK_WEIGHTS = 1 << 22  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
+BLOCK_WEIGHTS = (
+    1 << 22
+)  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
 
 FORMS = ("bytes", "int8", "uint2")
 PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
@@ -33,8 +37,8 @@ PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 class Piece:
     """`n_bytes` of a weight file, made from `coded_bytes` at `coded_offset` of the coded file.
 
-    form: "bytes" as they are; "int8" the levels of a TQLZ blob; "uint2" its levels + 1, four to a byte, lowest bits
-    first, without padding between rows.
+    form: "bytes" as they are; "int8" the levels of a TQLZ blob; "uint2" its levels + 1, four to a
+    byte, lowest bits first, without padding between rows.
     """
 
     form: str
@@ -72,22 +76,44 @@ class Recipe:
         """Raises BundleError for anything that is not a recipe of this version."""
         try:
             raw = json.loads(text)
-            files = [WeightFile(**f | {"pieces": [Piece(**p) for p in f["pieces"]]}) for f in raw["weight_files"]]
+            files = [
+                WeightFile(**f | {"pieces": [Piece(**p) for p in f["pieces"]]})
+                for f in raw["weight_files"]
+            ]
             recipe = cls(**raw | {"weight_files": files})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise BundleError(f"the recipe of the weight file is damaged: {error}", do="export again") from error
+            raise BundleError(
+                f"the recipe of the weight file is damaged: {error}", do="export again"
+            ) from error
         if problems := recipe._problems():
-            raise BundleError("the recipe of the weight file is not valid", problems=problems, do="export again")
+            raise BundleError(
+                "the recipe of the weight file is not valid", problems=problems, do="export again"
+            )
         return recipe
 
     def _problems(self) -> list[str]:
-        problems = [] if self.version == RECIPE_VERSION else [f"version {self.version!r}, expected {RECIPE_VERSION}"]
-        paths = [self.template, self.package, self.coded_file, *(file.path for file in self.weight_files)]
-        problems += [f"{p!r} is outside the bundle" for p in paths if PurePosixPath(p).is_absolute() or ".." in p]
+        problems = (
+            []
+            if self.version == RECIPE_VERSION
+            else [f"version {self.version!r}, expected {RECIPE_VERSION}"]
+        )
+        paths = [
+            self.template,
+            self.package,
+            self.coded_file,
+            *(file.path for file in self.weight_files),
+        ]
+        problems += [
+            f"{p!r} is outside the bundle"
+            for p in paths
+            if PurePosixPath(p).is_absolute() or ".." in p
+        ]
         for file in self.weight_files:
             pieces = file.pieces
             numbers = [n for p in pieces for n in (p.n_bytes, p.coded_offset, p.coded_bytes)]
-            if any(type(n) is not int or n < 0 for n in numbers) or any(p.form not in FORMS for p in pieces):
+            if any(type(n) is not int or n < 0 for n in numbers) or any(
+                p.form not in FORMS for p in pieces
+            ):
                 problems.append(f"{file.path}: a piece has an unknown form or a wrong number")
             elif sum(p.n_bytes for p in pieces) != file.n_bytes:
                 problems.append(f"{file.path}: its pieces do not sum to {file.n_bytes:,} bytes")
@@ -95,7 +121,8 @@ class Recipe:
 
 
 def pack_uint2(levels: np.ndarray) -> np.ndarray:
-    """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the lowest."""
+    """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the
+    lowest."""
     indices = np.zeros(-(-levels.size // 4) * 4, np.uint8)
     np.add(levels.reshape(-1), 1, out=indices[: levels.size], casting="unsafe")
     first, second, third, fourth = indices.reshape(-1, 4).T
@@ -103,16 +130,21 @@ def pack_uint2(levels: np.ndarray) -> np.ndarray:
 
 
 def unpack_uint2(packed: np.ndarray, n: int) -> np.ndarray:
-    """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix has."""
+    """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix
+    has."""
     shifted = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)
     return ((shifted & 3).astype(np.int8) - 1).reshape(-1)[:n]
 
 
 def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
-    """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded file is wrong."""
+    """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded
+    file is wrong."""
     source = coded[piece.coded_offset : piece.coded_offset + piece.coded_bytes]
     if source.size != piece.coded_bytes:
-        what = f"the coded file ends at {coded.size:,} bytes, a piece at {piece.coded_offset + piece.coded_bytes:,}"
+        what = (
+            f"the coded file ends at {coded.size:,} bytes, a piece at "
+            f"{piece.coded_offset + piece.coded_bytes:,}"
+        )
         raise BundleError(what, do="copy the bundle again")
     if piece.form == "bytes":
         yield source
@@ -127,7 +159,8 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
 
 
 def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], None]) -> str:
-    """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the bytes done."""
+    """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the
+    bytes done."""
     digest = hashlib.sha256()
     for piece in pieces:
         for block in expanded(coded, piece):
@@ -137,15 +170,19 @@ def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], 
 
 
 def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int], None]) -> None:
-    """Builds the `.mlpackage` at `target`, byte for byte as it was exported; replaces one that is there.
+    """Builds the `.mlpackage` at `target`, byte for byte as it was exported; replaces one that is
+    there.
 
-    Works in `.NAME.partial` beside it, from which the package goes to its place by a rename when complete: a process
-    may be killed at any moment. An interrupted expansion goes on from the last whole piece; its bytes are hashed again,
-    not trusted. Raises UsageError if something else than a package is at `target`, BundleError when the result is not
-    what the recipe says, OutOfSpaceError before anything is written if the disk is too full.
+    Works in `.NAME.partial` beside it, from which the package goes to its place by a rename when
+    complete: a process may be killed at any moment. An interrupted expansion goes on from the last
+    whole piece; its bytes are hashed again, not trusted. Raises UsageError if something else than a
+    package is at `target`, BundleError when the result is not what the recipe says, OutOfSpaceError
+    before anything is written if the disk is too full.
     """
     if target.is_symlink() or (target.exists() and not (target / PACKAGE_MANIFEST).is_file()):
-        raise UsageError(f"{target} exists and is not a Core ML package", do="choose another TARGET")
+        raise UsageError(
+            f"{target} exists and is not a Core ML package", do="choose another TARGET"
+        )
     work = partial_path(target)
     package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
@@ -168,15 +205,23 @@ def partial_path(target: Path) -> Path:
 
 
 def _check_disk(recipe: Recipe, package: Path, disk: Path) -> None:
-    done = sum((package / f.path).stat().st_size for f in recipe.weight_files if (package / f.path).is_file())
+    done = sum(
+        (package / f.path).stat().st_size
+        for f in recipe.weight_files
+        if (package / f.path).is_file()
+    )
     needed = sum(f.n_bytes for f in recipe.weight_files) - done + (16 << 20)
     free = shutil.disk_usage(disk).free
     if free < needed:
         what = f"the package needs {needed / 1e9:.2f} GB in {disk}, {free / 1e9:.2f} GB are free"
-        raise OutOfSpaceError(what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET")
+        raise OutOfSpaceError(
+            what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET"
+        )
 
 
-def _expand_file(coded: np.ndarray, file: WeightFile, path: Path, progress: Callable[[int], None]) -> None:
+def _expand_file(
+    coded: np.ndarray, file: WeightFile, path: Path, progress: Callable[[int], None]
+) -> None:
     digest = hashlib.sha256()
     with path.open("r+b" if path.exists() else "w+b") as out:
         present = out.seek(0, os.SEEK_END)
@@ -192,12 +237,16 @@ def _expand_file(coded: np.ndarray, file: WeightFile, path: Path, progress: Call
                     out.write(block.data)
                     progress(block.size)
             except CodecError as error:
-                raise BundleError(f"{path.name} cannot be rebuilt: {error}", do="copy the bundle again") from error
+                raise BundleError(
+                    f"{path.name} cannot be rebuilt: {error}", do="copy the bundle again"
+                ) from error
         out.truncate()
     if digest.hexdigest() != file.sha256:
         path.unlink()  # so that the next try begins anew
         what = f"{file.path} was rebuilt with another SHA-256 than it was exported with"
-        raise BundleError(what, do="run `tinyqmoe expand` again; if that fails, copy the bundle again")
+        raise BundleError(
+            what, do="run `tinyqmoe expand` again; if that fails, copy the bundle again"
+        )
 
 
 def _hash_again(file: BinaryIO, n_bytes: int, digest: Any) -> None:

@@ -1,7 +1,8 @@
-"""Makes the text that the demo model is trained on: stories, questions, facts and chats about the village of Fernby.
+"""Makes the text that the demo model is trained on: stories, questions, facts and chats about the
+village of Fernby.
 
-Everything is generated here from `world.py` and `plots.py`; no text is copied from elsewhere. A document is a pure
-function of its random generator, so a seed names a corpus.
+Everything is generated here from `world.py` and `plots.py`; no text is copied from elsewhere. A
+document is a pure function of its random generator, so a seed names a corpus.
 """
 
 from __future__ import annotations
@@ -31,14 +32,22 @@ _OPENINGS = (
 )
 _GREETINGS = (
     ("Hello!|Hi!|Good morning!", "Hello! How can I help you?"),
-    ("Who are you?|What are you?", "I am a small model. I know stories and facts about the village of Fernby."),
-    ("What can you do?|How can you help me?", "I can tell a story and answer simple questions about Fernby."),
+    (
+        "Who are you?|What are you?",
+        "I am a small model. I know stories and facts about the village of Fernby.",
+    ),
+    (
+        "What can you do?|How can you help me?",
+        "I can tell a story and answer simple questions about Fernby.",
+    ),
     ("Thank you!|Thanks!", "You are welcome!"),
     ("Goodbye!|Good night!", "Goodbye! Come back to Fernby soon."),
 )
 _OUTSIDE = (
-    "Where is Paris?|Who is the president?|What is the capital of France?|How much is a ticket?|What is a computer?|"
-    "Who won the game?|What is the weather in London?|How do I fix my phone?|What is the news?|Who wrote this song?"
+    "Where is Paris?|Who is the president?|What is the capital of France?|How much is a "
+    "ticket?|What is a computer?|"
+    "Who won the game?|What is the weather in London?|How do I fix my phone?|What is the "
+    "news?|Who wrote this song?"
 )
 _NOT_KNOWN = "I do not know that. I only know the village of Fernby."
 
@@ -57,7 +66,8 @@ class _Slots(dict[str, object]):
 
 
 def expand(rng: random.Random, template: str, slots: _Slots) -> str:
-    """Fill a template: choose among its alternatives, put in the slots, and start each sentence with a capital."""
+    """Fill a template: choose among its alternatives, put in the slots, and start each sentence
+    with a capital."""
     count = 1
     while count:  # innermost brackets first, so that alternatives nest
         template, count = _CHOICE.subn(lambda match: rng.choice(match[1].split("|")), template)
@@ -84,7 +94,9 @@ def _scene(rng: random.Random, plot: Plot) -> _Slots:
     second, third = rng.sample([p for p in world.PLACES if p is not first], 2)
     slots = _Slots(a=hero, b=_friend_of(rng, hero), g=rng.choice(world.HELPERS), pet=hero.pet)
     slots.update(t=thing, t2=thing2, use=thing.use, use2=thing2.use, p=first, p2=second, p3=third)
-    slots.update(spot1=rng.choice(first.spots), spot2=rng.choice(second.spots), spot=rng.choice(third.spots))
+    slots.update(
+        spot1=rng.choice(first.spots), spot2=rng.choice(second.spots), spot=rng.choice(third.spots)
+    )
     for table in plot.picks:
         for name, value in rng.choice(table).items():
             slots[name] = _fragment(rng, value, slots)
@@ -106,17 +118,24 @@ def story(rng: random.Random, plot: Plot | None = None) -> tuple[str, list[tuple
     if rng.random() < 0.3:
         beats.insert(0, expand(rng, rng.choice(_OPENINGS), slots))
     questions = [(expand(rng, q, slots), expand(rng, a, slots)) for q, a in plot.questions]
-    request = f"[Tell me|Please tell me|I would like] a story about [{{a}}|{{a}} and {{b}}|[{{a}} and |]{plot.about}]."
+    request = (
+        f"[Tell me|Please tell me|I would like] a story about [{{a}}|{{a}} and "
+        f"{{b}}|[{{a}} and |]{plot.about}]."
+    )
     return " ".join(beats), questions, expand(rng, request, slots)
 
 
 def passage(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """A few plain sentences that put people and things into places, and questions about the state they lead to."""
+    """A few plain sentences that put people and things into places, and questions about the state
+    they lead to."""
     people = rng.sample(world.PEOPLE, rng.randint(1, 3))
     things = [_thing(rng, entry) for entry in rng.sample(world.THINGS, rng.randint(0, 3))]
     lines, questions = [], []
     for thing in things:
-        container, room = f"in the {rng.choice(world.CONTAINERS)}", f"in the {rng.choice(world.ROOMS)}"
+        container, room = (
+            f"in the {rng.choice(world.CONTAINERS)}",
+            f"in the {rng.choice(world.ROOMS)}",
+        )
         where = rng.choice((container, room, f"{container} {room}"))
         who = rng.choice(people)
         lines.append(rng.choice((f"{thing.The} is {where}.", f"{who} put {thing.the} {where}.")))
@@ -140,7 +159,9 @@ def lesson(rng: random.Random) -> str:
     things = [_thing(rng, entry) for entry in rng.sample(world.THINGS, count)]
     pairs = list(zip(rng.sample(world.PEOPLE, count), things, strict=True))
     questions = [(f"Who has {thing.the}?", f"{person} has {thing.the}.") for person, thing in pairs]
-    questions += [(f"What does {person} have?", f"{person} has {thing.a}.") for person, thing in pairs]
+    questions += [
+        (f"What does {person} have?", f"{person} has {thing.a}.") for person, thing in pairs
+    ]
     rng.shuffle(questions)
     return " ".join(f"{person} has {thing.a}." for person, thing in pairs) + _dialog(questions)
 
@@ -183,8 +204,11 @@ def _dialog(pairs: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> str:
 
 
 def _chat_turns(rng: random.Random) -> list[tuple[str, str]]:
-    """One topic of a chat, with further turns where a story or a passage gives something to ask about."""
-    topic = rng.choices(("story", "passage", "fact", "sum", "greeting", "unknown"), (25, 20, 40, 4, 7, 4))[0]
+    """One topic of a chat, with further turns where a story or a passage gives something to ask
+    about."""
+    topic = rng.choices(
+        ("story", "passage", "fact", "sum", "greeting", "unknown"), (25, 20, 40, 4, 7, 4)
+    )[0]
     if topic == "story":
         text, questions, request = story(rng)
         return [(request, text), *rng.sample(questions, rng.randint(0, 2))]
@@ -231,7 +255,8 @@ def documents(seed: int | str) -> Iterator[str]:
 
 
 def lessons(seed: int | str) -> Iterator[str]:
-    """An endless stream of short documents to start the training with: lessons, passages and facts."""
+    """An endless stream of short documents to start the training with: lessons, passages and
+    facts."""
     rng = random.Random(f"lessons-{seed}")
     kinds: tuple[Callable[[random.Random], str], ...] = (lesson, _passage_document, _fact_document)
     while True:
@@ -239,5 +264,6 @@ def lessons(seed: int | str) -> Iterator[str]:
 
 
 def held_out_texts() -> Iterator[str]:
-    """Documents that are not in the training text: of another seed, and not so short that they repeat by chance."""
+    """Documents that are not in the training text: of another seed, and not so short that they
+    repeat by chance."""
     return (text for text in documents("held-out") if len(text) >= HELD_OUT_MIN_CHARS)

@@ -1,8 +1,10 @@
-"""Train the demo model: `python -m exporter.demo.train OUT_DIR`. Text, tokenizer and weights all start from one seed.
+"""Train the demo model: `python -m exporter.demo.train OUT_DIR`. Text, tokenizer and weights all
+start from one seed.
 
-The model must survive ternary weights, which round-to-nearest ruins in a model that never met them. So after a first
-part in plain float, each step sees one batch through the float weights and one through a ternary view of the same
-weights (Ternary Weight Networks, Li et al. 2016), with gradients passed straight through the rounding.
+The model must survive ternary weights, which round-to-nearest ruins in a model that never met them.
+So after a first part in plain float, each step sees one batch through the float weights and one
+through a ternary view of the same weights (Ternary Weight Networks, Li et al. 2016), with gradients
+passed straight through the rounding.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ _SPLIT = (
 )
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|user|>{% elif message['role'] == 'assistant' %}<|assistant|>"
-    "{% else %}{{ raise_exception('the demo model knows the roles user and assistant only') }}{% endif %}"
-    "{{ message['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if message['role'] == 'user' %}<|user|>{% elif message['role'] == 'assistant' "
+    "%}<|assistant|>"
+    "{% else %}{{ raise_exception('the demo model knows the roles user and assistant only') }}{% "
+    "endif %}"
+    "{{ message['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt "
+    "%}<|assistant|>{% endif %}"
 )
 
 View = Callable[[Tensor], Tensor]
@@ -142,7 +147,8 @@ def _without_marks(text: str) -> list[str]:
 
 
 def token_rows(texts: Iterator[str], tokenizer: Tokenizer, length: int) -> Iterator[list[int]]:
-    """Pack documents into rows of `length + 1` tokens (inputs and targets). Each row starts with a new document."""
+    """Pack documents into rows of `length + 1` tokens (inputs and targets). Each row starts with a
+    new document."""
     row: list[int] = []
     for text in texts:
         row += [*tokenizer.encode(text).ids, EOS_ID]
@@ -176,7 +182,9 @@ def ternary_half(weight: Tensor) -> Tensor:
 
 
 def _three_levels(weight: Tensor, kept: Tensor) -> Tensor:
-    scale = (weight.abs() * kept).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp(min=1)
+    scale = (weight.abs() * kept).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp(
+        min=1
+    )
     return weight.sign() * kept * scale
 
 
@@ -191,7 +199,9 @@ def straight_through(view: View, weight: Tensor) -> Tensor:
     return weight + (view(weight.detach()) - weight.detach())
 
 
-def viewed_weights(model: nn.Module, view: View | None, embedding_view: View | None = None) -> dict[str, Tensor]:
+def viewed_weights(
+    model: nn.Module, view: View | None, embedding_view: View | None = None
+) -> dict[str, Tensor]:
     """The parameters as a forward pass shall see them; `view` is for the matrices in the layers."""
     out = {}
     for name, weight in model.named_parameters():
@@ -202,7 +212,9 @@ def viewed_weights(model: nn.Module, view: View | None, embedding_view: View | N
 
 def loss_of(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Mean cross-entropy in nats of `[rows, length + 1]` tokens."""
-    output = functional_call(model, weights, (), {"input_ids": tokens[:, :-1], "use_cache": False}, tie_weights=True)
+    output = functional_call(
+        model, weights, (), {"input_ids": tokens[:, :-1], "use_cache": False}, tie_weights=True
+    )
     return F.cross_entropy(output.logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
@@ -215,7 +227,9 @@ EVALUATED: dict[str, tuple[View | None, View | None]] = {
 
 
 @torch.no_grad()
-def perplexities(model: nn.Module, tokenizer: Tokenizer, count: int, length: int = 256) -> dict[str, float]:
+def perplexities(
+    model: nn.Module, tokenizer: Tokenizer, count: int, length: int = 256
+) -> dict[str, float]:
     """Held-out perplexity per token of each quantized view, on `count` batches of 8 rows."""
     stream = batches(held_out_texts(), tokenizer, 8, length)
     held_out = list(islice(stream, count))
@@ -235,7 +249,8 @@ def build_model(config: TrainConfig) -> nn.Module:
 
     settings = {key: value for key, value in llama_config(config).items() if key != "torch_dtype"}
     model = LlamaForCausalLM(LlamaConfig(**settings)).float()
-    # Larger than the layers: the residual stream must not drown the identity of a token, or nothing can be copied.
+    # Larger than the layers: the residual stream must not drown the identity of a token, or nothing
+    # can be copied.
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     return model
 
@@ -246,25 +261,32 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices in the layers: with AdamW, so few steps do not teach the model to copy a name."""
+    """Muon for the matrices in the layers: with AdamW, so few steps do not teach the model to copy
+    a name."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or ".layers." not in name]
     rate = config.learning_rate
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
     ]
 
 
 def _views_at(config: TrainConfig, step: int) -> tuple[View | None, ...]:
-    """Float alone first; then float and ternary, where every fourth ternary batch has half of its weights zero."""
+    """Float alone first; then float and ternary, where every fourth ternary batch has half of its
+    weights zero."""
     if step < config.float_share * config.steps:
         return (None,)
     return (None, ternary_half if step % 4 == 3 else ternary)
 
 
-def training_batches(tokenizer: Tokenizer, config: TrainConfig) -> Callable[[int], Iterator[Tensor]]:
-    """Maps a step to its stream: lessons, then documents in rows of `row_tokens`, at the end in rows of `context`."""
+def training_batches(
+    tokenizer: Tokenizer, config: TrainConfig
+) -> Callable[[int], Iterator[Tensor]]:
+    """Maps a step to its stream: lessons, then documents in rows of `row_tokens`, at the end in
+    rows of `context`."""
 
     def stream(texts: Iterator[str], length: int) -> Iterator[Tensor]:
         return batches(texts, tokenizer, max(1, config.batch_tokens // length), length)
@@ -272,7 +294,10 @@ def training_batches(tokenizer: Tokenizer, config: TrainConfig) -> Callable[[int
     texts = documents(config.seed)
     first = stream(lessons(config.seed), config.lesson_tokens)
     short, full = stream(texts, config.row_tokens), stream(texts, config.context)
-    lessons_end, short_end = config.lesson_share * config.steps, (1 - config.long_share) * config.steps
+    lessons_end, short_end = (
+        config.lesson_share * config.steps,
+        (1 - config.long_share) * config.steps,
+    )
     return lambda step: first if step < lessons_end else short if step < short_end else full
 
 
@@ -296,14 +321,21 @@ def fit(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig) -> list[flo
             optimizer.zero_grad()
         losses.append(total)
         if step % 50 == 49:
-            print(f"step {step + 1} loss {total:.4f} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"step {step + 1} loss {total:.4f} {time.monotonic() - start:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     return losses
 
 
 def save(out: Path, model: nn.Module, tokenizer: Tokenizer, config: TrainConfig) -> None:
-    """A Hugging Face directory in bfloat16. The head is tied to the embedding and not stored twice."""
+    """A Hugging Face directory in bfloat16. The head is tied to the embedding and not stored
+    twice."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: weight.detach().bfloat16().contiguous() for name, weight in model.named_parameters()}
+    tensors = {
+        name: weight.detach().bfloat16().contiguous() for name, weight in model.named_parameters()
+    }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(out / "tokenizer.json"))
     tokenizer_config = {
@@ -330,7 +362,9 @@ def train(out: Path, config: TrainConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
     wall, cpu = time.monotonic(), time.process_time()
-    tokenizer = train_tokenizer(islice(documents(config.seed), config.tokenizer_documents), config.vocab_size)
+    tokenizer = train_tokenizer(
+        islice(documents(config.seed), config.tokenizer_documents), config.vocab_size
+    )
     model = build_model(config)
     losses = fit(model, tokenizer, config)
     save(out, model, tokenizer, config)
@@ -358,7 +392,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--threads", type=int, default=TrainConfig.threads)
     args = parser.parse_args()
-    print(json.dumps(train(args.out, TrainConfig(seed=args.seed, steps=args.steps, threads=args.threads)), indent=2))
+    print(
+        json.dumps(
+            train(args.out, TrainConfig(seed=args.seed, steps=args.steps, threads=args.threads)),
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Model families, one file each, named as the `model_type` of a Hugging Face config.
 
-Adding a family is adding a file with `Config`, `tensor_shapes` and `Model`; nothing is registered anywhere.
+Adding a family is adding a file with `Config`, `tensor_shapes` and `Model`; nothing is registered
+anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def supported() -> list[str]:
 
 
 def load(model_type: object) -> ModuleType:
-    """The module of a family. Raises CheckpointError, naming the supported ones, for any other `model_type`."""
+    """The module of a family. Raises CheckpointError, naming the supported ones, for any other
+    `model_type`."""
     names = supported()
     if model_type not in names:
         raise CheckpointError(
@@ -33,12 +35,15 @@ def load(model_type: object) -> ModuleType:
 
 
 class ConfigReader:
-    """Reads typed values from a parsed config.json and notes every problem, so that one run names them all.
+    """Reads typed values from a parsed config.json and notes every problem, so that one run names
+    them all.
 
     A wrong value reads as 1, to let the reading go on; `finish` raises if there was any.
     """
 
-    def __init__(self, raw: dict[str, Any], *, prefix: str = "", problems: list[str] | None = None) -> None:
+    def __init__(
+        self, raw: dict[str, Any], *, prefix: str = "", problems: list[str] | None = None
+    ) -> None:
         self.raw, self.prefix = raw, prefix
         self.problems: list[str] = [] if problems is None else problems
 
@@ -62,18 +67,23 @@ class ConfigReader:
     def positive(self, key: str, default: Any = None) -> float:
         """A finite number above zero."""
         value = self.get(key, default)
-        fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        fine = (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        )
         self.check(fine, f"{key} must be a positive number, got {value!r}")
         return float(value) if fine else 1.0
 
     def one_of(self, key: str, *allowed: Any) -> Any:
         """One of the values this tool supports; the first stands for an absent one."""
         value = self.get(key, allowed[0])
-        self.check(value in allowed, f"{key} is {value!r}, supported: {' or '.join(map(repr, allowed))}")
+        self.check(
+            value in allowed, f"{key} is {value!r}, supported: {' or '.join(map(repr, allowed))}"
+        )
         return value
 
     def section(self, *keys: str) -> ConfigReader:
-        """The nested object under the first of `keys` that is present, or an empty one; problems are shared."""
+        """The nested object under the first of `keys` that is present, or an empty one; problems
+        are shared."""
         key = next((k for k in keys if self.get(k) is not None), keys[0])
         value = self.get(key, {})
         self.check(isinstance(value, dict), f"{key} must be an object, got {value!r}")
@@ -86,7 +96,8 @@ class ConfigReader:
             raise CheckpointError(
                 "config.json describes a model this tool cannot export",
                 problems=self.problems,
-                do=f"use an unquantized Hugging Face checkpoint of one of: {', '.join(supported())}",
+                do="use an unquantized Hugging Face checkpoint of one of: "
+                f"{', '.join(supported())}",
             )
 
 

@@ -1,8 +1,9 @@
 """Quantization: a stream of matrices of a checkpoint becomes a stream of integer levels and scales.
 
-One scheme a file, with `Config`, `LEVEL_MIN`, `N_LEVELS`, `quantize_rows` and `dequantize`. A calibrated quantizer is a
-new file quant/<scheme>.py with these names and a line in `SCHEMES`; what it needs beyond the weights (activation
-statistics, say) goes into its `Config`, so that `quantize` stays as it is.
+One scheme a file, with `Config`, `LEVEL_MIN`, `N_LEVELS`, `quantize_rows` and `dequantize`. A
+calibrated quantizer is a new file quant/<scheme>.py with these names and a line in `SCHEMES`; what
+it needs beyond the weights (activation statistics, say) goes into its `Config`, so that `quantize`
+stays as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ import numpy as np
 from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint, Progress, one_thread
 from exporter.errors import CheckpointError
 from exporter.quant import int8, ternary
-from exporter.quant.tensor import JsonConfig, QuantizedTensor, effective_group_size, group_size_problems
+from exporter.quant.tensor import (
+    JsonConfig,
+    QuantizedTensor,
+    effective_group_size,
+    group_size_problems,
+)
 
 __all__ = ["SCHEMES", "QuantConfig", "QuantizedTensor", "quantize"]
 
@@ -31,8 +37,9 @@ SchemeConfig = int8.Config | ternary.Config
 class QuantConfig(JsonConfig):
     """How to quantize a model. Norm weights always stay float32.
 
-    `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme `embedding`: the same
-    settings if that is the same scheme, else one scale a row and that scheme's defaults.
+    `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme
+    `embedding`: the same settings if that is the same scheme, else one scale a row and that
+    scheme's defaults.
     """
 
     scheme: str = "ternary"
@@ -48,8 +55,14 @@ class QuantConfig(JsonConfig):
             if value not in SCHEMES
         ]
         if self.sparsity is not None and self.scheme != "ternary":
-            problems.append(f"sparsity is an option of scheme ternary, the scheme is {self.scheme!r}")
-        return problems + group_size_problems(self.group_size) + ternary.sparsity_problems(self.sparsity)
+            problems.append(
+                f"sparsity is an option of scheme ternary, the scheme is {self.scheme!r}"
+            )
+        return (
+            problems
+            + group_size_problems(self.group_size)
+            + ternary.sparsity_problems(self.sparsity)
+        )
 
     def scheme_for(self, name: str) -> str | None:
         """The scheme of a checkpoint tensor; None for a norm weight, which is not quantized."""
@@ -58,7 +71,8 @@ class QuantConfig(JsonConfig):
         return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
 
     def config_for(self, name: str) -> SchemeConfig | None:
-        """The scheme's config for a checkpoint tensor; None for a norm weight, which is not quantized."""
+        """The scheme's config for a checkpoint tensor; None for a norm weight, which is not
+        quantized."""
         scheme = self.scheme_for(name)
         own = scheme == self.scheme
         if scheme == "ternary":
@@ -76,9 +90,10 @@ def quantize(
 ) -> Iterator[QuantizedTensor]:
     """All matrices in checkpoint order but those in `skip`, one at a time.
 
-    The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary files), and are
-    memory-mapped: memory holds the scales of one matrix and a block of its weights. `progress` gets (tensor name,
-    weights done, weights in all). Raises CheckpointError at a tensor that is not finite.
+    The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary
+    files), and are memory-mapped: memory holds the scales of one matrix and a block of its weights.
+    `progress` gets (tensor name, weights done, weights in all). Raises CheckpointError at a tensor
+    that is not finite.
     """
     names = [name for name in checkpoint.names if config.scheme_for(name)]
     sizes = {name: math.prod(checkpoint.shape(name)) for name in names}
@@ -92,7 +107,9 @@ def quantize(
             progress(name, done, sum(sizes.values()))
 
 
-def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig, scratch: Path | None) -> QuantizedTensor:
+def _quantize_tensor(
+    checkpoint: Checkpoint, name: str, config: QuantConfig, scratch: Path | None
+) -> QuantizedTensor:
     scheme_name, scheme_config = config.scheme_for(name), config.config_for(name)
     assert scheme_name is not None  # the caller leaves out norms
     assert scheme_config is not None
@@ -105,11 +122,14 @@ def _quantize_tensor(checkpoint: Checkpoint, name: str, config: QuantConfig, scr
             scales[begin : begin + len(block)] = block_scales.numpy()
             file.write(block_levels.contiguous().numpy().data)
         file.flush()
-        # The mapping keeps the file. Private, because PyTorch warns of arrays that cannot be written.
+        # The mapping keeps the file. Private, because PyTorch warns of arrays that cannot be
+        # written.
         levels = np.memmap(file, np.int8, "c", shape=(rows, cols))
     if not np.isfinite(scales).all():
         raise CheckpointError(
             f"{name} has weights that are not finite, or too large to add up in float32",
             do="check the checkpoint; weights must be far below 1e38",
         )
-    return QuantizedTensor(name, levels, scales, group_size, scheme_name, scheme.LEVEL_MIN, scheme.N_LEVELS)
+    return QuantizedTensor(
+        name, levels, scales, group_size, scheme_name, scheme.LEVEL_MIN, scheme.N_LEVELS
+    )

@@ -1,4 +1,5 @@
-"""A quantized matrix, and what all schemes share: groups along a row and configs with a JSON round trip."""
+"""A quantized matrix, and what all schemes share: groups along a row and configs with a JSON round
+trip."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from exporter.errors import UsageError
 class QuantizedTensor:
     """A matrix as integer levels: weight[r, c] = levels[r, c] * scales[r, c // group_size].
 
-    levels: int8 [rows, cols], from `level_min` to `level_min + n_levels - 1`. scales: float32 [rows, ceil(cols /
-    group_size)]; the last group of a row may be shorter. One scale a row means group_size == cols.
+    levels: int8 [rows, cols], from `level_min` to `level_min + n_levels - 1`. scales: float32
+    [rows, ceil(cols / group_size)]; the last group of a row may be shorter. One scale a row means
+    group_size == cols.
     """
 
     name: str
@@ -37,19 +39,23 @@ class QuantizedTensor:
 
 
 def dequantize(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """levels int8 [n, cols] times scales float32 [n, ceil(cols / group_size)] -> float32 [n, cols]."""
+    """levels int8 [n, cols] times scales float32 [n, ceil(cols / group_size)] -> float32 [n,
+    cols]."""
     parts = [
-        part.float() * scale for part, scale in zip(levels.split(group_size, -1), scales.split(1, -1), strict=True)
+        part.float() * scale
+        for part, scale in zip(levels.split(group_size, -1), scales.split(1, -1), strict=True)
     ]
     return torch.cat(parts, dim=-1)
 
 
 GroupQuantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""float32 [n, G, size] -> (levels int8 [n, G, size], scales float32 [n, G]): every group on its own."""
+"""float32 [n, G, size] -> (levels int8 [n, G, size], scales float32 [n, G]): every group on its
+own."""
 
 
 def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tuple[Tensor, Tensor]:
-    """Quantize w float32 [n, cols] group by group along each row; None, or a size beyond the row: the row is one group.
+    """Quantize w float32 [n, cols] group by group along each row; None, or a size beyond the row:
+    the row is one group.
 
     Returns levels int8 [n, cols] and scales float32 [n, n_groups].
     """
@@ -61,14 +67,18 @@ def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tup
     if whole == cols:
         return levels, scales
     last_levels, last_scales = quantize(w[:, None, whole:])
-    return torch.cat((levels, last_levels.squeeze(1)), dim=1), torch.cat((scales, last_scales), dim=1)
+    return torch.cat((levels, last_levels.squeeze(1)), dim=1), torch.cat(
+        (scales, last_scales), dim=1
+    )
 
 
-SCALE_BITS = 11  # significant bits of a scale, those of half precision: Core ML computes with the same weights
+# significant bits of a scale, those of half precision: Core ML computes with the same weights
+SCALE_BITS = 11
 
 
 def short_scales(scales: Tensor, *, up: bool) -> Tensor:
-    """float32 scales rounded to SCALE_BITS significant bits, to nearest or upwards; zero, NaN and Inf stay."""
+    """float32 scales rounded to SCALE_BITS significant bits, to nearest or upwards; zero, NaN and
+    Inf stay."""
     mantissa, exponent = torch.frexp(scales)
     steps = mantissa * 2**SCALE_BITS
     return torch.ldexp((steps.ceil() if up else steps.round()) / 2**SCALE_BITS, exponent)
@@ -80,7 +90,8 @@ def effective_group_size(group_size: int | None, cols: int) -> int:
 
 
 class JsonConfig:
-    """Base of the frozen config dataclasses: checked on construction, round trip through a dict of JSON values."""
+    """Base of the frozen config dataclasses: checked on construction, round trip through a dict of
+    JSON values."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing."""
@@ -97,7 +108,8 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`; an absent field takes its default. Raises UsageError for an unknown or wrong one."""
+        """Inverse of `to_dict`; an absent field takes its default. Raises UsageError for an unknown
+        or wrong one."""
         unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
         if unknown:
             raise UsageError(f"{cls.__name__} has no {', '.join(unknown)}")
@@ -108,4 +120,6 @@ def group_size_problems(group_size: object) -> list[str]:
     """Empty for None or a positive integer."""
     if group_size is None or (type(group_size) is int and group_size > 0):
         return []
-    return [f"group size must be a positive integer, or none for one scale a row; got {group_size!r}"]
+    return [
+        f"group size must be a positive integer, or none for one scale a row; got {group_size!r}"
+    ]
