@@ -14,7 +14,8 @@ import platform
 import tempfile
 from pathlib import Path
 
-from exporter.pipeline import ExportConfig, export
+from exporter.config import ExportConfig
+from exporter.pipeline import export
 from exporter.quant import QuantConfig
 from runtime_ref.parity import check_parity
 from runtime_ref.residency import Residency

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from exporter.errors import BundleError, UsageError
 
@@ -19,6 +19,9 @@ SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 REFERENCE = "reference.safetensors"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+Arithmetic = Literal["int8", "float32"]
+ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 ACTIVATIONS = ("int8", "float32", "float16")
 BACKENDS = {
     "pte": "executorch",

@@ -12,7 +12,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from exporter import models
+from exporter.bundle import EMBEDDING, HEAD
 from exporter.errors import CheckpointError, OutOfSpaceError
 from exporter.models.llama import LlamaConfig
+from exporter.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 """Called with (what, done, total): the name of a tensor, and the weights finished so far and in
 all."""
 
@@ -43,7 +44,6 @@ INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 GET_ANOTHER = (
     "download the checkpoint again, or use an unquantized Llama 3.x checkpoint in "
     "Hugging Face format"
@@ -151,7 +151,7 @@ class Checkpoint:
                     infs += int(block.isinf().sum())
             done += math.prod(self.shape(name))
             if progress:
-                progress(name, done, self.parameters)
+                progress("check weights", done, self.parameters)
             if nans or infs:
                 problems.append(
                     f"{name}: {nans} NaN, {infs} infinite of {math.prod(self.shape(name))} weights"

@@ -51,7 +51,7 @@ from exporter.options import (
 
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle, Manifest
-    from exporter.pipeline import ExportConfig
+    from exporter.config import ExportConfig
     from runtime_ref.device import DeviceProfile
     from runtime_ref.device_run import Placed
     from runtime_ref.generate import Runner, RunResult
@@ -151,13 +151,13 @@ def export(
     With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
     does not.
     """
-    from exporter import pipeline, show
+    from exporter import show
     from exporter.quant import QuantConfig
 
     quantization = QuantConfig(
         scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
     )
-    config = pipeline.ExportConfig(
+    config = ExportConfig(
         quantization,
         formats=_formats(target, coreml_format),
         context=context,
@@ -599,17 +599,19 @@ def _outline(
     codec: CodecChoice,
 ) -> Manifest:
     """The manifest that an export to all formats would write, without the export."""
-    from exporter import outline, pipeline
+    from exporter import outline
     from exporter.checkpoint import Checkpoint
     from exporter.quant import QuantConfig
 
     quantization = QuantConfig(
         scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
     )
-    config = pipeline.ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
+    config = ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
     with progress_bars() as progress:
         checkpoint = Checkpoint.open(model, progress=progress)
-    return outline.outline(checkpoint, config, pipeline.context_of(config, checkpoint))
+    from exporter.config import context_of
+
+    return outline.outline(checkpoint, config, context_of(config, checkpoint))
 
 
 @app.command()
@@ -678,9 +680,9 @@ def demo(
 ) -> None:
     """Export the small model that ships with this tool, int8 and ternary, for both platforms; run
     and check all."""
+    from exporter.config import ExportConfig
     from exporter.demo import PROMPTS, model_path
     from exporter.demo.text import held_out_texts
-    from exporter.pipeline import ExportConfig
     from exporter.quant import QuantConfig
 
     begin = time.monotonic()

@@ -27,7 +27,7 @@ from exporter.reference import (
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
-    from exporter.pipeline import ExportConfig
+    from exporter.config import ExportConfig
 
 MB = 10**6
 

@@ -40,7 +40,7 @@ def resident_bytes() -> int:
     return _status("VmRSS") if STATUS.is_file() else peak_bytes()
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Frees what nothing refers to, and returns it to the system: the C library would keep it for
     later."""
     gc.collect()

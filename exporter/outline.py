@@ -29,7 +29,7 @@ from exporter.quant.tensor import effective_group_size
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
-    from exporter.pipeline import ExportConfig
+    from exporter.config import ExportConfig
 
 TOKENS = {  # of the longest call
     "pte": executorch.PREFILL_TOKENS,

@@ -3,22 +3,22 @@ ledger say of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
 from exporter.bundle import Artifact, FileEntry, LedgerRow, Place
+from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from exporter.checkpoint import Checkpoint
+    from exporter.config import ExportConfig
     from exporter.encoded import EncodedModel
-    from exporter.pipeline import ExportConfig
 
-Progress = Callable[[str, int, int], None]
 
 CUSTOM_OP_PACKAGE = "model-custom-op.mlpackage"
 CUSTOM_OP_TOKENS = 128  # of the longest call: scores of attention are kept for so many

@@ -9,8 +9,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,42 +24,17 @@ from exporter.bundle import (
     Place,
     TensorEntry,
 )
-from exporter.errors import ExportError, OutOfSpaceError, UsageError
+from exporter.config import (
+    ExportConfig,
+    context_of,
+)
+from exporter.errors import ExportError, OutOfSpaceError
+from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
-    from exporter.codec.encoder import Codec
     from exporter.encoded import EncodedMatrix, EncodedModel
     from exporter.partial import Fingerprint, Workplace
-    from exporter.quant import QuantConfig
-    from exporter.reference import Arithmetic
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total); total 0 where it is not known."""
-
-MIN_CONTEXT = 8
-DEFAULT_CONTEXT = 2048
-DEFAULT_CHUNK_BYTES = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that
-    is less.
-
-    `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each
-    weight file of an ML Program. `texts` are what the answers and the loss are measured on; by
-    default those of exporter.reference.
-    """
-
-    quantization: QuantConfig
-    formats: tuple[str, ...] = ("pte",)
-    context: int | None = None
-    codec: Codec = "auto"
-    activations: Arithmetic = "int8"
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES
-    with_native: bool = False
-    texts: tuple[str, ...] = ()
 
 
 def export(
@@ -97,7 +71,7 @@ def export(
     ):
         work = place.bundle
         _check_disk(checkpoint, config, place)
-        checkpoint.check_finite(lambda _, done, total: progress("check weights", done, total))
+        checkpoint.check_finite(progress)
         encoded = _encode(checkpoint, config, place.coded, progress)
         vectors = {
             name: checkpoint.vector(name)
@@ -172,29 +146,13 @@ def _encode(
     from exporter import encoded
     from exporter.quant import quantize
 
-    stage = "quantize and code"
-    progress(stage, 0, 0)
+    progress("quantize and code", 0, 0)
     finished = encoded.finished(work)
-    tensors = quantize(
-        checkpoint, config.quantization, lambda _, done, total: progress(stage, done, total),
-        scratch=work, skip=finished,
-    )  # fmt: skip
+    tensors = quantize(checkpoint, config.quantization, progress, scratch=work, skip=finished)
     matrices = finished | encoded.encode_model(tensors, work, config.codec).matrices
     return encoded.EncodedModel(
         {name: matrices[name] for name in checkpoint.names if name in matrices}
     )
-
-
-def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
-    """Positions of the cache. Raises UsageError if the model has not as many."""
-    limit = checkpoint.config.max_position_embeddings
-    context = min(DEFAULT_CONTEXT, limit) if config.context is None else config.context
-    if not MIN_CONTEXT <= context <= limit:
-        raise UsageError(
-            f"--context must be from {MIN_CONTEXT} to {limit} (max_position_embeddings), got "
-            f"{context}"
-        )
-    return context
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: Workplace) -> None:
@@ -229,7 +187,7 @@ def _answer(
 
     texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
     # what lowering and the tokenizer leave goes now, and not at some time in what follows
-    memory.give_back()
+    memory.release_free_memory()
     prompts = reference.make_prompts(
         sequences, context, checkpoint.parameters, checkpoint.config.vocab_size
     )

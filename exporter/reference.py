@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.bundle import QuantizationLoss
+from exporter.bundle import ARITHMETICS, Arithmetic, QuantizationLoss
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedMatrix, EncodedModel
@@ -27,8 +27,6 @@ from exporter.models.llama import Layers, Llama, LlamaConfig, TorchAttention
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
 
-Arithmetic = Literal["int8", "float32"]
-ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
 
 BLOCK_WEIGHTS = (
     1 << 20

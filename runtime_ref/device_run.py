@@ -4,12 +4,13 @@ phone's limit."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from exporter.bundle import Artifact, Bundle, Manifest
 from exporter.errors import UsageError
+from exporter.progress import Progress
 from runtime_ref import ledger, sandbox, sandbox_tasks
 from runtime_ref.device import DeviceProfile, MemoryBudget, memory_budget
 from runtime_ref.ledger import MemoryLedger
@@ -17,7 +18,6 @@ from runtime_ref.projection import Measured, Projection, project, token_traffic
 from runtime_ref.residency import Mode, Residency
 from runtime_ref.sandbox import SandboxReport
 
-Progress = Callable[[str, int, int], None]
 MIN_CONTEXT = 256  # less is of no use to a chat
 RESERVE_SHARE, RESERVE_BYTES = (
     0.1,

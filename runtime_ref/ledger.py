@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.bundle import Artifact, Manifest, TensorEntry
+from exporter.bundle import EMBEDDING, HEAD, Artifact, Manifest, TensorEntry
 from exporter.errors import BundleError
 from runtime_ref.device import MemoryBudget
-from runtime_ref.residency import EMBEDDING, HEAD, CodedTensor, Residency, in_order_of_use, plan
+from runtime_ref.residency import CodedTensor, Residency, in_order_of_use, plan
 
 MB = 10**6
 THREADS = 2  # that share a product; each has scratch of its own

@@ -18,7 +18,7 @@ from typing import Literal
 
 import platformdirs
 
-from exporter.bundle import Bundle, TensorEntry
+from exporter.bundle import EMBEDDING, HEAD, Bundle, TensorEntry
 from exporter.codec.format import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -41,7 +41,6 @@ LZW_NS = {
     12: {2: 0.12, 4: 0.26, 8: 0.70},
     16: {2: 0.13, 4: 0.27, 8: 0.52},
 }
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import UsageError
+from exporter.progress import Progress
 from runtime_ref import residency as residencies
 from runtime_ref.generate import Runner
 from runtime_ref.residency import Residency
-
-Progress = Callable[[str, int, int], None]
 
 
 def open_runner(

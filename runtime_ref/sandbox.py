@@ -24,13 +24,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from exporter import errors
 from exporter.errors import MissingComponentError, TinyQMoEError
+from exporter.progress import Progress
 from runtime_ref import memory_limits
 from runtime_ref.device import MemoryBudget
 from runtime_ref.memory_limits import Counters, Limit, Usage, counters, open_limit
@@ -52,8 +53,6 @@ SHORTEST_INTERVAL_S, LOOKS = (
     200,
 )  # between two looks at a child: the time it has had, in so many parts
 LAST_WORDS_BYTES = 4000  # of the stderr of a child that failed
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
-import gc
 import importlib
 import json
 import mmap
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from exporter.errors import TinyQMoEError
+from exporter.memory import release_free_memory
 from runtime_ref.memory_limits import Counters, counters
 
 _CAP_IPC_LOCK = 14
@@ -71,7 +71,7 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
 def _join(how: str | int) -> Counters:
     """Comes under the limit, as small as it can be: freed memory that is reused would not be
     counted again."""
-    give_back()
+    release_free_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _own_counters()
     if isinstance(how, str):
@@ -79,14 +79,6 @@ def _join(how: str | int) -> Counters:
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (before.data_bytes + how,) * 2)
     return before
-
-
-def give_back() -> None:
-    """Frees what nothing refers to, and returns it to the system: the C library would keep it for
-    later."""
-    gc.collect()
-    if hasattr(_libc, "malloc_trim"):  # glibc
-        _libc.malloc_trim(0)
 
 
 def _own_counters() -> Counters:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.bundle import REFERENCE, Artifact, Bundle
+from exporter.memory import release_free_memory
 from runtime_ref import residency as residencies
 from runtime_ref.generate import Runner, Sampling, load_tokenizer
 from runtime_ref.generate import generate as generate_tokens
@@ -21,7 +22,6 @@ from runtime_ref.generate import run as run_prompt
 from runtime_ref.parity import Check, ParityReport, Tolerance, check_parity, work_tokens
 from runtime_ref.residency import Residency
 from runtime_ref.runners import core_of, open_runner
-from runtime_ref.sandbox_child import give_back
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,7 +102,7 @@ def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
     """
     with ThreadPoolExecutor(1) as thread:
         tokenizer = thread.submit(load_tokenizer, bundle).result()
-    give_back()
+    release_free_memory()
     return tokenizer
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.backends import executorch
-from exporter.bundle import Artifact, Bundle, Manifest, Place, TensorEntry
+from exporter.bundle import Arithmetic, Artifact, Bundle, Manifest, Place, TensorEntry
 from exporter.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
+from exporter.config import ExportConfig
 from exporter.encoded import EncodedModel, encode_model
 from exporter.models.llama import Llama
 from exporter.quant import QuantConfig, quantize
-from exporter.reference import Arithmetic, QuantizedLayers
+from exporter.reference import QuantizedLayers
 
 TEXT = (
     "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs "
@@ -43,9 +44,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: Any) -> Bundle:
     """`pipeline.export` without a progress bar."""
-    return pipeline.export(
-        checkpoint, out, pipeline.ExportConfig(quantization, **options), no_progress
-    )
+    return pipeline.export(checkpoint, out, ExportConfig(quantization, **options), no_progress)
 
 
 def write_text_tokenizer(directory: Path, vocab_size: int) -> None:

@@ -22,6 +22,7 @@ from exporter import cli, forecast, memory, pipeline
 from exporter.bundle import Bundle
 from exporter.checkpoint import Checkpoint
 from exporter.codec import encoder
+from exporter.config import ExportConfig
 from exporter.errors import OutOfSpaceError, UsageError
 from exporter.quant import QuantConfig, quantize
 
@@ -227,7 +228,7 @@ def test_an_export_stays_within_the_smallest_bound(
 
 def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    config = pipeline.ExportConfig(TERNARY)
+    config = ExportConfig(TERNARY)
     with pytest.raises(
         OutOfSpaceError, match=r"is too little: .* takes the process up to"
     ) as caught:
@@ -243,7 +244,7 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
 
 def test_the_forecast_follows_model_and_options(checkpoint: Path, large: Path) -> None:
     def most(path: Path, context: int = 64, **options: Any) -> forecast.Stage:
-        config = pipeline.ExportConfig(QuantConfig(), **options)
+        config = ExportConfig(QuantConfig(), **options)
         return max(
             forecast.stages(Checkpoint.open(path), config, context), key=lambda stage: stage.n_bytes
         )

@@ -15,7 +15,8 @@ from helpers_checkpoints import copy, edit_config, write_llama
 from safetensors.torch import load_file, save_file
 
 from exporter import checkpoint as module
-from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from exporter.bundle import EMBEDDING, HEAD
+from exporter.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, OutOfSpaceError
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

@@ -18,11 +18,10 @@ from torch import nn
 
 from exporter.backends import executorch
 from exporter.backends.executorch import EmittedProgram
-from exporter.bundle import PROGRAM, Bundle
+from exporter.bundle import PROGRAM, Arithmetic, Bundle
 from exporter.encoded import EncodedMatrix
 from exporter.errors import ExportError
 from exporter.quant import QuantConfig
-from exporter.reference import Arithmetic
 from runtime_ref import kernels
 
 CONTEXT = 40

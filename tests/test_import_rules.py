@@ -30,7 +30,7 @@ HEAVY = (
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.errors")
-QUANT = ("exporter.quant", "exporter.checkpoint", *MODELS)
+QUANT = ("exporter.quant", "exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter": ((), ()),
     "exporter.errors": ((), ()),
@@ -38,14 +38,19 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.native": ((), ()),
     "exporter.bundle": (("exporter.errors",), ()),
     "exporter.memory": (("exporter.errors",), ()),
+    "exporter.progress": ((), ()),
+    "exporter.config": (("exporter.bundle", *CODEC, *QUANT), ()),
     "exporter.forecast": (
-        ("exporter.memory", "exporter.reference", "exporter.pipeline", *CODEC, *QUANT),
+        ("exporter.memory", "exporter.reference", "exporter.config", *CODEC, *QUANT),
         (),
     ),
     "exporter.partial": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.codec": (CODEC, ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
-    "exporter.checkpoint": (MODELS, ("torch", "numpy", "huggingface_hub")),
+    "exporter.checkpoint": (
+        ("exporter.bundle", "exporter.progress", *MODELS),
+        ("torch", "numpy", "huggingface_hub"),
+    ),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy",)),
     "exporter.reference": (
@@ -68,7 +73,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends",
             "exporter.encoded",
             "exporter.bundle",
-            "exporter.pipeline",
+            "exporter.config",
             *CODEC,
             *QUANT,
         ),
@@ -76,6 +81,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "exporter.pipeline": (
         (
+            "exporter.config",
             "exporter.packages",
             "exporter.encoded",
             "exporter.bundle",
@@ -93,7 +99,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.packages",
             "exporter.backends",
             "exporter.bundle",
-            "exporter.pipeline",
+            "exporter.config",
             *CODEC,
             *QUANT,
         ),
@@ -106,7 +112,14 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.cli": (OURS, ("typer", "rich")),
     "runtime_ref.residency": (("exporter.bundle", *CODEC), ("platformdirs",)),
     "runtime_ref": (
-        ("runtime_ref", "exporter.bundle", "exporter.quiet", *CODEC),
+        (
+            "runtime_ref",
+            "exporter.bundle",
+            "exporter.quiet",
+            "exporter.progress",
+            "exporter.memory",
+            *CODEC,
+        ),
         (
             "numpy",
             "torch",

@@ -16,10 +16,10 @@ from helpers_checkpoints import write_llama
 
 from exporter.bundle import Artifact, Bundle, FileEntry, Manifest, Place, TensorEntry
 from exporter.checkpoint import Checkpoint
+from exporter.config import ExportConfig
 from exporter.demo import model_path
 from exporter.errors import BundleError, UsageError
 from exporter.outline import outline
-from exporter.pipeline import ExportConfig
 from exporter.quant import QuantConfig
 from runtime_ref import device_run, ledger, report, sandbox, sandbox_tasks
 from runtime_ref.device import DeviceProfile, Figure, MemoryBudget, memory_budget

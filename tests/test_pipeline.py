@@ -16,6 +16,7 @@ from conftest import CONTEXT, SPARSE, TERNARY, VOCAB, export_other
 from helpers_bundles import with_artifact
 from helpers_checkpoints import copy, edit_config, write_llama, write_tokenizer
 
+from exporter import config as configs
 from exporter import pipeline, reference
 from exporter.backends import executorch
 from exporter.bundle import MANIFEST, PROGRAM, Bundle, LedgerRow
@@ -50,8 +51,8 @@ def test_a_context_the_model_cannot_have_is_refused(
 
 def test_the_context_is_at_most_the_models_own(checkpoint: Path, tmp_path: Path) -> None:
     def context_of(wanted: int | None, directory: Path) -> int:
-        return pipeline.context_of(
-            pipeline.ExportConfig(TERNARY, context=wanted), Checkpoint.open(directory)
+        return configs.context_of(
+            configs.ExportConfig(TERNARY, context=wanted), Checkpoint.open(directory)
         )
 
     assert context_of(None, checkpoint) == 512
@@ -59,7 +60,7 @@ def test_the_context_is_at_most_the_models_own(checkpoint: Path, tmp_path: Path)
     assert context_of(512, checkpoint) == 512
     long = copy(checkpoint, tmp_path / "long")
     edit_config(long, max_position_embeddings=131072)
-    assert context_of(None, long) == pipeline.DEFAULT_CONTEXT
+    assert context_of(None, long) == configs.DEFAULT_CONTEXT
 
 
 @pytest.mark.usefixtures("no_lowering")
@@ -202,7 +203,7 @@ def test_progress_names_every_stage_and_ends_it(
 
     monkeypatch.setattr(executorch, "emit", stop)
     seen: dict[str, tuple[int, int]] = {}
-    config = pipeline.ExportConfig(TERNARY, context=CONTEXT)
+    config = configs.ExportConfig(TERNARY, context=CONTEXT)
     with pytest.raises(LoweringBeginsError):
         pipeline.export(
             checkpoint,
@@ -296,6 +297,6 @@ def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
 
 
 def test_an_existing_out_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
-    config = pipeline.ExportConfig(TERNARY)
+    config = configs.ExportConfig(TERNARY)
     with pytest.raises(UsageError, match="already exists"):
         pipeline.export(tmp_path / "no-such-model", tmp_path, config, lambda *_: None)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from exporter import checkpoint as checkpoint_module
-from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from exporter.bundle import EMBEDDING, HEAD
+from exporter.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.quant import SCHEMES, QuantConfig, int8, quantize, ternary
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from exporter import reference
 from exporter.backends import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
-from exporter.bundle import REFERENCE, Bundle
+from exporter.bundle import ARITHMETICS, REFERENCE, Bundle
 from exporter.checkpoint import Checkpoint
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
@@ -147,7 +147,7 @@ def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Pa
 @torch.inference_mode()
 def test_int8_activations_change_little(parts: Parts) -> None:
     tokens, start = torch.arange(20)[None], torch.tensor([0])
-    exact, rounded = (parts.reference(48, a)(tokens, start) for a in reference.ARITHMETICS[::-1])
+    exact, rounded = (parts.reference(48, a)(tokens, start) for a in ARITHMETICS[::-1])
     error = (rounded - exact).square().mean() / exact.var()
     assert 0 < error < 0.05
 

@@ -22,7 +22,7 @@ from conftest import TERNARY as TERNARY_LAYERS
 from test_coreml_custom_op import emit, feed, new_cache
 from test_native import make_blob, random_levels, same_bits
 
-from exporter.bundle import Bundle
+from exporter.bundle import EMBEDDING, HEAD, Bundle
 from exporter.codec import native
 from exporter.codec.format import Header
 from exporter.codec.native import UNLIMITED, NativeTensor, ResidencyManager
@@ -542,6 +542,6 @@ def test_tensors_of_a_bundle_in_the_order_of_use(
 ) -> None:
     bundle: Bundle = request.getfixturevalue(which)
     names = [c.name for c in coded_tensors(bundle, "pte")]
-    looked_up = set() if which == "bundle" else {residency.EMBEDDING}
-    assert names[-1] == (residency.EMBEDDING if which == "bundle" else residency.HEAD)
+    looked_up = set() if which == "bundle" else {EMBEDDING}
+    assert names[-1] == (EMBEDDING if which == "bundle" else HEAD)
     assert sorted(names) == sorted({t.name for t in bundle.manifest.tensors} - looked_up)

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from exporter import cli, encoded, packages, partial, pipeline
 from exporter.bundle import Bundle
+from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, OutOfSpaceError, UsageError
 from exporter.quant import QuantConfig
 
@@ -52,7 +53,7 @@ MATRICES = 15
 
 
 def export(model: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any) -> Bundle:
-    config = pipeline.ExportConfig(quantization, formats=(FORMAT,))
+    config = ExportConfig(quantization, formats=(FORMAT,))
     return pipeline.export(model, out, config, no_progress, **options)
 
 
@@ -205,7 +206,7 @@ def test_a_damaged_fingerprint_is_as_none(
 def test_other_packages_can_be_made_of_the_same_matrices(
     model: Path, interrupted: Path, coded: list[str]
 ) -> None:
-    config = pipeline.ExportConfig(TERNARY, formats=("mlprogram",), context=16)
+    config = ExportConfig(TERNARY, formats=("mlprogram",), context=16)
     made = pipeline.export(model, interrupted, config, no_progress, resume=True)
     made.verify()
     assert [a.format for a in made.manifest.artifacts] == ["mlprogram"]

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from exporter.backends import coreml, protobuf_stream
 from exporter.backends.protobuf_stream import Piece
-from exporter.bundle import Place
+from exporter.bundle import EMBEDDING, HEAD, Place
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError
 from exporter.models.llama import LlamaConfig
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
     from coremltools.proto.NeuralNetwork_pb2 import CustomLayerParams, NeuralNetworkLayer
 
-LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
+LINEAR_CLASS, EMBEDDING_CLASS = "LZWLinear", "LZWEmbedding"
 CONTRACT_VERSION = 1
 SPECIFICATION_VERSION = 4  # iOS 13: tensors of any rank and all layers used here
 PROTOBUF_LIMIT_BYTES = (1 << 31) - (64 << 20)  # a protobuf message ends at 2 GiB; with a margin
@@ -234,22 +234,20 @@ class _Builder:
 
     def linear(self, x: str, tensor: str) -> str:
         """[S, cols] -> [S, rows]."""
-        return self.custom(LINEAR, x, tensor, tensor, **self._arithmetic())
+        return self.custom(LINEAR_CLASS, x, tensor, tensor, **self._arithmetic())
 
     def _arithmetic(self) -> dict[str, dict[str, Any]]:
         return {"int8_activations": {"boolValue": self.config.int8_activations}}
 
     def _head(self, x: str) -> str:
-        embed = "model.embed_tokens.weight"
         if not self.model.tie_word_embeddings:
-            return self.linear(x, "lm_head.weight")
-        shared = {"weights_of": {"stringValue": embed}}
-        return self.custom(LINEAR, x, embed, "lm_head", **self._arithmetic(), **shared)
+            return self.linear(x, HEAD)
+        shared = {"weights_of": {"stringValue": EMBEDDING}}
+        return self.custom(LINEAR_CLASS, x, EMBEDDING, "lm_head", **self._arithmetic(), **shared)
 
     def _network(self) -> None:
-        embed = "model.embed_tokens.weight"
         self._position_inputs()
-        x = self.custom(EMBEDDING, "input_ids", embed, embed)
+        x = self.custom(EMBEDDING_CLASS, "input_ids", EMBEDDING, EMBEDDING)
         for i in range(self.model.num_hidden_layers):
             self.scope = f"layers.{i}."
             x = self._block(x, i)
@@ -547,9 +545,11 @@ def _check(
     )
     problems += _graph_problems(spec)
     n = model.num_hidden_layers
-    expected = {LINEAR: 7 * n + 1, EMBEDDING: 1, "batchedMatmul": 4 * n} | dict.fromkeys(
-        DENSE_LAYERS, 0
-    )
+    expected = {
+        LINEAR_CLASS: 7 * n + 1,
+        EMBEDDING_CLASS: 1,
+        "batchedMatmul": 4 * n,
+    } | dict.fromkeys(DENSE_LAYERS, 0)
     for kind, count in expected.items():
         if emitted.layers.get(kind, 0) != count:
             problems.append(

@@ -17,8 +17,10 @@ from types import ModuleType
 
 import numpy as np
 
-from exporter.checkpoint import EMBEDDING, HEAD, Checkpoint, Progress, one_thread
+from exporter.bundle import EMBEDDING, HEAD
+from exporter.checkpoint import Checkpoint, one_thread
 from exporter.errors import CheckpointError
+from exporter.progress import Progress
 from exporter.quant import int8, ternary
 from exporter.quant.tensor import (
     JsonConfig,
@@ -92,7 +94,7 @@ def quantize(
 
     The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary
     files), and are memory-mapped: memory holds the scales of one matrix and a block of its weights.
-    `progress` gets (tensor name, weights done, weights in all). Raises CheckpointError at a tensor
+    `progress` gets weights done and weights in all. Raises CheckpointError at a tensor
     that is not finite.
     """
     names = [name for name in checkpoint.names if config.scheme_for(name)]
@@ -104,7 +106,7 @@ def quantize(
         yield _quantize_tensor(checkpoint, name, config, scratch)
         done += sizes[name]
         if progress:
-            progress(name, done, sum(sizes.values()))
+            progress("quantize and code", done, sum(sizes.values()))
 
 
 def _quantize_tensor(
