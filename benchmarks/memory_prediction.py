@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exporter.bundle import Artifact, Bundle
-from runtime_ref import ledger, sandbox, sandbox_tasks
+from runtime_ref.device import prediction as ledger
+from runtime_ref.device import sandbox, sandbox_tasks
 from runtime_ref.residency import Residency
 
 LIMIT_BYTES = 20 << 30
@@ -57,7 +58,7 @@ def measure(
         "sampling": {},
     }
     files = sandbox_tasks.files_to_drop(bundle, artifact, residency)
-    task = "runtime_ref.sandbox_tasks:generate"
+    task = "runtime_ref.device.sandbox_tasks:generate"
     reports = [
         sandbox.run(task, arguments, LIMIT_BYTES, files, lambda *_: None) for _ in range(rounds)
     ]

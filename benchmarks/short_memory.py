@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.bundle import Bundle
-from runtime_ref import device_run, ledger, sandbox
-from runtime_ref.device import MemoryBudget
-from runtime_ref.device_run import Placed, run
+from runtime_ref.device import prediction as ledger
+from runtime_ref.device import run as device_run
+from runtime_ref.device import sandbox
+from runtime_ref.device.profile import MemoryBudget
+from runtime_ref.device.run import Placed, run
 from runtime_ref.residency import Residency
 
 ROOMY_BYTES = 20 << 30
@@ -24,7 +26,7 @@ ROOMY_BYTES = 20 << 30
 
 def placed(bundle: Bundle, wanted: str, limit_bytes: int, *, pinned: bool) -> Placed:
     """A package that streams under a limit, on no device in particular."""
-    from runtime_ref.device import load
+    from runtime_ref.device.profile import load
 
     artifact = bundle.artifact(wanted)
     budget = MemoryBudget("limit", False, "anonymous", limit_bytes, limit_bytes, None)

@@ -52,11 +52,11 @@ from exporter.options import (
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle, Manifest
     from exporter.config import ExportConfig
-    from runtime_ref.device import DeviceProfile
-    from runtime_ref.device_run import Placed
+    from runtime_ref.device.profile import DeviceProfile
+    from runtime_ref.device.run import Placed
     from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
-    from runtime_ref.report_files import Judged
+    from runtime_ref.reports.files import Judged
     from runtime_ref.residency import Mode
 
 BUG, TERMINATED = 70, 143
@@ -298,16 +298,17 @@ def _run_on_device(
 ) -> None:
     from dataclasses import asdict
 
-    from runtime_ref import device_run, report
-    from runtime_ref.plot import plot_memory
+    from runtime_ref.device import run
+    from runtime_ref.reports import tables
+    from runtime_ref.reports.plot import plot_memory
 
     (placed,) = _placed(bundle.manifest, [artifact], profiles, residency, entitlement)
     _prepare(artifact)
     with progress_bars() as progress:
-        done = device_run.run(bundle, placed, "generate", arguments, progress)
+        done = run.run(bundle, placed, "generate", arguments, progress)
     if plot is not None:
         plot_memory(done, plot)
-    projection = device_run.project_speed(bundle, done)
+    projection = run.project_speed(bundle, done)
     result = done.to_dict() | {"projection": projection and asdict(projection)}
 
     def show() -> None:
@@ -316,7 +317,7 @@ def _run_on_device(
             out_console.print(
                 done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True
             )
-        out_console.print(report.run_view(done, projection))
+        out_console.print(tables.run_view(done, projection))
 
     emit(json_file, lambda: result, show)
     if not done.fits:
@@ -352,7 +353,7 @@ def parity(
     On devices each package is checked in a process of its own, under the phone's limits, and must
     fit besides.
     """
-    from runtime_ref import report_files
+    from runtime_ref.reports import files as report_files
 
     profiles = _profiles(device or [], device_file or [])
     _check_device_options(profiles, residency, entitlement, None)
@@ -377,14 +378,14 @@ def parity(
 
 
 def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
-    from runtime_ref import device_run
-    from runtime_ref.report_files import Judged
-    from runtime_ref.sandbox_tasks import parity_report
+    from runtime_ref.device import run
+    from runtime_ref.device.sandbox_tasks import parity_report
+    from runtime_ref.reports.files import Judged
 
     for p in placed:
         _prepare(p.artifact)
     with progress_bars() as progress:
-        runs = device_run.run_each(bundle, placed, "parity", progress)
+        runs = run.run_each(bundle, placed, "parity", progress)
     return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
 
 
@@ -409,14 +410,14 @@ def _chosen(manifest: Manifest, backends: list[JudgedBackend]) -> list[Artifact]
 
 def _profiles(names: list[str], files: list[Path]) -> list[DeviceProfile]:
     """The devices asked for, `all` among the names. Raises UsageError, TinyQMoEError."""
-    from runtime_ref import device
+    from runtime_ref.device import profile
 
     every = (
-        device.all_devices()
+        profile.all_devices()
         if "all" in names
-        else [device.load(name) for name in dict.fromkeys(names)]
+        else [profile.load(name) for name in dict.fromkeys(names)]
     )
-    return [*every, *map(device.load_file, files)]
+    return [*every, *map(profile.load_file, files)]
 
 
 def _check_device_options(
@@ -451,7 +452,7 @@ def _placed(
     entitlement are as they are. Raises UsageError where nothing is left.
     """
     from exporter.errors import UsageError
-    from runtime_ref.device_run import place
+    from runtime_ref.device.run import place
 
     several = len(profiles) > 1
     placed = [
@@ -477,7 +478,7 @@ def _placed(
 def _prepare(artifact: Artifact) -> None:
     """Compiles the kernels here, where there is a progress bar, and not in the sandbox."""
     if artifact.format == "pte":
-        from runtime_ref import kernels
+        from runtime_ref.executorch import kernels
 
         with progress_bars() as progress:
             progress("compile the kernels, the first time", 0, 0)
@@ -496,16 +497,16 @@ def devices(
     figure."""
     from dataclasses import asdict
 
-    from runtime_ref import report
+    from runtime_ref.reports import tables
 
     names = [name] if name else [] if device_file else ["all"]
     profiles = _profiles(names, device_file or [])
 
     def show() -> None:
         out_console.print(
-            report.device_view(profiles[0])
+            tables.device_view(profiles[0])
             if len(profiles) == 1
-            else report.devices_table(profiles)
+            else tables.devices_table(profiles)
         )
 
     emit(json_file, lambda: [asdict(p) for p in profiles], show)
@@ -561,14 +562,15 @@ def fit(
 
 def _show_fit(manifest: Manifest, placed: list[Placed], *, one: bool) -> None:
     """One device with all holders, several as a table."""
-    from runtime_ref import device_run, report
+    from runtime_ref.device import run
+    from runtime_ref.reports import tables
 
     if not one:
         if placed:
-            out_console.print(report.fit_table(placed))
+            out_console.print(tables.fit_table(placed))
         return
     for p in placed:
-        out_console.print(report.fit_view(p, device_run.advice(manifest, p)))
+        out_console.print(tables.fit_view(p, run.advice(manifest, p)))
 
 
 def _refuse_export_options(given: typer.Context) -> None:
@@ -630,7 +632,7 @@ def expand(
     at install."""
     from exporter.errors import UsageError
     from exporter.show import bytes_text
-    from runtime_ref import expansion
+    from runtime_ref.coreml import expansion
 
     bundle = _verified(bundle_path)
     artifact = bundle.artifact("mlprogram")
@@ -816,7 +818,7 @@ def _judged_json(results: list[Judged]) -> dict[str, Any]:
 def _show_judged(results: list[Judged]) -> None:
     """Parity of each package, on several devices the one that failed, then how each did on each
     device."""
-    from runtime_ref.report import run_table
+    from runtime_ref.reports.tables import run_table
 
     reports = [r.parity for r in results if r.parity]
     _show_parity(
@@ -828,7 +830,7 @@ def _show_judged(results: list[Judged]) -> None:
 
 def _show_parity(reports: list[ParityReport]) -> None:
     """One package in detail, several side by side and in detail only those that fail."""
-    from runtime_ref.report import parity_table, side_by_side
+    from runtime_ref.reports.tables import parity_table, side_by_side
 
     for report in reports:
         if len(reports) == 1 or not report.passed:

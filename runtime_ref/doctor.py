@@ -106,7 +106,7 @@ def _core() -> str:
 
 
 def _compiler() -> str:
-    from runtime_ref import kernels
+    from runtime_ref.executorch import kernels
 
     command = kernels.compiler()
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
@@ -121,7 +121,7 @@ def _compiler() -> str:
 
 
 def _kernels() -> str:
-    from runtime_ref import kernels
+    from runtime_ref.executorch import kernels
 
     kernels.load()
     return f"{', '.join(kernels.OPERATORS)}; {kernels.library_path()}"

@@ -25,10 +25,10 @@ def open_runner(
     if core := core_of(artifact):
         residencies.apply(core, residency, residencies.coded_tensors(bundle, artifact.format))
     if artifact.format == "pte":
-        from runtime_ref.executorch_runner import ExecuTorchRunner
+        from runtime_ref.executorch.runner import ExecuTorchRunner
 
         return ExecuTorchRunner(bundle)
-    from runtime_ref.coreml_runner import CustomOpRunner, MLProgramRunner
+    from runtime_ref.coreml.runner import CustomOpRunner, MLProgramRunner
 
     if artifact.format == "custom-op":
         return CustomOpRunner(bundle, artifact)
@@ -46,7 +46,7 @@ def core_of(artifact: Artifact) -> ctypes.CDLL | None:
         from exporter.codec import native
 
         return native.library()
-    from runtime_ref import kernels
+    from runtime_ref.executorch import kernels
 
     return kernels.load()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.quiet import quiet
-from runtime_ref.coreml_package import CoreMLPackage, load_spec
+from runtime_ref.coreml.package import CoreMLPackage, load_spec
 
 with quiet():
     import coremltools as ct

@@ -8,14 +8,14 @@ from typing import Any
 
 from helpers_bundles import small_manifest
 
-from runtime_ref import sandbox
-from runtime_ref.device import DeviceProfile, Figure, memory_budget
-from runtime_ref.device_run import DeviceRun, Placed
-from runtime_ref.ledger import Holder, MemoryLedger, Phase
-from runtime_ref.memory_limits import Counters
+from runtime_ref.device import sandbox
+from runtime_ref.device.memory_limits import Counters
+from runtime_ref.device.prediction import Holder, MemoryPrediction, Phase
+from runtime_ref.device.profile import DeviceProfile, Figure, memory_budget
+from runtime_ref.device.run import DeviceRun, Placed
+from runtime_ref.device.sandbox import Sample, SandboxReport
 from runtime_ref.parity import TOLERANCES, Check, ParityReport
 from runtime_ref.residency import Residency
-from runtime_ref.sandbox import Sample, SandboxReport
 
 MB = 10**6
 # for HTML, Markdown, XML, terminals
@@ -52,7 +52,7 @@ def placed(
     cache, package = Holder("KV cache", 100 * MB), Holder("package", 0, clean_mb * MB)
     activations = Holder("activations", (dirty_mb - 100) * MB)
     phases = (Phase("load", (cache,)), Phase("decode", (cache, package, activations)))
-    prediction = MemoryLedger("pte", "stream", phases, (dirty_mb + 330) * MB)
+    prediction = MemoryPrediction("pte", "stream", phases, (dirty_mb + 330) * MB)
     artifact = small_manifest().artifacts[0]
     return Placed(
         profile, memory_budget(profile, entitlement=entitlement), artifact, Residency(), prediction

@@ -57,8 +57,8 @@ def array_after_a_tokenizer(arguments: Arguments, report_phase: ReportPhase) -> 
     """Reads the tokenizer of a bundle, then makes and frees an array of `n_bytes`: what is dirty
     still of the array."""
     from exporter.bundle import Bundle
-    from runtime_ref import sandbox_tasks
-    from runtime_ref.memory_limits import counters
+    from runtime_ref.device import sandbox_tasks
+    from runtime_ref.device.memory_limits import counters
 
     bundle = Bundle.open(Path(arguments["bundle"]))
     tokenizer = sandbox_tasks.load_tokenizer_apart(bundle)

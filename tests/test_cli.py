@@ -25,8 +25,9 @@ from exporter import cli, console, pipeline
 from exporter.bundle import Bundle
 from exporter.errors import MissingComponentError
 from exporter.quiet import VERBOSE, quiet
-from runtime_ref import doctor, generate, kernels, parity
+from runtime_ref import doctor, generate, parity
 from runtime_ref.doctor import Finding
+from runtime_ref.executorch import kernels
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "tinyqmoe"
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]

@@ -11,7 +11,7 @@ import pytest
 from test_cli import one_error, strict_json, tinyqmoe
 
 from exporter.bundle import Bundle
-from runtime_ref import device
+from runtime_ref.device import profile as device
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"),

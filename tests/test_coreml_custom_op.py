@@ -26,9 +26,9 @@ from exporter.errors import ExportError
 from exporter.models.llama import rope_frequencies
 from exporter.quant import QuantConfig
 from exporter.quiet import quiet
-from runtime_ref.coreml_package import CoreMLPackage
-from runtime_ref.neural_network import NeuralNetwork
-from runtime_ref.nn_layers import STANDARD
+from runtime_ref.coreml.neural_network import NeuralNetwork
+from runtime_ref.coreml.nn_layers import STANDARD
+from runtime_ref.coreml.package import CoreMLPackage
 from runtime_ref.parity import TOLERANCES
 
 with quiet():

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import BundleError
-from runtime_ref.coreml_package import (
+from runtime_ref.coreml.package import (
     STORAGE,
     BlobFile,
     BlobFiles,

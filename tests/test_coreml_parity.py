@@ -21,8 +21,8 @@ from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
 from exporter.models import llama
 from exporter.quant import QuantConfig
-from runtime_ref import expansion
-from runtime_ref.coreml_runner import MLProgramRunner
+from runtime_ref.coreml import expansion
+from runtime_ref.coreml.runner import MLProgramRunner
 from runtime_ref.parity import ParityReport, check_parity
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"

@@ -128,7 +128,8 @@ def test_a_product_without_bias_gets_zeros_in_the_file(ct: Any, mb: Any) -> None
 
 
 def test_no_prediction_outside_of_macos(ct: Any, mb: Any) -> None:
-    """Workaround: an interpreter of our own (runtime_ref/mil_program.py, neural_network.py)."""
+    """Workaround: an interpreter of our own (runtime_ref/coreml/mil_program.py,
+    neural_network.py)."""
 
     with quiet(), pytest.raises(Exception, match="macOS"):
         converted(ct, mb).predict({"x": np.zeros(SHAPE, np.float32)})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import TinyQMoEError, UsageError
-from runtime_ref import device
+from runtime_ref.device import profile as device
 
 NAMES = sorted(file.stem for file in device.FOLDER.glob("*.toml"))
 GOOD: dict[str, Any] = {

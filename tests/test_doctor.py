@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from exporter import cli
 from exporter.codec import native
 from exporter.errors import MissingComponentError
-from runtime_ref import doctor, kernels
+from runtime_ref import doctor
 from runtime_ref.doctor import Finding
+from runtime_ref.executorch import kernels
 
 
 def finding(what: str) -> Finding:

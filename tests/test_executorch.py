@@ -22,7 +22,7 @@ from exporter.bundle import PROGRAM, Arithmetic, Bundle
 from exporter.encoded import EncodedMatrix
 from exporter.errors import ExportError
 from exporter.quant import QuantConfig
-from runtime_ref import kernels
+from runtime_ref.executorch import kernels
 
 CONTEXT = 40
 INT8 = QuantConfig(scheme="int8")
@@ -208,7 +208,7 @@ def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> N
     from executorch.extension.llm.runner import GenerationConfig
 
     from runtime_ref import generate
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     pieces: list[str] = []
     counts: list[tuple[int, int]] = []
@@ -327,7 +327,7 @@ def test_a_matrix_that_is_not_in_its_place_fails_the_check(whole: Made) -> None:
 
 def test_a_trained_model_tells_its_story(data_dir: Any, tmp_path: Path) -> None:
     from runtime_ref import generate
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
     from runtime_ref.parity import check_parity
 
     bundle = helpers_bundles.export(data_dir("hf-stories260K"), tmp_path / "stories", INT8)

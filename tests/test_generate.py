@@ -343,7 +343,7 @@ def test_a_broken_template_is_an_error_with_a_message(bytes_bundle: Bundle, temp
 
 
 def test_a_real_run_is_reproducible(bundle: Bundle) -> None:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     runner = ExecuTorchRunner(bundle)
     prompt = encode_prompt(bundle, "The cat sat", chat=False)
@@ -359,7 +359,7 @@ def test_a_real_run_is_reproducible(bundle: Bundle) -> None:
 
 
 def test_a_real_run_fills_the_context_and_says_so(bundle: Bundle) -> None:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     runner = ExecuTorchRunner(bundle)
     result = run(bundle, runner, [0] * (runner.context - 2), 100, Sampling(1.0), show_nothing)
@@ -372,7 +372,7 @@ def test_a_real_run_fills_the_context_and_says_so(bundle: Bundle) -> None:
 
 
 def test_the_text_of_a_real_run_is_its_tokens(bundle: Bundle) -> None:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     prompt = encode_prompt(bundle, "The cat sat", chat=False)
     pieces: list[str] = []
@@ -382,7 +382,7 @@ def test_the_text_of_a_real_run_is_its_tokens(bundle: Bundle) -> None:
 
 
 def test_logits_are_not_overwritten_by_the_next_call(bundle: Bundle) -> None:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     runner = ExecuTorchRunner(bundle)
     first = runner.forward([3, 4], 0)

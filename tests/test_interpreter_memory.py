@@ -30,9 +30,9 @@ CHILD = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from runtime_ref.coreml_package import CoreMLPackage
-from runtime_ref.mil_program import MLProgram
-from runtime_ref.neural_network import NeuralNetwork
+from runtime_ref.coreml.package import CoreMLPackage
+from runtime_ref.coreml.mil_program import MLProgram
+from runtime_ref.coreml.neural_network import NeuralNetwork
 from exporter.quiet import quiet
 with quiet():
     from coremltools.proto.Model_pb2 import Model

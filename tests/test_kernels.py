@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import MissingComponentError
-from runtime_ref import kernels
+from runtime_ref.executorch import kernels
 
 SCRIPT = """#!/bin/sh
 echo called >> "{log}"

@@ -21,8 +21,10 @@ from exporter.demo import model_path
 from exporter.errors import BundleError, UsageError
 from exporter.outline import outline
 from exporter.quant import QuantConfig
-from runtime_ref import device_run, ledger, report, sandbox, sandbox_tasks
-from runtime_ref.device import DeviceProfile, Figure, MemoryBudget, memory_budget
+from runtime_ref.device import prediction as ledger
+from runtime_ref.device import run, sandbox, sandbox_tasks
+from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget, memory_budget
+from runtime_ref.reports import tables
 from runtime_ref.residency import Residency
 from runtime_ref.runners import open_runner
 
@@ -78,7 +80,7 @@ def model() -> tuple[Manifest, Artifact]:
     return described, artifact
 
 
-def held(prediction: ledger.MemoryLedger) -> dict[str, tuple[int, int]]:
+def held(prediction: ledger.MemoryPrediction) -> dict[str, tuple[int, int]]:
     return {h.what: (h.dirty_bytes, h.clean_bytes) for h in prediction.phases[-1].holders}
 
 
@@ -188,8 +190,8 @@ def test_verdicts_name_what_is_over_which_limit() -> None:
     assert mapped.endswith("MB of address space, 50 MB allowed")
 
 
-def place(limit_mb: float, mode: Any = None, **options: Any) -> device_run.Placed:
-    return device_run.place(*model(), phone(limit_mb, **options), entitlement=False, mode=mode)
+def place(limit_mb: float, mode: Any = None, **options: Any) -> run.Placed:
+    return run.place(*model(), phone(limit_mb, **options), entitlement=False, mode=mode)
 
 
 def test_auto_fills_what_the_limit_leaves() -> None:
@@ -219,8 +221,8 @@ def test_files_that_find_no_room_are_told() -> None:
     short = place((dirty + 4 * MB) / MB, "stream")
     assert short.problems == []
     assert short.shortfall_bytes == pytest.approx(3 * MB, abs=1)
-    assert report.fit_verdict(short) == "slow"
-    shown = "".join(str(part) for part in report.fit_view(short, []).renderables)  # type: ignore[attr-defined]
+    assert tables.fit_verdict(short) == "slow"
+    shown = "".join(str(part) for part in tables.fit_view(short, []).renderables)  # type: ignore[attr-defined]
     assert "slow: 3.0 MB of files find no room" in shown
     assert (
         place((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"] == short.shortfall_bytes
@@ -231,20 +233,20 @@ def test_an_ml_program_has_no_residency() -> None:
     manifest, artifact = model()
     program = replace(artifact, format="mlprogram")
     with pytest.raises(UsageError, match="no coded weights"):
-        device_run.place(manifest, program, phone(100), entitlement=False, mode="expand")
+        run.place(manifest, program, phone(100), entitlement=False, mode="expand")
 
 
 def test_advice_says_what_would_do() -> None:
     manifest, _ = model()
     over = place(32, "expand", with_entitlement_mb=60)
     assert over.problems
-    stream, context, entitlement = device_run.advice(manifest, over)
+    stream, context, entitlement = run.advice(manifest, over)
     streamed = ledger.predict(*model(), Residency()).dirty_bytes
     assert stream == f"--residency stream: {streamed / MB:,.0f} MB of 32 MB, would not do alone"
     assert context.startswith("export with --context 256: ")
     assert entitlement.endswith("of 60 MB, fits")
     shorter = place(30, "stream")
-    (context,) = device_run.advice(manifest, shorter)
+    (context,) = run.advice(manifest, shorter)
     assert context.startswith("export with --context 256: ")
     assert context.endswith("of 30 MB, fits")
 
@@ -360,7 +362,7 @@ def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
         "max_new_tokens": 128,
     }
     report = sandbox.run(
-        "runtime_ref.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None
+        "runtime_ref.device.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None
     )
     assert report.outcome == "ok", report.detail
     prediction = ledger.predict(demo.manifest, artifact, residency)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from runtime_ref import mil_ops
-from runtime_ref.mil_program import MLProgram
-from runtime_ref.mil_reader import Arithmetic
+from runtime_ref.coreml import mil_ops
+from runtime_ref.coreml.mil_program import MLProgram
+from runtime_ref.coreml.mil_reader import Arithmetic
 
 Array = np.ndarray
 RNG = np.random.default_rng(0)

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from exporter.errors import BundleError, UsageError
 from exporter.quiet import quiet
-from runtime_ref import mil_program, mil_weights
-from runtime_ref.coreml_package import CoreMLPackage, Packed, packed_bytes
-from runtime_ref.mil_program import MLProgram, TensorInfo
-from runtime_ref.mil_reader import Arithmetic
-from runtime_ref.mil_weights import LookedUp, ShiftedScaled, Stored, Weight, WeightCache
+from runtime_ref.coreml import mil_program, mil_weights
+from runtime_ref.coreml.mil_program import MLProgram, TensorInfo
+from runtime_ref.coreml.mil_reader import Arithmetic
+from runtime_ref.coreml.mil_weights import LookedUp, ShiftedScaled, Stored, Weight, WeightCache
+from runtime_ref.coreml.package import CoreMLPackage, Packed, packed_bytes
 
 ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "float16")
 RNG = np.random.default_rng(0)

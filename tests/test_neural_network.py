@@ -17,7 +17,7 @@ from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, UsageError
 from exporter.quiet import quiet
-from runtime_ref.neural_network import NeuralNetwork
+from runtime_ref.coreml.neural_network import NeuralNetwork
 
 with quiet():
     import coremltools

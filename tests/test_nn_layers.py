@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.quiet import quiet
-from runtime_ref.nn_layers import STANDARD, UnsupportedError, whole_numbers
+from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedError, whole_numbers
 
 with quiet():
     from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer

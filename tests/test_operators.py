@@ -307,7 +307,7 @@ def lower(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> list[str
 def method(path: Path) -> Any:
     from executorch.runtime import Runtime
 
-    from runtime_ref import kernels
+    from runtime_ref.executorch import kernels
 
     kernels.load()
     program = Runtime.get().load_program(path)

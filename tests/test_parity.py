@@ -37,8 +37,9 @@ from exporter.bundle import Bundle
 from exporter.codec.native import NativeTensor, encode_raw
 from exporter.errors import BundleError, ContextError, MissingComponentError
 from exporter.models import llama
-from runtime_ref import kernels, parity
-from runtime_ref.executorch_runner import ExecuTorchRunner
+from runtime_ref import parity
+from runtime_ref.executorch import kernels
+from runtime_ref.executorch.runner import ExecuTorchRunner
 from runtime_ref.parity import (
     TOLERANCES,
     Answer,
@@ -124,7 +125,7 @@ def test_the_report_is_json(right: tuple[Bundle, ParityReport]) -> None:
 def test_the_table_names_every_check_and_the_verdict(right: tuple[Bundle, ParityReport]) -> None:
     from rich.console import Console
 
-    from runtime_ref.report import parity_table
+    from runtime_ref.reports.tables import parity_table
 
     _, report = right
     for shown, word in ((report, "PASS"), (dataclasses.replace(report, checks=[]), "FAIL")):

@@ -224,7 +224,7 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
     other_bundle: Bundle,
 ) -> None:
     from runtime_ref import generate
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
 
     assert not (other_bundle.path / "tokenizer.json").exists()
     assert other_bundle.manifest.prompts == ["random ids: the checkpoint has no tokenizer.json"]

@@ -14,8 +14,8 @@ from helpers_reports import PHONE, device_run, figure, killed_run, placed, sampl
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from runtime_ref import plot
-from runtime_ref.device_run import DeviceRun
+from runtime_ref.device.run import DeviceRun
+from runtime_ref.reports import plot
 
 
 def pixels(run: DeviceRun) -> np.ndarray:

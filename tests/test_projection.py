@@ -8,9 +8,9 @@ import pytest
 from helpers_bundles import small_manifest
 
 from exporter.bundle import Manifest
-from runtime_ref import device
-from runtime_ref.device import DeviceProfile, Figure, MemoryBudget
-from runtime_ref.projection import Measured, TokenTraffic, project, token_traffic
+from runtime_ref.device import profile as device
+from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget
+from runtime_ref.device.projection import Measured, TokenTraffic, project, token_traffic
 from runtime_ref.residency import Residency
 
 MB = 1_000_000

@@ -35,11 +35,12 @@ from junitparser import Failure, JUnitXml
 from rich.console import Console, RenderableType
 
 from exporter.bundle import BACKENDS, Bundle
-from runtime_ref import device, report
-from runtime_ref.coreml_runner import CustomOpRunner, MLProgramRunner
-from runtime_ref.executorch_runner import ExecuTorchRunner
-from runtime_ref.projection import Measured, TokenTraffic, project
-from runtime_ref.report_files import Judged, write_html, write_junit, write_markdown
+from runtime_ref.coreml.runner import CustomOpRunner, MLProgramRunner
+from runtime_ref.device import profile as device
+from runtime_ref.device.projection import Measured, TokenTraffic, project
+from runtime_ref.executorch.runner import ExecuTorchRunner
+from runtime_ref.reports import tables as report
+from runtime_ref.reports.files import Judged, write_html, write_junit, write_markdown
 
 WIDTH = 120
 BUNDLE = Bundle(Path("bundle"), small_manifest())

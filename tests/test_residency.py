@@ -27,8 +27,9 @@ from exporter.codec import native
 from exporter.codec.format import Header
 from exporter.codec.native import UNLIMITED, NativeTensor, ResidencyManager
 from exporter.errors import OutOfSpaceError, UsageError
-from runtime_ref import kernels, residency
-from runtime_ref.executorch_runner import ExecuTorchRunner
+from runtime_ref import residency
+from runtime_ref.executorch import kernels
+from runtime_ref.executorch.runner import ExecuTorchRunner
 from runtime_ref.residency import CodedTensor, Residency, apply, coded_tensors, plan, stats, trim
 
 LIBRARY = native.library()

@@ -24,11 +24,11 @@ from tokenizers import Tokenizer, models
 
 from exporter.bundle import Bundle
 from exporter.errors import CodecError, MissingComponentError
-from runtime_ref import memory_limits, sandbox, sandbox_child, sandbox_tasks
-from runtime_ref.device import MemoryBudget
-from runtime_ref.memory_limits import Usage
+from runtime_ref.device import memory_limits, sandbox, sandbox_child, sandbox_tasks
+from runtime_ref.device.memory_limits import Usage
+from runtime_ref.device.profile import MemoryBudget
+from runtime_ref.device.sandbox import SandboxReport
 from runtime_ref.residency import Residency
-from runtime_ref.sandbox import SandboxReport
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"),
@@ -500,13 +500,17 @@ def generate_arguments(bundle: Bundle, limit: int) -> dict[str, Any]:
 
 
 def test_generation_in_a_sandbox_gives_the_same_tokens(bundle: Bundle) -> None:
-    from runtime_ref.executorch_runner import ExecuTorchRunner
+    from runtime_ref.executorch.runner import ExecuTorchRunner
     from runtime_ref.generate import Sampling, generate, load_tokenizer
 
     files = sandbox_tasks.files_to_drop(bundle, bundle.artifact("pte"), Residency())
     assert {file.name for file in files} == {"model.pte", "reference.safetensors", "tokenizer.json"}
     report = sandbox.run(
-        "runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), LIMIT, files, silent
+        "runtime_ref.device.sandbox_tasks:generate",
+        generate_arguments(bundle, 8),
+        LIMIT,
+        files,
+        silent,
     )
     eos = bundle.manifest.interface.eos_token_ids
     expected = list(generate(ExecuTorchRunner(bundle), [0, 5, 9, 20], 8, Sampling(), eos))
@@ -527,7 +531,7 @@ def test_parity_in_a_sandbox(bundle: Bundle) -> None:
         "format": "pte",
         "residency": sandbox_tasks.plain(Residency()),
     }
-    report = sandbox.run("runtime_ref.sandbox_tasks:parity", arguments, LIMIT, files, silent)
+    report = sandbox.run("runtime_ref.device.sandbox_tasks:parity", arguments, LIMIT, files, silent)
     assert report.result is not None
     parity = sandbox_tasks.parity_report(report.result)
     assert parity.passed
@@ -537,7 +541,11 @@ def test_parity_in_a_sandbox(bundle: Bundle) -> None:
 
 def test_a_package_that_does_not_fit_is_killed(bundle: Bundle) -> None:
     report = sandbox.run(
-        "runtime_ref.sandbox_tasks:generate", generate_arguments(bundle, 8), MIB // 4, [], silent
+        "runtime_ref.device.sandbox_tasks:generate",
+        generate_arguments(bundle, 8),
+        MIB // 4,
+        [],
+        silent,
     )
     assert report.outcome == "killed"
     assert report.phase in ("load", "prefill")

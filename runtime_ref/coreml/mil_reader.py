@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from exporter.errors import BundleError
-from runtime_ref import mil_ops
-from runtime_ref.coreml_package import STORAGE, BlobFiles, Packed, packed_bytes
-from runtime_ref.mil_weights import LookedUp, Rows, ShiftedScaled, Stored, Weight, WeightCache
+from runtime_ref.coreml import mil_ops
+from runtime_ref.coreml.mil_weights import (
+    LookedUp,
+    Rows,
+    ShiftedScaled,
+    Stored,
+    Weight,
+    WeightCache,
+)
+from runtime_ref.coreml.package import STORAGE, BlobFiles, Packed, packed_bytes
 
 if TYPE_CHECKING:
     from coremltools.proto import MIL_pb2
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 Arithmetic = Literal["float32", "float16"]
 OPSETS = ("CoreML7", "CoreML8")  # of iOS 17 and 18: what the operations here mean
 SHOWN_PROBLEMS = 20
-DO = "export for iOS 17 or 18, with operations that runtime_ref/mil_ops.py knows"
+DO = "export for iOS 17 or 18, with operations that runtime_ref/coreml/mil_ops.py knows"
 
 # Numbers of MIL.proto's DataType.
 _TYPES = {

@@ -18,7 +18,7 @@ import numpy as np
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, UsageError
 from exporter.quiet import quiet
-from runtime_ref.nn_layers import STANDARD, UnsupportedError, whole_numbers
+from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedError, whole_numbers
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime_ref.mil_weights import Weight
+from runtime_ref.coreml.mil_weights import Weight
 
 FLOATS = frozenset({"float16", "float32"})
 INTS = frozenset({"int32", "int16", "uint16", "int8", "uint8"})

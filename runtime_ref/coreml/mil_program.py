@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from exporter.errors import BundleError, UsageError
-from runtime_ref import mil_ops
-from runtime_ref.coreml_package import BlobFiles, CoreMLPackage, load_spec
-from runtime_ref.mil_reader import (
+from runtime_ref.coreml import mil_ops
+from runtime_ref.coreml.mil_reader import (
     DO,
     Arithmetic,
     Computed,
@@ -30,7 +29,8 @@ from runtime_ref.mil_reader import (
     held_as,
     resolve,
 )
-from runtime_ref.mil_weights import Weight, WeightCache
+from runtime_ref.coreml.mil_weights import Weight, WeightCache
+from runtime_ref.coreml.package import BlobFiles, CoreMLPackage, load_spec
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from exporter.errors import TinyQMoEError, UsageError
 
-FOLDER = Path(__file__).parent / "devices"
+FOLDER = Path(__file__).parent / "profiles"
 CONFIDENCES = ("high", "medium", "low")
 COUNTED = {"ios": "footprint: dirty and compressed", "android": "anonymous and swapped"}
 _ONLY = {  # keys of one platform

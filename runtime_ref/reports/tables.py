@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter.bundle import Artifact
-from runtime_ref.device import DeviceProfile, Figure
-from runtime_ref.device_run import DeviceRun, Placed
-from runtime_ref.ledger import MB
+from runtime_ref.device.prediction import MB
+from runtime_ref.device.profile import DeviceProfile, Figure
+from runtime_ref.device.projection import BANDWIDTH_SHARES, Projection
+from runtime_ref.device.run import DeviceRun, Placed
+from runtime_ref.device.sandbox import SandboxReport
 from runtime_ref.parity import Check, ParityReport, Tolerance
-from runtime_ref.projection import BANDWIDTH_SHARES, Projection
-from runtime_ref.sandbox import SandboxReport
 
 TIGHT = 0.9  # of a limit, predicted: an update of the system, or of the app, may need what is left
 _UNITS = {

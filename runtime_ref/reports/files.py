@@ -17,11 +17,18 @@ import jinja2
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from exporter.bundle import Bundle
-from runtime_ref import plot
-from runtime_ref.atomic import write_whole
-from runtime_ref.device_run import DeviceRun
+from runtime_ref.device.run import DeviceRun
 from runtime_ref.parity import Check, ParityReport
-from runtime_ref.report import device_title, gate_text, judged_in, mb_text, outcome, package_name
+from runtime_ref.reports import plot
+from runtime_ref.reports.atomic import write_whole
+from runtime_ref.reports.tables import (
+    device_title,
+    gate_text,
+    judged_in,
+    mb_text,
+    outcome,
+    package_name,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."

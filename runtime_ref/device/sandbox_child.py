@@ -1,5 +1,5 @@
-"""The child of `runtime_ref.sandbox`: a fresh interpreter that puts itself under a limit and does
-one task.
+"""The child of `runtime_ref.device.sandbox`: a fresh interpreter that puts itself under a limit and
+does one task.
 
 What an app does not have, the Python runtime and its libraries, is loaded before the limit holds.
 What an app has comes after: the files of the bundle, which are dropped from the page cache first,
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from exporter.errors import TinyQMoEError
 from exporter.memory import release_free_memory
-from runtime_ref.memory_limits import Counters, counters
+from runtime_ref.device.memory_limits import Counters, counters
 
 _CAP_IPC_LOCK = 14
 _CAPABILITY_VERSION_3 = 0x20080522

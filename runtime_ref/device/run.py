@@ -11,12 +11,13 @@ from typing import Any
 from exporter.bundle import Artifact, Bundle, Manifest
 from exporter.errors import UsageError
 from exporter.progress import Progress
-from runtime_ref import ledger, sandbox, sandbox_tasks
-from runtime_ref.device import DeviceProfile, MemoryBudget, memory_budget
-from runtime_ref.ledger import MemoryLedger
-from runtime_ref.projection import Measured, Projection, project, token_traffic
+from runtime_ref.device import prediction as ledger
+from runtime_ref.device import sandbox, sandbox_tasks
+from runtime_ref.device.prediction import MemoryPrediction
+from runtime_ref.device.profile import DeviceProfile, MemoryBudget, memory_budget
+from runtime_ref.device.projection import Measured, Projection, project, token_traffic
+from runtime_ref.device.sandbox import SandboxReport
 from runtime_ref.residency import Mode, Residency
-from runtime_ref.sandbox import SandboxReport
 
 MIN_CONTEXT = 256  # less is of no use to a chat
 RESERVE_SHARE, RESERVE_BYTES = (
@@ -33,7 +34,7 @@ class Placed:
     budget: MemoryBudget
     artifact: Artifact
     residency: Residency
-    prediction: MemoryLedger
+    prediction: MemoryPrediction
 
     @property
     def problems(self) -> list[str]:
@@ -133,7 +134,7 @@ def run(
     if residency.folder is not None:
         residency.folder.mkdir(parents=True, exist_ok=True)
     report = sandbox.run(
-        f"runtime_ref.sandbox_tasks:{task}",
+        f"runtime_ref.device.sandbox_tasks:{task}",
         common | arguments,
         budget.available_bytes,
         sandbox_tasks.files_to_drop(bundle, artifact, residency),
@@ -218,7 +219,7 @@ def advice(manifest: Manifest, placed: Placed) -> list[str]:
     return found
 
 
-def _said(what: str, prediction: MemoryLedger, budget: MemoryBudget) -> str:
+def _said(what: str, prediction: MemoryPrediction, budget: MemoryBudget) -> str:
     does = "would not do alone" if ledger.problems(prediction, budget) else "fits"
     return (
         f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} "

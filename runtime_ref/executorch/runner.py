@@ -12,7 +12,7 @@ import numpy as np
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, MissingComponentError
 from exporter.quiet import quiet
-from runtime_ref import kernels
+from runtime_ref.executorch import kernels
 from runtime_ref.generate import check_room
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 
 from exporter.bundle import EMBEDDING, HEAD, Artifact, Manifest, TensorEntry
 from exporter.errors import BundleError
-from runtime_ref.device import MemoryBudget
+from runtime_ref.device.profile import MemoryBudget
 from runtime_ref.residency import CodedTensor, Residency, in_order_of_use, plan
 
 MB = 10**6
@@ -56,7 +56,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class MemoryLedger:
+class MemoryPrediction:
     """The phases of a run that fills the context, and the address space it maps, in bytes."""
 
     format: str
@@ -96,7 +96,7 @@ class MemoryLedger:
         }
 
 
-def predict(manifest: Manifest, artifact: Artifact, residency: Residency) -> MemoryLedger:
+def predict(manifest: Manifest, artifact: Artifact, residency: Residency) -> MemoryPrediction:
     """The memory of a run that fills the context. Raises BundleError for a model that is not
     described whole."""
     shape = _Shape.of(manifest)
@@ -115,7 +115,7 @@ def predict(manifest: Manifest, artifact: Artifact, residency: Residency) -> Mem
         Phase("decode", tuple(used)),
     )
     mapped = max(p.dirty_bytes for p in phases) + sum(h.clean_bytes for h in used) + MAPPED_BESIDES
-    return MemoryLedger(artifact.format, residency.mode, phases, mapped)
+    return MemoryPrediction(artifact.format, residency.mode, phases, mapped)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ _USED = {"pte": _pte_used, "custom-op": _custom_op_used, "mlprogram": _program_u
 # ---- verdicts
 
 
-def problems(prediction: MemoryLedger, budget: MemoryBudget) -> list[str]:
+def problems(prediction: MemoryPrediction, budget: MemoryBudget) -> list[str]:
     """Why a package does not fit a device; empty if it does."""
     found = []
     if prediction.dirty_bytes > budget.dirty_bytes:

@@ -32,9 +32,9 @@ from typing import IO, Any, Literal
 from exporter import errors
 from exporter.errors import MissingComponentError, TinyQMoEError
 from exporter.progress import Progress
-from runtime_ref import memory_limits
-from runtime_ref.device import MemoryBudget
-from runtime_ref.memory_limits import Counters, Limit, Usage, counters, open_limit
+from runtime_ref.device import memory_limits
+from runtime_ref.device.memory_limits import Counters, Limit, Usage, counters, open_limit
+from runtime_ref.device.profile import MemoryBudget
 
 # As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One
 # heap for the first thread and one for all others: each of its own would take address space.
@@ -201,7 +201,7 @@ def _child(
         messages = stack.enter_context(open(read_end, "rb", buffering=0))
         with open(write_end, "wb"):
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runtime_ref.sandbox_child", str(write_end)],
+                [sys.executable, "-P", "-m", "runtime_ref.device.sandbox_child", str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

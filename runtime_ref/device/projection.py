@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporter.bundle import Artifact, Manifest
-from runtime_ref.device import DeviceProfile, MemoryBudget
+from runtime_ref.device.profile import DeviceProfile, MemoryBudget
 from runtime_ref.residency import CodedTensor, Residency, in_order_of_use, plan
 
 BANDWIDTH_SHARES = (0.5, 0.6)  # of the peak that decoding reaches on phones

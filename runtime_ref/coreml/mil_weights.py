@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime_ref.coreml_package import Packed
+from runtime_ref.coreml.package import Packed
 
 BLOCK_WEIGHTS = 1 << 19  # dequantized at a time: 2 MB, which stays in a cache
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_ref.atomic import write_whole
-from runtime_ref.device_run import DeviceRun
-from runtime_ref.ledger import MB
-from runtime_ref.report import device_title, mb_text, outcome, package_name
+from runtime_ref.device.prediction import MB
+from runtime_ref.device.run import DeviceRun
+from runtime_ref.reports.atomic import write_whole
+from runtime_ref.reports.tables import device_title, mb_text, outcome, package_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,5 @@
-"""What runs in a sandbox: `sandbox.run("runtime_ref.sandbox_tasks:generate", ...)` and `:parity`.
+"""What runs in a sandbox: `sandbox.run("runtime_ref.device.sandbox_tasks:generate", ...)` and
+`:parity`.
 
 Arguments are plain values. Common to both: `bundle`, a path; `format` of the artifact; `residency`,
 from `plain`.
@@ -42,7 +43,7 @@ def prepare(arguments: dict[str, Any]) -> None:
     if arguments["format"] == "pte":
         import torch
 
-        from runtime_ref import executorch_runner, kernels  # noqa: F401
+        from runtime_ref.executorch import kernels
 
         kernels.load()
         torch.zeros(1).numpy()
@@ -50,7 +51,9 @@ def prepare(arguments: dict[str, Any]) -> None:
         from coremltools.proto import MIL_pb2, Model_pb2, NeuralNetwork_pb2  # noqa: F401
 
         from exporter.codec import native
-        from runtime_ref import coreml_runner, mil_program, neural_network  # noqa: F401
+        from runtime_ref.coreml import (
+            neural_network,  # noqa: F401
+        )
 
         native.library()
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
-from runtime_ref import expansion
-from runtime_ref.coreml_package import CoreMLPackage
+from runtime_ref.coreml import expansion
+from runtime_ref.coreml.package import CoreMLPackage
 from runtime_ref.generate import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime_ref.neural_network import NeuralNetwork
+    from runtime_ref.coreml.neural_network import NeuralNetwork
 
 CACHE_BYTES = 1 << 28  # of weights an ML Program keeps dense, as float32
 
@@ -80,7 +80,7 @@ class _Functions:
     """`decode` and `prefill` in one arithmetic, with their state."""
 
     def __init__(self, package: CoreMLPackage, arithmetic: Literal["float32", "float16"]) -> None:
-        from runtime_ref.mil_program import MLProgram
+        from runtime_ref.coreml.mil_program import MLProgram
 
         self.decode = MLProgram(package, "decode", arithmetic, CACHE_BYTES)
         self.prefill = self.decode.sibling("prefill")
@@ -107,7 +107,7 @@ class CustomOpRunner:
     name = "Core ML custom-op"
 
     def __init__(self, bundle: Bundle, artifact: Artifact) -> None:
-        from runtime_ref.neural_network import NeuralNetwork
+        from runtime_ref.coreml.neural_network import NeuralNetwork
 
         self.artifact = artifact
         self.context = bundle.manifest.interface.context

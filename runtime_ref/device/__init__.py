@@ -1,0 +1,1 @@
+"""Simulated devices: profiles, predictions of memory and speed, runs under a limit."""

@@ -1,0 +1,1 @@
+"""The runner of ExecuTorch programs: the real runtime with the real C++ operators."""
