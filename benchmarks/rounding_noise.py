@@ -21,15 +21,17 @@ from unittest import mock
 import numpy as np
 import torch
 
-from exporter import reference
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.encoded import encode_model
 from exporter.models.llama import Llama
-from exporter.pipeline import token_sequences
 from exporter.quant import QuantConfig, quantize
+from exporter.reference import model as reference_model
+from exporter.reference import prompts
+from exporter.reference.model import QuantizedLayers, quantize_activations
+from exporter.reference.prompts import token_sequences
 
 ROW = 16  # positions judged together by a check
-EXACT = reference.quantize_activations
+EXACT = quantize_activations
 
 
 def logits(model: Llama, ids: torch.Tensor, epsilon: float, seed: int) -> torch.Tensor:
@@ -39,7 +41,10 @@ def logits(model: Llama, ids: torch.Tensor, epsilon: float, seed: int) -> torch.
     def disturbed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return EXACT(x * (1 + epsilon * (2 * torch.rand(x.shape, generator=generator) - 1)))
 
-    with torch.inference_mode(), mock.patch.object(reference, "quantize_activations", disturbed):
+    with (
+        torch.inference_mode(),
+        mock.patch.object(reference_model, "quantize_activations", disturbed),
+    ):
         return model.logits(model.hidden(ids, torch.tensor([0])))[0].double()
 
 
@@ -60,11 +65,9 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
             for name in checkpoint.names
             if len(checkpoint.shape(name)) == 1
         }
-        _, sequences = token_sequences(checkpoint, reference.TEXTS)
+        _, sequences = token_sequences(checkpoint, prompts.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
-        model = Llama(
-            checkpoint.config, positions, reference.QuantizedLayers(encoded, vectors, "int8")
-        )
+        model = Llama(checkpoint.config, positions, QuantizedLayers(encoded, vectors, "int8"))
         plain = logits(model, ids, 0.0, 0)
         for bits in (22, 20):
             pairs = [

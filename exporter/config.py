@@ -9,7 +9,7 @@ from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from exporter.bundle import Arithmetic
-    from exporter.checkpoint import Checkpoint
+    from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.codec.encoder import Codec
     from exporter.quant import QuantConfig
 

@@ -15,7 +15,7 @@ from exporter.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.checkpoint import Checkpoint
+    from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
     from exporter.encoded import EncodedModel
 

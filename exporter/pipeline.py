@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import importlib.metadata
-import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
 from exporter.bundle import (
-    Artifact,
     Bundle,
-    Interface,
-    LedgerRow,
-    Manifest,
-    ModelEntry,
-    Place,
-    TensorEntry,
 )
 from exporter.config import (
     ExportConfig,
     context_of,
 )
-from exporter.errors import ExportError, OutOfSpaceError
+from exporter.errors import OutOfSpaceError
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.checkpoint import Checkpoint
-    from exporter.encoded import EncodedMatrix, EncodedModel
-    from exporter.partial import Fingerprint, Workplace
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.encoded import EncodedModel
+    from exporter.staging import Fingerprint, StagingDirectory
 
 
 def export(
@@ -54,17 +45,19 @@ def export(
     interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
     errors of exporter.errors.
     """
-    from exporter import forecast, packages, partial
-    from exporter.checkpoint import Checkpoint
+    from exporter import manifest, packages, staging
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.estimate import export_memory
+    from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
     context = context_of(config, checkpoint)
     packages.check(config, checkpoint)
     if max_ram is not None:
-        forecast.check_memory(max_ram, checkpoint, config, context)
+        export_memory.check_memory(max_ram, checkpoint, config, context)
     with (
-        partial.workplace(
+        staging.staging_directory(
             out, _fingerprint(checkpoint, config), force=force, resume=resume
         ) as place,
         _memory_errors(),
@@ -73,38 +66,18 @@ def export(
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(progress)
         encoded = _encode(checkpoint, config, place.coded, progress)
-        vectors = {
-            name: checkpoint.vector(name)
-            for name in checkpoint.names
-            if len(checkpoint.shape(name)) == 1
-        }
+        vectors = checkpoint.vectors()
         source = packages.Source(checkpoint, encoded, vectors, context, config, work)
         emitted = [packages.emit(name, source, progress) for name in config.formats]
-        prompts, loss = _answer(checkpoint, encoded, vectors, context, config, work, progress)
+        prompts, loss = answer_prompts(
+            checkpoint, encoded, vectors, context, config, work, progress
+        )
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, work / file.name)
         if config.with_native:
             _copy_native(work / "native")
         progress("write manifest", 0, 0)
-        manifest = Manifest(
-            schema_version=bundles.SCHEMA_VERSION,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            tools={
-                name: importlib.metadata.version(name) for name in packages.tools(config.formats)
-            },
-            model=_model_entry(checkpoint),
-            quantization=config.quantization.to_dict(),
-            quantization_loss=loss,
-            interface=_interface(checkpoint, context),
-            artifacts=[e.artifact for e in emitted],
-            prompts=prompts,
-            tensors=[_tensor_entry(m) for m in encoded.matrices.values()],
-            ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
-            files=bundles.file_entries(work),
-            expanded=[file for e in emitted for file in e.expanded],
-        )
-        _check_ledger(manifest, work)
-        (work / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        manifest.write(source, emitted, prompts, loss)
     return Bundle.open(out)
 
 
@@ -122,13 +95,13 @@ def _memory_errors() -> Iterator[None]:
 def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
     be moved."""
-    from exporter import partial
+    from exporter import staging
 
     stats = {
         file: file.stat() for file in sorted({entry.file for entry in checkpoint.entries.values()})
     }
     return {
-        "format": str(partial.FORMAT_VERSION),
+        "format": str(staging.FORMAT_VERSION),
         "codec": config.codec,
         "quantization": json.dumps(config.quantization.to_dict(), sort_keys=True),
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
@@ -155,7 +128,7 @@ def _encode(
     )
 
 
-def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: Workplace) -> None:
+def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
     largest = max(
@@ -172,173 +145,8 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: Workplace) 
         )
 
 
-def _answer(
-    checkpoint: Checkpoint,
-    encoded: EncodedModel,
-    vectors: dict[str, Any],
-    context: int,
-    config: ExportConfig,
-    work: Path,
-    progress: Progress,
-) -> tuple[list[str], bundles.QuantizationLoss]:
-    """Writes `reference.safetensors`; returns how its prompts were made, and what quantization
-    cost."""
-    from exporter import memory, reference
-
-    texts, sequences = token_sequences(checkpoint, config.texts or reference.TEXTS)
-    # what lowering and the tokenizer leave goes now, and not at some time in what follows
-    memory.release_free_memory()
-    prompts = reference.make_prompts(
-        sequences, context, checkpoint.parameters, checkpoint.config.vocab_size
-    )
-    total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
-    total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        progress("compute reference answers", done, total)
-
-    advance(0)
-    reference.write_reference(
-        encoded, vectors, checkpoint.config, context, prompts, work / bundles.REFERENCE, advance
-    )
-    progress("compare with the original", 0, 0)
-    tokens = prompts[-1].tokens[: reference.loss_positions(checkpoint.parameters)]
-    return texts, reference.quantization_loss(
-        checkpoint, encoded, vectors, config.activations, tokens
-    )
-
-
-def token_sequences(
-    checkpoint: Checkpoint, texts: Sequence[str]
-) -> tuple[list[str], list[list[int]]]:
-    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its
-    vocabulary."""
-    from tokenizers import Tokenizer
-
-    from exporter import reference
-
-    vocab = checkpoint.config.vocab_size
-    path = checkpoint.path / "tokenizer.json"
-    if path.is_file():
-        tokenizer = Tokenizer.from_file(str(path))
-        sequences = [tokenizer.encode(text).ids for text in texts]
-        bos = checkpoint.config.bos_token_id
-        sequences = [s if bos is None or s[:1] == [bos] else [bos, *s] for s in sequences]
-        if all(s and max(s) < vocab for s in sequences):
-            return list(texts), sequences
-        return ["random ids: the tokenizer gives ids the model does not have"], [
-            reference.random_tokens(vocab, 64)
-        ]
-    return ["random ids: the checkpoint has no tokenizer.json"], [
-        reference.random_tokens(vocab, 64)
-    ]
-
-
 def _copy_native(target: Path) -> None:
     from exporter.codec.native import native_dir
 
     wanted = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "*.py", "tests", "fuzz")
     shutil.copytree(native_dir(), target, ignore=wanted)
-
-
-def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
-    return TensorEntry(
-        name=m.name,
-        rows=m.rows,
-        cols=m.cols,
-        scheme=m.scheme,
-        n_levels=m.n_levels,
-        group_size=m.group_size,
-        codec=m.codec,
-        code_bits=m.code_bits,
-        cap=m.cap,
-        bits_per_weight=round(m.bits_per_weight, 6),
-        entropy_bits=round(m.entropy_bits, 6),
-        zeros=round(m.zeros, 6),
-        levels_crc32=m.levels_crc32,
-        blob_bytes=m.blob_bytes,
-        scales_bytes=m.scales_bytes,
-        sizes_bytes=m.sizes_bytes,
-    )
-
-
-def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
-    name = checkpoint.path.resolve().name
-    return ModelEntry(name, checkpoint.parameters, checkpoint.source_bytes, checkpoint.config_dict)
-
-
-def _interface(checkpoint: Checkpoint, context: int) -> Interface:
-    config = checkpoint.config
-    return Interface(
-        context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids)
-    )
-
-
-def _ledger(work: Path, packages: list[LedgerRow]) -> list[LedgerRow]:
-    """What every byte is: packages by part, as their backends say, every other file as a whole."""
-    ledger, told = list(packages), {row.file for row in packages}
-    descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
-    for name in bundles.bundle_files(work):
-        if name not in told:
-            other = (
-                "C++ sources of the operators"
-                if name.startswith("native/")
-                else "tokenizer and prompts"
-            )
-            ledger.append(
-                LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size)
-            )
-    return ledger
-
-
-def _check_ledger(manifest: Manifest, work: Path) -> None:
-    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their
-    files."""
-    problems = [
-        f"{row.file}: {row.what} has {row.n_bytes:,} bytes"
-        for row in manifest.ledger
-        if row.n_bytes < 0
-    ]
-    for entry in manifest.files:
-        total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
-        if total != entry.n_bytes:
-            problems.append(
-                f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}"
-            )
-    scales_bytes = {t.name: t.scales_bytes for t in manifest.tensors}
-    sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
-    for artifact in manifest.artifacts:
-        if artifact.places.keys() != scales_bytes.keys():
-            problems.append(
-                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}"
-            )
-        problems += _overlaps(artifact, scales_bytes, sizes)
-    if problems:
-        what = "the byte ledger does not match what was written"
-        raise ExportError(what, problems=problems, do="report this as a bug")
-
-
-def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
-    spans = sorted(
-        span
-        for name, place in artifact.places.items()
-        for span in _spans(name, place, scales_bytes[name])
-    )
-    problems = [
-        f"{name} and {other} overlap in {file}"
-        for (file, _, end, name), (next_file, begin, _, other) in itertools.pairwise(spans)
-        if file == next_file and begin < end
-    ]
-    beyond = [span for span in spans if span[2] > sizes.get(span[0], 0)]
-    return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
-
-
-def _spans(name: str, place: Place, scales_bytes: int) -> list[tuple[str, int, int, str]]:
-    """(file, begin, end, name) of the levels and of the scales."""
-    spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
-    if place.scales_offset is not None:
-        spans.append((place.file, place.scales_offset, place.scales_offset + scales_bytes, name))
-    return spans

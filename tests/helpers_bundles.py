@@ -18,13 +18,13 @@ from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.backends import executorch
 from exporter.bundle import Arithmetic, Artifact, Bundle, Manifest, Place, TensorEntry
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.config import ExportConfig
 from exporter.encoded import EncodedModel, encode_model
 from exporter.models.llama import Llama
 from exporter.quant import QuantConfig, quantize
-from exporter.reference import QuantizedLayers
+from exporter.reference.model import QuantizedLayers
 
 TEXT = (
     "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs "

@@ -18,12 +18,14 @@ from helpers_bundles import no_progress
 from helpers_checkpoints import write_llama
 from typer.testing import CliRunner
 
-from exporter import cli, forecast, memory, pipeline
+from exporter import memory, pipeline
 from exporter.bundle import Bundle
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.cli import app
 from exporter.codec import encoder
 from exporter.config import ExportConfig
 from exporter.errors import OutOfSpaceError, UsageError
+from exporter.estimate import export_memory
 from exporter.quant import QuantConfig, quantize
 
 MB = 10**6
@@ -61,7 +63,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_a_wrong_size_is_a_usage_error_of_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(
-        cli.app, ["export", "model", str(tmp_path / "out"), "--max-ram", "lots"]
+        app.app, ["export", "model", str(tmp_path / "out"), "--max-ram", "lots"]
     )
     assert result.exit_code == 2
     assert "--max-ram" in result.stderr
@@ -236,17 +238,18 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
     assert re.fullmatch(r"give --max-ram \d+MB or more", caught.value.do)
     assert not out.parent.exists()
     result = CliRunner().invoke(
-        cli.app, ["export", str(checkpoint), str(out), "--max-ram", "100 MB"]
+        app.app, ["export", str(checkpoint), str(out), "--max-ram", "100 MB"]
     )
     assert result.exit_code == 4
     assert "give --max-ram" in result.stderr
 
 
 def test_the_forecast_follows_model_and_options(checkpoint: Path, large: Path) -> None:
-    def most(path: Path, context: int = 64, **options: Any) -> forecast.Stage:
+    def most(path: Path, context: int = 64, **options: Any) -> export_memory.Stage:
         config = ExportConfig(QuantConfig(), **options)
         return max(
-            forecast.stages(Checkpoint.open(path), config, context), key=lambda stage: stage.n_bytes
+            export_memory.stages(Checkpoint.open(path), config, context),
+            key=lambda stage: stage.n_bytes,
         )
 
     small = most(checkpoint)

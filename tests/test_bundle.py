@@ -18,8 +18,9 @@ from helpers_bundles import as_dict, copy, edit_manifest, place, small_manifest,
 
 from exporter import bundle as bundles
 from exporter.bundle import Bundle, Manifest
+from exporter.codec import reference
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
-from exporter.partial import workplace
+from exporter.staging import staging_directory
 
 
 @pytest.fixture
@@ -262,8 +263,6 @@ def test_the_ledger_sums_to_the_bytes_on_disk(which: str, request: pytest.Fixtur
 def test_the_manifest_says_where_each_matrix_is(which: str, request: pytest.FixtureRequest) -> None:
     import numpy as np
 
-    from exporter.codec import reference
-
     made: Bundle = request.getfixturevalue(which)
     program = (made.path / bundles.PROGRAM).read_bytes()
     for entry in made.manifest.tensors[:3]:
@@ -290,7 +289,7 @@ def names(path: Path) -> list[str]:
 @contextlib.contextmanager
 def new_bundle(out: Path, *, force: bool) -> Iterator[Path]:
     """The directory of the bundle being made, of an export that starts from the beginning."""
-    with workplace(out, {}, force=force, resume=False) as place:
+    with staging_directory(out, {}, force=force, resume=False) as place:
         yield place.bundle
 
 
@@ -401,12 +400,12 @@ def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
 
 
 def test_a_full_disk_while_the_answers_are_written(tiny_disk: Path, parts: Any) -> None:
-    from exporter import reference
+    from exporter.reference import answers, prompts
 
-    model, prompt = parts.checkpoint.config, reference.Prompt(tuple(range(24)), 1)
+    model, prompt = parts.checkpoint.config, prompts.Prompt(tuple(range(24)), 1)
     with pytest.raises(OutOfSpaceError), new_bundle(tiny_disk / "out", force=False) as work:  # noqa: PT012
         (work / "filler").write_bytes(bytes((1 << 20) - 8192))
-        reference.write_reference(
+        answers.write_reference(
             parts.encoded,
             parts.vectors,
             model,

@@ -21,8 +21,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from exporter import bundle as bundles
-from exporter import cli, console, pipeline
+from exporter import pipeline
 from exporter.bundle import Bundle
+from exporter.cli import app, console, run
 from exporter.errors import MissingComponentError
 from exporter.quiet import VERBOSE, quiet
 from runtime_ref import doctor, generate, parity
@@ -30,12 +31,12 @@ from runtime_ref.doctor import Finding
 from runtime_ref.executorch import kernels
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "tinyqmoe"
-COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
+COMMANDS = [c.name or c.callback.__name__ for c in app.app.registered_commands if c.callback]
 
 
 def tinyqmoe(*arguments: str | Path) -> Any:
     """In this process: quick, and the kernels are loaded only once."""
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return CliRunner().invoke(app.app, [str(a) for a in arguments])
 
 
 def strict_json(text: str) -> Any:
@@ -220,13 +221,13 @@ def test_a_signal_lets_an_export_clean_up(
 ) -> None:
     """What is coded stays, and that is said."""
     script = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import cli, "
-        "partial, pipeline\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import "
+        "pipeline, staging\nfrom exporter.cli import app\n"
         "def export(model, out, *args, **options):\n"
-        "    with partial.workplace(out, {}, force=False, resume=False) as place:\n"
+        "    with staging.staging_directory(out, {}, force=False, resume=False) as place:\n"
         f"        [(place.coded / f'{{i}}.json').touch() for i in range({coded})]\n"
         f"        os.kill(os.getpid(), {number:d})\n        time.sleep(60)\n"
-        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\ncli.main()\n"
+        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\napp.main()\n"
     )
     command = [sys.executable, "-c", script, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
@@ -243,10 +244,10 @@ def test_a_signal_lets_an_export_clean_up(
 def test_a_bug_is_70_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(cli, "app", raising(ZeroDivisionError("oops")))
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(app, "app", raising(ZeroDivisionError("oops")))
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     assert stopped.value.code == 70
     assert "ZeroDivisionError: oops" in capsys.readouterr().err
 
@@ -271,8 +272,8 @@ def test_a_failed_verdict_is_1_and_still_json(
         "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
     )
     report = parity.ParityReport("executorch", "int8", {}, [check])
-    monkeypatch.setattr(cli, "_runner", lambda *_: None)
-    monkeypatch.setattr(cli, "_parity", lambda *_: report)
+    monkeypatch.setattr(run, "open_runner_of", lambda *_: None)
+    monkeypatch.setattr(run, "judge", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")
     assert result.exit_code == 1
     assert strict_json(result.stdout)["passed"] is False
@@ -413,7 +414,7 @@ def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
-    monkeypatch.setattr(cli, "_runner", lambda *_: None)
+    monkeypatch.setattr(run, "open_runner_of", lambda *_: None)
     monkeypatch.setattr(generate, "run", lambda *_: result)
     data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
     assert (data["prefill_ms"], data["decode_ms"]) == (None, None)

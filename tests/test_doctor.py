@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from exporter import cli
+from exporter.cli import app
 from exporter.codec import native
 from exporter.errors import MissingComponentError
 from runtime_ref import doctor
@@ -148,8 +148,8 @@ def test_the_command_ends_with_5_and_shows_what_to_do(monkeypatch: pytest.Monkey
         Finding("C++ compiler", False, "none in [/usr]", "install [g++]"),
     ]
     monkeypatch.setattr(doctor, "examine", lambda: bad)
-    monkeypatch.setattr(cli, "out_console", Console(width=100))
-    result = CliRunner().invoke(cli.app, ["doctor"])
+    monkeypatch.setattr(app, "out_console", Console(width=100))
+    result = CliRunner().invoke(app.app, ["doctor"])
     assert result.exit_code == 5
     assert "none in [/usr]" in result.stdout
     assert "install [g++]" in result.stdout

@@ -30,112 +30,86 @@ HEAVY = (
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.errors")
-QUANT = ("exporter.quant", "exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
+CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
+QUANT = ("exporter.quant", *CHECKPOINT)
+CONFIG = ("exporter.config", *CODEC, *QUANT)
+REFERENCE = ("exporter.reference", "exporter.encoded", "exporter.memory", *CONFIG)
+BACKEND = ("exporter.packages", "exporter.encoded", "exporter.quiet", *CONFIG)
+RUNNER = (
+    "exporter.bundle",
+    "exporter.errors",
+    "exporter.codec",
+    "exporter.quiet",
+    "exporter.progress",
+    "exporter.memory",
+)
+RUNNERS = ("runtime_ref.generate", "runtime_ref.residency", *RUNNER)
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter": ((), ()),
     "exporter.errors": ((), ()),
     "exporter.quiet": ((), ()),
-    "exporter.native": ((), ()),
-    "exporter.bundle": (("exporter.errors",), ()),
-    "exporter.memory": (("exporter.errors",), ()),
     "exporter.progress": ((), ()),
-    "exporter.config": (("exporter.bundle", *CODEC, *QUANT), ()),
-    "exporter.forecast": (
-        ("exporter.memory", "exporter.reference", "exporter.config", *CODEC, *QUANT),
-        (),
-    ),
-    "exporter.partial": (("exporter.bundle", "exporter.errors"), ()),
-    "exporter.codec": (CODEC, ("numpy",)),
+    "exporter.native": ((), ()),
+    "exporter.memory": (("exporter.errors",), ()),
+    "exporter.bundle": (("exporter.errors",), ()),
+    "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
-    "exporter.checkpoint": (
-        ("exporter.bundle", "exporter.progress", *MODELS),
-        ("torch", "numpy", "huggingface_hub"),
-    ),
+    "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
     "exporter.quant": (QUANT, ("torch", "numpy")),
+    "exporter.config": (CONFIG, ()),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy",)),
-    "exporter.reference": (
-        ("exporter.encoded", "exporter.bundle", *CODEC, *QUANT),
-        ("torch", "numpy", "safetensors"),
-    ),
+    "exporter.reference": (REFERENCE, ("torch", "numpy", "safetensors", "tokenizers")),
+    "exporter.packages": (("exporter.backends", *BACKEND), ("torch",)),
     "exporter.backends": (
-        (
-            "exporter.backends",
-            "exporter.encoded",
-            "exporter.bundle",
-            "exporter.quiet",
-            *CODEC,
-            *QUANT,
-        ),
+        ("exporter.backends", *BACKEND),
         ("torch", "numpy", "executorch", "coremltools"),
     ),
-    "exporter.packages": (
-        (
-            "exporter.backends",
-            "exporter.encoded",
-            "exporter.bundle",
-            "exporter.config",
-            *CODEC,
-            *QUANT,
-        ),
-        ("torch",),
-    ),
-    "exporter.pipeline": (
-        (
-            "exporter.config",
-            "exporter.packages",
-            "exporter.encoded",
-            "exporter.bundle",
-            "exporter.reference",
-            "exporter.forecast",
-            "exporter.memory",
-            "exporter.partial",
-            *CODEC,
-            *QUANT,
-        ),
-        ("tokenizers", "torch"),
-    ),
-    "exporter.outline": (
-        (
-            "exporter.packages",
-            "exporter.backends",
-            "exporter.bundle",
-            "exporter.config",
-            *CODEC,
-            *QUANT,
-        ),
+    "exporter.manifest": (
+        ("exporter.packages", "exporter.encoded", "exporter.bundle", *CHECKPOINT),
         (),
     ),
-    "exporter.show": (("exporter.bundle",), ("rich",)),
+    "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),
+    "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
+    "exporter.pipeline": (
+        ("exporter.manifest", "exporter.estimate", "exporter.staging", *BACKEND, *REFERENCE),
+        (),
+    ),
     "exporter.demo": (("exporter.demo",), ("torch", "tokenizers", "safetensors", "transformers")),
-    "exporter.console": (("exporter.errors",), ("typer", "rich")),
-    "exporter.options": (("exporter.memory", "exporter.errors"), ("typer",)),
+    "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
+    "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
+    "exporter.cli.options": (("exporter.memory", "exporter.errors"), ("typer",)),
     "exporter.cli": (OURS, ("typer", "rich")),
-    "runtime_ref.residency": (("exporter.bundle", *CODEC), ("platformdirs",)),
-    "runtime_ref": (
+    "runtime_ref": ((), ()),
+    "runtime_ref.generate": (RUNNER, ("numpy", "torch", "tokenizers", "transformers", "jinja2")),
+    "runtime_ref.residency": (RUNNER, ("platformdirs",)),
+    "runtime_ref.coreml": (
+        ("runtime_ref.coreml", *RUNNERS),
+        ("numpy", "torch", "coremltools", "google"),
+    ),
+    "runtime_ref.executorch": (
+        ("runtime_ref.executorch", *RUNNERS),
+        ("numpy", "torch", "executorch", "platformdirs"),
+    ),
+    "runtime_ref.parity": (("runtime_ref.generate", *RUNNER), ("numpy", "torch", "safetensors")),
+    "runtime_ref.runners": (("runtime_ref.coreml", "runtime_ref.executorch", *RUNNERS), ()),
+    "runtime_ref.doctor": (
+        ("runtime_ref.coreml", "runtime_ref.executorch", *RUNNERS),
+        ("packaging", "platformdirs"),
+    ),
+    "runtime_ref.device": (
         (
-            "runtime_ref",
-            "exporter.bundle",
-            "exporter.quiet",
-            "exporter.progress",
-            "exporter.memory",
-            *CODEC,
+            "runtime_ref.device",
+            "runtime_ref.runners",
+            "runtime_ref.parity",
+            "runtime_ref.coreml",
+            "runtime_ref.executorch",
+            *RUNNERS,
         ),
-        (
-            "numpy",
-            "torch",
-            "executorch",
-            "coremltools",
-            "safetensors",
-            "tokenizers",
-            "transformers",
-            "rich",
-            "jinja2",
-            "platformdirs",
-            "packaging",
-            "google",
-            "junitparser",
-            "matplotlib",
-        ),
+        ("numpy", "torch", "tokenizers", "safetensors", "coremltools"),
+    ),
+    "runtime_ref.reports": (
+        ("runtime_ref.reports", "runtime_ref.device", "runtime_ref.parity", *RUNNERS),
+        ("rich", "jinja2", "junitparser", "matplotlib"),
     ),
 }
 
@@ -254,7 +228,7 @@ def test_exporter_meets_runtime_ref_only_inside_commands(file: Path) -> None:
         return
     for line, name, in_function, for_types in imports(file):
         if is_within(name, "runtime_ref"):
-            assert file.name == "cli.py", f"{file.relative_to(ROOT)}:{line}"
+            assert file.parent.name == "cli", f"{file.relative_to(ROOT)}:{line}"
             assert in_function or for_types, (
                 f"{file.relative_to(ROOT)}:{line} is not inside a command"
             )
@@ -316,8 +290,8 @@ def test_the_command_line_starts_without_heavy_packages(
 ) -> None:
     """They take many seconds to import: what needs none of them must not wait for them."""
     script = (
-        "import json, sys\nimport exporter.cli\nsys.argv[1:] = json.loads(sys.argv[1])\n"
-        "try:\n    exporter.cli.app() if sys.argv[1:] else None\nexcept SystemExit:\n    pass\n"
+        "import json, sys\nfrom exporter.cli import app\nsys.argv[1:] = json.loads(sys.argv[1])\n"
+        "try:\n    app.app() if sys.argv[1:] else None\nexcept SystemExit:\n    pass\n"
         f"print('HEAVY', sorted(set(sys.modules) & set({HEAVY})))\n"
     )
     done = subprocess.run(

@@ -15,11 +15,11 @@ from conftest import TERNARY
 from helpers_checkpoints import write_llama
 
 from exporter.bundle import Artifact, Bundle, FileEntry, Manifest, Place, TensorEntry
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.demo import model_path
 from exporter.errors import BundleError, UsageError
-from exporter.outline import outline
+from exporter.estimate.bundle import outline
 from exporter.quant import QuantConfig
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import run, sandbox, sandbox_tasks

@@ -17,11 +17,12 @@ from helpers_bundles import with_artifact
 from helpers_checkpoints import copy, edit_config, write_llama, write_tokenizer
 
 from exporter import config as configs
-from exporter import pipeline, reference
+from exporter import manifest, pipeline
 from exporter.backends import executorch
 from exporter.bundle import MANIFEST, PROGRAM, Bundle, LedgerRow
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import BundleError, CheckpointError, ExportError, OutOfSpaceError, UsageError
+from exporter.reference import prompts
 
 
 def names(path: Path) -> list[str]:
@@ -178,7 +179,7 @@ def test_the_tokenizer_is_the_checkpoints(bundle: Bundle, checkpoint: Path) -> N
         "generation_config.json",
     ):
         assert (bundle.path / name).read_bytes() == (checkpoint / name).read_bytes()
-    assert bundle.manifest.prompts == list(reference.TEXTS)
+    assert bundle.manifest.prompts == list(prompts.TEXTS)
 
 
 def test_the_native_sources_are_there_if_asked_for(bundle: Bundle, other_bundle: Bundle) -> None:
@@ -240,14 +241,14 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
 def test_a_tokenizer_that_gives_ids_the_model_lacks_is_not_used(tmp_path: Path) -> None:
     checkpoint = write_llama(tmp_path / "small-vocab", num_hidden_layers=1, vocab_size=30)
     write_tokenizer(checkpoint)  # 258 ids
-    texts, sequences = pipeline.token_sequences(Checkpoint.open(checkpoint), reference.TEXTS)
+    texts, sequences = prompts.token_sequences(Checkpoint.open(checkpoint), prompts.TEXTS)
     assert "ids the model does not have" in texts[0]
     assert max(map(max, sequences)) < 30
 
 
 def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
-    _, sequences = pipeline.token_sequences(Checkpoint.open(checkpoint), reference.TEXTS)
-    assert len(sequences) == len(reference.TEXTS)
+    _, sequences = prompts.token_sequences(Checkpoint.open(checkpoint), prompts.TEXTS)
+    assert len(sequences) == len(prompts.TEXTS)
     for sequence in sequences:
         assert sequence[0] == 0
         assert sequence.count(0) == 1
@@ -258,12 +259,12 @@ def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
 
 def broken_ledger(bundle: Bundle, **changes: Any) -> ExportError:
     with pytest.raises(ExportError) as caught:
-        pipeline._check_ledger(dataclasses.replace(bundle.manifest, **changes), bundle.path)
+        manifest.check_ledger(dataclasses.replace(bundle.manifest, **changes), bundle.path)
     return caught.value
 
 
 def test_a_ledger_that_is_right_passes(bundle: Bundle) -> None:
-    pipeline._check_ledger(bundle.manifest, bundle.path)
+    manifest.check_ledger(bundle.manifest, bundle.path)
 
 
 def test_a_ledger_that_does_not_sum_up_fails_the_export(bundle: Bundle) -> None:

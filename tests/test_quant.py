@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from exporter import checkpoint as checkpoint_module
 from exporter.bundle import EMBEDDING, HEAD
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint import checkpoint as checkpoint_module
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.quant import SCHEMES, QuantConfig, int8, quantize, ternary
 

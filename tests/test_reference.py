@@ -13,25 +13,29 @@ from helpers_bundles import TEXT, Parts, encode, greedy
 from helpers_checkpoints import hf_model, write_llama
 from safetensors.torch import load_file, save_file
 
-from exporter import reference
 from exporter.backends import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
-from exporter.bundle import ARITHMETICS, REFERENCE, Bundle
-from exporter.checkpoint import Checkpoint
+from exporter.bundle import ARITHMETICS, REFERENCE, Bundle, QuantizationLoss
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.models.llama import DenseLayers, Llama
 from exporter.quant import QuantConfig
 from exporter.quant.tensor import QuantizedTensor
-from exporter.reference import (
-    Prompt,
+from exporter.reference import model as reference_model
+from exporter.reference.answers import answers, write_reference
+from exporter.reference.loss import quantization_loss
+from exporter.reference.model import (
+    BLOCK_WEIGHTS,
+    EXACT_COLUMNS,
     QuantizedLinear,
-    answers,
-    make_prompts,
-    quantization_loss,
-    write_reference,
+    dequantized,
+    integer_product,
+    quantize_activations,
+    row_blocks,
 )
+from exporter.reference.prompts import TEXTS, Prompt, make_prompts, random_tokens
 
-EXACT = reference.EXACT_COLUMNS
+EXACT = EXACT_COLUMNS
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -46,7 +50,7 @@ def test_activations_are_quantized_with_the_bits_of_the_core() -> None:
     x = (rng.normal(size=(40, 65)) * 10.0 ** rng.integers(-30, 20, (40, 1))).astype(np.float32)
     x[3], x[4], x[5] = 0, 2.0**-101, 2.0**-100
     x[6] = np.arange(65) - 32.5  # ties
-    quantized, scales = reference.quantize_activations(torch.from_numpy(x))
+    quantized, scales = quantize_activations(torch.from_numpy(x))
     expected, expected_scales = native.quantize_activations(x)
     assert np.array_equal(quantized.numpy(), expected.astype(np.float32))
     assert np.array_equal(scales[:, 0].numpy().view(np.int32), expected_scales.view(np.int32))
@@ -59,7 +63,7 @@ def test_integer_products_are_exact_where_they_are_largest(cols: int) -> None:
     quantized = torch.full((2, cols), 127.0)
     levels = torch.full((3, cols), 127.0)
     levels[1, -1], levels[2] = 126.0, -127.0
-    got = reference.integer_product(quantized, levels)
+    got = integer_product(quantized, levels)
     assert got.dtype == torch.int32
     assert got[0].tolist() == [127 * 127 * cols, 127 * 127 * cols - 127, -127 * 127 * cols]
 
@@ -96,7 +100,7 @@ def operator(matrix: EncodedMatrix, x: torch.Tensor, int8: bool) -> torch.Tensor
 def test_int8_products_have_the_bits_of_the_operator(
     coded: EncodedMatrix, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "BLOCK_WEIGHTS", block)
+    monkeypatch.setattr(reference_model, "BLOCK_WEIGHTS", block)
     x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
     assert same_bits(QuantizedLinear(coded, "int8")(x), operator(coded, x, True))
 
@@ -110,11 +114,11 @@ def test_float_products_are_those_of_the_operator(coded: EncodedMatrix) -> None:
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 3), (100, 1 << 24), (3_000_000, 5)])
 def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
-    blocks = reference.row_blocks(rows, cols)
+    blocks = row_blocks(rows, cols)
     assert blocks[0][0] == 0
     assert blocks[-1][1] == rows
     assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(blocks))
-    assert all((end - begin) * cols <= max(reference.BLOCK_WEIGHTS, cols) for begin, end in blocks)
+    assert all((end - begin) * cols <= max(BLOCK_WEIGHTS, cols) for begin, end in blocks)
 
 
 # ---- the model
@@ -126,9 +130,7 @@ def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
     for name, matrix in parts.encoded.matrices.items():
         with matrix.open() as coded:
             levels = torch.from_numpy(coded.decode_rows()).float()
-        weights[name] = reference.dequantized(
-            levels, torch.tensor(matrix.scales()), matrix.group_size
-        )
+        weights[name] = dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
     return weights
 
 
@@ -195,8 +197,8 @@ def test_prompts_are_made_of_the_texts() -> None:
 
 
 def test_random_tokens_are_fixed_and_known_to_the_model() -> None:
-    tokens = reference.random_tokens(37, 200)
-    assert tokens == reference.random_tokens(37, 200)
+    tokens = random_tokens(37, 200)
+    assert tokens == random_tokens(37, 200)
     assert set(tokens) <= set(range(37))
     assert len(set(tokens)) > 30
 
@@ -247,7 +249,7 @@ def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return encode(source, work / "second", QuantConfig(scheme="int8"))
 
 
-def loss(parts: Parts, n: int = 30) -> reference.QuantizationLoss:
+def loss(parts: Parts, n: int = 30) -> QuantizationLoss:
     tokens = [i * 7 % parts.checkpoint.config.vocab_size for i in range(n)]
     return quantization_loss(parts.checkpoint, parts.encoded, parts.vectors, "float32", tokens)
 
@@ -279,5 +281,5 @@ def test_perplexity_is_that_of_the_dense_model(checkpoint: Path, parts: Parts) -
 def test_the_built_in_texts_are_long_enough() -> None:
     """For the text whose loss is measured, and for a prompt of 24 tokens, with any usual
     tokenizer."""
-    assert len(" ".join(reference.TEXTS).split()) >= 60
-    assert all(text.isascii() for text in (*reference.TEXTS, TEXT))
+    assert len(" ".join(TEXTS).split()) >= 60
+    assert all(text.isascii() for text in (*TEXTS, TEXT))

@@ -24,8 +24,9 @@ from helpers_bundles import no_progress, write_small_bundle
 from helpers_checkpoints import copy, write_llama
 from typer.testing import CliRunner
 
-from exporter import cli, encoded, packages, partial, pipeline
+from exporter import encoded, packages, pipeline, staging
 from exporter.bundle import Bundle
+from exporter.cli import app
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, OutOfSpaceError, UsageError
 from exporter.quant import QuantConfig
@@ -175,14 +176,16 @@ def test_a_damaged_matrix_is_coded_again(
     damage: Callable[[Path], None],
 ) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
-    damage(partial.workplace_of(interrupted).coded / f"{name}.{suffix}")
+    damage(staging.staging_directory_of(interrupted).coded / f"{name}.{suffix}")
     export(model, interrupted, resume=True)
     check_same(interrupted, expected)
     assert coded == [name]
 
 
 def test_no_flipped_bit_changes_what_a_record_says(interrupted: Path) -> None:
-    record = partial.workplace_of(interrupted).coded / "model.layers.1.mlp.up_proj.weight.json"
+    record = (
+        staging.staging_directory_of(interrupted).coded / "model.layers.1.mlp.up_proj.weight.json"
+    )
     good, said = record.read_bytes(), encoded._read_record(record)
     assert said is not None
     refused = 0
@@ -197,7 +200,7 @@ def test_no_flipped_bit_changes_what_a_record_says(interrupted: Path) -> None:
 def test_a_damaged_fingerprint_is_as_none(
     model: Path, interrupted: Path, expected: Bundle, coded: list[str]
 ) -> None:
-    truncate(partial.workplace_of(interrupted).root / partial.FINGERPRINT)
+    truncate(staging.staging_directory_of(interrupted).root / staging.FINGERPRINT)
     export(model, interrupted, resume=True)
     check_same(interrupted, expected)
     assert len(coded) == MATRICES
@@ -222,7 +225,7 @@ def test_another_quantization_is_refused_and_named(model: Path, interrupted: Pat
     (problem,) = caught.value.problems
     assert problem.startswith("quantization: ")
     assert '"ternary"' in problem.split(" then, ")[0]
-    assert partial.workplace_of(interrupted).finished == MATRICES
+    assert staging.staging_directory_of(interrupted).finished == MATRICES
 
 
 def test_another_checkpoint_is_refused_and_named(
@@ -234,7 +237,7 @@ def test_another_checkpoint_is_refused_and_named(
         export(touched, interrupted, resume=True)
     assert [p.split(":")[0] for p in caught.value.problems] == ["model.safetensors"]
     assert "--resume" in caught.value.do
-    assert partial.workplace_of(interrupted).finished == MATRICES
+    assert staging.staging_directory_of(interrupted).finished == MATRICES
 
 
 def test_a_checkpoint_may_be_moved(
@@ -247,7 +250,7 @@ def test_a_checkpoint_may_be_moved(
 def test_another_version_of_the_tool_is_refused(
     model: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(staging, "FORMAT_VERSION", 2)
     with pytest.raises(UsageError, match="format: 1 then, 2 now"):
         export(model, interrupted, resume=True)
 
@@ -267,13 +270,13 @@ def test_after_an_error_that_would_be_met_again_nothing_stays(
 def test_a_model_that_is_not_there_leaves_the_coded_matrices(interrupted: Path) -> None:
     with pytest.raises(CheckpointError):
         export(interrupted / "nothing", interrupted, resume=True)
-    assert partial.workplace_of(interrupted).finished == MATRICES
+    assert staging.staging_directory_of(interrupted).finished == MATRICES
 
 
 def test_two_exports_to_one_place(model: Path, interrupted: Path) -> None:
     with (
-        partial.workplace(interrupted.with_name("free"), {}, force=False, resume=False),
-        partial.workplace(interrupted, {}, force=False, resume=False),
+        staging.staging_directory(interrupted.with_name("free"), {}, force=False, resume=False),
+        staging.staging_directory(interrupted, {}, force=False, resume=False),
         pytest.raises(UsageError, match=r"another export to .* is under way"),
     ):
         export(model, interrupted, resume=True)
@@ -321,7 +324,7 @@ def test_a_full_disk_can_be_mended(
         isinstance(caught.value, OutOfSpaceError)
         or getattr(caught.value, "errno", 0) == errno.ENOSPC
     )
-    kept = partial.workplace_of(out).finished
+    kept = staging.staging_directory_of(out).finished
     assert kept > 0
     assert (kept == MATRICES) == is_coded
     filler.unlink()
@@ -337,10 +340,11 @@ def test_a_full_disk_can_be_mended(
 def test_a_kill_between_two_renames_keeps_the_old_bundle(tmp_path: Path) -> None:
     old = write_small_bundle(tmp_path / "out")
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom exporter import partial\nreal = "
-        "os.rename\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom exporter import staging\n"
+        "real = os.rename\n"
         "def rename(a, b):\n    real(a, b)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with partial.workplace(Path(sys.argv[1]), {}, force=True, resume=False) as place:\n"
+        "options = {'force': True, 'resume': False}\n"
+        "with staging.staging_directory(Path(sys.argv[1]), {}, **options) as place:\n"
         "    (place.bundle / 'manifest.json').write_text('{}')\n    os.rename = rename\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, old.path], check=False)
@@ -348,7 +352,7 @@ def test_a_kill_between_two_renames_keeps_the_old_bundle(tmp_path: Path) -> None
     assert names(tmp_path) == [".out.partial"]
     with (
         pytest.raises(UsageError, match="already exists"),
-        partial.workplace(old.path, {}, force=False, resume=False),
+        staging.staging_directory(old.path, {}, force=False, resume=False),
     ):
         pytest.fail("the work began")
     assert names(tmp_path) == ["out"]
@@ -359,7 +363,7 @@ def test_a_kill_between_two_renames_keeps_the_old_bundle(tmp_path: Path) -> None
 
 
 def tinyqmoe(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return CliRunner().invoke(app.app, [str(a) for a in arguments])
 
 
 def command(model: Path, out: Path, *options: str) -> Any:
@@ -491,7 +495,11 @@ def test_kills_at_any_moment(model: Path, tmp_path: Path, exporter: Exporter) ->
             check_whole_or_absent(out)
         there = {".out.partial": "resumable", "out": "complete"}
         left[there[names(out.parent)[0]] if names(out.parent) else "nothing"] += 1
-        assert out.exists() or not old or (partial.workplace_of(out).old / "manifest.json").exists()
+        assert (
+            out.exists()
+            or not old
+            or (staging.staging_directory_of(out).old / "manifest.json").exists()
+        )
         assert exporter.run(model, out, force=True, resume=True) == 0
         check_same(out, expected)
     assert left["resumable"] > 0, left

@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from exporter.bundle import EMBEDDING, HEAD
-from exporter.checkpoint import Checkpoint, one_thread
+from exporter.checkpoint.checkpoint import Checkpoint, one_thread
 from exporter.errors import CheckpointError
 from exporter.progress import Progress
 from exporter.quant import int8, ternary

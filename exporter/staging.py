@@ -49,7 +49,7 @@ Fingerprint = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Workplace:
+class StagingDirectory:
     """The directory of one export."""
 
     root: Path
@@ -72,15 +72,15 @@ class Workplace:
         return len(list(self.coded.glob("*.json")))
 
 
-def workplace_of(out: Path) -> Workplace:
+def staging_directory_of(out: Path) -> StagingDirectory:
     """The directory beside `out`, whether it exists or not."""
-    return Workplace(out.parent / f".{out.name}.partial")
+    return StagingDirectory(out.parent / f".{out.name}.partial")
 
 
 @contextlib.contextmanager
-def workplace(
+def staging_directory(
     out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool
-) -> Iterator[Workplace]:
+) -> Iterator[StagingDirectory]:
     """An empty `bundle` to fill, which goes to `out` when the block ends well, and nothing else is
     left then.
 
@@ -91,7 +91,7 @@ def workplace(
     """
     check_target(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    place = workplace_of(out)
+    place = staging_directory_of(out)
     with _locked(place, out):
         _put_back(place, out)
         try:
@@ -114,7 +114,7 @@ def workplace(
         _remove(place)
 
 
-def _locked(place: Workplace, out: Path) -> IO[bytes]:
+def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
     """Makes the directory; its lock is held until the file is closed. Raises UsageError if another
     process has it."""
     path = place.root / LOCK
@@ -135,7 +135,7 @@ def _locked(place: Workplace, out: Path) -> IO[bytes]:
             file.close()
 
 
-def _put_back(place: Workplace, out: Path) -> None:
+def _put_back(place: StagingDirectory, out: Path) -> None:
     """Ends a replacement that was cut off: the old bundle goes back if the new one is not in its
     place."""
     if not place.old.exists():
@@ -146,7 +146,7 @@ def _put_back(place: Workplace, out: Path) -> None:
         os.rename(place.old, out)
 
 
-def _begin(place: Workplace, fingerprint: Fingerprint, resume: bool) -> None:
+def _begin(place: StagingDirectory, fingerprint: Fingerprint, resume: bool) -> None:
     previous = _read_fingerprint(place)
     if not resume or previous is None:
         _clear(place)
@@ -163,7 +163,7 @@ def _begin(place: Workplace, fingerprint: Fingerprint, resume: bool) -> None:
     place.bundle.mkdir()
 
 
-def _read_fingerprint(place: Workplace) -> Fingerprint | None:
+def _read_fingerprint(place: StagingDirectory) -> Fingerprint | None:
     """None where there is nothing to go on from."""
     try:
         raw = json.loads((place.root / FINGERPRINT).read_text(encoding="utf-8"))
@@ -180,14 +180,14 @@ def _differences(previous: Fingerprint, fingerprint: Fingerprint) -> list[str]:
     return [f"{name}: {then} then, {now} now" for name, then, now in values if then != now]
 
 
-def _replace(place: Workplace, out: Path) -> None:
+def _replace(place: StagingDirectory, out: Path) -> None:
     """The bundle takes its place; an old one is out of it for the moment between two renames."""
     if out.exists():
         os.rename(out, place.old)
     os.rename(place.bundle, out)
 
 
-def _leave(place: Workplace, error: BaseException) -> None:
+def _leave(place: StagingDirectory, error: BaseException) -> None:
     """Removes what nobody can go on from."""
     kept = place.finished if isinstance(error, MENDABLE) else 0
     if not kept:
@@ -208,7 +208,7 @@ def _disk_full(error: BaseException, out: Path) -> OutOfSpaceError | None:
     return None
 
 
-def _clear(place: Workplace) -> None:
+def _clear(place: StagingDirectory) -> None:
     """Removes everything but the lock."""
     for path in place.root.iterdir():
         if path.is_dir() and not path.is_symlink():
@@ -217,7 +217,7 @@ def _clear(place: Workplace) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove(place: Workplace) -> None:
+def _remove(place: StagingDirectory) -> None:
     """Removes the directory, the lock last: who waits for it must not meet the rest."""
     _clear(place)
     (place.root / LOCK).unlink(missing_ok=True)

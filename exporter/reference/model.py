@@ -1,57 +1,41 @@
-"""What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
+"""The quantized and the original model in PyTorch, whose weights are never whole in memory.
 
-Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
-Two arithmetics are computed: `int8` as the operators define it (exact integer dot products of
-levels and quantized activations) and `float32`. This is an implementation of its own: it shares the
-decoder with the packages, and nothing of their products or attention.
+Weights are decoded in blocks of rows each time they are needed. This is an implementation of its
+own: it shares the decoder with the packages, and nothing of their products or attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.bundle import ARITHMETICS, Arithmetic, QuantizationLoss
+from exporter.bundle import Arithmetic
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import CheckpointError
-from exporter.models.llama import Layers, Llama, LlamaConfig, TorchAttention
+from exporter.models.llama import Llama, LlamaConfig, TorchAttention
 
 if TYPE_CHECKING:
-    from exporter.checkpoint import Checkpoint
+    from exporter.checkpoint.checkpoint import Checkpoint
 
 
 BLOCK_WEIGHTS = (
     1 << 20
 )  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
+
+
 EXACT_COLUMNS = (
     1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
 )
+
+
 PIECE_TOKENS = (
     256  # of a prompt computed at a time: attention over a full context takes much memory
-)
-LOSS_POSITIONS = 64  # whose logits are in memory at a time
-LOSS_ROWS = 8  # of them compared at a time, in float64
-SMALL_MODEL = (
-    50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
-)
-SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
-
-TEXTS = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park "
-    "with her dog.",
-    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of "
-    "them walked on it. "
-    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the "
-    "wind turns to the "
-    "north?",
 )
 
 
@@ -208,57 +192,6 @@ class OriginalLayers:
         return self.checkpoint.vector(name)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids, and how many greedy tokens follow them (0: only the logits of the last
-    position)."""
-
-    tokens: tuple[int, ...]
-    new_tokens: int
-
-
-def make_prompts(
-    sequences: Sequence[Sequence[int]], context: int, parameters: int, vocab_size: int
-) -> list[Prompt]:
-    """Prompts of several lengths from token sequences, and one that fills the context.
-
-    Shorter than the context by as many tokens as are generated, so every one fits.
-    """
-    new = new_tokens(context, parameters, vocab_size)
-    room = context - new
-    lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
-    prompts = [
-        Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)
-    ]
-    return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
-
-
-def new_tokens(context: int, parameters: int, vocab_size: int) -> int:
-    """How many greedy tokens follow a prompt."""
-    small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
-    return max(1, min(16 if small else 4, context // 4))
-
-
-def loss_positions(parameters: int) -> int:
-    """On how many positions quantization loss is measured at most."""
-    return 256 if parameters <= SMALL_MODEL else 64
-
-
-def _cycle(tokens: Sequence[int], n: int) -> list[int]:
-    return [tokens[i % len(tokens)] for i in range(n)]
-
-
-@torch.inference_mode()
-def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
-    """Logits float32 [max(new_tokens, 1), V] and the greedy token int64 of each row."""
-    logits = [model.logits(hidden_states(model, prompt.tokens)[:, -1])[0]]
-    for step in range(1, prompt.new_tokens):
-        position = torch.tensor([len(prompt.tokens) + step - 1])
-        logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
-    stacked = finite(torch.stack(logits))
-    return stacked, stacked.argmax(-1)
-
-
 def hidden_states(model: Llama, tokens: Sequence[int]) -> Tensor:
     """float32 [1, S, hidden] from position 0 on, computed in pieces."""
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
@@ -278,95 +211,3 @@ def finite(logits: Tensor) -> Tensor:
         "the model computes logits that are not finite: its weights overflow float32",
         do="check the checkpoint: does it generate text with transformers?",
     )
-
-
-def write_reference(
-    encoded: EncodedModel,
-    vectors: dict[str, Tensor],
-    config: LlamaConfig,
-    context: int,
-    prompts: list[Prompt],
-    path: Path,
-    progress: Callable[[int], None],
-) -> None:
-    """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens
-    computed.
-
-    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64
-    [n]. The prompt that fills the context is answered in float32 only: it is there for the cache,
-    and takes the longest.
-    """
-    from safetensors.torch import save
-
-    tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
-    for arithmetic in ARITHMETICS:
-        model = Llama(config, context, QuantizedLayers(encoded, vectors, arithmetic))
-        for i, prompt in enumerate(prompts):
-            if prompt.new_tokens or arithmetic == "float32":
-                logits, tokens = answers(model, prompt)
-                tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
-                progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
-        del model  # its cache, before the next one's
-    path.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
-
-
-@torch.inference_mode()
-def quantization_loss(
-    checkpoint: Checkpoint,
-    encoded: EncodedModel,
-    vectors: dict[str, Tensor],
-    arithmetic: Arithmetic,
-    tokens: Sequence[int],
-) -> QuantizationLoss:
-    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats,
-    top-1, perplexity."""
-    config, n = checkpoint.config, len(tokens)
-    all_layers: tuple[Layers, Layers] = (
-        OriginalLayers(checkpoint),
-        QuantizedLayers(encoded, vectors, arithmetic),
-    )
-    models = [Llama(config, n, layers) for layers in all_layers]
-    hidden = [hidden_states(model, tokens) for model in models]
-    following = torch.tensor(
-        [*tokens[1:], 0]
-    )  # nothing follows the last: what it would cost is left out below
-
-    def compare(part: slice) -> list[tuple[Tensor, ...]]:
-        logits = (
-            finite(model.logits(h[:, part]))[0] for model, h in zip(models, hidden, strict=True)
-        )
-        rows = [*(x.split(LOSS_ROWS) for x in logits), following[part].split(LOSS_ROWS)]
-        return [_compare(*block) for block in zip(*rows, strict=True)]
-
-    blocks = [
-        block
-        for begin in range(0, n, LOSS_POSITIONS)
-        for block in compare(slice(begin, begin + LOSS_POSITIONS))
-    ]
-    kl, same, log_original, log_quantized = (
-        torch.cat(column) for column in zip(*blocks, strict=True)
-    )
-    return QuantizationLoss(
-        positions=n,
-        kl_mean=float(kl.mean()),
-        top1_agreement=float(same.double().mean()),
-        perplexity_original=float(torch.exp(-log_original[:-1].mean())),
-        perplexity_quantized=float(torch.exp(-log_quantized[:-1].mean())),
-    )
-
-
-def _compare(
-    original: Tensor, quantized: Tensor, following: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two times logits [n, V], and the ids that follow -> of each position: KL(original ||
-    quantized) in nats, whether the largest agrees, and the log probabilities of the id that
-    follows."""
-    p, q = (torch.log_softmax(logits.double(), -1) for logits in (original, quantized))
-    same = original.argmax(-1) == quantized.argmax(-1)
-    log_p, log_q = (x.gather(-1, following[:, None])[:, 0] for x in (p, q))
-    return (p.exp() * (p - q)).sum(-1), same, log_p, log_q
-
-
-def random_tokens(vocab_size: int, n: int) -> list[int]:
-    """Fixed token ids for a model without a usable tokenizer."""
-    return np.random.default_rng(0).integers(0, vocab_size, n).tolist()

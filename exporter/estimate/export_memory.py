@@ -16,17 +16,12 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.tensor import effective_group_size
-from exporter.reference import (
-    BLOCK_WEIGHTS,
-    LOSS_POSITIONS,
-    LOSS_ROWS,
-    PIECE_TOKENS,
-    loss_positions,
-    new_tokens,
-)
+from exporter.reference.loss import LOSS_POSITIONS, LOSS_ROWS
+from exporter.reference.model import BLOCK_WEIGHTS, PIECE_TOKENS
+from exporter.reference.prompts import loss_positions, new_tokens
 
 if TYPE_CHECKING:
-    from exporter.checkpoint import Checkpoint
+    from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
 
 MB = 10**6

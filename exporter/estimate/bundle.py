@@ -28,7 +28,7 @@ from exporter.quant import SCHEMES
 from exporter.quant.tensor import effective_group_size
 
 if TYPE_CHECKING:
-    from exporter.checkpoint import Checkpoint
+    from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
 
 TOKENS = {  # of the longest call

@@ -1,0 +1,119 @@
+"""The command line. A command parses, makes one library call, and prints.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 fine; 1 a verdict failed; 2 wrong
+usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing component; 70 a bug;
+130, 141, 143 interrupted, output closed, terminated.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from exporter.cli import devices, export, run
+from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
+from exporter.cli.options import (
+    JsonOption,
+)
+from exporter.errors import MissingComponentError
+
+if TYPE_CHECKING:
+    pass
+
+BUG, TERMINATED = 70, 143
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="tinyqmoe",
+    help="Llama 3.2 as ternary or int8 packages for phones, and the evidence that they work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tinyqmoe {importlib.metadata.version('tiny-qmoe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
+
+
+def doctor(json_file: JsonOption = None) -> None:
+    """Check compiler, versions, kernels and disk, and say what to do. Exit code 5 if something is
+    missing."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from runtime_ref.doctor import examine
+
+    with progress_bars() as progress:
+        progress("look around (compiles the kernels the first time)", 0, 0)
+        findings = examine()
+    table = Table()
+    for name in ("", "what", "found", "next step"):
+        table.add_column(name, overflow="fold")
+    for f in findings:
+        table.add_row(
+            "[green]ok" if f.ok else "[red]no",
+            f.what,
+            escape(f.found),
+            "" if f.ok else escape(f.do),
+        )
+    emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
+    if not all(f.ok for f in findings):
+        raise typer.Exit(MissingComponentError.exit_code)
+
+
+for command in (
+    export.export,
+    run.run,
+    run.parity,
+    devices.devices,
+    devices.fit,
+    export.expand,
+    export.inspect,
+    export.demo,
+    doctor,
+):
+    app.command()(command)
+app.command("native-dir")(export.native_dir_command)
+
+
+def main() -> None:
+    """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit
+    code that says so."""
+    # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
+    # that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED)
+    )  # so that unfinished bundles are removed
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        err_console.print(
+            "[bold red]this is a bug in tinyqmoe[/]: please report the lines above", soft_wrap=True
+        )
+        sys.exit(BUG)

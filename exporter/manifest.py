@@ -1,0 +1,153 @@
+"""The manifest of an export: its entries, and the check that its byte ledger is right."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter import bundle as bundles
+from exporter import packages
+from exporter.bundle import (
+    Artifact,
+    Interface,
+    LedgerRow,
+    Manifest,
+    ModelEntry,
+    Place,
+    QuantizationLoss,
+    TensorEntry,
+)
+from exporter.errors import ExportError
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.encoded import EncodedMatrix
+    from exporter.packages import Emitted, Source
+
+
+def write(
+    source: Source, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
+) -> None:
+    """Writes the manifest of a bundle whose other files are all there. Raises ExportError if the
+    byte ledger does not match them."""
+    work, config = source.work, source.config
+    manifest = Manifest(
+        schema_version=bundles.SCHEMA_VERSION,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        tools={name: importlib.metadata.version(name) for name in packages.tools(config.formats)},
+        model=_model_entry(source.checkpoint),
+        quantization=config.quantization.to_dict(),
+        quantization_loss=loss,
+        interface=_interface(source.checkpoint, source.context),
+        artifacts=[e.artifact for e in emitted],
+        prompts=prompts,
+        tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
+        ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
+        files=bundles.file_entries(work),
+        expanded=[file for e in emitted for file in e.expanded],
+    )
+    check_ledger(manifest, work)
+    (work / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
+    return TensorEntry(
+        name=m.name,
+        rows=m.rows,
+        cols=m.cols,
+        scheme=m.scheme,
+        n_levels=m.n_levels,
+        group_size=m.group_size,
+        codec=m.codec,
+        code_bits=m.code_bits,
+        cap=m.cap,
+        bits_per_weight=round(m.bits_per_weight, 6),
+        entropy_bits=round(m.entropy_bits, 6),
+        zeros=round(m.zeros, 6),
+        levels_crc32=m.levels_crc32,
+        blob_bytes=m.blob_bytes,
+        scales_bytes=m.scales_bytes,
+        sizes_bytes=m.sizes_bytes,
+    )
+
+
+def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
+    name = checkpoint.path.resolve().name
+    return ModelEntry(name, checkpoint.parameters, checkpoint.source_bytes, checkpoint.config_dict)
+
+
+def _interface(checkpoint: Checkpoint, context: int) -> Interface:
+    config = checkpoint.config
+    return Interface(
+        context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids)
+    )
+
+
+def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
+    """What every byte is: packages by part, as their backends say, every other file as a whole."""
+    ledger, told = list(told_by_backends), {row.file for row in told_by_backends}
+    descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
+    for name in bundles.bundle_files(work):
+        if name not in told:
+            other = (
+                "C++ sources of the operators"
+                if name.startswith("native/")
+                else "tokenizer and prompts"
+            )
+            ledger.append(
+                LedgerRow(name, descriptions.get(name, other), (work / name).stat().st_size)
+            )
+    return ledger
+
+
+def check_ledger(manifest: Manifest, work: Path) -> None:
+    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their
+    files."""
+    problems = [
+        f"{row.file}: {row.what} has {row.n_bytes:,} bytes"
+        for row in manifest.ledger
+        if row.n_bytes < 0
+    ]
+    for entry in manifest.files:
+        total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
+        if total != entry.n_bytes:
+            problems.append(
+                f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}"
+            )
+    scales_bytes = {t.name: t.scales_bytes for t in manifest.tensors}
+    sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
+    for artifact in manifest.artifacts:
+        if artifact.places.keys() != scales_bytes.keys():
+            problems.append(
+                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}"
+            )
+        problems += _overlaps(artifact, scales_bytes, sizes)
+    if problems:
+        what = "the byte ledger does not match what was written"
+        raise ExportError(what, problems=problems, do="report this as a bug")
+
+
+def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
+    spans = sorted(
+        span
+        for name, place in artifact.places.items()
+        for span in _spans(name, place, scales_bytes[name])
+    )
+    problems = [
+        f"{name} and {other} overlap in {file}"
+        for (file, _, end, name), (next_file, begin, _, other) in itertools.pairwise(spans)
+        if file == next_file and begin < end
+    ]
+    beyond = [span for span in spans if span[2] > sizes.get(span[0], 0)]
+    return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
+
+
+def _spans(name: str, place: Place, scales_bytes: int) -> list[tuple[str, int, int, str]]:
+    """(file, begin, end, name) of the levels and of the scales."""
+    spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
+    if place.scales_offset is not None:
+        spans.append((place.file, place.scales_offset, place.scales_offset + scales_bytes, name))
+    return spans

@@ -1,0 +1,1 @@
+"""The quantized model in PyTorch: what every package must answer."""

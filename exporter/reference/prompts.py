@@ -1,0 +1,104 @@
+"""The prompts that a package must answer, and the text on which quantization loss is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.checkpoint import Checkpoint
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.checkpoint import Checkpoint
+
+
+def token_sequences(
+    checkpoint: Checkpoint, texts: Sequence[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its
+    vocabulary."""
+    from tokenizers import Tokenizer
+
+    from exporter.reference.prompts import random_tokens
+
+    vocab = checkpoint.config.vocab_size
+    path = checkpoint.path / "tokenizer.json"
+    if path.is_file():
+        tokenizer = Tokenizer.from_file(str(path))
+        sequences = [tokenizer.encode(text).ids for text in texts]
+        bos = checkpoint.config.bos_token_id
+        sequences = [s if bos is None or s[:1] == [bos] else [bos, *s] for s in sequences]
+        if all(s and max(s) < vocab for s in sequences):
+            return list(texts), sequences
+        return ["random ids: the tokenizer gives ids the model does not have"], [
+            random_tokens(vocab, 64)
+        ]
+    return ["random ids: the checkpoint has no tokenizer.json"], [random_tokens(vocab, 64)]
+
+
+SMALL_MODEL = (
+    50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
+)
+
+
+SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
+
+
+TEXTS = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park "
+    "with her dog.",
+    "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon; two of "
+    "them walked on it. "
+    "Water boils at 100 degrees Celsius, and ice melts at 0. What do you think happens when the "
+    "wind turns to the "
+    "north?",
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and how many greedy tokens follow them (0: only the logits of the last
+    position)."""
+
+    tokens: tuple[int, ...]
+    new_tokens: int
+
+
+def make_prompts(
+    sequences: Sequence[Sequence[int]], context: int, parameters: int, vocab_size: int
+) -> list[Prompt]:
+    """Prompts of several lengths from token sequences, and one that fills the context.
+
+    Shorter than the context by as many tokens as are generated, so every one fits.
+    """
+    new = new_tokens(context, parameters, vocab_size)
+    room = context - new
+    lengths = sorted({min(length, room) for length in (1, 7, 24) if room > 0})
+    prompts = [
+        Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)
+    ]
+    return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
+
+
+def new_tokens(context: int, parameters: int, vocab_size: int) -> int:
+    """How many greedy tokens follow a prompt."""
+    small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
+    return max(1, min(16 if small else 4, context // 4))
+
+
+def loss_positions(parameters: int) -> int:
+    """On how many positions quantization loss is measured at most."""
+    return 256 if parameters <= SMALL_MODEL else 64
+
+
+def _cycle(tokens: Sequence[int], n: int) -> list[int]:
+    return [tokens[i % len(tokens)] for i in range(n)]
+
+
+def random_tokens(vocab_size: int, n: int) -> list[int]:
+    """Fixed token ids for a model without a usable tokenizer."""
+    return np.random.default_rng(0).integers(0, vocab_size, n).tolist()
