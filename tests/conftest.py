@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import helpers_bundles
 import pytest
-from helpers_bundles import Parts
-from helpers_checkpoints import LLAMA3_ROPE, write_llama
 
-from exporter.backends import executorch
 from exporter.bundle import Bundle
-from exporter.quant import QuantConfig
-
-CONTEXT = 48  # of both shared bundles
-VOCAB = 150
-TERNARY = QuantConfig(scheme="ternary")
-SPARSE = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="ternary")
+from tests.support import bundles as shared
+from tests.support.bundles import CONTEXT, TERNARY, VOCAB, Parts, export_other
+from tests.support.checkpoints import LLAMA3_ROPE, write_llama
+from tests.support.paths import DATA
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +19,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, grouped queries, tied head, with a tokenizer and a chat template."""
     directory = tmp_path_factory.mktemp("checkpoint") / "small"
     write_llama(directory, vocab_size=VOCAB, bos_token_id=0, eos_token_id=1)
-    helpers_bundles.write_text_tokenizer(directory, VOCAB)
+    shared.write_text_tokenizer(directory, VOCAB)
     return directory
 
 
@@ -34,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Ternary layers, int8 embedding, int8 activations: what an export makes by default. Do not
     change it: copy it."""
-    return helpers_bundles.export(
+    return shared.export(
         checkpoint, tmp_path_factory.mktemp("bundle") / "small", TERNARY, context=CONTEXT
     )
 
@@ -42,7 +35,7 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 @pytest.fixture(scope="session")
 def parts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """What the program of `bundle` is made of, to lower it again in another way."""
-    return helpers_bundles.encode(checkpoint, tmp_path_factory.mktemp("parts"), TERNARY)
+    return shared.encode(checkpoint, tmp_path_factory.mktemp("parts"), TERNARY)
 
 
 @pytest.fixture(scope="session")
@@ -56,21 +49,6 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
 
 
-def export_other(checkpoint: Path, out: Path) -> Bundle:
-    """Calls of at most five tokens, so that prompts cross their borders."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executorch, "PREFILL_TOKENS", 5)
-        return helpers_bundles.export(
-            checkpoint,
-            out,
-            SPARSE,
-            context=CONTEXT,
-            codec="lzw",
-            activations="float32",
-            with_native=True,
-        )
-
-
 @pytest.fixture(scope="session")
 def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """All that `bundle` is not: float activations, LZW coding everywhere, groups that do not divide
@@ -81,7 +59,7 @@ def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def copied(bundle: Bundle, tmp_path: Path) -> Bundle:
     """A copy of `bundle` that the test may damage."""
-    return helpers_bundles.copy(bundle, tmp_path / "copied")
+    return shared.copy(bundle, tmp_path / "copied")
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +67,10 @@ def data_dir() -> Callable[[str], Path]:
     """The path of a folder of development data; skips the test where it is absent."""
 
     def find(name: str) -> Path:
-        root = Path(
-            os.environ.get("TINYQMOE_DATA")
-            or Path(__file__).resolve().parents[2] / "shared" / "data"
-        )
-        if not (root / name).is_dir():
+        if not (DATA / name).is_dir():
             pytest.skip(
-                f"NOT TESTED: {root / name} is absent; set TINYQMOE_DATA to the folder of the data"
+                f"NOT TESTED: {DATA / name} is absent; set TINYQMOE_DATA to the folder of the data"
             )
-        return root / name
+        return DATA / name
 
     return find

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -235,17 +234,16 @@ def demo(
 ) -> None:
     """Export the small model that ships with this tool, int8 and ternary, for both platforms; run
     and check all."""
+
     from exporter.config import ExportConfig
-    from exporter.demo import PROMPTS, model_path
-    from exporter.demo.text import held_out_texts
+    from exporter.demo import PROMPTS, held_out_texts, model_path
     from exporter.quant import QuantConfig
 
     begin = time.monotonic()
     results = {}
-    texts = tuple(itertools.islice(held_out_texts(), 2))
     for scheme in Scheme:
         config = ExportConfig(
-            QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=texts
+            QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=held_out_texts()
         )
         bundle = _export(str(model_path()), out / scheme.value, config, force=True)
         results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")

@@ -12,8 +12,14 @@ PROMPTS = (
     "One morning, Rosa and Leo found a blue lantern",
 )
 CHAT = "Where does Mia live?"
+HELD_OUT = Path(__file__).parent / "held_out.txt"
 
 
 def model_path() -> Path:
     """The Hugging Face directory of the demo model."""
     return Path(__file__).parent / "model"
+
+
+def held_out_texts() -> tuple[str, ...]:
+    """Two documents that the model was not trained on, for measuring what quantization costs."""
+    return tuple(HELD_OUT.read_text(encoding="utf-8").removesuffix("\n").split("\n\f\n"))

@@ -1,0 +1,343 @@
+"""The ExecuTorch backend: programs of many shapes against the model in PyTorch, and what makes an
+export fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from exporter.backends import executorch
+from exporter.backends.executorch import EmittedProgram
+from exporter.bundle import PROGRAM, Arithmetic, Bundle
+from exporter.encoded import EncodedMatrix
+from exporter.errors import ExportError
+from exporter.quant import QuantConfig
+from runtime_ref.executorch import kernels
+from tests.support import bundles as shared
+from tests.support.bundles import Parts, encode, sqnr_db
+from tests.support.checkpoints import LLAMA3_ROPE, write_llama
+
+CONTEXT = 40
+INT8 = QuantConfig(scheme="int8")
+SHAPES: dict[str, tuple[dict[str, Any], QuantConfig]] = {
+    "mqa, wide heads, llama3 rope": (
+        {"num_key_value_heads": 1, "head_dim": 20, "hidden_size": 36, "rope_scaling": LLAMA3_ROPE},
+        QuantConfig(scheme="ternary", group_size=20),
+    ),
+    "mha, untied, odd sizes": (
+        {
+            "num_key_value_heads": 4,
+            "hidden_size": 40,
+            "intermediate_size": 43,
+            "tie_word_embeddings": False,
+        },
+        INT8,
+    ),
+    "gqa, narrow heads": (
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 4,
+            "hidden_size": 64,
+            "vocab_size": 300,
+        },
+        QuantConfig(scheme="ternary", sparsity=0.5, embedding="ternary"),
+    ),
+}
+
+
+class Program:
+    """A loaded `.pte`, without a bundle."""
+
+    def __init__(self, path: Path) -> None:
+        from executorch.runtime import Runtime
+
+        self.kernels = kernels.load()
+        self.program = Runtime.get().load_program(path)
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, tokens: list[int], position: int) -> np.ndarray:
+        """Logits float32 [vocab]."""
+        (logits,) = self.method.execute((torch.tensor([tokens]), torch.tensor([position])))
+        return logits.numpy()[0].copy()
+
+    def constant(self, name: str) -> list[Any]:
+        return list(self.program.load_method(name).execute(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A program of one of SHAPES and what it was made of."""
+
+    parts: Parts
+    emitted: EmittedProgram
+    path: Path
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    shape, quantization = SHAPES[request.param]
+    work = tmp_path_factory.mktemp("shape")
+    checkpoint = write_llama(work / "checkpoint", num_hidden_layers=1, **shape)
+    parts = encode(checkpoint, work / "encoded", quantization)
+    return Made(parts, parts.emit(work / "model.pte", CONTEXT), work / "model.pte")
+
+
+@pytest.fixture
+def float_activations() -> Iterator[None]:
+    library = kernels.load()
+    library.tinyqmoe_executorch_force_float(1)
+    yield
+    library.tinyqmoe_executorch_force_float(0)
+
+
+def tokens_of(made: Made, n: int) -> list[int]:
+    return np.random.default_rng(n).integers(0, made.parts.checkpoint.config.vocab_size, n).tolist()
+
+
+@torch.inference_mode()
+def worst_sqnr(made: Made, pieces: list[int], arithmetic: Arithmetic) -> float:
+    """Over the logits after each piece of a random sequence."""
+    program, model = Program(made.path), made.parts.reference(CONTEXT, arithmetic)
+    tokens, at, figures = tokens_of(made, sum(pieces)), 0, []
+    for n in pieces:
+        piece = tokens[at : at + n]
+        expected = model(torch.tensor([piece]), torch.tensor([at]))[0].numpy()
+        figures.append(sqnr_db(expected, program(piece, at)))
+        at += n
+    return min(figures)
+
+
+@pytest.mark.parametrize(
+    "pieces", [[40], [1] * 12, [7, 9, 1, 1, 22]], ids=["at once", "step by step", "split"]
+)
+@pytest.mark.usefixtures("float_activations")
+def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
+    assert worst_sqnr(made, pieces, "float32") > 80
+
+
+def test_logits_match_pytorch_in_int8(made: Made) -> None:
+    """A difference in the last bit can flip a rounding, so this gate is looser; the operators' own
+    bits are exact."""
+    assert worst_sqnr(made, [7, 1, 1, 5, 1], "int8") > 20
+
+
+@pytest.mark.usefixtures("float_activations")
+def test_position_zero_starts_anew(made: Made) -> None:
+    program, tokens = Program(made.path), tokens_of(made, 12)
+    first = program(tokens[:4], 0)
+    program(tokens[4:], 4)
+    assert np.array_equal(program(tokens[:4], 0), first)
+
+
+def test_operators_are_there_as_often_as_the_model_asks(made: Made) -> None:
+    layers = made.parts.checkpoint.config.num_hidden_layers
+    census = made.emitted.operators
+    assert census["tinyqmoe::lzw_linear.out"] == 7 * layers + 1
+    assert census["tinyqmoe::lzw_embedding.out"] == 1
+    assert census["llama::update_cache.out"] == 2 * layers
+    assert census["llama::custom_sdpa.out"] == layers
+    assert made.emitted.delegates > 0
+
+
+def test_every_matrix_is_in_the_file_once_and_whole(made: Made) -> None:
+    data = made.path.read_bytes()
+    for matrix in made.parts.encoded.matrices.values():
+        blob, scales = matrix.blob_path.read_bytes(), matrix.scales_path.read_bytes()
+        at = made.emitted.blob_offsets[matrix.name]
+        assert at % executorch.ALIGNMENT == 0
+        assert data[at : at + len(blob)] == blob
+        assert data.count(blob) == 1
+        scales_at = made.emitted.scales_offsets[matrix.name]
+        assert data[scales_at : scales_at + len(scales)] == scales
+        assert executorch.stand_in(matrix.name, "blob") not in data
+
+
+def test_metadata_says_what_a_runner_needs(made: Made) -> None:
+    program = Program(made.path)
+    assert program.constant("get_max_context_len") == [CONTEXT]
+    assert program.constant("get_max_seq_len") == [CONTEXT]
+    assert program.constant("get_eos_ids") == [2]
+    assert program.constant("get_bos_id") == [1]
+    for name in (
+        "enable_dynamic_shape",
+        "use_kv_cache",
+        "use_sdpa_with_kv_cache",
+        "get_int8_activations",
+    ):
+        assert program.constant(name) == [True], name
+
+
+@pytest.mark.parametrize(
+    ("n", "position"), [(2, CONTEXT - 1), (1, CONTEXT), (1, 10**6), (1, -1), (CONTEXT, 1)]
+)
+def test_the_program_itself_refuses_what_is_past_the_cache(
+    made: Made, n: int, position: int
+) -> None:
+    program = Program(made.path)
+    with pytest.raises(RuntimeError):
+        program(tokens_of(made, n), position)
+
+
+def test_the_program_itself_refuses_a_token_outside_the_vocabulary(made: Made) -> None:
+    with pytest.raises(RuntimeError):
+        Program(made.path)([made.parts.checkpoint.config.vocab_size], 0)
+
+
+# ---- the stock runner
+
+
+def stock_runner(bundle: Bundle) -> Any:
+    kernels.load()
+    from executorch.extension.llm.runner import TextLLMRunner
+
+    return TextLLMRunner(str(bundle.path / PROGRAM), str(bundle.path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["The cat", "when the rain began to fall they went into the little house", "sea"]
+)
+def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> None:
+    from executorch.extension.llm.runner import GenerationConfig
+
+    from runtime_ref import generate
+    from runtime_ref.executorch.runner import ExecuTorchRunner
+
+    pieces: list[str] = []
+    counts: list[tuple[int, int]] = []
+    options = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=12, num_bos=1)
+    stock_runner(bundle).generate(
+        prompt,
+        options,
+        pieces.append,
+        lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens)),
+    )
+    ids = generate.encode_prompt(bundle, prompt, chat=False)
+    ours = generate.run(
+        bundle, ExecuTorchRunner(bundle), ids, 12, generate.Sampling(), lambda _: None
+    )
+    assert ours.stopped == "limit"
+    assert "".join(pieces) == ours.text
+    tokenizer = generate.load_tokenizer(bundle)
+    assert [piece for piece in pieces if piece] == [
+        tokenizer.decode([token]) for token in ours.tokens
+    ]
+    assert counts[0][0] == len(ids)
+
+
+# ---- exports that must fail
+
+
+class DenseLinear(nn.Module):
+    """What the export must not let through: a weight as floats."""
+
+    weight: torch.Tensor
+
+    def __init__(self, matrix: EncodedMatrix, int8_activations: bool) -> None:
+        super().__init__()
+        with matrix.open() as coded:
+            self.register_buffer("weight", torch.from_numpy(coded.decode_rows()).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+def test_a_dense_weight_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_llama(tmp_path / "checkpoint", num_hidden_layers=1, intermediate_size=800)
+    parts = encode(checkpoint, tmp_path / "encoded", INT8)
+    real = executorch.LZWLinear
+
+    def linear(matrix: EncodedMatrix, int8_activations: bool) -> nn.Module:
+        kind = DenseLinear if "down_proj" in matrix.name else real
+        return kind(matrix, int8_activations)
+
+    monkeypatch.setattr(executorch, "LZWLinear", linear)
+    with pytest.raises(ExportError) as caught:
+        parts.emit(tmp_path / "model.pte", CONTEXT)
+    problems = "; ".join(caught.value.problems)
+    assert "down_proj" in problems
+    assert "not in the program" in problems
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Bundle, parts: Parts) -> Made:
+    """The program of the shared bundle, to check again with something changed."""
+    entry = bundle.artifact("pte")
+    emitted = EmittedProgram(
+        blob_offsets={name: place.offset for name, place in entry.places.items()},
+        scales_offsets={name: place.scales_offset or 0 for name, place in entry.places.items()},
+        operators=entry.operators,
+        arena_bytes=entry.details["arena_bytes"],
+        delegates=entry.details["delegates"],
+        constants_bytes=next(row.n_bytes for row in bundle.ledger if row.what.startswith("norms")),
+    )
+    return Made(parts, emitted, bundle.path / PROGRAM)
+
+
+def check(made: Made, path: Path, **changes: Any) -> None:
+    emitted = dataclasses.replace(made.emitted, **changes)
+    executorch._check(
+        emitted, made.parts.encoded, made.parts.vectors, made.parts.checkpoint.config, path
+    )
+
+
+def test_a_program_that_is_right_passes_the_check(whole: Made) -> None:
+    check(whole, whole.path)
+
+
+@pytest.mark.parametrize("name", ["tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out"])
+def test_a_missing_operator_fails_the_check(whole: Made, name: str) -> None:
+    fewer = whole.emitted.operators | {name: whole.emitted.operators[name] - 1}
+    with pytest.raises(
+        ExportError, match=f"{name} is called {fewer[name]} times, expected {fewer[name] + 1}"
+    ):
+        check(whole, whole.path, operators=fewer)
+
+
+def test_a_file_that_is_larger_than_its_parts_fails_the_check(whole: Made, tmp_path: Path) -> None:
+    config = whole.parts.checkpoint.config
+    dense = 4 * config.vocab_size * config.hidden_size * 4  # four times the embedding as floats
+    larger = tmp_path / "larger.pte"
+    larger.write_bytes(whole.path.read_bytes() + bytes(dense))
+    with pytest.raises(ExportError, match="are weights stored dense"):
+        check(whole, larger)
+
+
+def test_dense_constants_fail_the_check(whole: Made) -> None:
+    with pytest.raises(ExportError, match="are weights stored dense"):
+        check(whole, whole.path, constants_bytes=whole.emitted.constants_bytes + 8192)
+
+
+def test_a_matrix_that_is_not_in_its_place_fails_the_check(whole: Made) -> None:
+    moved = {name: at + 64 for name, at in whole.emitted.blob_offsets.items()}
+    with pytest.raises(ExportError) as caught:
+        check(whole, whole.path, blob_offsets=moved)
+    assert len(caught.value.problems) == len(moved)
+
+
+# ---- a model that was trained
+
+
+def test_a_trained_model_tells_its_story(data_dir: Any, tmp_path: Path) -> None:
+    from runtime_ref import generate
+    from runtime_ref.executorch.runner import ExecuTorchRunner
+    from runtime_ref.parity import check_parity
+
+    bundle = shared.export(data_dir("hf-stories260K"), tmp_path / "stories", INT8)
+    runner = ExecuTorchRunner(bundle)
+    bos = bundle.manifest.interface.bos_token_id
+    assert bos is not None
+    result = generate.run(bundle, runner, [bos], 120, generate.Sampling(), lambda _: None)
+    assert result.text.strip().startswith("Once upon a time, there was a little girl named")
+    words = result.text.split()
+    assert len(words) > 60
+    assert len(set(words)) > 30  # a story, not one word over and over
+    report = check_parity(bundle, runner, lambda n: None)
+    assert report.passed, [c for c in report.checks if not c.passed]

@@ -1,0 +1,285 @@
+"""The reference answers: their arithmetic against the operators, the model against transformers,
+and the file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporter.backends import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
+from exporter.bundle import ARITHMETICS, REFERENCE, Bundle, QuantizationLoss
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.codec import native
+from exporter.encoded import EncodedMatrix, encode_matrix
+from exporter.models.llama import DenseLayers, Llama
+from exporter.quant import QuantConfig
+from exporter.quant.tensor import QuantizedTensor
+from exporter.reference import model as reference_model
+from exporter.reference.answers import answers, write_reference
+from exporter.reference.loss import quantization_loss
+from exporter.reference.model import (
+    BLOCK_WEIGHTS,
+    EXACT_COLUMNS,
+    QuantizedLinear,
+    dequantized,
+    integer_product,
+    quantize_activations,
+    row_blocks,
+)
+from exporter.reference.prompts import TEXTS, Prompt, make_prompts, random_tokens
+from tests.support.bundles import TEXT, Parts, encode, greedy
+from tests.support.checkpoints import hf_model, write_llama
+
+EXACT = EXACT_COLUMNS
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+# ---- arithmetic
+
+
+def test_activations_are_quantized_with_the_bits_of_the_core() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(40, 65)) * 10.0 ** rng.integers(-30, 20, (40, 1))).astype(np.float32)
+    x[3], x[4], x[5] = 0, 2.0**-101, 2.0**-100
+    x[6] = np.arange(65) - 32.5  # ties
+    quantized, scales = quantize_activations(torch.from_numpy(x))
+    expected, expected_scales = native.quantize_activations(x)
+    assert np.array_equal(quantized.numpy(), expected.astype(np.float32))
+    assert np.array_equal(scales[:, 0].numpy().view(np.int32), expected_scales.view(np.int32))
+
+
+@pytest.mark.parametrize("cols", [1, EXACT - 1, EXACT, EXACT + 1, 5000])
+def test_integer_products_are_exact_where_they_are_largest(cols: int) -> None:
+    """Every product 127 * 127, one of them off by one: float32 sums of more columns would lose
+    it."""
+    quantized = torch.full((2, cols), 127.0)
+    levels = torch.full((3, cols), 127.0)
+    levels[1, -1], levels[2] = 126.0, -127.0
+    got = integer_product(quantized, levels)
+    assert got.dtype == torch.int32
+    assert got[0].tolist() == [127 * 127 * cols, 127 * 127 * cols - 127, -127 * 127 * cols]
+
+
+SHAPES = {  # rows, columns, group size, scheme
+    "one group": (33, 48, 48, "ternary"),
+    "groups": (20, 96, 32, "int8"),
+    "groups do not divide": (20, 100, 24, "int8"),
+    "wide": (7, 2500, 2500, "int8"),
+    "wide groups": (5, 2500, 1100, "int8"),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def coded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> EncodedMatrix:
+    rows, cols, group_size, scheme = SHAPES[request.param]
+    rng = np.random.default_rng(0)
+    low, n = (-1, 3) if scheme == "ternary" else (-127, 255)
+    levels = rng.integers(low, low + n, (rows, cols), dtype=np.int8)
+    scales = rng.uniform(0.01, 0.1, (rows, -(-cols // group_size))).astype(np.float32)
+    tensor = QuantizedTensor("matrix", levels, scales, group_size, scheme, low, n)
+    return encode_matrix(tensor, tmp_path_factory.mktemp("matrix"), "auto")
+
+
+def operator(matrix: EncodedMatrix, x: torch.Tensor, int8: bool) -> torch.Tensor:
+    blob = torch.from_numpy(np.fromfile(matrix.blob_path, np.uint8))
+    scales = torch.from_numpy(np.array(matrix.scales()))
+    return torch.ops.tinyqmoe.lzw_linear(x, blob, scales, matrix.rows, matrix.group_size, int8)
+
+
+@pytest.mark.parametrize("block", [1 << 23, 100])
+def test_int8_products_have_the_bits_of_the_operator(
+    coded: EncodedMatrix, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_model, "BLOCK_WEIGHTS", block)
+    x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
+    assert same_bits(QuantizedLinear(coded, "int8")(x), operator(coded, x, True))
+
+
+def test_float_products_are_those_of_the_operator(coded: EncodedMatrix) -> None:
+    x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        QuantizedLinear(coded, "float32")(x), operator(coded, x, False), rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 3), (100, 1 << 24), (3_000_000, 5)])
+def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
+    blocks = row_blocks(rows, cols)
+    assert blocks[0][0] == 0
+    assert blocks[-1][1] == rows
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(blocks))
+    assert all((end - begin) * cols <= max(BLOCK_WEIGHTS, cols) for begin, end in blocks)
+
+
+# ---- the model
+
+
+def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
+    """The weights a quantized model stands for, in float32."""
+    weights = dict(parts.vectors)
+    for name, matrix in parts.encoded.matrices.items():
+        with matrix.open() as coded:
+            levels = torch.from_numpy(coded.decode_rows()).float()
+        weights[name] = dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
+    return weights
+
+
+@torch.inference_mode()
+def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Parts) -> None:
+    weights = dequantized_state(parts)
+    theirs = hf_model(vocab_size=parts.checkpoint.config.vocab_size)
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) in (([], []), (["lm_head.weight"], []))
+    tokens = torch.arange(30)[None] % parts.checkpoint.config.vocab_size
+    model = parts.reference(48, "float32")
+    hidden = model.hidden(tokens, torch.tensor([0]))
+    assert torch.allclose(model.logits(hidden), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_int8_activations_change_little(parts: Parts) -> None:
+    tokens, start = torch.arange(20)[None], torch.tensor([0])
+    exact, rounded = (parts.reference(48, a)(tokens, start) for a in ARITHMETICS[::-1])
+    error = (rounded - exact).square().mean() / exact.var()
+    assert 0 < error < 0.05
+
+
+@torch.inference_mode()
+def test_answers_are_the_greedy_continuation(parts: Parts) -> None:
+    logits, tokens = answers(parts.reference(48, "int8"), Prompt((3, 4, 5), 6))
+    expected = greedy(parts.reference(48, "int8"), [3, 4, 5], 6)
+    assert logits.shape == (6, parts.checkpoint.config.vocab_size)
+    assert tokens.tolist() == [int(row.argmax()) for row in expected]
+    assert torch.equal(logits, torch.stack(expected))
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize("context", [8, 9, 16, 24, 40, 48, 512, 4096])
+@pytest.mark.parametrize("parameters", [1_000, 10**9])
+def test_prompts_fit_the_context_and_one_fills_it(context: int, parameters: int) -> None:
+    prompts = make_prompts([[5, 6, 7], [8, 9]], context, parameters, 100)
+    *short, full = prompts
+    assert len(full.tokens) == context
+    assert full.new_tokens == 0
+    assert short
+    assert all(p.new_tokens > 0 and len(p.tokens) + p.new_tokens <= context for p in short)
+    lengths = [len(p.tokens) for p in short]
+    assert lengths == sorted(set(lengths))
+    assert min(lengths) == 1
+    if context >= 40:
+        assert lengths == [1, 7, 24]
+
+
+def test_fewer_answers_where_each_takes_much_time_or_space() -> None:
+    counts = [
+        make_prompts([[1]], 512, *size)[0].new_tokens
+        for size in ((10**6, 1000), (10**9, 1000), (10**6, 128256))
+    ]
+    assert counts == [16, 4, 4]
+
+
+def test_prompts_are_made_of_the_texts() -> None:
+    prompts = make_prompts([[1, 2, 3], [4, 5]], 40, 1_000, 100)
+    assert prompts[1].tokens[:4] == (4, 5, 4, 5)
+    assert prompts[-1].tokens[:6] == (1, 2, 3, 4, 5, 1)
+
+
+def test_random_tokens_are_fixed_and_known_to_the_model() -> None:
+    tokens = random_tokens(37, 200)
+    assert tokens == random_tokens(37, 200)
+    assert set(tokens) <= set(range(37))
+    assert len(set(tokens)) > 30
+
+
+# ---- the file
+
+
+def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path: Path) -> None:
+    prompts = [Prompt((1,), 2), Prompt((1, 2, 3), 2), Prompt(tuple(range(48)), 0)]
+    steps: list[int] = []
+    config = parts.checkpoint.config
+    write_reference(
+        parts.encoded, parts.vectors, config, 48, prompts, tmp_path / "file", steps.append
+    )
+    tensors = load_file(tmp_path / "file")
+    expected = {f"prompt.{i}" for i in range(3)}
+    answered = [("float32", 0), ("float32", 1), ("float32", 2), ("int8", 0), ("int8", 1)]
+    expected |= {f"{a}.{i}.{what}" for a, i in answered for what in ("logits", "tokens")}
+    assert tensors.keys() == expected
+    assert tensors["prompt.1"].tolist() == [1, 2, 3]
+    for a, i in answered:
+        rows = max(prompts[i].new_tokens, 1)
+        assert tensors[f"{a}.{i}.logits"].shape == (rows, config.vocab_size)
+        assert tensors[f"{a}.{i}.logits"].argmax(-1).tolist() == tensors[f"{a}.{i}.tokens"].tolist()
+    assert sum(steps) == 2 * (2 + 4) + 48
+
+
+def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> None:
+    tensors = load_file(bundle.path / REFERENCE)
+    prompt = tensors["prompt.1"].tolist()
+    logits, tokens = answers(parts.reference(48, "int8"), Prompt(tuple(prompt), 5))
+    assert torch.allclose(tensors["int8.1.logits"][:5], logits, rtol=1e-5, atol=1e-5)
+    assert tensors["int8.1.tokens"][:5].tolist() == tokens.tolist()
+
+
+# ---- what quantization cost
+
+
+@pytest.fixture(scope="module")
+def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """A checkpoint whose weights int8 holds exactly: made of what int8 made of another one."""
+    work = tmp_path_factory.mktemp("representable")
+    source = write_llama(work / "source", num_hidden_layers=1)
+    weights = dequantized_state(encode(source, work / "first", QuantConfig(scheme="int8")))
+    file = source / "model.safetensors"
+    names = load_file(file).keys()
+    save_file({name: weights[name].contiguous() for name in names}, file, {"format": "pt"})
+    return encode(source, work / "second", QuantConfig(scheme="int8"))
+
+
+def loss(parts: Parts, n: int = 30) -> QuantizationLoss:
+    tokens = [i * 7 % parts.checkpoint.config.vocab_size for i in range(n)]
+    return quantization_loss(parts.checkpoint, parts.encoded, parts.vectors, "float32", tokens)
+
+
+def test_nothing_is_lost_where_the_levels_hold_the_weights(representable: Parts) -> None:
+    got = loss(representable)
+    assert got.positions == 30
+    assert abs(got.kl_mean) < 1e-9
+    assert got.top1_agreement == 1.0
+    assert got.perplexity_quantized == pytest.approx(got.perplexity_original, rel=1e-5)
+
+
+def test_ternary_loses_more_than_int8(checkpoint: Path, parts: Parts, tmp_path: Path) -> None:
+    int8 = encode(checkpoint, tmp_path / "int8", QuantConfig(scheme="int8"))
+    assert 0 < 10 * loss(int8).kl_mean < loss(parts).kl_mean
+
+
+@torch.inference_mode()
+def test_perplexity_is_that_of_the_dense_model(checkpoint: Path, parts: Parts) -> None:
+    opened = Checkpoint.open(checkpoint)
+    state = load_file(checkpoint / "model.safetensors")
+    tokens = torch.tensor([[i * 7 % opened.config.vocab_size for i in range(30)]])
+    model = Llama(opened.config, 30, DenseLayers(state.__getitem__))
+    logits = model.logits(model.hidden(tokens, torch.tensor([0])))[0]
+    expected = torch.nn.functional.cross_entropy(logits[:-1].double(), tokens[0, 1:]).exp()
+    assert loss(parts).perplexity_original == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_built_in_texts_are_long_enough() -> None:
+    """For the text whose loss is measured, and for a prompt of 24 tokens, with any usual
+    tokenizer."""
+    assert len(" ".join(TEXTS).split()) >= 60
+    assert all(text.isascii() for text in (*TEXTS, TEXT))

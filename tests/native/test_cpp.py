@@ -1,0 +1,139 @@
+"""Compiles the C++ tests and runs them: here with sanitizers, for AArch64 in qemu."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.codec.native import native_dir
+from tests.support.paths import GOLDEN
+
+CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+needs_compiler = pytest.mark.skipif(
+    CXX is None, reason="NO C++ COMPILER: the native tests did not run"
+)
+
+
+def compile_program(compiler: str, flags: list[str], sources: list[Path], out: Path) -> Path:
+    """Compiles `sources` with the core, one process a file and two at a time, and links them."""
+    root = native_dir()
+    include = [f"-I{root / name}" for name in ("include", "core", "tests")]
+    sources = [*sources, *sorted((root / "core").glob("*.cc"))]
+    objects = [
+        out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources
+    ]
+    pending = [
+        [compiler, *FLAGS, *flags, *include, "-c", str(source), "-o", str(obj)]
+        for source, obj in zip(sources, objects, strict=True)
+    ]
+    while pending:
+        running = [
+            subprocess.Popen(pending.pop(), stderr=subprocess.PIPE, text=True) for _ in pending[-2:]
+        ]
+        for process in running:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
+    subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(out)], check=True)
+    return out
+
+
+def test_sources() -> list[Path]:
+    return sorted((native_dir() / "tests").glob("*.cc"))
+
+
+test_sources.__test__ = False  # type: ignore[attr-defined]
+
+
+def run(*command: str | Path) -> str:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+@needs_compiler
+def test_under_sanitizers(tmp_path: Path) -> None:
+    assert CXX is not None
+    program = compile_program(CXX, SANITIZE, test_sources(), tmp_path / "tests")
+    assert "0 failures" in run(program, GOLDEN)
+
+
+@needs_compiler
+def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    """Products while other threads trim, change the budgets and the folder, and open and close
+    tensors."""
+    assert CXX is not None
+    program = compile_program(CXX, ["-O1", "-fsanitize=thread"], test_sources(), tmp_path / "tests")
+    assert "0 failures" in run(program, "--residency")
+
+
+@needs_compiler
+@pytest.mark.long
+def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
+    """A user's own -mfma or -march=native must not change a bit: -ffp-contract=off stands against
+    it."""
+    assert CXX is not None
+    if os.uname().machine != "x86_64" or "fma" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("no FMA on this machine")
+    program = compile_program(CXX, ["-O3", "-mavx2", "-mfma"], test_sources(), tmp_path / "tests")
+    assert "0 failures" in run(program, GOLDEN)
+
+
+@pytest.mark.skipif(
+    ARM_CXX is None or QEMU is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"
+)
+def test_on_aarch64(tmp_path: Path) -> None:
+    """NEON with sdot, and NEON of Armv8.0 alone."""
+    assert ARM_CXX is not None
+    assert QEMU is not None
+    program = compile_program(ARM_CXX, ["-O1", "-static"], test_sources(), tmp_path / "tests")
+    for cpu, isas in (("max", "1 3 4"), ("cortex-a53", "1 3")):
+        assert f"0 failures, instruction sets: {isas}\n" in run(QEMU, "-cpu", cpu, program, GOLDEN)
+
+
+@needs_compiler
+@pytest.mark.long
+def test_fuzz(tmp_path: Path) -> None:
+    assert CXX is not None
+    root = native_dir()
+    sources = [root / "fuzz" / "fuzz_open_decode.cc", root / "tests" / "support.cc"]
+    program = compile_program(CXX, SANITIZE, sources, tmp_path / "fuzz")
+    seeds = sorted(GOLDEN.glob("*/*.tqlz"))
+    print(run(program, "120", *seeds))
+
+
+def test_cmake_builds_the_kernels_of_an_app(tmp_path: Path) -> None:
+    """As an app's own CMake would, with the headers of ExecuTorch."""
+    import executorch
+
+    include = Path(next(iter(executorch.__path__))) / "include"
+    cmake = str(Path(sys.executable).parent / "cmake")  # of the test extra
+    run(cmake, "-S", native_dir(), "-B", tmp_path, f"-DTINYQMOE_EXECUTORCH_INCLUDE={include}")
+    run(cmake, "--build", tmp_path, "--target", "tinyqmoe_executorch", "--parallel", "2")
+    symbols = run("nm", "-C", tmp_path / "libtinyqmoe_executorch.a")
+    assert "lzw_linear_out" in symbols
+    assert "tinyqmoe_executorch_force_float" in symbols
+
+
+def test_build_files_name_every_source() -> None:
+    """pyproject.toml and CMakeLists.txt list the core's files by hand."""
+    root = native_dir()
+    project = (root.parent.parent / "pyproject.toml").read_text()
+    cmake = (root / "CMakeLists.txt").read_text()
+    for source in sorted((root / "core").iterdir()):
+        assert f'"exporter/native/core/{source.name}"' in project, (
+            f"pyproject.toml lacks {source.name}"
+        )
+        if source.suffix == ".cc":
+            assert f"core/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
+    for source in test_sources():
+        assert f"tests/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"

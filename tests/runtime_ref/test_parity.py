@@ -1,0 +1,622 @@
+"""Parity: a right package passes, and each gate fails when the artifact is wrong, however well it
+is sealed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from exporter import bundle as bundles
+from exporter.backends import executorch
+from exporter.bundle import Bundle
+from exporter.codec.native import NativeTensor, encode_raw
+from exporter.errors import BundleError, ContextError, MissingComponentError
+from exporter.models import llama
+from runtime_ref import parity
+from runtime_ref.executorch import kernels
+from runtime_ref.executorch.runner import ExecuTorchRunner
+from runtime_ref.parity import (
+    TOLERANCES,
+    Answer,
+    ParityReport,
+    check_parity,
+    feeding,
+    load_reference,
+    work_tokens,
+)
+from tests.support.bundles import (
+    Parts,
+    copy,
+    edit_manifest,
+    encode,
+    patch,
+    place,
+    read,
+    reseal,
+    tensor,
+    with_artifact,
+)
+
+EMBEDDING = "model.embed_tokens.weight"
+Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
+
+
+def judge(bundle: Bundle) -> ParityReport:
+    """As `tinyqmoe parity`."""
+    bundle.verify()
+    return check_parity(bundle, ExecuTorchRunner(bundle), lambda n: None)
+
+
+def failed(report: ParityReport) -> set[str]:
+    return {check.verdict for check in report.checks if not check.passed}
+
+
+# ---- right packages
+
+
+@pytest.fixture(scope="module", params=["bundle", "other_bundle"])
+def right(request: pytest.FixtureRequest) -> tuple[Bundle, ParityReport]:
+    bundle = request.getfixturevalue(request.param)
+    return bundle, judge(bundle)
+
+
+def test_a_right_package_passes(right: tuple[Bundle, ParityReport]) -> None:
+    _, report = right
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert {check.verdict for check in report.checks} == {"levels", "logits", "greedy", "context"}
+
+
+def test_every_way_of_feeding_is_judged(right: tuple[Bundle, ParityReport]) -> None:
+    bundle, report = right
+    whats = [
+        check.what
+        for check in report.checks
+        if check.verdict == "logits" and check.arithmetic == "float32"
+    ]
+    for how in ("prefill", "split prefill", "step by step"):
+        assert any(what.endswith(f", {how}") for what in whats)
+    assert f"{bundle.manifest.interface.context} tokens: the whole context" in whats
+    lengths = {int(what.split()[0]) for what in whats}
+    assert len(lengths) >= 4
+    arithmetics = {check.arithmetic for check in report.checks if check.verdict == "logits"}
+    assert arithmetics == {"float32", bundle.artifact("pte").activations}
+
+
+def test_prompts_cross_the_border_of_a_call(other_bundle: Bundle) -> None:
+    prefill = other_bundle.artifact("pte").prefill_tokens
+    assert prefill == 5
+    answers = load_reference(other_bundle, other_bundle.artifact("pte"))
+    assert sum(len(answer.prompt) > 2 * prefill for answer in answers) >= 2
+
+
+def test_float_parity_is_far_inside_its_gate(right: tuple[Bundle, ParityReport]) -> None:
+    """So that the gates can be strict: a right program differs by float rounding alone."""
+    _, report = right
+    rows = [c for c in report.checks if c.verdict == "logits" and c.arithmetic == "float32"]
+    assert min(c.sqnr_db_worst for c in rows if c.sqnr_db_worst is not None) > 80
+
+
+def test_progress_is_told_all_the_work(bundle: Bundle) -> None:
+    steps: list[int] = []
+    check_parity(bundle, ExecuTorchRunner(bundle), steps.append)
+    assert sum(steps) == work_tokens(bundle, bundle.artifact("pte"))
+
+
+def test_the_report_is_json(right: tuple[Bundle, ParityReport]) -> None:
+    _, report = right
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["passed"] is True
+    assert len(data["checks"]) == len(report.checks)
+
+
+def test_the_table_names_every_check_and_the_verdict(right: tuple[Bundle, ParityReport]) -> None:
+    from rich.console import Console
+
+    from runtime_ref.reports.tables import parity_table
+
+    _, report = right
+    for shown, word in ((report, "PASS"), (dataclasses.replace(report, checks=[]), "FAIL")):
+        console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(parity_table(shown))
+        text = console.export_text()
+        assert word in text
+        assert all(check.what in text for check in shown.checks)
+
+
+def test_a_report_without_checks_does_not_pass() -> None:
+    assert not ParityReport("executorch", "int8", {}, []).passed
+
+
+# ---- wrong weights: bytes of the program changed, and everything sealed again
+
+
+def flip_level(bundle: Bundle, name: str) -> None:
+    """Changes one level inside a raw blob, and its two CRCs."""
+    entry, at = tensor(bundle, name), place(bundle, name)
+    blob = np.frombuffer(read(bundle, at.offset, at.n_bytes), np.uint8)
+    with NativeTensor(blob) as coded:
+        info, levels = coded.info, coded.decode_rows()
+    levels[entry.rows // 2, entry.cols // 3] += (
+        -1 if levels[entry.rows // 2, entry.cols // 3] > 0 else 1
+    )
+    payload = encode_raw(levels, info.level_min, info.n_levels, info.code_bits).tobytes()
+    seal_blob(bundle, name, payload)
+
+
+def seal_blob(bundle: Bundle, name: str, payload: bytes) -> None:
+    """Puts another payload into a blob, with CRCs that fit it (FORMAT.md section 2)."""
+    lies = place(bundle, name)
+    blob = bytearray(read(bundle, lies.offset, lies.n_bytes))
+    at = int.from_bytes(blob[32:40], "little")
+    assert at + len(payload) <= len(blob)
+    blob[at : at + len(payload)] = payload
+    blob[52:56] = zlib.crc32(payload).to_bytes(4, "little")
+    blob[60:64] = zlib.crc32(blob[:60]).to_bytes(4, "little")
+    patch(bundle, lies.offset, bytes(blob))
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, Q1])
+def test_one_level_of_a_raw_matrix(copied: Bundle, name: str) -> None:
+    assert tensor(copied, name).codec == "raw"
+    flip_level(copied, name)
+    report = judge(reseal(copied))
+    assert "levels" in failed(report)
+    assert f"{name}: levels differ" in report.checks[0].detail
+
+
+def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) -> None:
+    """Two codewords of a row change places: the row keeps its length, and nearly always its levels
+    are others."""
+    wrong = copy(other_bundle, tmp_path / "wrong")
+    entry = tensor(wrong, Q0)
+    assert entry.codec == "lzw"
+    assert entry.code_bits % 8 == 0
+    width = entry.code_bits // 8
+    blob = read(wrong, place(wrong, Q0).offset, entry.blob_bytes)
+    at, n = int.from_bytes(blob[32:40], "little"), int.from_bytes(blob[40:48], "little")
+    payload = blob[at : at + n]
+    assert payload[:width] != payload[width : 2 * width]
+    seal_blob(wrong, Q0, payload[width : 2 * width] + payload[:width] + payload[2 * width :])
+    report = judge(reseal(wrong))
+    assert f"{Q0}: levels differ" in report.checks[0].detail
+    assert "levels" in failed(report)
+
+
+def test_a_byte_of_a_payload_without_its_crc(copied: Bundle) -> None:
+    offset = place(copied, Q0).offset + 64
+    patch(copied, offset, bytes([read(copied, offset, 1)[0] ^ 1]))
+    report = judge(reseal(copied))
+    assert f"{Q0}: BAD_PAYLOAD_CRC" in report.checks[0].detail
+    assert not report.passed
+
+
+def moved(bundle: Bundle, offset: int) -> Bundle:
+    """The manifest says that one matrix lies elsewhere."""
+    there = dataclasses.replace(place(bundle, Q0), offset=offset)
+    return reseal(
+        bundle, artifacts=with_artifact(bundle, places=bundle.artifact("pte").places | {Q0: there})
+    )
+
+
+def test_a_matrix_that_is_elsewhere_than_the_manifest_says(copied: Bundle) -> None:
+    report = judge(moved(copied, place(copied, Q0).offset + 64))
+    assert failed(report) == {"levels"}
+    assert f"{Q0}: BAD_MAGIC" in report.checks[0].detail
+
+
+@pytest.mark.parametrize("offset", [-1, 10**12])
+def test_a_matrix_outside_the_file(copied: Bundle, offset: int) -> None:
+    report = judge(moved(copied, offset))
+    assert failed(report) == {"levels"}
+
+
+def test_a_manifest_without_matrices_does_not_pass(copied: Bundle) -> None:
+    assert failed(judge(reseal(copied, tensors=[]))) == {"levels"}
+
+
+def swap(bundle: Bundle, first: str, second: str) -> Bundle:
+    """Two matrices change places with their scales, and the manifest with them: the levels verdict
+    sees nothing."""
+    sizes = tensor(bundle, first)
+    a, b = place(bundle, first), place(bundle, second)
+    for at, other, n_bytes in (
+        (a.offset, b.offset, a.n_bytes),
+        (a.scales_offset, b.scales_offset, sizes.scales_bytes),
+    ):
+        assert at is not None
+        assert other is not None
+        held = [read(bundle, offset, n_bytes) for offset in (at, other)]
+        patch(bundle, at, held[1])
+        patch(bundle, other, held[0])
+    places = bundle.artifact("pte").places | {first: b, second: a}
+    return reseal(bundle, artifacts=with_artifact(bundle, places=places))
+
+
+def test_two_layers_in_the_wrong_order(copied: Bundle) -> None:
+    for entry in list(copied.manifest.tensors):
+        if entry.name.startswith("model.layers.0."):
+            copied = swap(copied, entry.name, entry.name.replace(".0.", ".1."))
+    report = judge(copied)
+    assert "logits" in failed(report)
+    assert report.checks[0].passed
+
+
+def test_two_matrices_of_a_layer_in_the_wrong_order(copied: Bundle) -> None:
+    names = [f"model.layers.1.mlp.{what}_proj.weight" for what in ("gate", "up")]
+    report = judge(swap(copied, *names))
+    assert "logits" in failed(report)
+    assert report.checks[0].passed
+
+
+@pytest.mark.parametrize("factor", [1.05, -1.0])
+def test_one_wrong_scale(copied: Bundle, factor: float) -> None:
+    at = place(copied, "model.layers.1.mlp.down_proj.weight").scales_offset
+    assert at is not None
+    scale = np.frombuffer(read(copied, at, 4), "<f4")
+    patch(copied, at, (scale * np.float32(factor)).astype("<f4").tobytes())
+    report = judge(reseal(copied))
+    assert "logits" in failed(report)
+    assert report.checks[0].passed
+
+
+def test_a_nan_in_the_head(copied: Bundle) -> None:
+    """One logit of every position is not a number; tied weights put it into one row of the
+    embedding too."""
+    entry = tensor(copied, EMBEDDING)
+    prompt_tokens = set(
+        itertools.chain(
+            *(a.prompt + a.tokens for a in load_reference(copied, copied.artifact("pte")))
+        )
+    )
+    unused = next(i for i in range(entry.rows) if i not in prompt_tokens)
+    at = place(copied, EMBEDDING).scales_offset
+    assert at is not None
+    patch(copied, at + 4 * unused, np.array([np.nan], "<f4").tobytes())
+    report = judge(reseal(copied))
+    assert {"logits", "greedy"} <= failed(report)
+    logits = [c for c in report.checks if c.verdict == "logits"]
+    assert not any(c.passed for c in logits)
+
+
+# ---- wrong programs: the rope table, and programs lowered wrongly
+
+
+def test_permuted_rope_frequencies(copied: Bundle, parts: Parts) -> None:
+    frequencies = llama.rope_frequencies(parts.checkpoint.config).numpy().astype("<f4")
+    program = (copied.path / bundles.PROGRAM).read_bytes()
+    assert program.count(frequencies.tobytes()) == 1
+    patch(copied, program.index(frequencies.tobytes()), frequencies[::-1].tobytes())
+    report = judge(reseal(copied))
+    assert "logits" in failed(report)
+    assert report.checks[0].passed
+
+
+def lower_again(bundle: Bundle, parts: Parts) -> Bundle:
+    """Puts a newly lowered program into `bundle`, with a manifest that fits it."""
+    entry, context = bundle.artifact("pte"), bundle.manifest.interface.context
+    emitted = parts.emit(bundle.path / entry.path, context, entry.activations)  # type: ignore[arg-type]
+    places = {
+        name: dataclasses.replace(
+            at, offset=emitted.blob_offsets[name], scales_offset=emitted.scales_offsets[name]
+        )
+        for name, at in entry.places.items()
+    }
+    operators = dict(sorted(emitted.operators.items()))
+    return reseal(bundle, artifacts=with_artifact(bundle, places=places, operators=operators))
+
+
+class SkipsFirstLayer(executorch.CachedAttention):
+    """The keys of the first layer never enter the cache."""
+
+    counter: Iterator[int] = itertools.count()
+
+    def __init__(self, config: llama.LlamaConfig, context: int) -> None:
+        super().__init__(config, context)
+        self.skip = next(self.counter) == 0
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, input_pos: Tensor) -> Tensor:
+        return super().forward(q, torch.zeros_like(k) if self.skip else k, v, input_pos)
+
+
+def test_a_layer_whose_keys_never_enter_the_cache(
+    copied: Bundle, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executorch, "CachedAttention", SkipsFirstLayer)
+    report = judge(lower_again(copied, parts))
+    assert {"logits"} <= failed(report)
+    assert report.checks[0].passed
+
+
+class DropsLastSlot(executorch.CachedAttention):
+    """What belongs into the last slot of the cache is lost: only a run that fills the context can
+    see it."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, input_pos: Tensor) -> Tensor:
+        keep = (input_pos < self.context - 1).to(torch.float32)
+        return super().forward(q, k * keep, v * keep, input_pos)
+
+
+@pytest.fixture(scope="module")
+def other_parts(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path) -> Parts:
+    from conftest import SPARSE
+
+    return encode(other_checkpoint, tmp_path_factory.mktemp("other-parts"), SPARSE, "lzw")
+
+
+def test_a_position_that_never_enters_the_cache(
+    other_bundle: Bundle, other_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executorch, "CachedAttention", DropsLastSlot)
+    monkeypatch.setattr(executorch, "PREFILL_TOKENS", 5)
+    report = judge(lower_again(copy(other_bundle, tmp_path / "wrong"), other_parts))
+    wrong = [check for check in report.checks if not check.passed]
+    assert [check.what for check in wrong] == ["48 tokens: the whole context"]
+
+
+def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on pairs (2i, 2i + 1): the convention of Meta's own files, wrong for Hugging Face
+    weights."""
+    first, second = x[..., ::2], x[..., 1::2]
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+
+
+def test_the_other_convention_of_rope(
+    other_bundle: Bundle, other_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "rotate", rotate_neighbours)
+    monkeypatch.setattr(executorch, "PREFILL_TOKENS", 5)
+    report = judge(lower_again(copy(other_bundle, tmp_path / "wrong"), other_parts))
+    assert "logits" in failed(report)
+    assert report.checks[0].passed
+    single = [check for check in report.checks if check.what.startswith("1 + ")]
+    assert single  # a single token at position 0 is not rotated, what follows it is
+    assert not any(check.passed for check in single)
+
+
+# ---- errors, never a pass
+
+
+def test_a_tampered_file_is_an_error(copied: Bundle) -> None:
+    patch(copied, place(copied, Q0).offset + 64, b"\xff")
+    with pytest.raises(BundleError, match=r"model\.pte has been changed"):
+        judge(copied)
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_a_truncated_program_is_an_error(copied: Bundle, size: int) -> None:
+    with (copied.path / bundles.PROGRAM).open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(BundleError, match=r"model\.pte"):
+        judge(reseal(copied))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "context": ({"context": 47}, "get_max_context_len is 48, the manifest says 47"),
+    "prefill": ({"prefill_tokens": 16}, "get_max_seq_len is 48, the manifest says 16"),
+    "eos": ({"eos_token_ids": [1, 2]}, "get_eos_ids"),
+    "bos": ({"bos_token_id": 3}, "get_bos_id is 0, the manifest says 3"),
+    "no bos": ({"bos_token_id": None}, "the manifest says there is no BOS token"),
+    "activations": (
+        {"activations": "float32"},
+        "get_int8_activations is True, the manifest says False",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_manifest_that_is_not_the_programs_is_an_error(copied: Bundle, what: str) -> None:
+    changes, named = WRONG[what]
+    own = {
+        name: value for name, value in changes.items() if name in ("prefill_tokens", "activations")
+    }
+    common = {name: value for name, value in changes.items() if name not in own}
+    interface = dataclasses.replace(copied.manifest.interface, **common)
+    sealed = reseal(copied, interface=interface, artifacts=with_artifact(copied, **own))
+    with pytest.raises(BundleError, match="not the program the manifest describes") as caught:
+        judge(sealed)
+    assert any(named in problem for problem in caught.value.problems)
+
+
+def test_a_wrong_vocabulary_is_an_error(copied: Bundle) -> None:
+    sealed = reseal(
+        copied, interface=dataclasses.replace(copied.manifest.interface, vocab_size=100)
+    )
+    with pytest.raises(BundleError, match=r"reference\.safetensors is not a reference"):
+        judge(sealed)
+
+
+def test_an_operator_the_runtime_lacks_is_an_error(copied: Bundle) -> None:
+    operators = copied.artifact("pte").operators | {"tinyqmoe::of_tomorrow.out": 1}
+    sealed = reseal(copied, artifacts=with_artifact(copied, operators=operators))
+    with pytest.raises(MissingComponentError, match=r"tinyqmoe::of_tomorrow\.out"):
+        judge(sealed)
+
+
+NO_KERNELS = """
+import ctypes, pathlib, sys
+import executorch.extension.llm.custom_ops.custom_ops
+from exporter.bundle import Bundle
+from exporter.errors import BundleError, MissingComponentError
+from runtime_ref import executorch_runner, kernels
+
+kernels.load = lambda: ctypes.CDLL(None)
+for path, error in zip(sys.argv[1:], (MissingComponentError, BundleError), strict=True):
+    try:
+        executorch_runner.ExecuTorchRunner(Bundle.open(pathlib.Path(path)))
+    except error as caught:
+        print("refused:", caught.what)
+"""
+
+
+def test_a_runtime_without_the_kernels_is_an_error(bundle: Bundle, copied: Bundle) -> None:
+    """In a process of its own: also where the manifest hides which operators the program needs."""
+    reseal(copied, artifacts=with_artifact(copied, operators={}))
+    command = [sys.executable, "-c", NO_KERNELS, str(bundle.path), str(copied.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
+    assert len(lines) == 2, done.stderr
+    assert "tinyqmoe::lzw_linear.out" in lines[0]
+
+
+def test_kernels_that_do_not_build_are_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise MissingComponentError("no C++ compiler")
+
+    monkeypatch.setattr(kernels, "load", fail)
+    with pytest.raises(MissingComponentError):
+        judge(bundle)
+
+
+def rewrite_reference(bundle: Bundle, change: Callable[[dict[str, np.ndarray]], object]) -> Bundle:
+    from safetensors.numpy import load_file, save
+
+    tensors = load_file(bundle.path / bundles.REFERENCE)
+    change(tensors)
+    (bundle.path / bundles.REFERENCE).write_bytes(save(tensors))
+    return reseal(bundle)
+
+
+def tokens_of_others(tensors: dict[str, np.ndarray]) -> None:
+    tensors["float32.0.tokens"] = (tensors["float32.0.tokens"] + 1) % 100
+
+
+def nan_logits(tensors: dict[str, np.ndarray]) -> None:
+    tensors["float32.1.logits"] = tensors["float32.1.logits"] * np.float32("nan")
+
+
+def no_int8(tensors: dict[str, np.ndarray]) -> None:
+    for name in [n for n in tensors if n.startswith("int8.")]:
+        del tensors[name]
+
+
+def no_full_context(tensors: dict[str, np.ndarray]) -> None:
+    last = max(int(n.split(".")[1]) for n in tensors if n.startswith("prompt."))
+    for name in (f"prompt.{last}", f"float32.{last}.logits", f"float32.{last}.tokens"):
+        del tensors[name]
+
+
+@pytest.mark.parametrize(
+    "change", [tokens_of_others, nan_logits, no_int8, no_full_context, dict.clear]
+)
+def test_a_reference_that_is_not_whole_is_an_error(
+    copied: Bundle, change: Callable[..., object]
+) -> None:
+    with pytest.raises(BundleError, match=r"reference\.safetensors"):
+        judge(rewrite_reference(copied, change))
+
+
+def test_a_reference_that_is_no_safetensors_is_an_error(copied: Bundle) -> None:
+    (copied.path / bundles.REFERENCE).write_bytes(b"not safetensors")
+    with pytest.raises(BundleError, match="cannot be read"):
+        judge(reseal(copied))
+
+
+def test_answers_of_another_model_fail(copied: Bundle) -> None:
+    """The other way round: a right program against wrong answers that are consistent in
+    themselves."""
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for name in [n for n in tensors if n.endswith(".logits")]:
+            tensors[name] = np.roll(tensors[name], 1, axis=-1)
+            tensors[name.replace("logits", "tokens")] = tensors[name].argmax(-1)
+
+    assert {"logits", "greedy"} <= failed(judge(rewrite_reference(copied, change)))
+
+
+def test_a_program_that_runs_past_its_context_fails(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = ExecuTorchRunner(bundle)
+    real = runner.forward
+
+    def forward(tokens: list[int], position: int) -> np.ndarray:
+        try:
+            return real(tokens, position)
+        except ContextError:
+            return np.zeros(bundle.manifest.interface.vocab_size, np.float32)
+
+    monkeypatch.setattr(runner, "forward", forward)
+    assert failed(check_parity(bundle, runner, lambda n: None)) == {"context"}
+
+
+# ---- the pieces
+
+
+def answer(n_prompt: int, arithmetic: str = "float32") -> Answer:
+    return Answer(arithmetic, list(range(n_prompt)), np.zeros((1, 4), np.float32), [0], False)
+
+
+def test_feeding_covers_the_prompt_in_every_way() -> None:
+    for n in range(1, 30):
+        ways = feeding(answer(n))
+        assert all(sum(pieces) == n and min(pieces) > 0 for pieces in ways.values())
+        assert len(ways) == (1 if n == 1 else 2 if n == 2 else 3)
+        assert list(feeding(answer(n, "int8"))) == ["prefill"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_infinitely_far(bad: float) -> None:
+    reference = np.arange(5, dtype=np.float32)
+    got = reference.copy()
+    got[2] = bad
+    row = parity._compare(reference, got, TOLERANCES["int8"])
+    assert (row.kl, row.sqnr_db, row.same) == (math.inf, -math.inf, False)
+
+
+def test_logits_of_another_size_are_infinitely_far() -> None:
+    assert (
+        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int8"]).kl
+        == math.inf
+    )
+
+
+def test_figures_of_a_known_difference() -> None:
+    reference, got = np.array([0.0, 1.0, 2.0], np.float32), np.array([0.0, 1.0, 2.1], np.float32)
+    row = parity._compare(reference, got, TOLERANCES["float32"])
+    p, q = np.exp(reference) / np.exp(reference).sum(), np.exp(got) / np.exp(got).sum()
+    assert row.kl == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4)
+    assert row.sqnr_db == pytest.approx(10 * math.log10(2 / 0.01), abs=1e-3)
+    assert row.delta == pytest.approx(0.1, abs=1e-6)
+    assert row.same
+
+
+def test_a_constant_added_to_all_logits_is_a_difference() -> None:
+    reference = np.array([0.0, 1.0, 2.0], np.float32)
+    assert parity._compare(reference, reference + 1, TOLERANCES["float32"]).sqnr_db < 10
+
+
+def test_equal_rows_are_equal_even_when_flat() -> None:
+    flat = np.zeros(4, np.float32)
+    row = parity._compare(flat, flat, TOLERANCES["float32"])
+    assert (row.kl, row.sqnr_db, row.same) == (0.0, math.inf, True)
+
+
+def test_a_near_tie_is_the_margin_the_noise_can_close() -> None:
+    gate = TOLERANCES["float32"]
+    reference = np.array([0.0, 1.0, 1.0 - 1e-5], np.float32)
+    swapped = reference[[0, 2, 1]]
+    assert parity._compare(reference, swapped, gate).same
+    apart = np.array([0.0, 1.0, 0.9], np.float32)
+    assert not parity._compare(apart, apart[[0, 2, 1]], gate).same
+
+
+def test_the_manifest_decides_nothing_about_the_gates(copied: Bundle) -> None:
+    """An unknown arithmetic in the manifest is an error, not a missing gate."""
+    edit_manifest(copied.path, lambda m: m["artifacts"][0].update(activations="int4"))
+    with pytest.raises(BundleError):
+        judge(Bundle.open(copied.path))

@@ -1,0 +1,270 @@
+"""Bundles for tests: made from small checkpoints, damaged, and sealed again so that only a gate can
+see the damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from exporter import bundle as bundles
+from exporter import pipeline
+from exporter.backends import executorch
+from exporter.bundle import Arithmetic, Artifact, Bundle, Manifest, Place, TensorEntry
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.codec.encoder import Codec
+from exporter.config import ExportConfig
+from exporter.encoded import EncodedModel, encode_model
+from exporter.models.llama import Llama
+from exporter.quant import QuantConfig, quantize
+from exporter.reference.model import QuantizedLayers
+
+TEXT = (
+    "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs "
+    "came there together. "
+    "When the rain began to fall they went into the little house, where another fire was burning "
+    "in the hearth. "
+    "Everything there was warm and bright; nothing was missing, and nobody wanted to leave "
+    "before the morning came. "
+    "In the evening the children were singing songs about the mountains, the forest, the weather "
+    "and the wandering sea."
+)
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """For exports nobody watches."""
+
+
+def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: Any) -> Bundle:
+    """`pipeline.export` without a progress bar."""
+    return pipeline.export(checkpoint, out, ExportConfig(quantization, **options), no_progress)
+
+
+def write_text_tokenizer(directory: Path, vocab_size: int) -> None:
+    """A BPE tokenizer.json of exactly `vocab_size` tokens, every one printable ASCII: <s> is 0,
+    </s> is 1."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    assert tokenizer.get_vocab_size() == vocab_size
+    # As in Llama's own: ExecuTorch's tokenizer puts BOS in front only where a post-processor says
+    # how.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a program is made of, without a bundle around it."""
+
+    checkpoint: Checkpoint
+    encoded: EncodedModel
+    vectors: dict[str, Tensor]
+
+    def program(self, context: int, activations: Arithmetic) -> executorch.ProgramConfig:
+        config = self.checkpoint.config
+        eos = self.checkpoint.eos_token_ids
+        return executorch.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
+
+    def emit(
+        self, path: Path, context: int, activations: Arithmetic = "int8"
+    ) -> executorch.EmittedProgram:
+        program = self.program(context, activations)
+        return executorch.emit(self.encoded, self.vectors, self.checkpoint.config, program, path)
+
+    def reference(self, context: int, arithmetic: Arithmetic) -> Llama:
+        """The quantized model in PyTorch."""
+        return Llama(
+            self.checkpoint.config, context, QuantizedLayers(self.encoded, self.vectors, arithmetic)
+        )
+
+
+def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec = "auto") -> Parts:
+    """Quantizes and codes a checkpoint; the files of the encoded model lie in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint.open(directory)
+    encoded = encode_model(quantize(checkpoint, quantization), work, codec)
+    vectors = {
+        name: checkpoint.vector(name)
+        for name in checkpoint.names
+        if len(checkpoint.shape(name)) == 1
+    }
+    return Parts(checkpoint, encoded, vectors)
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Lets `change` edit the parsed manifest of the bundle at `path` in place."""
+    file = path / bundles.MANIFEST
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    change(raw)
+    file.write_text(json.dumps(raw), encoding="utf-8")
+
+
+def reseal(bundle: Bundle, **changes: Any) -> Bundle:
+    """Writes the manifest for the files as they are now, with other fields changed; opens and
+    verifies the result."""
+    manifest: Manifest = replace(
+        bundle.manifest, files=bundles.file_entries(bundle.path), **changes
+    )
+    (bundle.path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    sealed = Bundle.open(bundle.path)
+    sealed.verify()
+    return sealed
+
+
+def copy(bundle: Bundle, target: Path) -> Bundle:
+    """A copy that a test may damage."""
+    shutil.copytree(bundle.path, target)
+    return Bundle.open(target)
+
+
+def patch(bundle: Bundle, offset: int, data: bytes) -> None:
+    """Overwrites bytes of the program."""
+    with (bundle.path / bundles.PROGRAM).open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def read(bundle: Bundle, offset: int, n_bytes: int) -> bytes:
+    """Bytes of the program."""
+    with (bundle.path / bundles.PROGRAM).open("rb") as file:
+        file.seek(offset)
+        return file.read(n_bytes)
+
+
+def tensor(bundle: Bundle, name: str) -> TensorEntry:
+    """The manifest's entry of one matrix."""
+    return next(t for t in bundle.manifest.tensors if t.name == name)
+
+
+def place(bundle: Bundle, name: str, wanted: str = "pte") -> Place:
+    """Where a matrix lies in a package."""
+    return bundle.artifact(wanted).places[name]
+
+
+def with_artifact(bundle: Bundle, wanted: str = "pte", **changes: Any) -> list[Artifact]:
+    """The artifacts of the manifest, one of them changed."""
+    return [replace(a, **changes) if a.format == wanted else a for a in bundle.manifest.artifacts]
+
+
+def greedy(model: Llama, prompt: list[int], new_tokens: int) -> list[Tensor]:
+    """Logits [V] of the last prompt position and of each greedy token after it but the last."""
+    logits = [model(torch.tensor([prompt]), torch.tensor([0]))[0]]
+    for position in range(len(prompt), len(prompt) + new_tokens - 1):
+        logits.append(model(logits[-1].argmax().reshape(1, 1), torch.tensor([position]))[0])
+    return logits
+
+
+def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
+    """Signal over noise of one row, its mean left out."""
+    signal = float(np.square(reference - reference.mean()).sum())
+    return 10 * float(np.log10(signal / max(float(np.square(got - reference).sum()), 1e-30)))
+
+
+def small_manifest(**changes: Any) -> Manifest:
+    """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the
+    interface."""
+    interface = bundles.Interface(context=16, vocab_size=258, bos_token_id=256, eos_token_ids=[257])
+    artifact = bundles.Artifact(
+        format="pte",
+        path=bundles.PROGRAM,
+        files=[bundles.PROGRAM],
+        activations="int8",
+        prefill_tokens=16,
+        kv_cache_bytes=1,
+        operators={"tinyqmoe::lzw_linear.out": 1},
+        places={"model.embed_tokens.weight": bundles.Place(bundles.PROGRAM, "tqlz", 64, 32, 128)},
+        details={"arena_bytes": 1, "delegates": 0},
+    )
+    matrix = TensorEntry(
+        name="model.embed_tokens.weight",
+        rows=4,
+        cols=8,
+        scheme="int8",
+        n_levels=255,
+        group_size=8,
+        codec="raw",
+        code_bits=8,
+        cap=0,
+        bits_per_weight=9.5,
+        entropy_bits=7.1,
+        zeros=0.25,
+        levels_crc32=1,
+        blob_bytes=32,
+        scales_bytes=16,
+        sizes_bytes={"raw8": 32},
+    )
+    return Manifest(
+        schema_version=bundles.SCHEMA_VERSION,
+        created="2026-01-01T00:00:00+00:00",
+        tools={"tiny-qmoe": "0"},
+        model=bundles.ModelEntry("small", 32, 128, {"model_type": "llama"}),
+        quantization={"scheme": "int8"},
+        quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
+        interface=replace(interface, **changes),
+        artifacts=[artifact],
+        prompts=["a prompt"],
+        tensors=[matrix],
+    )
+
+
+def write_small_bundle(path: Path, **changes: Any) -> Bundle:
+    """A bundle directory that is whole by its manifest; its program is 256 bytes that no runtime
+    loads."""
+    path.mkdir(parents=True)
+    (path / bundles.PROGRAM).write_bytes(bytes(range(256)))
+    (path / bundles.REFERENCE).write_bytes(b"not a reference")
+    (path / "tokenizer.json").write_text("{}")
+    files = bundles.file_entries(path)
+    ledger = [bundles.LedgerRow(f.path, "all of it", f.n_bytes) for f in files]
+    manifest = replace(small_manifest(**changes), files=files, ledger=ledger)
+    (path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(path)
+
+
+def as_dict(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as plain values."""
+    return asdict(bundle.manifest)
+
+
+CONTEXT = 48  # of both shared bundles
+VOCAB = 150
+TERNARY = QuantConfig(scheme="ternary")
+SPARSE = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="ternary")
+
+
+def export_other(checkpoint: Path, out: Path) -> Bundle:
+    """Calls of at most five tokens, so that prompts cross their borders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executorch, "PREFILL_TOKENS", 5)
+        return export(
+            checkpoint,
+            out,
+            SPARSE,
+            context=CONTEXT,
+            codec="lzw",
+            activations="float32",
+            with_native=True,
+        )
