@@ -16,7 +16,7 @@ from pathlib import Path
 
 from exporter.config import ExportConfig
 from exporter.pipeline import export
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 from runtime_ref.parity import check_parity
 from runtime_ref.residency import Residency
 from runtime_ref.runners import open_runner

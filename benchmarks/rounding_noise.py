@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.encoded import encode_model
-from exporter.models.llama import Llama
-from exporter.quant import QuantConfig, quantize
+from exporter.encoded import EncodedModel, encode_matrices
+from exporter.models.layers import Decoder
+from exporter.quant.config import QuantConfig
+from exporter.quant.quantize import quantize
 from exporter.reference import model as reference_model
 from exporter.reference import prompts
 from exporter.reference.model import QuantizedLayers, quantize_activations
@@ -34,7 +35,7 @@ ROW = 16  # positions judged together by a check
 EXACT = quantize_activations
 
 
-def logits(model: Llama, ids: torch.Tensor, epsilon: float, seed: int) -> torch.Tensor:
+def logits(model: Decoder, ids: torch.Tensor, epsilon: float, seed: int) -> torch.Tensor:
     """float64 [S, V], with activations multiplied by 1 ± epsilon before they are quantized."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,15 +60,12 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
     """One row of the table for each size of disturbance."""
     checkpoint = Checkpoint.open(path)
     with tempfile.TemporaryDirectory() as work:
-        encoded = encode_model(quantize(checkpoint, QuantConfig(scheme=scheme)), Path(work), "auto")
-        vectors = {
-            name: checkpoint.vector(name)
-            for name in checkpoint.names
-            if len(checkpoint.shape(name)) == 1
-        }
+        tensors = quantize(checkpoint, QuantConfig(scheme=scheme))
+        matrices = encode_matrices(tensors, Path(work), "auto")
+        encoded = EncodedModel(matrices, checkpoint.vectors())
         _, sequences = token_sequences(checkpoint, prompts.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
-        model = Llama(checkpoint.config, positions, QuantizedLayers(encoded, vectors, "int8"))
+        model = checkpoint.network(positions, QuantizedLayers(encoded, "int8"))
         plain = logits(model, ids, 0.0, 0)
         for bits in (22, 20):
             pairs = [

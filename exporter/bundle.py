@@ -58,8 +58,7 @@ class Place:
     """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its
     own, the scales.
 
-    form: "tqlz" a TQLZ blob; "int8" a byte a level; "uint2" level + 1 in two bits, lowest bits
-    first.
+    form: "tqlz" a TQLZ blob, or the name of a `codec.weight_file.PlainForm`.
     """
 
     file: str

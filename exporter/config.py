@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from exporter.bundle import Arithmetic
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.codec.encoder import Codec
-    from exporter.quant import QuantConfig
+    from exporter.quant.config import QuantConfig
 
 
 MIN_CONTEXT = 8

@@ -22,6 +22,8 @@ from exporter.codec.encoder import Codec, encode
 from exporter.codec.native import NativeTensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from exporter.quant.tensor import QuantizedTensor
 
 
@@ -80,9 +82,11 @@ class EncodedMatrix:
 
 @dataclass(frozen=True)
 class EncodedModel:
-    """All matrices by checkpoint name, in the order of the model."""
+    """A whole model: its matrices by checkpoint name, in the order of the model, and its vectors
+    (norm weights and biases), float32."""
 
     matrices: dict[str, EncodedMatrix]
+    vectors: dict[str, Tensor]
 
 
 def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedMatrix:
@@ -113,13 +117,15 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
     return matrix
 
 
-def encode_model(tensors: Iterable[QuantizedTensor], work: Path, codec: Codec) -> EncodedModel:
-    """Codes a stream of matrices; each is dropped before the next is asked for."""
+def encode_matrices(
+    tensors: Iterable[QuantizedTensor], work: Path, codec: Codec
+) -> dict[str, EncodedMatrix]:
+    """Matrices by name, coded from a stream; each is dropped before the next is asked for."""
     matrices = {}
     for tensor in tensors:
         matrices[tensor.name] = encode_matrix(tensor, work, codec)
         del tensor
-    return EncodedModel(matrices)
+    return matrices
 
 
 # ---- records of finished matrices

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
-from exporter import packages
+from exporter.backends import registry
 from exporter.bundle import (
     Artifact,
     Interface,
@@ -23,13 +23,13 @@ from exporter.bundle import (
 from exporter.errors import ExportError
 
 if TYPE_CHECKING:
+    from exporter.backends.package import Emitted, PackageInput
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.encoded import EncodedMatrix
-    from exporter.packages import Emitted, Source
 
 
 def write(
-    source: Source, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
+    source: PackageInput, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
 ) -> None:
     """Writes the manifest of a bundle whose other files are all there. Raises ExportError if the
     byte ledger does not match them."""
@@ -37,7 +37,7 @@ def write(
     manifest = Manifest(
         schema_version=bundles.SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        tools={name: importlib.metadata.version(name) for name in packages.tools(config.formats)},
+        tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
         model=_model_entry(source.checkpoint),
         quantization=config.quantization.to_dict(),
         quantization_loss=loss,

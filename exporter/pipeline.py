@@ -45,7 +45,9 @@ def export(
     interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
     errors of exporter.errors.
     """
-    from exporter import manifest, packages, staging
+    from exporter import manifest, staging
+    from exporter.backends import registry
+    from exporter.backends.package import PackageInput
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.estimate import export_memory
     from exporter.reference.answers import answer_prompts
@@ -53,7 +55,7 @@ def export(
     bundles.check_target(out, force=force)  # before a download of gigabytes
     checkpoint = Checkpoint.open(model, progress=progress)
     context = context_of(config, checkpoint)
-    packages.check(config, checkpoint)
+    registry.check(config, checkpoint)
     if max_ram is not None:
         export_memory.check_memory(max_ram, checkpoint, config, context)
     with (
@@ -66,12 +68,9 @@ def export(
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(progress)
         encoded = _encode(checkpoint, config, place.coded, progress)
-        vectors = checkpoint.vectors()
-        source = packages.Source(checkpoint, encoded, vectors, context, config, work)
-        emitted = [packages.emit(name, source, progress) for name in config.formats]
-        prompts, loss = answer_prompts(
-            checkpoint, encoded, vectors, context, config, work, progress
-        )
+        source = PackageInput(checkpoint, encoded, context, config, work)
+        emitted = [registry.emit(name, source, progress) for name in config.formats]
+        prompts, loss = answer_prompts(checkpoint, encoded, context, config, work, progress)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, work / file.name)
         if config.with_native:
@@ -117,15 +116,14 @@ def _encode(
 ) -> EncodedModel:
     """All matrices, those that `work` already has without coding them again."""
     from exporter import encoded
-    from exporter.quant import quantize
+    from exporter.quant.quantize import quantize
 
     progress("quantize and code", 0, 0)
     finished = encoded.finished(work)
     tensors = quantize(checkpoint, config.quantization, progress, scratch=work, skip=finished)
-    matrices = finished | encoded.encode_model(tensors, work, config.codec).matrices
-    return encoded.EncodedModel(
-        {name: matrices[name] for name in checkpoint.names if name in matrices}
-    )
+    matrices = finished | encoded.encode_matrices(tensors, work, config.codec)
+    ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
+    return encoded.EncodedModel(ordered, checkpoint.vectors())
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:

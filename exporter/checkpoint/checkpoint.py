@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,11 +32,9 @@ from exporter.checkpoint.safetensors import (
     _read_rows,
 )
 from exporter.errors import CheckpointError
-from exporter.models.llama import LlamaConfig
+from exporter.models.config import ModelConfig, is_id
+from exporter.models.layers import Decoder, Layers
 from exporter.progress import Progress
-
-"""Called with (what, done, total): the name of a tensor, and the weights finished so far and in
-all."""
 
 Block = tuple[int, torch.Tensor]
 """The number of its first row, and rows as float32 [n, ..]."""
@@ -49,7 +48,7 @@ class Checkpoint:
 
     path: Path
     config_dict: dict[str, Any]
-    config: LlamaConfig
+    config: ModelConfig
     entries: Mapping[str, TensorEntry]
     eos_token_ids: tuple[int, ...]
 
@@ -73,6 +72,16 @@ class Checkpoint:
                 f"{directory} cannot be exported", problems=problems, do=GET_ANOTHER
             )
         return cls(directory, raw, config, entries, eos)
+
+    @property
+    def family(self) -> ModuleType:
+        """The module of the model's family, of exporter.models."""
+        return models.load(self.config_dict["model_type"])
+
+    def network(self, context: int, layers: Layers) -> Decoder:
+        """The network of the family with `context` cache slots, over the weights of `layers`."""
+        network: Decoder = self.family.Model(self.config, context, layers)
+        return network
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,7 +173,7 @@ def one_thread(blocks: Iterator[Block]) -> Iterator[Block]:
 # ---- config --------------------------------------------------------------------------------------
 
 
-def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], LlamaConfig | None]:
+def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], ModelConfig | None]:
     """config.json as it is and as the config of its family; None with notes in `problems` where it
     is not usable."""
     before = len(problems)
@@ -172,14 +181,14 @@ def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], 
     if len(problems) > before:
         return raw, None
     try:
-        return raw, models.load(raw.get("model_type")).Config.from_dict(raw)
+        return raw, models.load(raw.get("model_type")).read_config(raw)
     except CheckpointError as error:
         problems.extend([f"config.json: {p}" for p in error.problems] or [error.what])
         return raw, None
 
 
 def _eos_ids(
-    generation: dict[str, Any], config: LlamaConfig | None, problems: list[str]
+    generation: dict[str, Any], config: ModelConfig | None, problems: list[str]
 ) -> tuple[int, ...]:
     """End tokens: those of generation_config.json if it has any, for Instruct models add some
     there."""
@@ -187,7 +196,7 @@ def _eos_ids(
     if eos is None:
         return config.eos_token_ids if config else ()
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(map(models.is_id, ids)):
+    if not all(map(is_id, ids)):
         problems.append(
             f"generation_config.json: eos_token_id must be one or more token ids, got {eos!r}"
         )
@@ -198,7 +207,7 @@ def _eos_ids(
 
 
 def _match(
-    config: LlamaConfig, raw: dict[str, Any], found: dict[str, TensorEntry], problems: list[str]
+    config: ModelConfig, raw: dict[str, Any], found: dict[str, TensorEntry], problems: list[str]
 ) -> dict[str, TensorEntry]:
     """The tensors of the network, in its order; notes missing, surplus and misshapen ones in
     `problems`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from exporter.bundle import BACKENDS
 from exporter.cli.console import out_console, progress_bars
 from exporter.cli.options import (
-    JudgedBackend,
     ResidencyMode,
 )
 
@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from runtime_ref.residency import Mode
 
 
-ALL_FORMATS = ("pte", "mlprogram", "custom-op")
+ALL_FORMATS = tuple(BACKENDS)
 
 
-def chosen_artifacts(manifest: Manifest, backends: list[JudgedBackend]) -> list[Artifact]:
+def chosen_artifacts(manifest: Manifest, backends: list[str]) -> list[Artifact]:
     """All packages of these backends or formats. Raises UsageError for one the bundle has none
     of."""
     from exporter.errors import UsageError
 
-    wanted = [b.value for b in backends]
     there = [
         a
         for a in manifest.artifacts
-        if JudgedBackend.ALL in wanted or a.format in wanted or a.backend in wanted
+        if "all" in backends or a.format in backends or a.backend in backends
     ]
     known = {"all", *(name for a in there for name in (a.format, a.backend))}
-    if missing := [name for name in wanted if name not in known]:
+    if missing := [name for name in backends if name not in known]:
         formats = ", ".join(f"{a.format} ({a.backend})" for a in manifest.artifacts)
         what = f"there is no package for {', '.join(missing)}: it has {formats}"
         raise UsageError(what, do="export it with --target")

@@ -19,9 +19,7 @@ from exporter.cli.options import (
     EntitlementOption,
     GroupSizeOption,
     JsonOption,
-    JudgedBackend,
     ResidencyOption,
-    Scheme,
     SchemeOption,
     SparsityOption,
 )
@@ -70,11 +68,11 @@ def fit(
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
     residency: ResidencyOption = None,
-    backend: BackendsOption = [JudgedBackend.ALL],  # noqa: B006  (typer copies it)
-    scheme: SchemeOption = Scheme.TERNARY,
+    backend: BackendsOption = ["all"],  # noqa: B006  (typer copies it)
+    scheme: SchemeOption = "ternary",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
-    embedding: EmbeddingOption = Scheme.INT8,
+    embedding: EmbeddingOption = "int8",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
     json_file: JsonOption = None,
@@ -126,23 +124,23 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _outline(
     model: str,
-    scheme: Scheme,
+    scheme: str,
     group_size: int | None,
     sparsity: float | None,
-    embedding: Scheme,
+    embedding: str,
     context: int | None,
     codec: CodecChoice,
 ) -> Manifest:
     """The manifest that an export to all formats would write, without the export."""
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig, context_of
-    from exporter.estimate import bundle as outline
-    from exporter.quant import QuantConfig
+    from exporter.estimate.bundle import estimate_bundle
+    from exporter.quant.config import QuantConfig
 
     quantization = QuantConfig(
-        scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
+        scheme=scheme, group_size=group_size, sparsity=sparsity, embedding=embedding
     )
     config = ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
     with progress_bars() as progress:
         checkpoint = Checkpoint.open(model, progress=progress)
-    return outline.outline(checkpoint, config, context_of(config, checkpoint))
+    return estimate_bundle(checkpoint, config, context_of(config, checkpoint))

@@ -16,7 +16,7 @@ from exporter.cli.options import (
     CodecChoice,
     CodecOption,
     ContextOption,
-    CoreMLFormat,
+    CoreMLFormatOption,
     DeviceFilesOption,
     DevicesOption,
     EmbeddingOption,
@@ -24,10 +24,10 @@ from exporter.cli.options import (
     ForceOption,
     GroupSizeOption,
     JsonOption,
-    Scheme,
     SchemeOption,
     SparsityOption,
-    Target,
+    TargetOption,
+    formats_of,
     size,
 )
 
@@ -55,24 +55,17 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
-    target: Annotated[
-        Target, typer.Option(help="android: ExecuTorch (also runs on iOS); ios: Core ML; or both.")
-    ] = Target.ANDROID,
-    scheme: SchemeOption = Scheme.TERNARY,
+    target: TargetOption = "android",
+    scheme: SchemeOption = "ternary",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
-    embedding: EmbeddingOption = Scheme.INT8,
+    embedding: EmbeddingOption = "int8",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
     activations: Annotated[
         Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
     ] = Activations.INT8,
-    coreml_format: Annotated[
-        CoreMLFormat,
-        typer.Option(
-            help="mlprogram: for the Neural Engine; custom-op: decodes LZW itself; or both."
-        ),
-    ] = CoreMLFormat.MLPROGRAM,
+    coreml_format: CoreMLFormatOption = "mlprogram",
     chunk_bytes: Annotated[
         int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
     ] = 1_000_000_000,
@@ -107,14 +100,14 @@ def export(
     """
     from exporter.cli import bundle_tables
     from exporter.config import ExportConfig
-    from exporter.quant import QuantConfig
+    from exporter.quant.config import QuantConfig
 
     quantization = QuantConfig(
-        scheme=scheme.value, group_size=group_size, sparsity=sparsity, embedding=embedding.value
+        scheme=scheme, group_size=group_size, sparsity=sparsity, embedding=embedding
     )
     config = ExportConfig(
         quantization,
-        formats=_formats(target, coreml_format),
+        formats=formats_of(target, coreml_format),
         context=context,
         codec=codec.value,
         activations=activations.value,
@@ -163,12 +156,6 @@ def _say_spent(seconds: float, max_ram: int | None) -> None:
         what += f", more than the {bytes_text(max_ram)} of --max-ram: please report this as a bug"
     minutes = f"{seconds // 60:.0f} min " if seconds >= 60 else ""
     err_console.print(f"{what}, {minutes}{seconds % 60:.0f} s", highlight=False, soft_wrap=True)
-
-
-def _formats(target: Target, coreml_format: CoreMLFormat) -> tuple[str, ...]:
-    both = (CoreMLFormat.MLPROGRAM.value, CoreMLFormat.CUSTOM_OP.value)
-    coreml = both if coreml_format is CoreMLFormat.BOTH else (coreml_format.value,)
-    return {Target.ANDROID: ("pte",), Target.IOS: coreml, Target.BOTH: ("pte", *coreml)}[target]
 
 
 def expand(
@@ -236,17 +223,17 @@ def demo(
     and check all."""
 
     from exporter.config import ExportConfig
-    from exporter.demo import PROMPTS, held_out_texts, model_path
-    from exporter.quant import QuantConfig
+    from exporter.demo import PROMPTS, SCHEMES, held_out_texts, model_path
+    from exporter.quant.config import QuantConfig
 
     begin = time.monotonic()
     results = {}
-    for scheme in Scheme:
+    for scheme in SCHEMES:
         config = ExportConfig(
-            QuantConfig(scheme=scheme.value), ALL_FORMATS, context=256, texts=held_out_texts()
+            QuantConfig(scheme=scheme), ALL_FORMATS, context=256, texts=held_out_texts()
         )
-        bundle = _export(str(model_path()), out / scheme.value, config, force=True)
-        results[scheme.value] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
+        bundle = _export(str(model_path()), out / scheme, config, force=True)
+        results[scheme] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
     emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
     if not passed:

@@ -4,55 +4,50 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exporter import quant
+from exporter.backends.registry import TARGETS
+from exporter.bundle import BACKENDS
 from exporter.errors import UsageError
 from exporter.memory import parse_size
 
-
-class Target(enum.StrEnum):
-    """What the package is for."""
-
-    ANDROID = "android"
-    IOS = "ios"
-    BOTH = "both"
+BOTH, ALL = "both", "all"
+COREML_FORMATS = [name for name, backend in BACKENDS.items() if backend == "coreml"]
+PACKAGES = list(dict.fromkeys([*BACKENDS.values(), *COREML_FORMATS]))
 
 
-class CoreMLFormat(enum.StrEnum):
-    """mlprogram: runs on the Neural Engine; custom-op: decodes the LZW codes itself."""
+if TYPE_CHECKING:  # whose members are known when the program runs
+    Target = str
+    CoreMLFormat = str
+    Package = str
+    Packages = str
+    Scheme = str
+else:
 
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
-    BOTH = "both"
+    def one_of(name: str, values: Iterable[str]) -> type[enum.StrEnum]:
+        """An enumeration of texts: what Typer takes as the values of an option."""
+        return enum.StrEnum(name, {value.upper(): value for value in values})
 
-
-class Backend(enum.StrEnum):
-    """Which package of a bundle, by backend or by format."""
-
-    EXECUTORCH = "executorch"
-    COREML = "coreml"
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
-
-
-class JudgedBackend(enum.StrEnum):
-    """Which packages of a bundle: all, those of a backend, or that of a format."""
-
-    ALL = "all"
-    EXECUTORCH = "executorch"
-    COREML = "coreml"
-    MLPROGRAM = "mlprogram"
-    CUSTOM_OP = "custom-op"
+    Target = one_of("Target", [*TARGETS, BOTH])
+    CoreMLFormat = one_of("CoreMLFormat", [*COREML_FORMATS, BOTH])
+    Package = one_of("Package", PACKAGES)
+    Packages = one_of("Packages", [ALL, *PACKAGES])
+    Scheme = one_of("Scheme", quant.supported())
 
 
-class Scheme(enum.StrEnum):
-    """How the layers are quantized."""
-
-    INT8 = "int8"
-    TERNARY = "ternary"
+def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
+    """The package formats for a target; of several Core ML ones those that are asked for."""
+    backends = [b for name, bs in TARGETS.items() if target in (name, BOTH) for b in bs]
+    return tuple(
+        name
+        for name, backend in BACKENDS.items()
+        if backend in backends and (backend != "coreml" or coreml_format in (name, BOTH))
+    )
 
 
 class CodecChoice(enum.StrEnum):
@@ -112,7 +107,22 @@ JsonOption = Annotated[
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")
 ]
-SchemeOption = Annotated[Scheme, typer.Option(help="How the matrices of the layers are quantized.")]
+SchemeOption = Annotated[
+    Scheme,
+    typer.Option(help="How the matrices of the layers are quantized."),
+]
+TargetOption = Annotated[
+    Target,
+    typer.Option(
+        help="android: ExecuTorch (also runs on iOS); ios: Core ML; or both.",
+    ),
+]
+CoreMLFormatOption = Annotated[
+    CoreMLFormat,
+    typer.Option(
+        help="mlprogram: runs on the Neural Engine; custom-op: decodes the LZW codes itself.",
+    ),
+]
 GroupSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Weights that share a scale; a whole row by default.")
 ]
@@ -120,7 +130,8 @@ SparsityOption = Annotated[
     float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
 ]
 EmbeddingOption = Annotated[
-    Scheme, typer.Option(help="How the embedding and the head are quantized.")
+    Scheme,
+    typer.Option(help="How the embedding and the head are quantized."),
 ]
 ContextOption = Annotated[
     int | None,
@@ -158,8 +169,18 @@ ResidencyOption = Annotated[
     ),
 ]
 BackendsOption = Annotated[
-    list[JudgedBackend],
-    typer.Option("--backend", help="Which packages. Can be given several times."),
+    list[Packages],
+    typer.Option(
+        "--backend",
+        help="Which packages. Can be given several times.",
+    ),
+]
+BackendOption = Annotated[
+    Package | None,
+    typer.Option(
+        "--backend",
+        help="Which package of the bundle, by backend or by format.",
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace a bundle that is already there.")

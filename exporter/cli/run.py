@@ -9,14 +9,13 @@ import typer
 
 from exporter.cli.console import emit, err_console, out_console, progress_bars, stream
 from exporter.cli.options import (
-    Backend,
+    BackendOption,
     BackendsOption,
     BundleArgument,
     DeviceFilesOption,
     DevicesOption,
     EntitlementOption,
     JsonOption,
-    JudgedBackend,
     ResidencyMode,
     ResidencyOption,
     writable,
@@ -53,9 +52,7 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
     ] = False,
-    backend: Annotated[
-        Backend | None, typer.Option(help="Which package; by default the first of the bundle.")
-    ] = None,
+    backend: BackendOption = None,
     residency: ResidencyOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
@@ -85,7 +82,7 @@ def run(
     check_device_options(profiles, residency, entitlement, plot)
     bundle = open_verified(bundle_path)
     ids = generate.encode_prompt(bundle, prompt, chat=chat)
-    artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend.value)
+    artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend)
     quiet = str(json_file) == "-"
     if profiles:
         _run_on_device(
@@ -150,7 +147,7 @@ def _run_on_device(
 
 def parity(
     bundle_path: BundleArgument,
-    backend: BackendsOption = [JudgedBackend.ALL],  # noqa: B006  (typer copies it)
+    backend: BackendsOption = ["all"],  # noqa: B006  (typer copies it)
     residency: ResidencyOption = None,
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,

@@ -29,7 +29,7 @@ BLOCK_WEIGHTS = (
     1 << 22
 )  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
 
-FORMS = ("bytes", "int8", "uint2")
+FORMS = ("bytes", "int8", "int4", "uint2")
 PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
 
@@ -37,8 +37,8 @@ PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 class Piece:
     """`n_bytes` of a weight file, made from `coded_bytes` at `coded_offset` of the coded file.
 
-    form: "bytes" as they are; "int8" the levels of a TQLZ blob; "uint2" its levels + 1, four to a
-    byte, lowest bits first, without padding between rows.
+    form: "bytes" as they are, or the name of a `PlainForm` of the levels of a TQLZ blob, without
+    padding between rows.
     """
 
     form: str
@@ -120,6 +120,54 @@ class Recipe:
         return problems
 
 
+@dataclass(frozen=True)
+class PlainForm:
+    """Levels as plain numbers: "uint2" level + 1 in two bits, "int4" a level in four bits (two's
+    complement), "int8" in eight; the first level in the lowest bits of a byte."""
+
+    name: str
+    bits: int
+
+    def n_bytes(self, n_levels: int) -> int:
+        """Size of so many levels, in bytes."""
+        return -(-n_levels * self.bits // 8)
+
+    def pack(self, levels: np.ndarray) -> np.ndarray:
+        """Levels int8 [..] -> uint8 [n_bytes]."""
+        if self.bits == 2:
+            return pack_uint2(levels)
+        return pack_int4(levels) if self.bits == 4 else levels.reshape(-1).view(np.uint8)
+
+    def unpack(self, packed: np.ndarray, n: int) -> np.ndarray:
+        """Inverse of `pack`: int8 [n]."""
+        if self.bits == 2:
+            return unpack_uint2(packed, n)
+        return unpack_int4(packed, n) if self.bits == 4 else packed.view(np.int8)[:n]
+
+
+PLAIN_FORMS = {form.name: form for form in map(PlainForm, ("uint2", "int4", "int8"), (2, 4, 8))}
+
+
+def plain_form(n_levels: int) -> PlainForm:
+    """The narrowest plain form for an alphabet of `n_levels` levels around zero."""
+    name = "uint2" if n_levels <= 3 else "int4" if n_levels <= 15 else "int8"
+    return PLAIN_FORMS[name]
+
+
+def pack_int4(levels: np.ndarray) -> np.ndarray:
+    """Levels int8 [n] from -8 to 7 -> uint8 [ceil(n / 2)], the first in the lower four bits."""
+    nibbles = np.zeros(-(-levels.size // 2) * 2, np.uint8)
+    nibbles[: levels.size] = levels.reshape(-1).view(np.uint8) & 15
+    low, high = nibbles.reshape(-1, 2).T
+    return low | (high << 4)
+
+
+def unpack_int4(packed: np.ndarray, n: int) -> np.ndarray:
+    """Inverse of `pack_int4`: int8 [n]."""
+    nibbles = (packed[:, None] >> np.array([0, 4], np.uint8)) & 15
+    return ((nibbles ^ 8).astype(np.int8) - 8).reshape(-1)[:n]
+
+
 def pack_uint2(levels: np.ndarray) -> np.ndarray:
     """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the
     lowest."""
@@ -154,7 +202,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
         step = max(4, BLOCK_WEIGHTS // cols // 4 * 4)
         for begin in range(0, rows, step):
             levels = tensor.decode_rows(begin, min(begin + step, rows)).reshape(-1)
-            yield pack_uint2(levels) if piece.form == "uint2" else levels.view(np.uint8)
+            yield PLAIN_FORMS[piece.form].pack(levels)
             release(coded)
 
 

@@ -11,6 +11,7 @@ PROMPTS = (
     "It was night, and Finn was in bed.",
     "One morning, Rosa and Leo found a blue lantern",
 )
+SCHEMES = ("int8", "ternary")  # what `tinyqmoe demo` exports
 CHAT = "Where does Mia live?"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 

@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exporter.backends import registry
+from exporter.backends.package import kv_cache_values
 from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes, resident_bytes
@@ -35,40 +37,6 @@ class Stage:
     n_bytes: int
 
 
-@dataclass(frozen=True)
-class Growth:
-    """By how much the process grows, in MB: packages that are imported, and what follows the layers
-    of the model."""
-
-    imports: float
-    layer: float = 0.0
-    layer_squared: float = 0.0
-    caches: float = 0.0  # times the size of the KV cache in float32
-
-    def n_bytes(self, checkpoint: Checkpoint, context: int) -> int:
-        layers = checkpoint.config.num_hidden_layers
-        growth = self.imports + self.layer * layers + self.layer_squared * layers**2
-        return int(growth * MB + self.caches * _cache_bytes(checkpoint, context))
-
-
-@dataclass(frozen=True)
-class Format:
-    """What making a package takes at most, and what stays in memory afterwards."""
-
-    what: str
-    making: Growth
-    left: Growth
-
-
-# Measured over 1 to 32 layers. ExecuTorch's passes hold several versions of a program and of its
-# caches.
-FORMATS = {
-    "pte": Format("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1)),
-    "mlprogram": Format("making the ML Program", Growth(290, 3), Growth(290, 3)),
-    "custom-op": Format(
-        "making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3)
-    ),
-}
 TOKENIZER_GROWTH = 11.5  # times the size of tokenizer.json
 MARGIN = 1.07  # heaps are not packed tightly
 
@@ -93,9 +61,9 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         ("this process before any work", peak_bytes()),
         (f"coding {name}", at + _coding(checkpoint, config, name)),
     ]
-    for kind in (FORMATS[name] for name in config.formats):
-        found.append((kind.what, at + kind.making.n_bytes(checkpoint, context)))
-        at += kind.left.n_bytes(checkpoint, context)
+    for kind in (registry.load(name).MEMORY for name in config.formats):
+        found.append((kind.what, at + kind.making.n_bytes(checkpoint.config, context)))
+        at += kind.left.n_bytes(checkpoint.config, context)
     found.append(
         ("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint)))
     )
@@ -127,8 +95,8 @@ def _scales_bytes(checkpoint: Checkpoint, config: ExportConfig, name: str) -> in
 
 
 def _cache_bytes(checkpoint: Checkpoint, context: int) -> int:
-    config = checkpoint.config
-    return 2 * 4 * config.num_hidden_layers * context * config.num_key_value_heads * config.head_dim
+    """Size of a KV cache in float32."""
+    return 4 * kv_cache_values(checkpoint.config, context)
 
 
 def _answers(checkpoint: Checkpoint, context: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from exporter.quant.tensor import (
@@ -16,11 +15,20 @@ from exporter.quant.tensor import (
     by_group,
     dequantize,
     group_size_problems,
-    short_scales,
+    round_symmetric,
 )
 
-__all__ = ["LEVEL_MIN", "N_LEVELS", "Config", "dequantize", "quantize_rows"]
+__all__ = [
+    "LEVEL_MIN",
+    "NAME",
+    "N_LEVELS",
+    "Config",
+    "dequantize",
+    "expected_entropy",
+    "quantize_rows",
+]
 
+NAME = "int8"
 LEVEL_MIN, N_LEVELS = -127, 255
 
 
@@ -34,16 +42,12 @@ class Config(JsonConfig):
         return group_size_problems(self.group_size)
 
 
+def expected_entropy(config: Config) -> float:
+    """Entropy of the levels of typical trained weights, in bits a weight."""
+    return 7.2
+
+
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """w float32 [n, cols] -> levels int8 [n, cols], scales float32 [n, groups]. NaN or infinity
     gives a scale of it."""
-    return by_group(w, config.group_size, _quantize_groups)
-
-
-def _quantize_groups(w: Tensor) -> tuple[Tensor, Tensor]:
-    scales = short_scales(
-        w.abs().amax(-1) / -LEVEL_MIN, up=True
-    )  # upwards: the largest weight stays within 127
-    divisor = torch.where(scales == 0, 1.0, scales)  # a group of zeros keeps scale 0 and level 0
-    levels = (w / divisor.unsqueeze(-1)).round_().clamp_(LEVEL_MIN, -LEVEL_MIN)
-    return levels.to(torch.int8), scales
+    return by_group(w, config.group_size, lambda groups: round_symmetric(groups, -LEVEL_MIN))

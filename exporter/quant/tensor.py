@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -84,6 +84,18 @@ def short_scales(scales: Tensor, *, up: bool) -> Tensor:
     return torch.ldexp((steps.ceil() if up else steps.round()) / 2**SCALE_BITS, exponent)
 
 
+def round_symmetric(w: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Levels -largest..largest by rounding to nearest even, scale = max |w| / largest a group.
+
+    w float32 [n, G, size] -> levels int8 [n, G, size], scales float32 [n, G]. A scale is rounded
+    upwards, so that the largest weight keeps its level.
+    """
+    scales = short_scales(w.abs().amax(-1) / largest, up=True)
+    divisor = torch.where(scales == 0, 1.0, scales)  # a group of zeros keeps scale 0 and level 0
+    levels = (w / divisor.unsqueeze(-1)).round_().clamp_(-largest, largest)
+    return levels.to(torch.int8), scales
+
+
 def effective_group_size(group_size: int | None, cols: int) -> int:
     """The group size of a matrix with `cols` columns."""
     return cols if group_size is None else min(group_size, cols)
@@ -123,3 +135,10 @@ def group_size_problems(group_size: object) -> list[str]:
     return [
         f"group size must be a positive integer, or none for one scale a row; got {group_size!r}"
     ]
+
+
+class SchemeConfig(Protocol):
+    """What every scheme's `Config` has: weights that share a scale, or None for a whole row."""
+
+    @property
+    def group_size(self) -> int | None: ...

@@ -24,10 +24,21 @@ from exporter.quant.tensor import (
     short_scales,
 )
 
-__all__ = ["LEVEL_MIN", "N_LEVELS", "Config", "dequantize", "quantize_rows", "zeros_per_group"]
+__all__ = [
+    "LEVEL_MIN",
+    "NAME",
+    "N_LEVELS",
+    "Config",
+    "dequantize",
+    "expected_entropy",
+    "quantize_rows",
+    "zeros_per_group",
+]
 
+NAME = "ternary"
 LEVEL_MIN, N_LEVELS = -1, 3
 THRESHOLD = 0.7
+USUAL_ZEROS = 0.42  # of normal weights where no sparsity is asked for
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,13 @@ class Config(JsonConfig):
 
     def problems(self) -> list[str]:
         return group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
+
+
+def expected_entropy(config: Config) -> float:
+    """Entropy of the levels of typical trained weights, in bits a weight."""
+    zeros = USUAL_ZEROS if config.sparsity is None else config.sparsity
+    rest = (1 - zeros) / 2
+    return -(zeros * math.log2(zeros) + 2 * rest * math.log2(rest)) if zeros > 0 else 1.0
 
 
 def sparsity_problems(sparsity: object) -> list[str]:

@@ -19,7 +19,7 @@ from exporter import bundle as bundles
 from exporter.bundle import ARITHMETICS
 from exporter.encoded import EncodedModel
 from exporter.memory import release_free_memory
-from exporter.models.llama import Llama, LlamaConfig
+from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
 from exporter.reference.model import (
     QuantizedLayers,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
+def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
     """Logits float32 [max(new_tokens, 1), V] and the greedy token int64 of each row."""
     logits = [model.logits(hidden_states(model, prompt.tokens)[:, -1])[0]]
     for step in range(1, prompt.new_tokens):
@@ -52,9 +52,8 @@ def answers(model: Llama, prompt: Prompt) -> tuple[Tensor, Tensor]:
 
 
 def write_reference(
+    checkpoint: Checkpoint,
     encoded: EncodedModel,
-    vectors: dict[str, Tensor],
-    config: LlamaConfig,
     context: int,
     prompts: list[Prompt],
     path: Path,
@@ -71,7 +70,7 @@ def write_reference(
 
     tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
     for arithmetic in ARITHMETICS:
-        model = Llama(config, context, QuantizedLayers(encoded, vectors, arithmetic))
+        model = checkpoint.network(context, QuantizedLayers(encoded, arithmetic))
         for i, prompt in enumerate(prompts):
             if prompt.new_tokens or arithmetic == "float32":
                 logits, tokens = answers(model, prompt)
@@ -84,7 +83,6 @@ def write_reference(
 def answer_prompts(
     checkpoint: Checkpoint,
     encoded: EncodedModel,
-    vectors: dict[str, Tensor],
     context: int,
     config: ExportConfig,
     work: Path,
@@ -106,9 +104,7 @@ def answer_prompts(
         progress("compute reference answers", done, total)
 
     advance(0)
-    write_reference(
-        encoded, vectors, checkpoint.config, context, prompts, work / bundles.REFERENCE, advance
-    )
+    write_reference(checkpoint, encoded, context, prompts, work / bundles.REFERENCE, advance)
     progress("compare with the original", 0, 0)
     tokens = prompts[-1].tokens[: loss_positions(checkpoint.parameters)]
-    return texts, quantization_loss(checkpoint, encoded, vectors, config.activations, tokens)
+    return texts, quantization_loss(checkpoint, encoded, config.activations, tokens)

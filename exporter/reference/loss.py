@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exporter.bundle import Arithmetic, QuantizationLoss
 from exporter.encoded import EncodedModel
-from exporter.models.llama import Layers, Llama
+from exporter.models.layers import Layers
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
@@ -24,18 +24,17 @@ LOSS_ROWS = 8  # of them compared at a time, in float64
 def quantization_loss(
     checkpoint: Checkpoint,
     encoded: EncodedModel,
-    vectors: dict[str, Tensor],
     arithmetic: Arithmetic,
     tokens: Sequence[int],
 ) -> QuantizationLoss:
     """The quantized model against the float one over `tokens`: KL(original || quantized) in nats,
     top-1, perplexity."""
-    config, n = checkpoint.config, len(tokens)
+    n = len(tokens)
     all_layers: tuple[Layers, Layers] = (
         OriginalLayers(checkpoint),
-        QuantizedLayers(encoded, vectors, arithmetic),
+        QuantizedLayers(encoded, arithmetic),
     )
-    models = [Llama(config, n, layers) for layers in all_layers]
+    models = [checkpoint.network(n, layers) for layers in all_layers]
     hidden = [hidden_states(model, tokens) for model in models]
     following = torch.tensor(
         [*tokens[1:], 0]

@@ -18,7 +18,8 @@ from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import CheckpointError
-from exporter.models.llama import Llama, LlamaConfig, TorchAttention
+from exporter.models.config import ModelConfig
+from exporter.models.layers import Decoder, TorchAttention
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
@@ -144,10 +145,9 @@ def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class QuantizedLayers:
-    """`models.llama.Layers` over an encoded model."""
+    """`models.layers.Layers` over an encoded model."""
 
     encoded: EncodedModel
-    vectors: dict[str, Tensor]
     arithmetic: Arithmetic
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
@@ -166,16 +166,16 @@ class QuantizedLayers:
 
         return RowEmbedding(row)
 
-    def attention(self, config: LlamaConfig, context: int) -> nn.Module:
+    def attention(self, config: ModelConfig, context: int) -> nn.Module:
         return TorchAttention(config, context)
 
     def vector(self, name: str) -> Tensor:
-        return self.vectors[name]
+        return self.encoded.vectors[name]
 
 
 @dataclass(frozen=True)
 class OriginalLayers:
-    """`models.llama.Layers` over the checkpoint itself, in float32."""
+    """`models.layers.Layers` over the checkpoint itself, in float32."""
 
     checkpoint: Checkpoint
 
@@ -185,14 +185,14 @@ class OriginalLayers:
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         return RowEmbedding(lambda i: self.checkpoint.rows(name, i, i + 1)[0])
 
-    def attention(self, config: LlamaConfig, context: int) -> nn.Module:
+    def attention(self, config: ModelConfig, context: int) -> nn.Module:
         return TorchAttention(config, context)
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.vector(name)
 
 
-def hidden_states(model: Llama, tokens: Sequence[int]) -> Tensor:
+def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
     """float32 [1, S, hidden] from position 0 on, computed in pieces."""
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
     return torch.cat(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
 
 LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
-CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml_custom_op.py
+CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml/custom_op.py
 SPECIFICATION_VERSIONS = range(4, 11)  # from iOS 13 on tensors have any rank
 _VERSIONS = f"{SPECIFICATION_VERSIONS.start} to {SPECIFICATION_VERSIONS.stop - 1}"
 THREADS = 2

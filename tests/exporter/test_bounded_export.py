@@ -23,7 +23,8 @@ from exporter.codec import encoder
 from exporter.config import ExportConfig
 from exporter.errors import OutOfSpaceError, UsageError
 from exporter.estimate import export_memory
-from exporter.quant import QuantConfig, quantize
+from exporter.quant.config import QuantConfig
+from exporter.quant.quantize import quantize
 from tests.support.bundles import TERNARY, no_progress
 from tests.support.checkpoints import write_llama
 
@@ -140,13 +141,14 @@ import sys
 from pathlib import Path
 from exporter.checkpoint import Checkpoint
 from exporter.codec import encoder
-from exporter.encoded import encode_model
+from exporter.encoded import encode_matrices
 from exporter.memory import peak_bytes
-from exporter.quant import QuantConfig, quantize
+from exporter.quant.config import QuantConfig
+from exporter.quant.quantize import quantize
 encoder.BLOCK_BYTES = 1 << 20
 def code(model):
     tensors = quantize(Checkpoint.open(model), QuantConfig(), scratch=Path(sys.argv[3]))
-    encode_model(tensors, Path(sys.argv[3]), "auto")
+    encode_matrices(tensors, Path(sys.argv[3]), "auto")
     return peak_bytes()
 before = code(sys.argv[1])
 print(code(sys.argv[2]) - before)
@@ -197,7 +199,7 @@ from exporter import forecast, pipeline
 from exporter.checkpoint import Checkpoint
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 model, out, format_name = sys.argv[1:]
 config = pipeline.ExportConfig(QuantConfig(), formats=(format_name,))
 def export(name, bound):

@@ -414,7 +414,6 @@ def test_a_full_disk_while_the_answers_are_written(tiny_disk: Path, parts: Any) 
         (work / "filler").write_bytes(bytes((1 << 20) - 8192))
         answers.write_reference(
             parts.encoded,
-            parts.vectors,
             model,
             48,
             [prompt] * 20,

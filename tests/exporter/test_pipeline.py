@@ -14,7 +14,7 @@ import pytest
 
 from exporter import config as configs
 from exporter import manifest, pipeline
-from exporter.backends import executorch
+from exporter.backends.executorch import lowering
 from exporter.bundle import MANIFEST, PROGRAM, Bundle, LedgerRow
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import BundleError, CheckpointError, ExportError, OutOfSpaceError, UsageError
@@ -36,7 +36,7 @@ def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         pytest.fail("the program was lowered")
 
-    monkeypatch.setattr(executorch, "emit", fail)
+    monkeypatch.setattr(lowering, "emit", fail)
 
 
 @pytest.mark.parametrize("context", [0, -1, 7, 513])
@@ -114,7 +114,7 @@ def test_no_half_bundle_is_left_when_lowering_fails(
         args[-1].write_bytes(b"half a program")
         raise error
 
-    monkeypatch.setattr(executorch, "emit", fail)
+    monkeypatch.setattr(lowering, "emit", fail)
     with pytest.raises(raised) as caught:
         shared.export(checkpoint, tmp_path / "new" / "out", TERNARY, context=CONTEXT)
     assert names(tmp_path / "new") == left
@@ -201,7 +201,7 @@ def test_progress_names_every_stage_and_ends_it(
     def stop(*_: Any) -> None:
         raise LoweringBeginsError
 
-    monkeypatch.setattr(executorch, "emit", stop)
+    monkeypatch.setattr(lowering, "emit", stop)
     seen: dict[str, tuple[int, int]] = {}
     config = configs.ExportConfig(TERNARY, context=CONTEXT)
     with pytest.raises(LoweringBeginsError):

@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from exporter import encoded, packages, pipeline, staging
+from exporter import encoded, pipeline, staging
+from exporter.backends import registry
 from exporter.bundle import Bundle
 from exporter.cli import app
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, OutOfSpaceError, UsageError
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 from tests.support.bundles import TERNARY, no_progress, write_small_bundle
 from tests.support.checkpoints import copy, write_llama
 
@@ -90,7 +91,7 @@ def interrupted(model: Path, tmp_path: Path) -> Path:
     directory."""
     out = tmp_path / "place" / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "emit", raising(KeyboardInterrupt()))
+        patch.setattr(registry, "emit", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             export(model, out)
     assert names(out.parent) == [".out.partial"]
@@ -260,7 +261,7 @@ def test_another_version_of_the_tool_is_refused(
 def test_after_an_error_that_would_be_met_again_nothing_stays(
     model: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(packages, "emit", raising(error))
+    monkeypatch.setattr(registry, "emit", raising(error))
     with pytest.raises(type(error)):
         export(model, interrupted, resume=True)
     assert names(interrupted.parent) == []
@@ -383,7 +384,7 @@ def test_a_user_is_told_what_is_left(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(packages, "emit", raising(error))
+        patch.setattr(registry, "emit", raising(error))
         result = command(model, out)
     assert result.exit_code == code
     assert f"{MATRICES} coded matrices are kept in {tmp_path / '.out.partial'}" in result.stderr
@@ -410,7 +411,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)  # a fork has no threads but its own
 from exporter import pipeline
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 
 def export(model, out, **options):
     config = pipeline.ExportConfig(QuantConfig(scheme="ternary"), formats=("custom-op",))

@@ -35,7 +35,7 @@ CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MO
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = ("exporter.reference", "exporter.encoded", "exporter.memory", *CONFIG)
-BACKEND = ("exporter.packages", "exporter.encoded", "exporter.quiet", *CONFIG)
+BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
     "exporter.bundle",
     "exporter.errors",
@@ -60,13 +60,13 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.config": (CONFIG, ()),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy",)),
     "exporter.reference": (REFERENCE, ("torch", "numpy", "safetensors", "tokenizers")),
-    "exporter.packages": (("exporter.backends", *BACKEND), ("torch",)),
+    "exporter.backends.package": (("exporter.backends", *BACKEND), ("torch",)),
     "exporter.backends": (
         ("exporter.backends", *BACKEND),
         ("torch", "numpy", "executorch", "coremltools"),
     ),
     "exporter.manifest": (
-        ("exporter.packages", "exporter.encoded", "exporter.bundle", *CHECKPOINT),
+        ("exporter.backends.package", "exporter.encoded", "exporter.bundle", *CHECKPOINT),
         (),
     ),
     "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from exporter import bundle as bundles
-from exporter.backends import executorch
+from exporter.backends.executorch import lowering
 from exporter.bundle import Bundle
 from exporter.codec.native import NativeTensor, encode_raw
 from exporter.errors import BundleError, ContextError, MissingComponentError
-from exporter.models import llama
+from exporter.models import layers
+from exporter.models.config import ModelConfig, rope_frequencies
 from runtime_ref import parity
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runner import ExecuTorchRunner
@@ -295,7 +296,7 @@ def test_a_nan_in_the_head(copied: Bundle) -> None:
 
 
 def test_permuted_rope_frequencies(copied: Bundle, parts: Parts) -> None:
-    frequencies = llama.rope_frequencies(parts.checkpoint.config).numpy().astype("<f4")
+    frequencies = rope_frequencies(parts.checkpoint.config).numpy().astype("<f4")
     program = (copied.path / bundles.PROGRAM).read_bytes()
     assert program.count(frequencies.tobytes()) == 1
     patch(copied, program.index(frequencies.tobytes()), frequencies[::-1].tobytes())
@@ -318,12 +319,12 @@ def lower_again(bundle: Bundle, parts: Parts) -> Bundle:
     return reseal(bundle, artifacts=with_artifact(bundle, places=places, operators=operators))
 
 
-class SkipsFirstLayer(executorch.CachedAttention):
+class SkipsFirstLayer(lowering.CachedAttention):
     """The keys of the first layer never enter the cache."""
 
     counter: Iterator[int] = itertools.count()
 
-    def __init__(self, config: llama.LlamaConfig, context: int) -> None:
+    def __init__(self, config: ModelConfig, context: int) -> None:
         super().__init__(config, context)
         self.skip = next(self.counter) == 0
 
@@ -334,13 +335,13 @@ class SkipsFirstLayer(executorch.CachedAttention):
 def test_a_layer_whose_keys_never_enter_the_cache(
     copied: Bundle, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executorch, "CachedAttention", SkipsFirstLayer)
+    monkeypatch.setattr(lowering, "CachedAttention", SkipsFirstLayer)
     report = judge(lower_again(copied, parts))
     assert {"logits"} <= failed(report)
     assert report.checks[0].passed
 
 
-class DropsLastSlot(executorch.CachedAttention):
+class DropsLastSlot(lowering.CachedAttention):
     """What belongs into the last slot of the cache is lost: only a run that fills the context can
     see it."""
 
@@ -359,8 +360,8 @@ def other_parts(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path
 def test_a_position_that_never_enters_the_cache(
     other_bundle: Bundle, other_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executorch, "CachedAttention", DropsLastSlot)
-    monkeypatch.setattr(executorch, "PREFILL_TOKENS", 5)
+    monkeypatch.setattr(lowering, "CachedAttention", DropsLastSlot)
+    monkeypatch.setattr(lowering, "PREFILL_TOKENS", 5)
     report = judge(lower_again(copy(other_bundle, tmp_path / "wrong"), other_parts))
     wrong = [check for check in report.checks if not check.passed]
     assert [check.what for check in wrong] == ["48 tokens: the whole context"]
@@ -376,8 +377,8 @@ def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def test_the_other_convention_of_rope(
     other_bundle: Bundle, other_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "rotate", rotate_neighbours)
-    monkeypatch.setattr(executorch, "PREFILL_TOKENS", 5)
+    monkeypatch.setattr(layers, "rotate", rotate_neighbours)
+    monkeypatch.setattr(lowering, "PREFILL_TOKENS", 5)
     report = judge(lower_again(copy(other_bundle, tmp_path / "wrong"), other_parts))
     assert "logits" in failed(report)
     assert report.checks[0].passed

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from exporter import bundle as bundles
 from exporter import pipeline
-from exporter.backends import executorch
+from exporter.backends.executorch import lowering
 from exporter.bundle import Arithmetic, Artifact, Bundle, Manifest, Place, TensorEntry
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.config import ExportConfig
-from exporter.encoded import EncodedModel, encode_model
-from exporter.models.llama import Llama
-from exporter.quant import QuantConfig, quantize
+from exporter.encoded import EncodedModel, encode_matrices
+from exporter.models.layers import Decoder
+from exporter.quant.config import QuantConfig
+from exporter.quant.quantize import quantize
 from exporter.reference.model import QuantizedLayers
 
 TEXT = (
@@ -81,37 +82,31 @@ class Parts:
 
     checkpoint: Checkpoint
     encoded: EncodedModel
-    vectors: dict[str, Tensor]
 
-    def program(self, context: int, activations: Arithmetic) -> executorch.ProgramConfig:
+    def program(self, context: int, activations: Arithmetic) -> lowering.ProgramConfig:
         config = self.checkpoint.config
         eos = self.checkpoint.eos_token_ids
-        return executorch.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
+        return lowering.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
 
     def emit(
         self, path: Path, context: int, activations: Arithmetic = "int8"
-    ) -> executorch.EmittedProgram:
+    ) -> lowering.EmittedProgram:
         program = self.program(context, activations)
-        return executorch.emit(self.encoded, self.vectors, self.checkpoint.config, program, path)
+        layers = lowering.ProgramLayers(self.encoded, program.int8_activations)
+        network = self.checkpoint.network(context, layers)
+        return lowering.emit(self.encoded, network, program, path)
 
-    def reference(self, context: int, arithmetic: Arithmetic) -> Llama:
+    def reference(self, context: int, arithmetic: Arithmetic) -> Decoder:
         """The quantized model in PyTorch."""
-        return Llama(
-            self.checkpoint.config, context, QuantizedLayers(self.encoded, self.vectors, arithmetic)
-        )
+        return self.checkpoint.network(context, QuantizedLayers(self.encoded, arithmetic))
 
 
 def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec = "auto") -> Parts:
     """Quantizes and codes a checkpoint; the files of the encoded model lie in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(directory)
-    encoded = encode_model(quantize(checkpoint, quantization), work, codec)
-    vectors = {
-        name: checkpoint.vector(name)
-        for name in checkpoint.names
-        if len(checkpoint.shape(name)) == 1
-    }
-    return Parts(checkpoint, encoded, vectors)
+    matrices = encode_matrices(quantize(checkpoint, quantization), work, codec)
+    return Parts(checkpoint, EncodedModel(matrices, checkpoint.vectors()))
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -169,7 +164,7 @@ def with_artifact(bundle: Bundle, wanted: str = "pte", **changes: Any) -> list[A
     return [replace(a, **changes) if a.format == wanted else a for a in bundle.manifest.artifacts]
 
 
-def greedy(model: Llama, prompt: list[int], new_tokens: int) -> list[Tensor]:
+def greedy(model: Decoder, prompt: list[int], new_tokens: int) -> list[Tensor]:
     """Logits [V] of the last prompt position and of each greedy token after it but the last."""
     logits = [model(torch.tensor([prompt]), torch.tensor([0]))[0]]
     for position in range(len(prompt), len(prompt) + new_tokens - 1):
@@ -258,7 +253,7 @@ SPARSE = QuantConfig(scheme="ternary", group_size=24, sparsity=0.6, embedding="t
 def export_other(checkpoint: Path, out: Path) -> Bundle:
     """Calls of at most five tokens, so that prompts cross their borders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executorch, "PREFILL_TOKENS", 5)
+        patch.setattr(lowering, "PREFILL_TOKENS", 5)
         return export(
             checkpoint,
             out,

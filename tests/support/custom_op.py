@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends import coreml_custom_op
-from exporter.backends.coreml_custom_op import CustomOpConfig, EmittedCustomOp
+from exporter.backends.coreml import custom_op
+from exporter.backends.coreml.custom_op import EmittedCustomOp
+from exporter.backends.coreml.custom_op_graph import CustomOpConfig
 from runtime_ref.coreml.neural_network import NeuralNetwork
 from runtime_ref.coreml.package import CoreMLPackage
 from tests.support.bundles import Parts
@@ -58,9 +59,7 @@ def emit(
     """`model` replaces fields of the model's config."""
     shape = dataclasses.replace(parts.checkpoint.config, **model)
     config = CustomOpConfig(context, min(context, MAX_TOKENS), int8)
-    emitted = coreml_custom_op.emit(
-        parts.encoded, parts.vectors, shape, config, package, {"author": "someone"}
-    )
+    emitted = custom_op.write(parts.encoded, shape, config, package, {"author": "someone"})
     return Made(parts, emitted, package)
 
 

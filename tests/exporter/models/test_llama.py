@@ -11,14 +11,9 @@ import torch
 
 from exporter import models
 from exporter.errors import CheckpointError
-from exporter.models.llama import (
-    DenseLayers,
-    Llama,
-    LlamaConfig,
-    TorchAttention,
-    rope_frequencies,
-    tensor_shapes,
-)
+from exporter.models.config import ModelConfig, rope_frequencies
+from exporter.models.layers import DenseLayers, TorchAttention
+from exporter.models.llama import Llama, read_config, tensor_shapes
 from tests.support.checkpoints import LLAMA3_ROPE, SMALL, hf_model
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -146,8 +141,8 @@ def test_attention_reset_forgets() -> None:
 # ---- config ----
 
 
-def config_of(theirs: Any) -> LlamaConfig:
-    return LlamaConfig.from_dict(theirs.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
+def config_of(theirs: Any) -> ModelConfig:
+    return read_config(theirs.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
 
 
 VERSION_4 = SMALL | {"model_type": "llama", "rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0}
@@ -158,10 +153,7 @@ def test_both_rope_spellings_read_the_same() -> None:
     version_5["rope_parameters"] = LLAMA3_ROPE | {"rope_theta": 500000.0}
     legacy = dict(LLAMA3_ROPE, type="llama3")
     del legacy["rope_type"]
-    configs = [
-        LlamaConfig.from_dict(d)
-        for d in (VERSION_4, version_5, VERSION_4 | {"rope_scaling": legacy})
-    ]
+    configs = [read_config(d) for d in (VERSION_4, version_5, VERSION_4 | {"rope_scaling": legacy})]
     assert configs[0] == configs[1] == configs[2]
     assert configs[0].rope is not None
     assert (configs[0].rope.factor, configs[0].rope_theta) == (8.0, 500000.0)
@@ -173,7 +165,7 @@ def test_defaults_of_absent_fields() -> None:
         for k, v in SMALL.items()
         if k not in ("num_key_value_heads", "rope_theta", "bos_token_id")
     }
-    config = LlamaConfig.from_dict(small | {"eos_token_id": [2, 7]})
+    config = read_config(small | {"eos_token_id": [2, 7]})
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta, config.rope) == (
         4,
         12,
@@ -229,7 +221,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_unsupported_config_is_refused(case: str) -> None:
     changes, message = REFUSED[case]
     with pytest.raises(CheckpointError) as refusal:
-        LlamaConfig.from_dict(SMALL | {"model_type": "llama"} | changes)
+        read_config(SMALL | {"model_type": "llama"} | changes)
     assert message in str(refusal.value)
     assert len(refusal.value.problems) <= (4 if "incomplete" in case else 1)
 
@@ -242,12 +234,12 @@ def test_all_problems_at_once() -> None:
         "rope_scaling": {"rope_type": "yarn"},
     }
     with pytest.raises(CheckpointError) as refusal:
-        LlamaConfig.from_dict(SMALL | wrong)
+        read_config(SMALL | wrong)
     assert len(refusal.value.problems) == 4
 
 
 def test_pretraining_tp_is_fine() -> None:
-    LlamaConfig.from_dict(SMALL | {"pretraining_tp": 2})
+    read_config(SMALL | {"pretraining_tp": 2})
 
 
 def test_unknown_family_names_the_supported() -> None:

@@ -20,7 +20,9 @@ from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint import checkpoint as checkpoint_module
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
-from exporter.quant import SCHEMES, QuantConfig, int8, quantize, ternary
+from exporter.quant import int8, load, ternary
+from exporter.quant.config import QuantConfig
+from exporter.quant.quantize import quantize
 from tests.support.checkpoints import write_llama
 
 Q_PROJ, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
@@ -278,7 +280,7 @@ def test_streaming_equals_whole(
     for tensor in tensors:
         rows, cols = checkpoint.shape(tensor.name)
         w = checkpoint.rows(tensor.name, 0, rows)
-        scheme = SCHEMES[tensor.scheme]
+        scheme = load(tensor.scheme)
         levels, scales = scheme.quantize_rows(w, config.config_for(tensor.name))
         assert (tensor.level_min, tensor.n_levels) == (scheme.LEVEL_MIN, scheme.N_LEVELS)
         assert (tensor.levels.dtype, tensor.scales.dtype) == (np.int8, np.float32)

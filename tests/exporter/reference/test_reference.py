@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.backends import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
+from exporter.backends.executorch import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
 from exporter.bundle import ARITHMETICS, REFERENCE, Bundle, QuantizationLoss
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
-from exporter.models.llama import DenseLayers, Llama
-from exporter.quant import QuantConfig
+from exporter.models.layers import DenseLayers
+from exporter.models.llama import Llama
+from exporter.quant.config import QuantConfig
 from exporter.quant.tensor import QuantizedTensor
 from exporter.reference import model as reference_model
 from exporter.reference.answers import answers, write_reference
@@ -126,7 +127,7 @@ def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
 
 def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
     """The weights a quantized model stands for, in float32."""
-    weights = dict(parts.vectors)
+    weights = dict(parts.encoded.vectors)
     for name, matrix in parts.encoded.matrices.items():
         with matrix.open() as coded:
             levels = torch.from_numpy(coded.decode_rows()).float()
@@ -210,9 +211,7 @@ def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path:
     prompts = [Prompt((1,), 2), Prompt((1, 2, 3), 2), Prompt(tuple(range(48)), 0)]
     steps: list[int] = []
     config = parts.checkpoint.config
-    write_reference(
-        parts.encoded, parts.vectors, config, 48, prompts, tmp_path / "file", steps.append
-    )
+    write_reference(parts.encoded, config, 48, prompts, tmp_path / "file", steps.append)
     tensors = load_file(tmp_path / "file")
     expected = {f"prompt.{i}" for i in range(3)}
     answered = [("float32", 0), ("float32", 1), ("float32", 2), ("int8", 0), ("int8", 1)]
@@ -251,7 +250,7 @@ def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 def loss(parts: Parts, n: int = 30) -> QuantizationLoss:
     tokens = [i * 7 % parts.checkpoint.config.vocab_size for i in range(n)]
-    return quantization_loss(parts.checkpoint, parts.encoded, parts.vectors, "float32", tokens)
+    return quantization_loss(parts.checkpoint, parts.encoded, "float32", tokens)
 
 
 def test_nothing_is_lost_where_the_levels_hold_the_weights(representable: Parts) -> None:

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from exporter import packages
-from exporter.backends import coreml, coreml_custom_op
+from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage
 from exporter.bundle import Bundle, Place
 from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 from runtime_ref.coreml.runner import CustomOpRunner
 from runtime_ref.generate import check_room
 from runtime_ref.parity import ParityReport, check_parity
@@ -28,7 +27,7 @@ from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
 FORMAT = "custom-op"
 GATE, UP = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
-MODEL = f"{packages.CUSTOM_OP_PACKAGE}/{coreml.MODEL_FILE}"
+MODEL = f"{custom_op.CUSTOM_OP_PACKAGE}/{mlpackage.MODEL_FILE}"
 SIDE = "model-custom-op.weights"
 Layer = Callable[..., str]
 
@@ -39,7 +38,7 @@ def export(
     """With calls of at most 16 tokens, so that prompts take several; codes of equal shapes have
     equal sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "CUSTOM_OP_TOKENS", 16)
+        patch.setattr(custom_op, "MAX_TOKENS", 16)
         defaults = {"formats": (FORMAT,), "context": CONTEXT, "codec": "raw"}
         return shared.export(checkpoint, out, quantization, **defaults | options)
 
@@ -219,35 +218,35 @@ def wrong(checkpoint: Path, out: Path, owner: Any, name: str, changed: Any) -> s
 
 
 def test_a_wrong_rope_base(checkpoint: Path, tmp_path: Path) -> None:
-    real = coreml.rope_tables
+    real = mlpackage.rope_tables
 
     def changed(model: Any, context: int) -> Any:
         return real(dataclasses.replace(model, rope_theta=20000.0), context)
 
-    assert "logits" in wrong(checkpoint, tmp_path / "out", coreml, "rope_tables", changed)
+    assert "logits" in wrong(checkpoint, tmp_path / "out", mlpackage, "rope_tables", changed)
 
 
 def test_swapped_rope_tables(checkpoint: Path, tmp_path: Path) -> None:
-    real = coreml.rope_tables
+    real = mlpackage.rope_tables
     assert "logits" in wrong(
-        checkpoint, tmp_path / "out", coreml, "rope_tables", lambda m, c: real(m, c)[::-1]
+        checkpoint, tmp_path / "out", mlpackage, "rope_tables", lambda m, c: real(m, c)[::-1]
     )
 
 
 def test_one_wrong_row_of_a_rope_table(checkpoint: Path, tmp_path: Path) -> None:
     """The last position has the angles of the one before: only the prompt that fills the context
     gets there."""
-    real = coreml.rope_tables
+    real = mlpackage.rope_tables
 
     def changed(model: Any, context: int) -> Any:
         return tuple(torch.cat([table[:-1], table[-2:-1]]) for table in real(model, context))
 
-    assert "logits" in wrong(checkpoint, tmp_path / "out", coreml, "rope_tables", changed)
+    assert "logits" in wrong(checkpoint, tmp_path / "out", mlpackage, "rope_tables", changed)
 
 
 def with_layer(change: Callable[[Layer, Any, str, Sequence[str], dict[str, Any]], str]) -> Layer:
     """`_Builder.layer` that asks `change` first."""
-    real = coreml_custom_op._Builder.layer
+    real = custom_op_graph._Builder.layer
 
     def layer(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         def plain(kind: str, *inputs: str, **params: Any) -> str:
@@ -311,13 +310,13 @@ GRAPHS = [permuted_heads, transposed_heads, shown_future, unhidden_slots, no_roo
 
 @pytest.mark.parametrize("change", GRAPHS, ids=lambda change: change.__name__)
 def test_a_wrong_graph(checkpoint: Path, tmp_path: Path, change: Any) -> None:
-    builder = coreml_custom_op._Builder
+    builder = custom_op_graph._Builder
     assert "logits" in wrong(checkpoint, tmp_path / "out", builder, "layer", with_layer(change))
 
 
 def test_keys_read_as_values(checkpoint: Path, tmp_path: Path) -> None:
     """Right within a call, wrong across calls."""
-    builder = coreml_custom_op._Builder
+    builder = custom_op_graph._Builder
     real = builder._cached
     changed = wrong(
         checkpoint,
@@ -432,9 +431,7 @@ def test_an_artifact_that_is_not_the_package_is_an_error(
 def beside(ios: Bundle, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same export, as if its weights were too large for a protobuf."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            coreml_custom_op, "PROTOBUF_LIMIT_BYTES", (ios.path / MODEL).stat().st_size - 1
-        )
+        patch.setattr(custom_op, "PROTOBUF_LIMIT_BYTES", (ios.path / MODEL).stat().st_size - 1)
         return export(checkpoint, tmp_path_factory.mktemp("beside") / "bundle")
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.backends import coreml, coreml_mlprogram
+from exporter.backends.coreml import mlpackage, mlprogram, mlprogram_graph
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
-from exporter.models import llama
-from exporter.quant import QuantConfig
+from exporter.models import config
+from exporter.quant.config import QuantConfig
 from runtime_ref.coreml import expansion
 from runtime_ref.coreml.runner import MLProgramRunner
 from runtime_ref.parity import ParityReport, check_parity
@@ -25,7 +25,7 @@ from tests.support.bundles import CONTEXT, TERNARY, copy, reseal, with_artifact
 from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
-PACKAGE_MODEL = f"{coreml_mlprogram.TEMPLATE}/{coreml.MODEL_FILE}"
+PACKAGE_MODEL = f"{mlprogram.TEMPLATE}/{mlpackage.MODEL_FILE}"
 
 
 def no_progress(done: int, total: int) -> None:
@@ -50,7 +50,7 @@ def export(
 ) -> Bundle:
     """With prefills of at most 16 tokens, so that prompts take several calls and paddings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coreml_mlprogram, "PREFILL_TOKENS", 16)
+        patch.setattr(mlprogram_graph, "PREFILL_TOKENS", 16)
         return shared.export(
             checkpoint,
             out,
@@ -214,7 +214,7 @@ def wrong(
 ) -> ParityReport:
     """Parity of a package whose builder was changed; levels stay right."""
     for name, method in methods.items():
-        monkeypatch.setattr(coreml_mlprogram._Builder, name, method)
+        monkeypatch.setattr(mlprogram_graph._Builder, name, method)
     report = judge(export(checkpoint, out))
     assert report.checks[0].passed
     return report
@@ -225,7 +225,7 @@ def test_a_state_read_before_its_update(
 ) -> None:
     """What coremltools' merged reads do: the attention of the first layer does not see the new
     keys."""
-    real = coreml_mlprogram._Builder.update
+    real = mlprogram_graph._Builder.update
 
     def stale(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         before = cache[1]
@@ -233,7 +233,7 @@ def test_a_state_read_before_its_update(
         self.stale = getattr(self, "stale", {}) | ({state.name: before} if layer == 0 else {})
         return state, after
 
-    attention = coreml_mlprogram._Builder.attention
+    attention = mlprogram_graph._Builder.attention
 
     def attend(self: Any, q: Any, caches: Any, layer: int, mask: Any, n_tokens: int) -> Any:
         return attention(
@@ -249,7 +249,7 @@ def test_a_stale_position(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call writes into the first slots of the second layer."""
-    real = coreml_mlprogram._Builder.update
+    real = mlprogram_graph._Builder.update
 
     def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         return real(self, cache, layer, new, self.mb.mul(x=position, y=np.int32(layer == 0)))
@@ -272,7 +272,7 @@ def test_a_swapped_transpose(
 def test_a_mask_that_shows_the_future(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = coreml_mlprogram._Builder.mask
+    real = mlprogram_graph._Builder.mask
 
     def mask(self: Any, positions: Any, n_tokens: int) -> Any:
         return real(self, self.mb.add(x=positions, y=np.int32(1)), n_tokens)
@@ -283,15 +283,15 @@ def test_a_mask_that_shows_the_future(
 def test_a_wrong_rope_base(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = coreml.rope_tables
+    real = mlpackage.rope_tables
     monkeypatch.setattr(
-        coreml, "rope_tables", lambda m, c: real(dataclasses.replace(m, rope_theta=20000.0), c)
+        mlpackage, "rope_tables", lambda m, c: real(dataclasses.replace(m, rope_theta=20000.0), c)
     )
     report = judge(export(checkpoint, tmp_path / "out"))
     assert "logits" in failed(report)
     assert report.checks[0].passed
     assert (
-        llama.LlamaConfig.from_dict(json.loads((checkpoint / "config.json").read_text())).rope_theta
+        config.read_config(json.loads((checkpoint / "config.json").read_text())).rope_theta
         == 10000.0
     )
 

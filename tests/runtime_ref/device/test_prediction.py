@@ -16,8 +16,8 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.demo import model_path
 from exporter.errors import BundleError, UsageError
-from exporter.estimate.bundle import outline
-from exporter.quant import QuantConfig
+from exporter.estimate.bundle import estimate_bundle
+from exporter.quant.config import QuantConfig
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import run, sandbox, sandbox_tasks
 from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget, memory_budget
@@ -257,13 +257,13 @@ def test_advice_says_what_would_do() -> None:
 @pytest.mark.parametrize(
     "quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)]
 )
-def test_an_outline_predicts_what_the_export_does(
+def test_an_estimate_predicts_what_the_export_does(
     checkpoint: Path, tmp_path: Path, quantization: QuantConfig
 ) -> None:
     """All but the codes, which are chosen by exact size: in a model this small seldom as in a large
     one."""
     formats = ("pte", "mlprogram", "custom-op")
-    before = outline(Checkpoint.open(checkpoint), ExportConfig(quantization, formats), 48)
+    before = estimate_bundle(Checkpoint.open(checkpoint), ExportConfig(quantization, formats), 48)
     after = shared.export(
         checkpoint, tmp_path / "out", quantization, formats=formats, context=48
     ).manifest
@@ -291,9 +291,9 @@ def test_an_outline_predicts_what_the_export_does(
     assert next(arenas) == pytest.approx(next(arenas), abs=40_000)
 
 
-def test_an_outline_of_every_format(checkpoint: Path) -> None:
+def test_an_estimate_of_every_format(checkpoint: Path) -> None:
     config = ExportConfig(TERNARY, ("pte", "mlprogram", "custom-op"))
-    manifest = outline(Checkpoint.open(checkpoint), config, 48)
+    manifest = estimate_bundle(Checkpoint.open(checkpoint), config, 48)
     pte, program, custom = manifest.artifacts
     assert program.kv_cache_bytes * 2 == pte.kv_cache_bytes == custom.kv_cache_bytes
     for artifact in manifest.artifacts:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.backends import coreml, coreml_custom_op, protobuf_stream
+from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage, protobuf_stream
 from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedModel
 from exporter.errors import ExportError
-from exporter.models.llama import rope_frequencies
-from exporter.quant import QuantConfig
+from exporter.models.config import rope_frequencies
+from exporter.quant.config import QuantConfig
 from exporter.quiet import quiet
 from runtime_ref.coreml.neural_network import NeuralNetwork
 from runtime_ref.coreml.nn_layers import STANDARD
@@ -270,7 +270,7 @@ def test_norm_in_half_precision(parts: Parts, tmp_path: Path, size: float) -> No
     config = parts.checkpoint.config
     x = np.random.default_rng(0).uniform(-1, 1, (16, config.hidden_size))
     x = (x / np.abs(x).max(-1, keepdims=True) * size).astype(np.float16).astype(np.float64)
-    weight = parts.vectors["model.layers.0.input_layernorm.weight"].double().numpy()
+    weight = parts.encoded.vectors["model.layers.0.input_layernorm.weight"].double().numpy()
     expected = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
     got = half_norm(parts, tmp_path / "m.mlpackage", x)
     assert np.isfinite(got).all()
@@ -283,7 +283,7 @@ def test_norm_of_nothing_and_of_one_spike(parts: Parts, tmp_path: Path) -> None:
     x[1, 5] = 6e4
     got = half_norm(parts, tmp_path / "m.mlpackage", x)
     assert (got[0] == 0).all()
-    weight = float(parts.vectors["model.layers.0.input_layernorm.weight"][5])
+    weight = float(parts.encoded.vectors["model.layers.0.input_layernorm.weight"][5])
     assert got[1, 5] == pytest.approx(np.sqrt(hidden) * weight, rel=0.01)
 
 
@@ -359,7 +359,7 @@ def test_layers_are_as_many_as_the_model_asks(made: Made) -> None:
 
 def test_constants_are_norms_and_tables(made: Made) -> None:
     config = made.parts.checkpoint.config
-    large = sum(v.numel() for v in made.parts.vectors.values()) + CONTEXT * config.head_dim
+    large = sum(v.numel() for v in made.parts.encoded.vectors.values()) + CONTEXT * config.head_dim
     assert 0 <= made.emitted.constants_bytes - 4 * large < 200
 
 
@@ -402,9 +402,7 @@ def test_equal_exports_are_equal_bytes(made: Made, tmp_path: Path) -> None:
 @pytest.fixture
 def beside(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """The same package, as if its weights were too large for a protobuf."""
-    monkeypatch.setattr(
-        coreml_custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size - 1
-    )
+    monkeypatch.setattr(custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size - 1)
     return emit(made.parts, tmp_path / "beside.mlpackage")
 
 
@@ -433,7 +431,7 @@ def test_weights_beside_the_model_are_aligned_and_nowhere_else(beside: Made) -> 
 def test_a_protobuf_of_just_the_limit_keeps_its_weights(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size)
+    monkeypatch.setattr(custom_op, "PROTOBUF_LIMIT_BYTES", made.model_file.stat().st_size)
     assert len(emit(made.parts, tmp_path / "m.mlpackage").emitted.files) == 2
 
 
@@ -527,7 +525,7 @@ def test_a_missing_product_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        coreml_custom_op._Builder,
+        custom_op_graph._Builder,
         "_head",
         lambda self, x: self.layer("reshapeStatic", x, targetShape=[48]),
     )
@@ -536,7 +534,7 @@ def test_a_missing_product_fails(
 
 def test_a_dense_product_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        coreml_custom_op._Builder,
+        custom_op_graph._Builder,
         "linear",
         lambda self, x, tensor: self.layer("innerProduct", x, name=tensor),
     )
@@ -549,20 +547,20 @@ def changed_layers(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[str, Any]], str]
 ) -> None:
     """`change` gives the type of a layer, and may edit its parameters."""
-    layer = coreml_custom_op._Builder.layer
+    layer = custom_op_graph._Builder.layer
 
     def changed(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         return layer(self, change(kind, params), *inputs, name=name, **params)
 
-    monkeypatch.setattr(coreml_custom_op._Builder, "layer", changed)
+    monkeypatch.setattr(custom_op_graph._Builder, "layer", changed)
 
 
 def test_a_missing_embedding_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    custom = coreml_custom_op._Builder.custom
+    custom = custom_op_graph._Builder.custom
     monkeypatch.setattr(
-        coreml_custom_op._Builder,
+        custom_op_graph._Builder,
         "custom",
         lambda self, kind, *args, **more: custom(self, "LZWLinear", *args, **more),
     )
@@ -599,9 +597,9 @@ def test_a_constant_of_another_size_fails(
 def test_layers_that_are_lost_on_the_way_to_the_file_fail(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces = coreml_custom_op._layer_pieces
+    pieces = custom_op._layer_pieces
     monkeypatch.setattr(
-        coreml_custom_op,
+        custom_op,
         "_layer_pieces",
         lambda layer, m: [] if layer.name == "logits" else pieces(layer, m),
     )
@@ -641,21 +639,21 @@ def test_a_wrong_description_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     edit, expected = DESCRIPTIONS[name]
-    interface = coreml_custom_op._interface
+    interface = custom_op._interface
 
     def edited(*args: Any) -> Any:
         spec = interface(*args)
         edit(spec)
         return spec
 
-    monkeypatch.setattr(coreml_custom_op, "_interface", edited)
+    monkeypatch.setattr(custom_op, "_interface", edited)
     assert expected in failure(raw, tmp_path)
 
 
 def test_metadata_that_is_not_written_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coreml, "fill_metadata", lambda metadata, values: None)
+    monkeypatch.setattr(mlpackage, "fill_metadata", lambda metadata, values: None)
     assert "metadata author is , expected someone" in failure(raw, tmp_path)
 
 
@@ -700,9 +698,9 @@ def test_a_matrix_that_ends_otherwise_fails(
 def test_large_unknown_bytes_fail(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill = coreml.fill_metadata
+    fill = mlpackage.fill_metadata
     monkeypatch.setattr(
-        coreml, "fill_metadata", lambda m, values: fill(m, values | {"more": "x" * (1 << 20)})
+        mlpackage, "fill_metadata", lambda m, values: fill(m, values | {"more": "x" * (1 << 20)})
     )
     assert "bytes are neither blobs, scales nor constants" in failure(raw, tmp_path)
 
@@ -728,13 +726,13 @@ def test_a_file_that_coremltools_cannot_read_fails(
 def test_a_graph_with_a_gap_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, problem: str
 ) -> None:
-    layer = coreml_custom_op._Builder.layer
+    layer = custom_op_graph._Builder.layer
 
     def renamed(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         inputs = tuple(new if i == old else i for i in inputs)
         return layer(self, kind, *inputs, name=new if name == old else name, **params)
 
-    monkeypatch.setattr(coreml_custom_op._Builder, "layer", renamed)
+    monkeypatch.setattr(custom_op_graph._Builder, "layer", renamed)
     assert problem in failure(raw, tmp_path)
 
 
@@ -762,7 +760,7 @@ def test_stand_ins_change_nothing_but_weights(made: Made) -> None:
     beginnings."""
     whole = coremltools.utils.load_spec(str(made.model_file))
     short = type(whole).FromString(
-        protobuf_stream.shortened(made.model_file, coreml_custom_op.PATH_TO_WEIGHTS)
+        protobuf_stream.shortened(made.model_file, custom_op.PATH_TO_WEIGHTS)
     )
     for a, b in zip(whole.neuralNetwork.layers, short.neuralNetwork.layers, strict=True):
         for full, cut in zip(a.custom.weights, b.custom.weights, strict=True):
@@ -803,7 +801,7 @@ def test_a_length_that_is_wrong_fails(
 def test_a_model_above_the_limit_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coreml_custom_op, "PROTOBUF_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(custom_op, "PROTOBUF_LIMIT_BYTES", 1000)
     assert "the limit is 1,000" in failure(raw, tmp_path)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.backends import coreml, coreml_mlprogram
-from exporter.backends.coreml_mlprogram import EmittedMLProgram, MLProgramConfig
+from exporter.backends.coreml import mlpackage, mlprogram, mlprogram_graph, mlprogram_weights
+from exporter.backends.coreml.mlprogram import EmittedMLProgram
+from exporter.backends.coreml.mlprogram_graph import MLProgramConfig
 from exporter.codec.weight_file import expand
 from exporter.errors import ExportError, UsageError
-from exporter.models.llama import LlamaConfig
-from exporter.quant import QuantConfig
+from exporter.models.llama import read_config
+from exporter.quant.config import QuantConfig
 from exporter.quiet import quiet
 from tests.support import bundles as shared
 from tests.support.bundles import Parts
@@ -39,15 +40,14 @@ class Made:
 
     @property
     def package(self) -> Path:
-        return self.work / coreml_mlprogram.PACKAGE
+        return self.work / mlprogram.PACKAGE
 
 
 def emit(parts: Parts, work: Path, **config: Any) -> Made:
     work.mkdir()
     settings = MLProgramConfig(**{"context": CONTEXT, "chunk_bytes": 10**9} | config)
-    emitted = coreml_mlprogram.emit(
+    emitted = mlprogram.write(
         parts.encoded,
-        parts.vectors,
         parts.checkpoint.config,
         settings,
         work,
@@ -93,7 +93,7 @@ def program(made: Made, spec: Any) -> Any:
     with quiet():
         from coremltools.converters.mil.frontend.milproto.load import load
 
-        weights = made.package / coreml.WEIGHTS_DIR
+        weights = made.package / mlpackage.WEIGHTS_DIR
         return load(
             spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights)
         )
@@ -230,7 +230,9 @@ def test_weights_are_split_into_chunks(made: Made, tmp_path: Path) -> None:
 
         spec = coremltools.utils.load_spec(str(split.package))
         load(
-            spec, specification_version=9, file_weights_dir=str(split.package / coreml.WEIGHTS_DIR)
+            spec,
+            specification_version=9,
+            file_weights_dir=str(split.package / mlpackage.WEIGHTS_DIR),
         )
 
 
@@ -242,7 +244,7 @@ def test_a_chunk_smaller_than_a_matrix_is_refused(made: Made, tmp_path: Path) ->
 def test_groups_that_do_not_divide_are_refused_all_at_once() -> None:
     groups = {"a": (48, 24), "b": (48, 32), "c": (48, None), "d": (20, 24), "e": (50, 24)}
     with pytest.raises(UsageError) as caught:
-        coreml_mlprogram.check_groups(groups)
+        mlprogram.check_groups(groups)
     assert [p.split(":")[0] for p in caught.value.problems] == ["b", "e"]
 
 
@@ -261,7 +263,7 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, sca
 def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -> list[str]:
     """What is wrong with the program after `edit`; `placed` are rows of matrices in the weight
     file, 0 for none."""
-    layout = coreml_mlprogram._Layout(10**9)
+    layout = mlprogram_weights._Layout(10**9)
     for name, matrix in made.parts.encoded.matrices.items():
         if rows := placed.get(name.split(".")[-2], matrix.rows):
             layout.place(name, "int8", rows * matrix.cols, matrix)
@@ -270,7 +272,7 @@ def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -
     edit(edited)
     config, model = MLProgramConfig(CONTEXT, 10**9), made.parts.checkpoint.config
     try:
-        coreml_mlprogram._check(edited, layout, made.parts.encoded, model, config, METADATA)
+        mlprogram._check(edited, layout, made.parts.encoded, model, config, METADATA)
     except ExportError as error:
         return error.problems
     return []
@@ -281,7 +283,7 @@ def test_a_program_that_is_right_passes_the_check(made: Made, spec: Any) -> None
 
 
 def first(spec: Any, function: str, kind: str) -> Any:
-    return next(op for op in coreml_mlprogram.operations(spec, function) if op.type == kind)
+    return next(op for op in mlprogram.operations(spec, function) if op.type == kind)
 
 
 @pytest.mark.parametrize("function", ["decode", "prefill"])
@@ -291,7 +293,7 @@ def first(spec: Any, function: str, kind: str) -> Any:
 def test_an_operation_too_few_fails_the_check(
     made: Made, spec: Any, function: str, kind: str
 ) -> None:
-    ops = coreml_mlprogram.operations(spec, function)
+    ops = mlprogram.operations(spec, function)
     full = next(op.type for op in ops if op.type.startswith(kind))
     n = sum(op.type == full for op in ops)
     problems = check(made, spec, lambda s: setattr(first(s, function, full), "type", "identity"))
@@ -317,13 +319,13 @@ def test_a_state_read_twice_fails_the_export(
 ) -> None:
     """As one might write it; coremltools' passes would then merge the reads over a write between
     them."""
-    real = coreml_mlprogram._Builder.update
+    real = mlprogram_graph._Builder.update
 
     def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         state, _ = cache
         return real(self, (state, self.mb.read_state(input=state)), layer, new, position)
 
-    monkeypatch.setattr(coreml_mlprogram._Builder, "update", update)
+    monkeypatch.setattr(mlprogram_graph._Builder, "update", update)
     with pytest.raises(ExportError) as caught:
         emit(made.parts, tmp_path / "out")
     right = "is not read once and then updated in a chain"
@@ -390,13 +392,13 @@ def test_a_wrong_description_fails_the_check(made: Made, spec: Any, name: str) -
 def test_a_constant_nobody_asked_for_fails_the_export(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = coreml_mlprogram._Builder.mlp
+    real = mlprogram_graph._Builder.mlp
 
     def with_dense_weights(self: Any, h: Any, prefix: str) -> Any:
         rows = h.shape[-1]
         return self.mb.linear(x=real(self, h, prefix), weight=np.eye(rows, dtype=np.float16))
 
-    monkeypatch.setattr(coreml_mlprogram._Builder, "mlp", with_dense_weights)
+    monkeypatch.setattr(mlprogram_graph._Builder, "mlp", with_dense_weights)
     with pytest.raises(ExportError, match="nobody asked for the constant"):
         emit(made.parts, tmp_path / "out")
 
@@ -408,7 +410,7 @@ def test_a_program_that_coremltools_cannot_reload_fails(made: Made, spec: Any) -
     product = next(op for op in block.operations if op.type == "linear")
     product.inputs["x"].arguments[0].name = "nothing_of_that_name"
     with quiet(), pytest.raises(ExportError, match="coremltools cannot read the program it wrote"):
-        coreml_mlprogram._check_reload(damaged)
+        mlprogram._check_reload(damaged)
 
 
 # ---- rope
@@ -429,12 +431,12 @@ def test_rope_tables_are_right_at_the_last_position_of_llama() -> None:
         "head_dim": 64,
         "rope_scaling": LLAMA3_ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
     }
-    config = LlamaConfig.from_dict(raw)
-    cos, sin = (table.numpy() for table in coreml.rope_tables(config, 131072))
-    exact = np.float64(131071) * coreml.rope_frequencies(config).double().numpy()
+    config = read_config(raw)
+    cos, sin = (table.numpy() for table in mlpackage.rope_tables(config, 131072))
+    exact = np.float64(131071) * mlpackage.rope_frequencies(config).double().numpy()
     assert np.abs(cos[-1] - np.cos(exact)).max() < 2**-8
     assert np.abs(sin[-1] - np.sin(exact)).max() < 2**-8
-    angles = (torch.tensor(131071.0) * coreml.rope_frequencies(config)).double().numpy()
+    angles = (torch.tensor(131071.0) * mlpackage.rope_frequencies(config)).double().numpy()
     assert np.abs(cos[-1].astype(np.float16) - np.cos(angles)).max() < 2**-11
     assert np.abs(sin[-1].astype(np.float16) - np.sin(angles)).max() < 2**-11
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from exporter.backends import executorch
-from exporter.backends.executorch import EmittedProgram
+from exporter.backends.executorch import lowering
+from exporter.backends.executorch.lowering import EmittedProgram
 from exporter.bundle import PROGRAM, Arithmetic, Bundle
 from exporter.encoded import EncodedMatrix
 from exporter.errors import ExportError
-from exporter.quant import QuantConfig
+from exporter.quant.config import QuantConfig
 from runtime_ref.executorch import kernels
 from tests.support import bundles as shared
 from tests.support.bundles import Parts, encode, sqnr_db
@@ -152,12 +152,12 @@ def test_every_matrix_is_in_the_file_once_and_whole(made: Made) -> None:
     for matrix in made.parts.encoded.matrices.values():
         blob, scales = matrix.blob_path.read_bytes(), matrix.scales_path.read_bytes()
         at = made.emitted.blob_offsets[matrix.name]
-        assert at % executorch.ALIGNMENT == 0
+        assert at % lowering.ALIGNMENT == 0
         assert data[at : at + len(blob)] == blob
         assert data.count(blob) == 1
         scales_at = made.emitted.scales_offsets[matrix.name]
         assert data[scales_at : scales_at + len(scales)] == scales
-        assert executorch.stand_in(matrix.name, "blob") not in data
+        assert lowering.stand_in(matrix.name, "blob") not in data
 
 
 def test_metadata_says_what_a_runner_needs(made: Made) -> None:
@@ -252,13 +252,13 @@ class DenseLinear(nn.Module):
 def test_a_dense_weight_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_llama(tmp_path / "checkpoint", num_hidden_layers=1, intermediate_size=800)
     parts = encode(checkpoint, tmp_path / "encoded", INT8)
-    real = executorch.LZWLinear
+    real = lowering.LZWLinear
 
     def linear(matrix: EncodedMatrix, int8_activations: bool) -> nn.Module:
         kind = DenseLinear if "down_proj" in matrix.name else real
         return kind(matrix, int8_activations)
 
-    monkeypatch.setattr(executorch, "LZWLinear", linear)
+    monkeypatch.setattr(lowering, "LZWLinear", linear)
     with pytest.raises(ExportError) as caught:
         parts.emit(tmp_path / "model.pte", CONTEXT)
     problems = "; ".join(caught.value.problems)
@@ -283,9 +283,7 @@ def whole(bundle: Bundle, parts: Parts) -> Made:
 
 def check(made: Made, path: Path, **changes: Any) -> None:
     emitted = dataclasses.replace(made.emitted, **changes)
-    executorch._check(
-        emitted, made.parts.encoded, made.parts.vectors, made.parts.checkpoint.config, path
-    )
+    lowering._check(emitted, made.parts.encoded, path)
 
 
 def test_a_program_that_is_right_passes_the_check(whole: Made) -> None:

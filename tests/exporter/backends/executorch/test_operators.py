@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter.backends import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
+from exporter.backends.executorch import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
 from exporter.codec import encoder
 from exporter.codec.reference import decode
 from exporter.errors import CodecError

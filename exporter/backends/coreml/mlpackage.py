@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from exporter.models.llama import LlamaConfig, rope_frequencies
+from exporter.models.config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Metadata, Model
@@ -106,7 +106,7 @@ def differences(what: str, found: dict[str, str], expected: dict[str, str]) -> l
     ]
 
 
-def rope_tables(model: LlamaConfig, context: int) -> tuple[Tensor, Tensor]:
+def rope_tables(model: ModelConfig, context: int) -> tuple[Tensor, Tensor]:
     """cos and sin of every position and pair, float32 [C, D/2].
 
     The angle is a float32 product, as in transformers and in our reference; from there on it is

@@ -39,28 +39,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from torch import Tensor
-
-from exporter.backends import coreml, protobuf_stream
-from exporter.backends.protobuf_stream import Piece
-from exporter.bundle import EMBEDDING, HEAD, Place
+from exporter.backends.coreml import mlpackage, protobuf_stream
+from exporter.backends.coreml.custom_op_graph import (
+    EMBEDDING_CLASS,
+    LINEAR_CLASS,
+    CustomOpConfig,
+    _Builder,
+)
+from exporter.backends.coreml.protobuf_stream import Piece
+from exporter.backends.package import (
+    Emitted,
+    ExportMemory,
+    Growth,
+    PackageInput,
+    PlannedModel,
+    kv_cache_values,
+    matrix_rows,
+    metadata,
+    rows_of,
+)
+from exporter.bundle import Artifact, Place
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError
-from exporter.models.llama import LlamaConfig
+from exporter.models.config import ModelConfig
+from exporter.progress import Progress
 from exporter.quiet import quiet
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
     from coremltools.proto.NeuralNetwork_pb2 import CustomLayerParams, NeuralNetworkLayer
 
-LINEAR_CLASS, EMBEDDING_CLASS = "LZWLinear", "LZWEmbedding"
-CONTRACT_VERSION = 1
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.config import ExportConfig
+
+NAME, TOOL = "custom-op", "coremltools"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose networks the graph draws
+MEMORY = ExportMemory("making the package with custom layers", Growth(295, 0.3), Growth(295, 0.3))
+PACKAGE = "model-custom-op.mlpackage"
+MAX_TOKENS = 128  # of the longest call: scores of attention are kept for so many
+CALLS_A_LAYER, OTHER_CALLS = 76, 48  # of layers
+REST = {".mlmodel": "custom layers: graph, package", ".json": "package", ".weights": "alignment"}
 SPECIFICATION_VERSION = 4  # iOS 13: tensors of any rank and all layers used here
 PROTOBUF_LIMIT_BYTES = (1 << 31) - (64 << 20)  # a protobuf message ends at 2 GiB; with a margin
 ALIGNMENT = 64  # of what lies in the side file
 ENDS_BYTES = 64  # of each end of blob and scales that are compared
-HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 DENSE_LAYERS = ("innerProduct", "convolution", "embedding", "embeddingND")
 
 # Field numbers of Model.proto and NeuralNetwork.proto, for what is written piece by piece.
@@ -75,13 +97,15 @@ MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIG
 PATH_TO_WEIGHTS = (MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS)
 
 
-@dataclass(frozen=True)
-class CustomOpConfig:
-    """What a network is made for: C cache slots, and 1 to `max_tokens` tokens in a call."""
+def supports(family: str) -> str | None:
+    """The reason why models of a family cannot be packed, or None."""
+    if family in FAMILIES:
+        return None
+    return f"the graph is drawn by hand, and draws only {', '.join(FAMILIES)}"
 
-    context: int
-    max_tokens: int
-    int8_activations: bool
+
+def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
+    """Nothing is refused: the layers take any group size."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +125,9 @@ class EmittedCustomOp:
     outputs: dict[str, str]
 
 
-def emit(
+def write(
     encoded: EncodedModel,
-    vectors: dict[str, Tensor],
-    model: LlamaConfig,
+    model: ModelConfig,
     config: CustomOpConfig,
     package: Path,
     metadata: dict[str, str],
@@ -116,12 +139,12 @@ def emit(
     follow their size. Raises ExportError if it is not what it should be.
     """
     with quiet():
-        layers = _Builder(encoded, vectors, model, config).layers
+        layers = _Builder(encoded, model, config).layers
         spec = _interface(model, config)
-    coreml.fill_metadata(spec.description.metadata, metadata)
-    (package / coreml.DATA).mkdir(parents=True)
-    coreml.write_package_manifest(package, weights=False)
-    model_file = package / coreml.MODEL_FILE
+    mlpackage.fill_metadata(spec.description.metadata, metadata)
+    (package / mlpackage.DATA).mkdir(parents=True)
+    mlpackage.write_package_manifest(package, weights=False)
+    model_file = package / mlpackage.MODEL_FILE
     weights_file, offsets = _write(
         spec, layers, encoded, model_file, package.with_suffix(".weights")
     )
@@ -133,249 +156,17 @@ def emit(
         constants_bytes=sum(4 * len(layer.loadConstantND.data.floatValue) for layer in layers),
         specification_version=spec.specificationVersion,
         inputs={
-            feature.name: coreml.array_text(feature.type) for feature in spec.description.input
+            feature.name: mlpackage.array_text(feature.type) for feature in spec.description.input
         },
         outputs={
-            feature.name: coreml.array_text(feature.type) for feature in spec.description.output
+            feature.name: mlpackage.array_text(feature.type) for feature in spec.description.output
         },
     )
     _check(emitted, encoded, model, config, package, metadata)
     return emitted
 
 
-class _Builder:
-    """Writes the graph. Methods take and return names of values; letters in shapes are those of the
-    module."""
-
-    def __init__(
-        self,
-        encoded: EncodedModel,
-        vectors: dict[str, Tensor],
-        model: LlamaConfig,
-        config: CustomOpConfig,
-    ) -> None:
-        self.encoded, self.vectors, self.model, self.config = encoded, vectors, model, config
-        self.layers: list[NeuralNetworkLayer] = []
-        self.scope = ""
-        self.scalars: dict[float, str] = {}
-        self.kv_rows: list[str] = []  # K and V of each layer, [S, KV * D]
-        self._network()
-
-    def layer(self, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
-        """Adds a layer with one output, which has the layer's name. `params` are the fields of its
-        message."""
-        from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
-
-        name = name or f"{self.scope}{kind}_{len(self.layers)}"
-        self.layers.append(
-            NeuralNetworkLayer(name=name, input=inputs, output=[name], **{kind: params})
-        )
-        return name
-
-    def constant(self, values: Tensor) -> str:
-        """A float32 tensor."""
-        data = {"floatValue": values.reshape(-1).tolist()}
-        return self.layer("loadConstantND", shape=list(values.shape), data=data)
-
-    def scalar(self, value: float) -> str:
-        """float32 [1], one for equal values."""
-        if value not in self.scalars:
-            self.scalars[value] = self.constant(torch.tensor([value]))
-        return self.scalars[value]
-
-    def add(self, x: str, y: str) -> str:
-        return self.layer("addBroadcastable", x, y)
-
-    def multiply(self, x: str, y: str) -> str:
-        return self.layer("multiplyBroadcastable", x, y)
-
-    def divide(self, x: str, y: str) -> str:
-        return self.layer("divideBroadcastable", x, y)
-
-    def matmul(self, x: str, y: str, *, transpose: bool = False) -> str:
-        return self.layer("batchedMatmul", x, y, transposeB=transpose)
-
-    def concat(self, *values: str, axis: int) -> str:
-        return self.layer("concatND", *values, axis=axis)
-
-    def part(self, x: str, rank: int, axis: int, begin: int | None, end: int | None) -> str:
-        """x[begin:end] along one axis."""
-        whole = [i != axis for i in range(rank)]
-        return self.layer(
-            "sliceStatic",
-            x,
-            beginIds=[0 if w else begin or 0 for w in whole],
-            beginMasks=[w or begin is None for w in whole],
-            endIds=[0 if w else end or 0 for w in whole],
-            endMasks=[w or end is None for w in whole],
-            strides=[1] * rank,
-            squeezeMasks=[False] * rank,
-        )
-
-    def custom(
-        self, class_name: str, x: str, tensor: str, name: str, **more: dict[str, Any]
-    ) -> str:
-        """A custom layer on a matrix of the encoded model."""
-        matrix = self.encoded.matrices[tensor]
-        parameters: dict[str, dict[str, Any]] = {
-            "version": {"intValue": CONTRACT_VERSION},
-            "name": {"stringValue": tensor},
-            "rows": {"intValue": matrix.rows},
-            "cols": {"intValue": matrix.cols},
-            "group_size": {"intValue": matrix.group_size},
-        }
-        description = f"{class_name} of Tiny-QMoE"
-        params = {
-            "className": class_name,
-            "parameters": parameters | more,
-            "description": description,
-        }
-        return self.layer("custom", x, name=name, **params)
-
-    def linear(self, x: str, tensor: str) -> str:
-        """[S, cols] -> [S, rows]."""
-        return self.custom(LINEAR_CLASS, x, tensor, tensor, **self._arithmetic())
-
-    def _arithmetic(self) -> dict[str, dict[str, Any]]:
-        return {"int8_activations": {"boolValue": self.config.int8_activations}}
-
-    def _head(self, x: str) -> str:
-        if not self.model.tie_word_embeddings:
-            return self.linear(x, HEAD)
-        shared = {"weights_of": {"stringValue": EMBEDDING}}
-        return self.custom(LINEAR_CLASS, x, EMBEDDING, "lm_head", **self._arithmetic(), **shared)
-
-    def _network(self) -> None:
-        self._position_inputs()
-        x = self.custom(EMBEDDING_CLASS, "input_ids", EMBEDDING, EMBEDDING)
-        for i in range(self.model.num_hidden_layers):
-            self.scope = f"layers.{i}."
-            x = self._block(x, i)
-        self.scope = ""
-        last = self.part(x, 2, 0, -1, None)
-        logits = self._head(self._norm(last, "model.norm.weight"))
-        self.layer("reshapeStatic", logits, name="logits", targetShape=[self.model.vocab_size])
-        rows = self.concat(*self.kv_rows, axis=1)
-        m = self.model
-        shape = self._with_tokens(m.num_hidden_layers, 2, m.num_key_value_heads, m.head_dim)
-        self.layer("reshapeDynamic", rows, shape, name="kv_new")
-
-    def _position_inputs(self) -> None:
-        """What all layers share: shapes with S in them, cos and sin of every token, which keys a
-        token may not see."""
-        m, context = self.model, self.config.context
-        self.n_tokens = self.layer("getShape", "positions")  # [1]
-        groups = m.num_attention_heads // m.num_key_value_heads
-        self.query_shape = self._with_tokens(m.num_key_value_heads, groups, m.head_dim)
-        self.key_shape = self._with_tokens(m.num_key_value_heads, 1, m.head_dim)
-        tables = (self.constant(table) for table in coreml.rope_tables(m, context))  # [C, D/2]
-        cos, sin = (
-            self.layer("gather", table, "positions", axis=0) for table in tables
-        )  # [S, D/2]
-        self.cos = self._to_heads(self.concat(cos, cos, axis=-1))
-        self.sin = self._to_heads(self.concat(self.multiply(sin, self.scalar(-1.0)), sin, axis=-1))
-        # A slot that holds no token yet gets a position after every token's.
-        slots = self.layer("rangeStatic", endValue=context, startValue=0, stepSizeValue=1)  # [C]
-        unused = self.layer("greaterEqual", slots, self.part("positions", 1, 0, 0, 1))
-        key_positions = self.concat(
-            self.add(slots, self.multiply(unused, self.scalar(float(context)))), "positions", axis=0
-        )  # [C + S]
-        query_positions = self.layer("expandDims", "positions", axes=[1])  # [S, 1]
-        self.unseen = self.layer("greaterThan", key_positions, query_positions)  # [S, C + S]
-
-    def _with_tokens(self, *sizes: int) -> str:
-        """The shape [S, *sizes] as a value, for `reshapeDynamic`."""
-        return self.concat(
-            self.n_tokens, self.constant(torch.tensor(sizes, dtype=torch.float32)), axis=0
-        )
-
-    def _to_heads(self, table: str) -> str:
-        """[S, D] -> [S, 1, 1, D]."""
-        return self.layer("expandDims", table, axes=[1, 2])
-
-    def _block(self, x: str, i: int) -> str:
-        """One decoder layer, x [S, hidden]: x + attention(norm(x)), then x + mlp(norm(x))."""
-        prefix = f"model.layers.{i}"
-        h = self._norm(x, f"{prefix}.input_layernorm.weight")
-        x = self.add(x, self.linear(self._attention(h, i), f"{prefix}.self_attn.o_proj.weight"))
-        h = self._norm(x, f"{prefix}.post_attention_layernorm.weight")
-        gate = self.linear(h, f"{prefix}.mlp.gate_proj.weight")
-        gate = self.multiply(gate, self.layer("activation", gate, sigmoid={}))
-        inner = self.multiply(gate, self.linear(h, f"{prefix}.mlp.up_proj.weight"))
-        return self.add(x, self.linear(inner, f"{prefix}.mlp.down_proj.weight"))
-
-    def _norm(self, x: str, weight: str) -> str:
-        """x / sqrt(mean(x^2) + eps) * weight, with x / m in place of x so that no square leaves
-        half precision.
-
-        With m = max(max |x|, sqrt(eps)) it equals (x / m) / sqrt(mean((x / m)^2) + (sqrt(eps) /
-        m)^2), and everything under the root is at most 1 each; where the mean underflows, the other
-        term is 1.
-        """
-        root_eps = self.scalar(math.sqrt(self.model.rms_norm_eps))
-        largest = self.layer(
-            "reduceMax", self.layer("unary", x, type="ABS"), axes=[-1], keepDims=True
-        )
-        m = self.layer("maxBroadcastable", largest, root_eps)
-        scaled, eps = self.divide(x, m), self.divide(root_eps, m)
-        mean = self.layer("reduceMean", self.multiply(scaled, scaled), axes=[-1], keepDims=True)
-        root = self.layer("unary", self.add(mean, self.multiply(eps, eps)), type="SQRT")
-        return self.multiply(self.divide(scaled, root), self.constant(self.vectors[weight].float()))
-
-    def _rotate(self, x: str) -> str:
-        """RoPE on [S, KV, G or 1, D]; pairs are (i, i + D/2), and (-sin, sin) is one table."""
-        half = self.model.head_dim // 2
-        swapped = self.concat(
-            self.part(x, 4, 3, half, None), self.part(x, 4, 3, None, half), axis=-1
-        )
-        return self.add(self.multiply(x, self.cos), self.multiply(swapped, self.sin))
-
-    def _attention(self, h: str, i: int) -> str:
-        """Grouped-query attention of h [S, hidden] over the cache and the new tokens -> [S, H * D].
-
-        Scores of slots that hold no token are replaced and not only lowered: what such a slot holds
-        can be anything.
-        """
-        prefix, context = f"model.layers.{i}.self_attn", self.config.context
-        q, k, v = (self.linear(h, f"{prefix}.{name}_proj.weight") for name in "qkv")
-        q = self._rotate(self.layer("reshapeDynamic", q, self.query_shape))
-        q = self.multiply(q, self.scalar(1 / math.sqrt(self.model.head_dim)))
-        q = self.layer("transpose", q, axes=[1, 2, 0, 3])  # [KV, G, S, D]
-        k = self._rotate(self.layer("reshapeDynamic", k, self.key_shape))  # [S, KV, 1, D]
-        self.kv_rows += [self.layer("flattenTo2D", k, axis=1), v]
-        k = self.layer("transpose", k, axes=[1, 2, 0, 3])  # [KV, 1, S, D]
-        v = self.layer(
-            "transpose", self.layer("reshapeDynamic", v, self.key_shape), axes=[1, 2, 0, 3]
-        )
-        old_k, old_v = self._cached(i, 0), self._cached(i, 1)  # [KV, 1, C, D]
-        scores = self.concat(
-            self.matmul(q, old_k, transpose=True), self.matmul(q, k, transpose=True), axis=-1
-        )
-        scores = self.layer(
-            "whereBroadcastable", self.unseen, self.scalar(HIDDEN_SCORE), scores
-        )  # [KV, G, S, C + S]
-        weights = self.layer("softmaxND", scores, axis=-1)
-        old, new = self.part(weights, 4, 3, None, context), self.part(weights, 4, 3, context, None)
-        mixed = self.add(self.matmul(old, old_v), self.matmul(new, v))  # [KV, G, S, D]
-        return self.layer("flattenTo2D", self.layer("transpose", mixed, axes=[2, 0, 1, 3]), axis=1)
-
-    def _cached(self, i: int, which: int) -> str:
-        """Keys (0) or values (1) of one layer in the cache, [KV, 1, C, D]."""
-        one = [False, True, True, False, False]
-        plane = self.layer(
-            "sliceStatic",
-            "kv_cache",
-            beginIds=[0, i, which, 0, 0],
-            beginMasks=[not o for o in one],
-            endIds=[0, i + 1, which + 1, 0, 0],
-            endMasks=[not o for o in one],
-            strides=[1] * 5,
-            squeezeMasks=one,
-        )  # [C, KV, D]
-        return self.layer("expandDims", self.layer("transpose", plane, axes=[1, 0, 2]), axes=[1])
-
-
-def _interface(model: LlamaConfig, config: CustomOpConfig) -> Model:
+def _interface(model: ModelConfig, config: CustomOpConfig) -> Model:
     """The model without its layers: version, inputs and outputs."""
     from coremltools.proto.Model_pb2 import Model
     from coremltools.proto.NeuralNetwork_pb2 import EXACT_ARRAY_MAPPING
@@ -521,7 +312,7 @@ def census(layers: Sequence[NeuralNetworkLayer]) -> dict[str, int]:
 def _check(
     emitted: EmittedCustomOp,
     encoded: EncodedModel,
-    model: LlamaConfig,
+    model: ModelConfig,
     config: CustomOpConfig,
     package: Path,
     metadata: dict[str, str],
@@ -536,10 +327,12 @@ def _check(
     - every matrix lies where its place says, by the bytes at both ends of blob and scales;
     - what is neither blobs, scales nor constants is small.
     """
-    spec = _reload(package / coreml.MODEL_FILE)
+    spec = _reload(package / mlpackage.MODEL_FILE)
     layers = spec.neuralNetwork.layers
-    problems = coreml.description_problems(spec, SPECIFICATION_VERSION, metadata)
-    problems += coreml.differences("", coreml.declared(spec.description), _contract(model, config))
+    problems = mlpackage.description_problems(spec, SPECIFICATION_VERSION, metadata)
+    problems += mlpackage.differences(
+        "", mlpackage.declared(spec.description), _contract(model, config)
+    )
     problems += (
         [] if census(layers) == emitted.layers else ["its layers are not those that were written"]
     )
@@ -573,7 +366,7 @@ def _check(
         raise ExportError(what, problems=problems, do="report this as a bug")
 
 
-def _contract(model: LlamaConfig, config: CustomOpConfig) -> dict[str, str]:
+def _contract(model: ModelConfig, config: CustomOpConfig) -> dict[str, str]:
     """What the module says of inputs and outputs, as `coreml.declared` reads it."""
     row = f"{model.num_hidden_layers}, 2, {model.num_key_value_heads}, {model.head_dim}"
     tokens = f"1..{config.max_tokens}" if config.max_tokens > 1 else "1"
@@ -652,3 +445,58 @@ def _ends(file: BinaryIO, begin: int, n_bytes: int) -> bytes:
     first = file.read(min(n_bytes, ENDS_BYTES))
     file.seek(begin + n_bytes - len(first))
     return first + file.read(len(first))
+
+
+def emit(source: PackageInput, progress: Progress) -> Emitted:
+    """Writes the package into the bundle. Raises ExportError if it is not what was asked."""
+    progress("write the Core ML package with custom layers", 0, 0)
+    activations, max_tokens = source.config.activations, min(source.context, MAX_TOKENS)
+    config = CustomOpConfig(source.context, max_tokens, activations == "int8")
+    package = source.work / PACKAGE
+    emitted = write(
+        source.encoded,
+        source.checkpoint.config,
+        config,
+        package,
+        metadata(source, NAME),
+    )
+    weights_file = next(iter(emitted.places.values())).file
+    rows = []
+    for file in emitted.files:
+        name = file.as_posix()
+        parts = matrix_rows(source) if name == weights_file else {}
+        if name.endswith(".mlmodel"):
+            parts["norms, rope tables"] = emitted.constants_bytes
+        rows += rows_of(source.work / file, name, parts, REST[file.suffix])
+    artifact = Artifact(
+        format=NAME,
+        path=package.name,
+        files=[file.as_posix() for file in emitted.files],
+        activations=activations,
+        prefill_tokens=max_tokens,
+        kv_cache_bytes=4 * kv_cache_values(source.checkpoint.config, source.context),
+        operators=emitted.layers,
+        places=emitted.places,
+        details={
+            "specification_version": emitted.specification_version,
+            "minimum_deployment_target": "iOS 13",
+            "inputs": emitted.inputs,
+            "outputs": emitted.outputs,
+        },
+    )
+    return Emitted(artifact, rows, [])
+
+
+def estimate(planned: PlannedModel) -> Artifact:
+    """The package that an export would write, as far as shapes tell."""
+    return Artifact(
+        format=NAME,
+        path=PACKAGE,
+        files=[PACKAGE],
+        activations=planned.activations,
+        prefill_tokens=min(planned.context, MAX_TOKENS),
+        kv_cache_bytes=4 * kv_cache_values(planned.config, planned.context),
+        operators={"calls": CALLS_A_LAYER * planned.config.num_hidden_layers + OTHER_CALLS},
+        places={t.name: Place(PACKAGE, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        details={},
+    )

@@ -1,0 +1,407 @@
+"""Core ML, the format that runs well on iPhones: a stateful iOS 18 ML Program with native 2-bit and
+int8 weights.
+
+Written with coremltools' `mb` builder, one function for a single token and one for a piece of a
+prompt, without conversion or passes. The builder sees stand-ins that take no memory; where every
+constant lies in the weight files is decided here, and those files are not written: a bundle ships
+them coded (exporter.codec.weight_file), and `tinyqmoe expand` rebuilds them. Letters in shapes: S
+tokens in a call, H query heads, KV key/value heads, G = H / KV, D head_dim, C context, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.backends.coreml import mlpackage
+from exporter.backends.coreml.mlprogram_graph import (
+    DECODE,
+    PREFILL,
+    PREFILL_TOKENS,
+    MLProgramConfig,
+    _Builder,
+)
+from exporter.backends.coreml.mlprogram_weights import (
+    ALIGNMENT,
+    _Blob,
+    _Layout,
+    _weight_files,
+    _write_coded,
+    weight_file_name,
+)
+from exporter.backends.package import (
+    Emitted,
+    ExportMemory,
+    Growth,
+    PackageInput,
+    PlannedModel,
+    file_rows,
+    kv_cache_values,
+    matrix_rows,
+    metadata,
+    rows_of,
+)
+from exporter.bundle import Artifact, FileEntry, LedgerRow, Place, sha256
+from exporter.codec.weight_file import RECIPE_VERSION, Recipe, plain_form
+from exporter.encoded import EncodedMatrix, EncodedModel
+from exporter.errors import ExportError, UsageError
+from exporter.models.config import ModelConfig
+from exporter.progress import Progress
+from exporter.quiet import quiet
+
+if TYPE_CHECKING:
+    from coremltools.converters.mil.mil import Program, Var
+    from coremltools.proto.MIL_pb2 import Value
+    from coremltools.proto.Model_pb2 import Model
+
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.config import ExportConfig
+
+NAME, TOOL = "mlprogram", "coremltools"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose networks the graph draws
+MEMORY = ExportMemory("making the ML Program", Growth(290, 3), Growth(290, 3))
+CALLS_A_LAYER, OTHER_CALLS = 148, 51  # of operations
+TEMPLATE, PACKAGE = "model.template.mlpackage", "model.mlpackage"
+CODED_FILE, RECIPE_FILE = "model.weights.tqlz", "expand.json"
+
+SPECIFICATION_VERSION = 9  # iOS 18, the first with states and 2-bit tables
+BYTES_PER_LAYER = (
+    64 << 10
+)  # of a program without weights, at most; two such for what is outside of layers
+
+
+@dataclass(frozen=True)
+class EmittedMLProgram:
+    """What was written into the bundle. Places are in the expanded package."""
+
+    recipe: Recipe
+    places: dict[str, Place]
+    operators: dict[str, int]
+    constants_bytes: int  # of norms, rope tables, scales and look-up tables
+    specification_version: int
+
+
+def supports(family: str) -> str | None:
+    """The reason why models of a family cannot be packed, or None."""
+    if family in FAMILIES:
+        return None
+    return f"the graph is drawn by hand, and draws only {', '.join(FAMILIES)}"
+
+
+def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
+    """Refuses a group size that the format cannot hold. Raises UsageError."""
+    schemes = {name: config.quantization.config_for(name) for name in checkpoint.names}
+    _check_groups(
+        {
+            name: (checkpoint.shape(name)[1], scheme.group_size)
+            for name, scheme in schemes.items()
+            if scheme
+        }
+    )
+
+
+def _check_groups(groups: dict[str, tuple[int, int | None]]) -> None:
+    """Refuses, before any work, matrices whose columns the group size does not divide: blocks here
+    are all equal.
+
+    `groups` maps names to (columns, group size or None for a whole row). Raises UsageError naming
+    every one.
+    """
+    problems = [
+        f"{name}: {cols} columns are no multiple of {group}"
+        for name, (cols, group) in groups.items()
+        if group is not None and cols % min(group, cols)
+    ]
+    if problems:
+        do = "choose another --group-size, or --coreml-format custom-op, which takes any"
+        raise UsageError("the group size does not suit an ML Program", problems=problems, do=do)
+
+
+def write(
+    encoded: EncodedModel,
+    model: ModelConfig,
+    config: MLProgramConfig,
+    work: Path,
+    metadata: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> EmittedMLProgram:
+    """Writes template, coded weights and recipe into `work`, and checks them. `progress` is told
+    expanded bytes.
+
+    Raises ExportError if what was written is not what it should be, UsageError if a matrix does not
+    fit a chunk.
+    """
+    layout = _Layout(config.chunk_bytes)
+    with quiet():
+        program = _Builder(encoded, model, config).program()
+        spec = _translate(program, encoded, layout)
+        mlpackage.fill_metadata(spec.description.metadata, metadata)
+    template = work / TEMPLATE
+    (template / mlpackage.DATA).mkdir(parents=True)
+    mlpackage.write_package_manifest(template, weights=True)
+    (template / mlpackage.MODEL_FILE).write_bytes(spec.SerializeToString(deterministic=True))
+    written = type(spec).FromString((template / mlpackage.MODEL_FILE).read_bytes())
+    with quiet():
+        _check_reload(written)
+    _check(written, layout, encoded, model, config, metadata)
+    pieces = _write_coded(layout, work / CODED_FILE)
+    recipe = Recipe(
+        RECIPE_VERSION,
+        TEMPLATE,
+        PACKAGE,
+        CODED_FILE,
+        _weight_files(pieces, work / CODED_FILE, progress),
+    )
+    (work / RECIPE_FILE).write_text(recipe.to_json(), encoding="utf-8")
+    return EmittedMLProgram(
+        recipe=recipe,
+        places={
+            key: _place(number, blob)
+            for key, (number, blob) in layout.places.items()
+            if key in encoded.matrices
+        },
+        operators=census(operations(written, DECODE) + operations(written, PREFILL)),
+        constants_bytes=sum(
+            b.n_bytes for _, b in layout.places.values() if isinstance(b.source, bytes)
+        ),
+        specification_version=written.specificationVersion,
+    )
+
+
+def _place(number: int, blob: _Blob) -> Place:
+    file = f"{PACKAGE}/{mlpackage.WEIGHTS_DIR}/{weight_file_name(number)}"
+    return Place(file, blob.kind, blob.offset + ALIGNMENT, blob.n_bytes)
+
+
+def _translate(program: Program, encoded: EncodedModel, layout: _Layout) -> Model:
+    """The program as protobuf, by coremltools' own exporters, with our places for the constants."""
+    from coremltools import _SPECIFICATION_VERSION_IOS_18 as VERSION
+    from coremltools.converters.mil.backend.mil import helper
+    from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
+
+    class Exporter(MILProtoExporter):
+        def create_file_value(self, var: Var) -> Value:
+            key = var.op.weight_id
+            if key is None:
+                raise ExportError(
+                    f"nobody asked for the constant {var.name} {var.shape}",
+                    do="report this as a bug",
+                )
+            matrix = encoded.matrices.get(key)
+            source = np.ascontiguousarray(var.val).tobytes() if matrix is None else matrix
+            kind = str(var.val.dtype) if matrix is None else plain_form(matrix.n_levels).name
+            number, blob = layout.place(key, kind, math.prod(var.shape), source)
+            primitive = helper.types_to_proto_primitive(var.sym_type.get_primitive())
+            file_name = f"@model_path/weights/{weight_file_name(number)}"
+            return helper.create_file_value_tensor(file_name, blob.offset, var.val.shape, primitive)
+
+    mil = Exporter(program, "", VERSION).export()
+    return CoreMLProtoExporter(
+        program, mil, "", "", None, "mlprogram", "milinternal", VERSION
+    ).export(VERSION)
+
+
+def operations(spec: Model, function: str) -> list[Any]:
+    """The operations of a function, in order."""
+    body = spec.mlProgram.functions[function]
+    return list(body.block_specializations[body.opset].operations)
+
+
+def census(ops: list[Any]) -> dict[str, int]:
+    """How often each type of operation but `const` is there."""
+    counts = Counter(op.type for op in ops)
+    counts.pop("const", None)
+    return dict(sorted(counts.items()))
+
+
+def _check_reload(spec: Model) -> None:
+    """coremltools itself builds the program again from the protobuf; values from weight files are
+    stand-ins."""
+    from coremltools.converters.mil.frontend.milproto import helper, load
+
+    original = load._load_value
+
+    def load_value(context: Any, value: Value) -> Any:
+        if value.WhichOneof("value") != "blobFileValue":
+            return original(context, value)
+        kind = helper.proto_to_types(value.type)
+        dtype = load.types.nptype_from_builtin(kind.get_primitive())
+        return np.broadcast_to(np.zeros((), dtype), kind.get_shape())
+
+    load._load_value = load_value
+    try:
+        program = load.load(
+            spec, specification_version=spec.specificationVersion, file_weights_dir=""
+        )
+    except Exception as error:
+        what = f"coremltools cannot read the program it wrote: {error}"
+        raise ExportError(what, do="report this as a bug") from error
+    finally:
+        load._load_value = original
+    if set(program.functions) != {DECODE, PREFILL}:
+        raise ExportError(
+            f"the program has the functions {sorted(program.functions)}", do="report this as a bug"
+        )
+
+
+def _check(
+    spec: Model,
+    layout: _Layout,
+    encoded: EncodedModel,
+    model: ModelConfig,
+    config: MLProgramConfig,
+    metadata: dict[str, str],
+) -> None:
+    """Whether a program is the one that was asked for. Raises ExportError with all that is wrong.
+
+    - version and metadata; inputs, outputs and states of both functions;
+    - operations of both functions (see `_function_problems`);
+    - every matrix has its place in a weight file, whole; and nothing large lies in the program
+      itself.
+    """
+    problems = mlpackage.description_problems(spec, SPECIFICATION_VERSION, metadata)
+    described = {f.name: f for f in spec.description.functions}
+    for name, n_tokens in ((DECODE, 1), (PREFILL, config.prefill_tokens)):
+        found = mlpackage.declared(described[name]) if name in described else {}
+        problems += mlpackage.differences(
+            f"{name}: ", found, _interface(name, n_tokens, model, config)
+        )
+        problems += [
+            f"{name}: {p}" for p in _function_problems(operations(spec, name), encoded, model)
+        ]
+    problems += [
+        f"{name} is not in the program" for name in encoded.matrices if name not in layout.places
+    ]
+    problems += [
+        f"{blob.key} has {blob.n_elements:,} elements"
+        for _, blob in layout.places.values()
+        if isinstance(blob.source, EncodedMatrix)
+        and blob.n_elements != blob.source.rows * blob.source.cols
+    ]
+    if (n := spec.ByteSize()) > (limit := (2 + model.num_hidden_layers) * BYTES_PER_LAYER):
+        problems.append(f"the program without weights has {n:,} bytes, expected {limit:,} at most")
+    if problems:
+        what = f"{TEMPLATE} is not the program that was asked for"
+        raise ExportError(what, problems=problems, do="report this as a bug")
+
+
+def _interface(
+    name: str, n_tokens: int, model: ModelConfig, config: MLProgramConfig
+) -> dict[str, str]:
+    """What a function declares, as `coreml.declared` reads it."""
+    cache = (
+        f"{model.num_hidden_layers}, {model.num_key_value_heads}, {config.context}, "
+        f"{model.head_dim}"
+    )
+    return {
+        "input input_ids": f"int32 [1, {n_tokens}]",
+        "input position": "int32 [1]",
+        **({"input last": "int32 [1]"} if name == PREFILL else {}),
+        "output logits": f"float16 [1, {model.vocab_size}]",
+        "state k_cache": f"float16 [{cache}]",
+        "state v_cache": f"float16 [{cache}]",
+    }
+
+
+def _function_problems(ops: list[Any], encoded: EncodedModel, model: ModelConfig) -> list[str]:
+    """Every matrix is there once and compressed, products are as many as asked and none is dense;
+    each state is read first, and after that only what was just written."""
+    looked_up = sum(plain_form(m.n_levels).bits == 2 for m in encoded.matrices.values())
+    layers = model.num_hidden_layers
+    expected = {
+        "constexpr_lut_to_dense": looked_up,
+        "constexpr_blockwise_shift_scale": len(encoded.matrices) - looked_up,
+        "linear": 7 * layers + 1,
+        "scaled_dot_product_attention": layers,
+        "slice_update": 2 * layers,
+        "matmul": 0,
+        "conv": 0,
+    }
+    found = Counter(op.type for op in ops)
+    problems = [
+        f"{found[name]} x {name}, expected {n}" for name, n in expected.items() if found[name] != n
+    ]
+    orders: dict[str, list[str]] = {"k_cache": [], "v_cache": []}
+    for op in ops:
+        if op.type in ("read_state", "write_state"):
+            orders.setdefault(op.inputs["input"].arguments[0].name, []).append(op.type)
+    right = ["read_state", *["write_state", "read_state"] * layers]
+    wrong = [name for name, order in orders.items() if order != right]
+    return problems + [f"{name} is not read once and then updated in a chain" for name in wrong]
+
+
+def emit(source: PackageInput, progress: Progress) -> Emitted:
+    """Writes the package, coded, into the bundle. Raises ExportError if it is not what was
+    asked."""
+    stage = "write the ML Program"
+    progress(stage, 0, 0)
+    config = MLProgramConfig(source.context, source.config.chunk_bytes)
+    emitted = write(
+        source.encoded,
+        source.checkpoint.config,
+        config,
+        source.work,
+        metadata(source, NAME),
+        lambda done, total: progress(stage, done, total),
+    )
+    template = source.work / emitted.recipe.template
+    coded, recipe = (
+        source.work / emitted.recipe.coded_file,
+        source.work / RECIPE_FILE,
+    )
+    rows = file_rows(source.work, template, "ML Program: template of the package")
+    rows += rows_of(
+        coded, coded.name, matrix_rows(source, scales=False), "float16 scales, norms, rope, layout"
+    )
+    rows.append(LedgerRow(recipe.name, "how to rebuild the weight file", recipe.stat().st_size))
+    artifact = Artifact(
+        format=NAME,
+        path=emitted.recipe.package,
+        files=list(dict.fromkeys(row.file for row in rows)),
+        activations="float16",
+        prefill_tokens=config.prefill_tokens,
+        kv_cache_bytes=2 * kv_cache_values(source.checkpoint.config, source.context),
+        operators=emitted.operators,
+        places=emitted.places,
+        details={
+            "recipe": recipe.name,
+            "specification_version": emitted.specification_version,
+            "minimum_deployment_target": "iOS 18",
+            "weight_files_bytes": sum(file.n_bytes for file in emitted.recipe.weight_files),
+        },
+    )
+    package = emitted.recipe.package
+    expanded = [
+        FileEntry(f"{package}/{file.path}", file.n_bytes, file.sha256)
+        for file in emitted.recipe.weight_files
+    ]
+    expanded += [
+        FileEntry(f"{package}/{name}", (template / name).stat().st_size, sha256(template / name))
+        for name in ("Manifest.json", mlpackage.MODEL_FILE)
+    ]
+    return Emitted(artifact, rows, expanded)
+
+
+def estimate(planned: PlannedModel) -> Artifact:
+    """The package that an export would write, as far as shapes tell."""
+    places = {}
+    for t in planned.tensors:
+        form = plain_form(t.n_levels)
+        places[t.name] = Place(PACKAGE, form.name, 0, form.n_bytes(t.rows * t.cols))
+    return Artifact(
+        format=NAME,
+        path=PACKAGE,
+        files=[PACKAGE],
+        activations="float16",
+        prefill_tokens=min(planned.context, PREFILL_TOKENS),
+        kv_cache_bytes=2 * kv_cache_values(planned.config, planned.context),
+        operators={"calls": CALLS_A_LAYER * planned.config.num_hidden_layers + OTHER_CALLS},
+        places=places,
+        details={},
+    )

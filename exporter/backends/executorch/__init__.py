@@ -1,0 +1,1 @@
+"""ExecuTorch programs (`.pte`) with the Tiny-QMoE operators."""

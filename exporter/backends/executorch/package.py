@@ -1,0 +1,99 @@
+"""The package format `pte`: an ExecuTorch program in a bundle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.backends.package import (
+    Emitted,
+    ExportMemory,
+    Growth,
+    PackageInput,
+    PlannedModel,
+    kv_cache_values,
+    matrix_rows,
+    rows_of,
+)
+from exporter.bundle import PROGRAM, Artifact, Place
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.config import ExportConfig
+
+NAME, TOOL = "pte", "executorch"
+# Measured over 1 to 32 layers: the passes hold several versions of a program and of its caches.
+MEMORY = ExportMemory("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1))
+CALLS_A_LAYER, OTHER_CALLS = 20, 9  # of operators
+PLANNED_BESIDES = 32_768  # bytes of the arena that do not follow the model
+
+
+def supports(family: str) -> str | None:
+    """None: whatever network a family builds is lowered."""
+    return None
+
+
+def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
+    """Nothing is refused: the program holds any group size."""
+
+
+def emit(source: PackageInput, progress: Progress) -> Emitted:
+    """Writes the program into the bundle. Raises ExportError if it is not what was asked."""
+    from exporter.backends.executorch import lowering
+
+    progress("lower to ExecuTorch", 0, 0)
+    checkpoint = source.checkpoint
+    activations = source.config.activations
+    config = lowering.ProgramConfig(
+        source.context,
+        activations == "int8",
+        checkpoint.config.bos_token_id,
+        checkpoint.eos_token_ids,
+    )
+    path = source.work / PROGRAM
+    layers = lowering.ProgramLayers(source.encoded, config.int8_activations)
+    network = checkpoint.network(source.context, layers)
+    emitted = lowering.emit(source.encoded, network, config, path)
+    places = {
+        m.name: Place(
+            path.name,
+            "tqlz",
+            emitted.blob_offsets[m.name],
+            m.blob_bytes,
+            emitted.scales_offsets[m.name],
+        )
+        for m in source.encoded.matrices.values()
+    }
+    artifact = Artifact(
+        format=NAME,
+        path=path.name,
+        files=[path.name],
+        activations=activations,
+        prefill_tokens=config.prefill_tokens,
+        kv_cache_bytes=4 * kv_cache_values(checkpoint.config, source.context),
+        operators=dict(sorted(emitted.operators.items())),
+        places=places,
+        details={"arena_bytes": emitted.arena_bytes, "delegates": emitted.delegates},
+    )
+    rows = matrix_rows(source) | {"norms, rope frequencies": emitted.constants_bytes}
+    return Emitted(artifact, rows_of(path, path.name, rows, "graph, delegates, alignment"), [])
+
+
+def estimate(planned: PlannedModel) -> Artifact:
+    """The package that an export would write, as far as shapes tell."""
+    from exporter.backends.executorch.lowering import PREFILL_TOKENS
+
+    model, tokens = planned.config, min(planned.context, PREFILL_TOKENS)
+    cache = 4 * kv_cache_values(model, planned.context)
+    widest = max(3 * model.intermediate_size + model.hidden_size, model.vocab_size // tokens)
+    return Artifact(
+        format=NAME,
+        path=PROGRAM,
+        files=[PROGRAM],
+        activations=planned.activations,
+        prefill_tokens=tokens,
+        kv_cache_bytes=cache,
+        operators={"calls": CALLS_A_LAYER * model.num_hidden_layers + OTHER_CALLS},
+        places={t.name: Place(PROGRAM, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        details={"arena_bytes": cache + 4 * tokens * widest + PLANNED_BESIDES},
+    )

@@ -1,0 +1,83 @@
+"""The quantization of a model: which scheme each of its matrices takes, with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from exporter.bundle import EMBEDDING, HEAD
+from exporter.errors import UsageError
+from exporter.quant import load, supported
+from exporter.quant.tensor import JsonConfig, SchemeConfig
+
+SETTINGS = ("group_size", "sparsity")  # those that a scheme's `Config` may have
+
+
+@dataclass(frozen=True)
+class QuantConfig(JsonConfig):
+    """How to quantize a model. Vectors (norm weights and biases) always stay float32.
+
+    `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme
+    `embedding`: the same settings if that is the same scheme, else one scale a row and that
+    scheme's defaults.
+    """
+
+    scheme: str = "ternary"
+    group_size: int | None = None
+    sparsity: float | None = None
+    embedding: str = "int8"
+
+    def problems(self) -> list[str]:
+        names = {"scheme": self.scheme, "embedding": self.embedding}
+        problems = [
+            f"{field} must be one of {', '.join(supported())}; got {value!r}"
+            for field, value in names.items()
+            if value not in supported()
+        ]
+        given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            having = schemes_with(name)
+            if self.scheme not in having:
+                problems.append(
+                    f"{name} is an option of scheme {' or '.join(having)}, the scheme is "
+                    f"{self.scheme!r}"
+                )
+            problems += _value_problems(having[0], name, value)
+        return problems
+
+    def scheme_for(self, name: str) -> str | None:
+        """The scheme of a checkpoint tensor; None for a vector, which is not quantized."""
+        if name.endswith(("norm.weight", ".bias")):
+            return None
+        return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
+
+    def config_for(self, name: str) -> SchemeConfig | None:
+        """The scheme's config for a checkpoint tensor; None for a vector, which is not
+        quantized."""
+        scheme = self.scheme_for(name)
+        if scheme is None:
+            return None
+        settings: dict[str, Any] = {}
+        if scheme == self.scheme:
+            settings = {name: getattr(self, name) for name in settings_of(scheme)}
+        config: SchemeConfig = load(scheme).Config(**settings)
+        return config
+
+
+def _value_problems(scheme: str, setting: str, value: object) -> list[str]:
+    """What a scheme has against the value of one of its settings."""
+    try:
+        load(scheme).Config(**{setting: value})
+    except UsageError as error:
+        return error.problems
+    return []
+
+
+def settings_of(scheme: str) -> list[str]:
+    """The settings of SETTINGS that a scheme has."""
+    return [field.name for field in fields(load(scheme).Config) if field.name in SETTINGS]
+
+
+def schemes_with(setting: str) -> list[str]:
+    """The schemes that have a setting."""
+    return [scheme for scheme in supported() if setting in settings_of(scheme)]
