@@ -450,12 +450,12 @@ import ctypes, pathlib, sys
 import executorch.extension.llm.custom_ops.custom_ops
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, MissingComponentError
-from runtime_ref import executorch_runner, kernels
+from runtime_ref.executorch import kernels, runner
 
 kernels.load = lambda: ctypes.CDLL(None)
 for path, error in zip(sys.argv[1:], (MissingComponentError, BundleError), strict=True):
     try:
-        executorch_runner.ExecuTorchRunner(Bundle.open(pathlib.Path(path)))
+        runner.ExecuTorchRunner(Bundle.open(pathlib.Path(path)))
     except error as caught:
         print("refused:", caught.what)
 """

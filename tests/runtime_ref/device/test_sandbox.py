@@ -41,7 +41,7 @@ LIMIT = 64 * MIB
 GROUPS = {"cgroup v1": memory_limits.v1_limit, "cgroup v2": memory_limits.v2_limit}
 PARENT = """
 import sys
-from runtime_ref import sandbox
+from runtime_ref.device import sandbox
 def progress(phase, done, total):
     print(phase, done, flush=True)
 sandbox.run("tests.support.sandbox_probes:wait", {}, 64 << 20, [], progress)
