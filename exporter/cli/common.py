@@ -110,12 +110,10 @@ def plan_runs(
 
 def prepare_kernels(artifact: Artifact) -> None:
     """Compiles the kernels here, where there is a progress bar, and not in the sandbox."""
-    if artifact.format == "pte":
-        from runtime_ref.executorch import kernels
+    from runtime_ref import runners
 
-        with progress_bars() as progress:
-            progress("compile the kernels, the first time", 0, 0)
-            kernels.build()
+    with progress_bars() as progress:
+        runners.module(artifact.format).build(progress)
 
 
 def show_fit(manifest: Manifest, placed: list[Placed], *, one: bool) -> None:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from exporter.bundle import Artifact, Bundle, Manifest
-from exporter.errors import UsageError
 from exporter.progress import Progress
+from runtime_ref import runners
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import sandbox, sandbox_tasks
 from runtime_ref.device.prediction import MemoryPrediction
@@ -35,6 +35,11 @@ class Placed:
     artifact: Artifact
     residency: Residency
     prediction: MemoryPrediction
+
+    @property
+    def package(self) -> str:
+        """Name of the package, as its runner is called."""
+        return runners.module(self.artifact.format).NAME
 
     @property
     def problems(self) -> list[str]:
@@ -93,12 +98,9 @@ def place(
     them is kept in memory. Raises UsageError for an ML Program with a mode, and as `memory_budget`.
     """
     budget = memory_budget(profile, entitlement=entitlement)
-    if artifact.format == "mlprogram":
+    if not runners.module(artifact.format).HAS_RESIDENCY:
         if mode is not None:
-            what = (
-                f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
-            )
-            raise UsageError(what, do="choose another --backend, or leave --residency away")
+            raise runners.no_residency(mode)
         return Placed(
             profile, budget, artifact, Residency(), ledger.predict(manifest, artifact, Residency())
         )
@@ -181,8 +183,8 @@ def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
 
     An interpreter's speed says nothing of Core ML's.
     """
-    result = done.report.result
-    if result is None or len(result.get("tokens", [])) < 2 or done.placed.artifact.format != "pte":
+    result, is_real = done.report.result, runners.module(done.placed.artifact.format).SPEED_IS_REAL
+    if result is None or len(result.get("tokens", [])) < 2 or not is_real:
         return None
     threads = len(os.sched_getaffinity(0))  # ExecuTorch takes them all
     placed = done.placed
@@ -207,8 +209,7 @@ def advice(manifest: Manifest, placed: Placed) -> list[str]:
         found.append(_said("--residency stream", streamed, budget))
     context = manifest.interface.context // 2
     while context >= MIN_CONTEXT:
-        shorter = _with_context(manifest, artifact, context)
-        prediction = ledger.predict(*shorter, placed.residency)
+        prediction = ledger.predict(manifest, artifact, placed.residency, context)
         if not ledger.problems(prediction, budget) or context // 2 < MIN_CONTEXT:
             found.append(_said(f"export with --context {context}", prediction, budget))
             break
@@ -225,16 +226,3 @@ def _said(what: str, prediction: MemoryPrediction, budget: MemoryBudget) -> str:
         f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} "
         f"MB, {does}"
     )
-
-
-def _with_context(
-    manifest: Manifest, artifact: Artifact, context: int
-) -> tuple[Manifest, Artifact]:
-    """As if exported with a shorter cache."""
-    cache = artifact.kv_cache_bytes * context // manifest.interface.context
-    details = dict(artifact.details)
-    if "arena_bytes" in details:
-        details["arena_bytes"] += cache - artifact.kv_cache_bytes
-    interface = replace(manifest.interface, context=context)
-    shorter = replace(artifact, kv_cache_bytes=cache, details=details)
-    return replace(manifest, interface=interface), shorter

@@ -27,7 +27,6 @@ from runtime_ref.reports.tables import (
     judged_in,
     mb_text,
     outcome,
-    package_name,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -66,7 +65,7 @@ class Judged:
         if self.parity is not None:
             return self.parity.backend
         assert self.run is not None
-        return package_name(self.run.placed.artifact)
+        return self.run.placed.package
 
     @property
     def name(self) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_ref.device.prediction import MB
 from runtime_ref.device.run import DeviceRun
+from runtime_ref.memory import MB
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.tables import device_title, mb_text, outcome, package_name
+from runtime_ref.reports.tables import device_title, mb_text, outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +57,7 @@ def memory_figure(run: DeviceRun) -> Figure:
 
 def _title(run: DeviceRun) -> str:
     placed = run.placed
-    what = (
-        f"{device_title(placed)}: {package_name(placed.artifact)}, residency "
-        f"{placed.residency.mode}"
-    )
+    what = f"{device_title(placed)}: {placed.package}, residency {placed.residency.mode}"
     dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(placed.budget.dirty_bytes)
     return f"{what}\n{outcome(run)}, {dirty} MB dirty of {limit} MB"
 

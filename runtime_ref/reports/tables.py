@@ -10,12 +10,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.bundle import Artifact
-from runtime_ref.device.prediction import MB
 from runtime_ref.device.profile import DeviceProfile, Figure
 from runtime_ref.device.projection import BANDWIDTH_SHARES, Projection
 from runtime_ref.device.run import DeviceRun, Placed
 from runtime_ref.device.sandbox import SandboxReport
+from runtime_ref.memory import MB
 from runtime_ref.parity import Check, ParityReport, Tolerance
 
 TIGHT = 0.9  # of a limit, predicted: an update of the system, or of the app, may need what is left
@@ -131,11 +130,6 @@ def mb_text(n_bytes: int) -> str:
     return f"{n_bytes / MB:,.1f}" if abs(n_bytes) < 100 * MB else f"{n_bytes / MB:,.0f}"
 
 
-def package_name(artifact: Artifact) -> str:
-    """As its runner is called."""
-    return "executorch" if artifact.backend == "executorch" else f"Core ML {artifact.format}"
-
-
 def device_title(placed: Placed) -> str:
     """The device, and whether the app has the entitlement there."""
     return placed.profile.title + (", with entitlement" if placed.budget.entitlement else "")
@@ -230,7 +224,7 @@ def fit_table(placed: Sequence[Placed]) -> Table:
         device = p.profile.name + (" (entitled)" if p.budget.entitlement else "")
         table.add_row(
             escape(device),
-            package_name(p.artifact),
+            p.package,
             p.residency.mode,
             p.prediction.peak.name,
             mb_text(dirty),
@@ -295,7 +289,7 @@ def _holders_table(placed: Placed) -> Table:
     phases = placed.prediction.phases
     most = max(phases, key=lambda p: p.clean_bytes)
     title = (
-        f"Predicted memory of {package_name(placed.artifact)} on {escape(device_title(placed))}, "
+        f"Predicted memory of {placed.package} on {escape(device_title(placed))}, "
         f"residency {placed.residency.mode}, in MB"
     )
     table = _table(
@@ -319,10 +313,7 @@ def _holders_table(placed: Placed) -> Table:
 def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
     """What was predicted and measured, phase by phase, and how fast the device might be."""
     placed, report = run.placed, run.report
-    what = (
-        f"{package_name(placed.artifact)} on {escape(device_title(placed))}, residency "
-        f"{placed.residency.mode}"
-    )
+    what = f"{placed.package} on {escape(device_title(placed))}, residency {placed.residency.mode}"
     parts: list[RenderableType] = [
         f"{_verdict(outcome(run))}: {what}",
         *(f"[red]problem:[/] {escape(problem)}" for problem in run.problems),
@@ -356,7 +347,7 @@ def run_table(runs: Sequence[DeviceRun]) -> Table:
         share = f"{100 * dirty / limit:.0f} %"
         table.add_row(
             escape(device),
-            package_name(placed.artifact),
+            placed.package,
             placed.residency.mode,
             *numbers,
             share,

@@ -23,7 +23,8 @@ from junitparser import Failure, JUnitXml
 from rich.console import Console, RenderableType
 
 from exporter.bundle import BACKENDS, Bundle
-from runtime_ref.coreml.runner import CustomOpRunner, MLProgramRunner
+from runtime_ref.coreml.custom_op_runner import CustomOpRunner
+from runtime_ref.coreml.mlprogram_runner import MLProgramRunner
 from runtime_ref.device import profile as device
 from runtime_ref.device.projection import Measured, TokenTraffic, project
 from runtime_ref.executorch.runner import ExecuTorchRunner
@@ -231,8 +232,11 @@ def test_a_speed_that_cannot_be_projected_says_what_is_missing() -> None:
 
 
 def test_packages_are_called_as_their_runners() -> None:
-    artifact = small_manifest().artifacts[0]
-    names = {form: report.package_name(replace(artifact, format=form)) for form in BACKENDS}
+    where = placed()
+    names = {
+        form: replace(where, artifact=replace(where.artifact, format=form)).package
+        for form in BACKENDS
+    }
     runners = {"pte": ExecuTorchRunner, "mlprogram": MLProgramRunner, "custom-op": CustomOpRunner}
     assert names == {form: runner.name for form, runner in runners.items()}
 
