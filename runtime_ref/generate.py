@@ -226,10 +226,10 @@ def run(
         if not tokens:
             first = time.perf_counter()
         tokens.append(token)
-        piece = stream.step(tokenizer, token)
-        if piece:
-            text += piece
-            show(piece)
+        addition = stream.step(tokenizer, token)
+        if addition:
+            text += addition
+            show(addition)
     end = time.perf_counter()
     stopped = "eos" if len(tokens) < limit else "context" if limit < max_new_tokens else "limit"
     return RunResult(

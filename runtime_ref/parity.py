@@ -189,7 +189,7 @@ def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None
     if answer.fills_context:
         return _check_full_context(runner, answer, progress)
     ways = feeding(answer)
-    checks = [_check_logits(runner, answer, how, pieces, progress) for how, pieces in ways.items()]
+    checks = [_check_logits(runner, answer, how, chunks, progress) for how, chunks in ways.items()]
     return [*checks, _check_greedy(runner, answer, progress)]
 
 
@@ -204,7 +204,7 @@ def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so it
+    """Ways to feed a prompt: names and lengths of the chunks. How it is split is structure, so it
     is judged once."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
@@ -335,26 +335,26 @@ def _logits_check(
     )
 
 
-def _feed(runner: Runner, tokens: Sequence[int], pieces: Sequence[int]) -> np.ndarray:
+def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
     position = 0
-    for n in pieces:
+    for n in chunks:
         logits = runner.forward(tokens[position : position + n], position)
         position += n
     return logits
 
 
-def _teacher_forced(runner: Runner, answer: Answer, pieces: Sequence[int]) -> Iterator[np.ndarray]:
+def _teacher_forced(runner: Runner, answer: Answer, chunks: Sequence[int]) -> Iterator[np.ndarray]:
     """The package's logits at each position of the answer, fed with the reference's tokens."""
-    yield _feed(runner, answer.prompt, pieces)
+    yield _feed(runner, answer.prompt, chunks)
     for step, token in enumerate(answer.tokens[:-1]):
         yield runner.forward([token], len(answer.prompt) + step)
 
 
 def _check_logits(
-    runner: Runner, answer: Answer, how: str, pieces: Sequence[int], progress: Callable[[int], None]
+    runner: Runner, answer: Answer, how: str, chunks: Sequence[int], progress: Callable[[int], None]
 ) -> Check:
     gate = TOLERANCES[answer.arithmetic]
-    got = _teacher_forced(runner, answer, pieces)
+    got = _teacher_forced(runner, answer, chunks)
     rows = [
         _compare(reference, logits, gate)
         for reference, logits in zip(answer.logits, got, strict=True)

@@ -26,7 +26,7 @@ from exporter.errors import OutOfSpaceError
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle
     from runtime_ref.device.profile import DeviceProfile
-    from runtime_ref.device.run import Placed
+    from runtime_ref.device.run import DevicePlan
     from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
@@ -126,10 +126,10 @@ def _run_on_device(
     from runtime_ref.reports import tables
     from runtime_ref.reports.plot import plot_memory
 
-    (placed,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
+    (plan,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
     prepare_kernels(artifact)
     with progress_bars() as progress:
-        done = run.run(bundle, placed, "generate", arguments, progress)
+        done = run.run(bundle, plan, "generate", arguments, progress)
     if plot is not None:
         plot_memory(done, plot)
     projection = run.project_speed(bundle, done)
@@ -183,8 +183,8 @@ def parity(
     bundle = open_verified(bundle_path)
     chosen = chosen_artifacts(bundle.manifest, backend)
     if profiles:
-        placed = plan_runs(bundle.manifest, chosen, profiles, residency, entitlement)
-        results = _judge_on_devices(bundle, placed)
+        plans = plan_runs(bundle.manifest, chosen, profiles, residency, entitlement)
+        results = _judge_on_devices(bundle, plans)
     else:
         results = [
             report_files.Judged(judge(bundle, open_runner_of(bundle, a, residency)), None)
@@ -200,15 +200,15 @@ def parity(
         raise typer.Exit(1)
 
 
-def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
+def _judge_on_devices(bundle: Bundle, plans: list[DevicePlan]) -> list[Judged]:
     from runtime_ref.device import run
     from runtime_ref.device.sandbox_tasks import parity_report
     from runtime_ref.reports.files import Judged
 
-    for p in placed:
+    for p in plans:
         prepare_kernels(p.artifact)
     with progress_bars() as progress:
-        runs = run.run_each(bundle, placed, "parity", progress)
+        runs = run.run_each(bundle, plans, "parity", progress)
     return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
 
 

@@ -109,12 +109,12 @@ class CustomOpRunner:
         """As an app feeds it: what is new in the cache goes into its place there."""
         check_room(tokens, position, self.context)
         for begin in range(0, len(tokens), self.artifact.prefill_tokens):
-            piece = np.array(tokens[begin : begin + self.artifact.prefill_tokens], np.int32)
-            positions = np.arange(position + begin, position + begin + piece.size, dtype=np.int32)
+            chunk = np.array(tokens[begin : begin + self.artifact.prefill_tokens], np.int32)
+            positions = np.arange(position + begin, position + begin + chunk.size, dtype=np.int32)
             outputs = self._network.predict(
-                {"input_ids": piece, "positions": positions, "kv_cache": self._cache}
+                {"input_ids": chunk, "positions": positions, "kv_cache": self._cache}
             )
-            self._cache[positions[0] : positions[0] + piece.size] = outputs["kv_new"]
+            self._cache[positions[0] : positions[0] + chunk.size] = outputs["kv_new"]
         return outputs["logits"]
 
 

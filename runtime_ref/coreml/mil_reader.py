@@ -67,17 +67,19 @@ _HELD = {
 }
 
 
-class UnsupportedError(ValueError):
+class UnsupportedOperationError(ValueError):
     """Something in an operation that this does not compute, or that makes no sense."""
 
 
 def held_as(dtype: str, arithmetic: Arithmetic) -> torch.dtype:
-    """The PyTorch type of a value that the program types so. Raises UnsupportedError for a type of
-    constants only."""
+    """The PyTorch type of a value that the program types `dtype`.
+
+    Raises UnsupportedOperationError for a type that only constants have.
+    """
     if dtype == "float16":
         return torch.float16 if arithmetic == "float16" else torch.float32
     if dtype not in _HELD:
-        raise UnsupportedError(f"values of type {dtype} are not supported")
+        raise UnsupportedOperationError(f"values of type {dtype} are not supported")
     return _HELD[dtype]
 
 
@@ -197,7 +199,7 @@ class _Reader:
         for given in function.inputs:
             try:
                 self.names[given.name] = self.input(given)
-            except UnsupportedError as error:
+            except UnsupportedOperationError as error:
                 problems.append(f"input {given.name}: {error}")
         types = {name: value.type for name, value in self.names.items() if value is not None}
         for op in block.operations:
@@ -229,7 +231,10 @@ class _Reader:
         return Computed(given.name, self.computed_type(given.type))
 
     def computed_type(self, value_type: MIL_pb2.ValueType) -> Type:
-        """Raises UnsupportedError for a type that values do not have while the program runs."""
+        """Type of a value that is computed.
+
+        Raises UnsupportedOperationError for a type that values do not have while the program runs.
+        """
         found = tensor_type(value_type)
         held_as(found.dtype, self.arithmetic)
         return found
@@ -238,24 +243,24 @@ class _Reader:
         """The step of an operation; none for a constant. Raises ValueError for what cannot be
         computed."""
         if op.blocks:
-            raise UnsupportedError(
+            raise UnsupportedOperationError(
                 "operations with blocks inside (loops, conditions) are not supported"
             )
         if unknown := set(op.attributes) - {"name", "val"}:
-            raise UnsupportedError(f"attributes {sorted(unknown)} are not supported")
+            raise UnsupportedOperationError(f"attributes {sorted(unknown)} are not supported")
         if twice := {output.name for output in op.outputs} & set(self.names):
-            raise UnsupportedError(f"defines {sorted(twice)} again")
+            raise UnsupportedOperationError(f"defines {sorted(twice)} again")
         if (
             op.type not in mil_ops.BY_NAME
             and op.type not in _CONSTEXPR
             and op.type not in _BOUND_TO_NAMES
         ):
-            raise UnsupportedError("this operation is not supported")
+            raise UnsupportedOperationError("this operation is not supported")
         if op.type == "const":
             (output,) = op.outputs
             constant = self.names[output.name] = self.value(op.attributes["val"])
             if constant.type != (declared := tensor_type(output.type)):
-                raise UnsupportedError(f"is {constant.type}, declared is {declared}")
+                raise UnsupportedOperationError(f"is {constant.type}, declared is {declared}")
             return []
         arguments = {
             name: [self.bound(one) for one in argument.arguments]
@@ -278,15 +283,17 @@ class _Reader:
         found = tensor_type(value.type)
         shape = tuple(n for n in found.shape if n is not None)
         if len(shape) != len(found.shape):
-            raise UnsupportedError("a constant has a size that is not fixed")
+            raise UnsupportedOperationError("a constant has a size that is not fixed")
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
             if found.dtype not in STORAGE:
-                raise UnsupportedError(f"weight files do not hold values of type {found.dtype}")
+                raise UnsupportedOperationError(
+                    f"weight files do not hold values of type {found.dtype}"
+                )
             packed = self.blobs.read(blob.fileName, blob.offset, found.dtype, shape)
             return Constant(found, Stored(packed), f"{found} {blob.fileName} {blob.offset}")
         if value.immediateValue.WhichOneof("value") != "tensor":
-            raise UnsupportedError(
+            raise UnsupportedOperationError(
                 f"constants that are a {value.immediateValue.WhichOneof('value')} are not supported"
             )
         return _immediate(found, shape, value.immediateValue.tensor)
@@ -295,7 +302,7 @@ class _Reader:
         if binding.WhichOneof("binding") == "value":
             return self.value(binding.value)
         if binding.name not in self.names:
-            raise UnsupportedError(f"{binding.name!r} is not defined before")
+            raise UnsupportedOperationError(f"{binding.name!r} is not defined before")
         if (found := self.names[binding.name]) is None:
             raise _FollowsError(binding.name)
         return found
@@ -311,15 +318,15 @@ class _Reader:
         `read_state`."""
         expected = {"input"} if kind == "read_state" else {"input", "data"}
         if set(arguments) != expected or any(len(values) != 1 for values in arguments.values()):
-            raise UnsupportedError(
+            raise UnsupportedOperationError(
                 f"has the parameters {sorted(arguments)}, expected {sorted(expected)}"
             )
         (state,) = arguments["input"]
         if not isinstance(state, State):
-            raise UnsupportedError("its input is not a state")
+            raise UnsupportedOperationError("its input is not a state")
         (other,) = outputs if kind == "read_state" else arguments["data"]
         if other.type != state.type:
-            raise UnsupportedError(f"the state is {state.type}, the value {other.type}")
+            raise UnsupportedOperationError(f"the state is {state.type}, the value {other.type}")
         tensors: dict[str, Source] = (
             {} if kind == "read_state" else {"data": self.source(other, "data")}
         )
@@ -335,14 +342,14 @@ class _Reader:
         operation = mil_ops.BY_NAME[kind]
         parameters = operation.parameters
         if unknown := set(arguments) - set(parameters):
-            raise UnsupportedError(f"parameters {sorted(unknown)} are not supported")
+            raise UnsupportedOperationError(f"parameters {sorted(unknown)} are not supported")
         if missing := {name for name, p in parameters.items() if p.required} - set(arguments):
-            raise UnsupportedError(f"parameters {sorted(missing)} are missing")
+            raise UnsupportedOperationError(f"parameters {sorted(missing)} are missing")
         tensors: dict[str, Source] = {}
         constants = {}
         for name, values in arguments.items():
             if len(values) != 1 and not parameters[name].several:
-                raise UnsupportedError(f"{name} is {len(values)} values, expected 1")
+                raise UnsupportedOperationError(f"{name} is {len(values)} values, expected 1")
             if parameters[name].domain is None:
                 constants[name] = _python_constant(name, values[0], parameters[name].constant)
             elif parameters[name].several:
@@ -358,7 +365,7 @@ class _Reader:
         if isinstance(value, Computed):
             return value.name
         if isinstance(value, State):
-            raise UnsupportedError(
+            raise UnsupportedOperationError(
                 f"{parameter} is a state; only read_state and write_state take one"
             )
         held = held_as(value.type.dtype, self.arithmetic)
@@ -371,20 +378,25 @@ class _Reader:
         return torch.from_numpy(_array(value)).to(held)
 
 
-class _FollowsError(UnsupportedError):
+class _FollowsError(UnsupportedOperationError):
     """An operation that cannot be resolved because one before it could not: not worth naming."""
 
 
 def tensor_type(value_type: MIL_pb2.ValueType) -> Type:
-    """Raises UnsupportedError if it is not a tensor's, or of a type or rank that is not known."""
+    """Type of a tensor in the program.
+
+    Raises UnsupportedOperationError for what is no tensor, and for an unknown type or rank.
+    """
     kind = value_type.WhichOneof("type")
     if kind != "tensorType":
-        raise UnsupportedError(f"values of {kind} are not supported")
+        raise UnsupportedOperationError(f"values of {kind} are not supported")
     tensor = value_type.tensorType
     if tensor.dataType not in _TYPES:
-        raise UnsupportedError(f"values of type number {tensor.dataType} are not supported")
+        raise UnsupportedOperationError(
+            f"values of type number {tensor.dataType} are not supported"
+        )
     if tensor.rank != len(tensor.dimensions):
-        raise UnsupportedError("values of any rank are not supported")
+        raise UnsupportedOperationError("values of any rank are not supported")
     sizes = (
         d.constant.size if d.WhichOneof("dimension") == "constant" else None
         for d in tensor.dimensions
@@ -417,18 +429,20 @@ def _immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue)
     if field == "bytes":
         raw = np.frombuffer(tensor.bytes.values, dtype=np.uint8)
         if type_.dtype not in STORAGE or len(raw) != packed_bytes(type_.dtype, shape):
-            raise UnsupportedError(f"a constant {type_} has {len(raw)} bytes")
+            raise UnsupportedOperationError(f"a constant {type_} has {len(raw)} bytes")
         packed = Packed(raw.copy(), type_.dtype, shape)
         return Constant(type_, Stored(packed), _content_key(type_, packed.raw))
     if field not in _FIELDS:
-        raise UnsupportedError(f"constants given as {field} are not supported")
+        raise UnsupportedOperationError(f"constants given as {field} are not supported")
     values: np.ndarray = np.array(getattr(tensor, field).values, dtype=_FIELDS[field])
     if values.size != np.prod(shape, dtype=np.int64):
-        raise UnsupportedError(f"a constant {type_} has {values.size} values")
+        raise UnsupportedOperationError(f"a constant {type_} has {values.size} values")
     if type_.dtype in STORAGE:
         stored = values.astype(STORAGE[type_.dtype].unpacked)
         if not np.array_equal(stored, values, equal_nan=field == "floats"):
-            raise UnsupportedError(f"a constant {type_} has values that the type does not hold")
+            raise UnsupportedOperationError(
+                f"a constant {type_} has values that the type does not hold"
+            )
         raw = stored.reshape(-1).view(np.uint8)
         return Constant(type_, Stored(Packed(raw, type_.dtype, shape)), _content_key(type_, raw))
     return Constant(type_, values.reshape(shape), "")
@@ -452,22 +466,24 @@ _KINDS = {int: "iu", float: "f", bool: "b"}
 
 
 def _python_constant(name: str, value: Value, hint: Any) -> Any:
-    """The constant as the signature of the operation wants it. Raises UnsupportedError if it is
-    another, or none."""
+    """Python value of a constant, of the type in the signature of the operation.
+
+    Raises UnsupportedOperationError for a value of another type, and for one that is computed.
+    """
     if not isinstance(value, Constant):
-        raise UnsupportedError(f"{name} is computed, expected a constant")
+        raise UnsupportedOperationError(f"{name} is computed, expected a constant")
     array = _array(value)
     if typing.get_origin(hint) is Literal:
         found = array.item() if array.size == 1 else None
         if found not in typing.get_args(hint):
-            raise UnsupportedError(
+            raise UnsupportedOperationError(
                 f"{name} = {found!r} is not supported, only {list(typing.get_args(hint))}"
             )
         return found
     is_list = typing.get_origin(hint) is list
     element = typing.get_args(hint)[0] if is_list else hint
     if array.dtype.kind not in _KINDS[element] or array.ndim != int(is_list):
-        raise UnsupportedError(f"{name} is {value.type}, expected {hint}")
+        raise UnsupportedOperationError(f"{name} is {value.type}, expected {hint}")
     return array.tolist()
 
 
@@ -484,14 +500,14 @@ def _constexpr(
 ) -> Constant:
     required, optional = _CONSTEXPR[kind]
     if unknown := set(arguments) - required - optional:
-        raise UnsupportedError(f"parameters {sorted(unknown)} are not supported")
+        raise UnsupportedOperationError(f"parameters {sorted(unknown)} are not supported")
     if missing := required - set(arguments):
-        raise UnsupportedError(f"parameters {sorted(missing)} are missing")
+        raise UnsupportedOperationError(f"parameters {sorted(missing)} are missing")
     given = {
         name: values[0] for name, values in arguments.items() if isinstance(values[0], Constant)
     }
     if len(given) != len(arguments):
-        raise UnsupportedError("not all of its parameters are constants")
+        raise UnsupportedOperationError("not all of its parameters are constants")
     rows: Rows
     if kind == "constexpr_lut_to_dense":
         rows, dtype = _looked_up(given), given["lut"].type.dtype
@@ -501,7 +517,7 @@ def _constexpr(
             given["scale"].type.dtype,
         )
     if Type(dtype, rows.shape) != output:
-        raise UnsupportedError(f"gives {Type(dtype, rows.shape)}, declared is {output}")
+        raise UnsupportedOperationError(f"gives {Type(dtype, rows.shape)}, declared is {output}")
     return Constant(
         output,
         rows,
@@ -512,7 +528,7 @@ def _constexpr(
 def _looked_up(given: dict[str, Constant]) -> LookedUp:
     indices = given["indices"].value
     if not isinstance(indices, Stored):
-        raise UnsupportedError("indices that are compressed themselves are not supported")
+        raise UnsupportedOperationError("indices that are compressed themselves are not supported")
     return LookedUp(indices.packed, torch.from_numpy(_array(given["lut"])))
 
 
@@ -521,7 +537,7 @@ def _shifted_scaled(given: dict[str, Constant], held: torch.dtype) -> ShiftedSca
         isinstance(data := given["data"].value, np.ndarray)
         or given["scale"].type.dtype not in mil_ops.FLOATS
     ):
-        raise UnsupportedError(
+        raise UnsupportedOperationError(
             f"data {given['data'].type} and scale {given['scale'].type} are not supported"
         )
     offset = torch.from_numpy(_array(given["offset"])) if "offset" in given else None
@@ -536,20 +552,22 @@ def _shifted_scaled(given: dict[str, Constant], held: torch.dtype) -> ShiftedSca
 def _check_types(
     operation: mil_ops.Operation, arguments: dict[str, list[Value]], outputs: tuple[Computed, ...]
 ) -> None:
-    """Raises UnsupportedError for a type that the operation does not compute, or types that do not
-    go together."""
+    """Compares the types of arguments and outputs with the signature of an operation.
+
+    Raises UnsupportedOperationError for a type that it does not compute, and for a mixture.
+    """
     shared = set()
     for name, values in arguments.items():
         if (domain := operation.parameters[name].domain) is None:
             continue
         for value in values:
             if value.type.dtype not in domain.types:
-                raise UnsupportedError(
+                raise UnsupportedOperationError(
                     f"{name} is {value.type}, supported are {', '.join(sorted(domain.types))}"
                 )
         shared |= {value.type.dtype for value in values if domain.shared}
     if len(shared) > 1:
-        raise UnsupportedError(f"mixes the types {', '.join(sorted(shared))}")
+        raise UnsupportedOperationError(f"mixes the types {', '.join(sorted(shared))}")
     expected = shared if operation.result is None else {operation.result}
     for output in outputs:
         if (
@@ -557,7 +575,9 @@ def _check_types(
             and expected
             and output.type.dtype not in expected
         ):
-            raise UnsupportedError(f"gives {output.type.dtype} from {', '.join(sorted(expected))}")
+            raise UnsupportedOperationError(
+                f"gives {output.type.dtype} from {', '.join(sorted(expected))}"
+            )
 
 
 def _with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:

@@ -122,9 +122,9 @@ class MLProgramRunner:
         at = 0
         while at < len(tokens):
             whole = position + at + size <= self.context and len(tokens) - at > 1
-            piece = tokens[at : at + size] if whole else tokens[at : at + 1]
-            logits = self._functions.call(piece, position + at, size if whole else 1)
-            at += len(piece)
+            chunk = tokens[at : at + size] if whole else tokens[at : at + 1]
+            logits = self._functions.call(chunk, position + at, size if whole else 1)
+            at += len(chunk)
         return logits
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, UsageError
 from exporter.quiet import quiet
-from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedError, whole_numbers
+from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedLayerError, whole_numbers
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
@@ -112,10 +112,10 @@ def _varint(data: np.ndarray, at: int, end: int) -> tuple[int, int]:
     raise _WireError(f"a number of more than ten bytes before byte {at}")
 
 
-Stored = dict[int, np.ndarray]  # a WeightParams: bytes uint8 by field number
+WeightFields = dict[int, np.ndarray]  # a WeightParams: bytes uint8 by field number
 
 
-def _read(data: np.ndarray) -> tuple[Model, list[list[Stored]]]:
+def _read(data: np.ndarray) -> tuple[Model, list[list[WeightFields]]]:
     """The model without the weights of its custom layers, and these for each layer. Raises
     _WireError, DecodeError."""
     with quiet():
@@ -135,7 +135,7 @@ def _read(data: np.ndarray) -> tuple[Model, list[list[Stored]]]:
     return model, weights
 
 
-def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> list[Stored]:
+def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> list[WeightFields]:
     """Fills `layer` but for custom weights, which are returned."""
     weights = []
     for part in _fields(data, field.begin, field.end):
@@ -151,10 +151,10 @@ def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> l
     return weights
 
 
-def _read_weights(data: np.ndarray, field: _Field) -> Stored:
+def _read_weights(data: np.ndarray, field: _Field) -> WeightFields:
     found = list(_fields(data, field.begin, field.end))
     if len({f.number for f in found}) != len(found) or any(f.wire_type != 2 for f in found):
-        raise _WireError(f"weights at byte {field.begin} that are not one piece of bytes a kind")
+        raise _WireError(f"weights at byte {field.begin} that are not one run of bytes a kind")
     return {f.number: data[f.begin : f.end] for f in found}
 
 
@@ -167,7 +167,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> np.ndarray:
-    """Part of a file beside the package, memory-mapped. Raises UnsupportedError."""
+    """Part of a file beside the package, memory-mapped. Raises UnsupportedLayerError."""
     relative, path = PurePosixPath(name), side_dir / name
     outside = (
         relative.is_absolute()
@@ -177,22 +177,24 @@ def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> np.ndar
         or not relative.parts
     )
     if outside or not path.resolve().is_relative_to(side_dir.resolve()):
-        raise UnsupportedError(f"its weights are in {name!r}, which points outside the bundle")
+        raise UnsupportedLayerError(f"its weights are in {name!r}, which points outside the bundle")
     if not path.is_file():
-        raise UnsupportedError(f"its weights are in {name}, which is absent")
+        raise UnsupportedLayerError(f"its weights are in {name}, which is absent")
     n_file = path.stat().st_size
     if offset < 0 or n_bytes <= 0 or offset + n_bytes > n_file:
-        raise UnsupportedError(
+        raise UnsupportedLayerError(
             f"its weights are {n_bytes:,} bytes at {offset:,} of {name}, which has {n_file:,}"
         )
     return _mapped(path)[offset : offset + n_bytes]
 
 
 def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
-    """The parameters of a custom layer by name. Raises UnsupportedError unless they are those of
-    its class."""
+    """Parameters of a custom layer by name.
+
+    Raises UnsupportedLayerError unless they are those of its class.
+    """
     if layer.custom.className not in (LINEAR, EMBEDDING):
-        raise UnsupportedError(
+        raise UnsupportedLayerError(
             f"this class of custom layer is not known here, only {LINEAR} and {EMBEDDING}"
         )
     given = {name: value.WhichOneof("value") for name, value in layer.custom.parameters.items()}
@@ -200,14 +202,16 @@ def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
     for more in (_SHARED_PARAMETERS, _FILE_PARAMETERS):
         expected |= more if given.keys() & more.keys() else {}
     if wrong := sorted({name for name, _ in given.items() ^ expected.items()}):
-        raise UnsupportedError(
+        raise UnsupportedLayerError(
             f"parameters that are missing, unknown or of another type: {', '.join(wrong)}"
         )
     values = {name: getattr(layer.custom.parameters[name], kind) for name, kind in expected.items()}
     if values["version"] != CONTRACT_VERSION:
-        raise UnsupportedError(f"version is {values['version']}, this computes {CONTRACT_VERSION}")
+        raise UnsupportedLayerError(
+            f"version is {values['version']}, this computes {CONTRACT_VERSION}"
+        )
     if values["group_size"] < 1:
-        raise UnsupportedError(f"group_size is {values['group_size']}")
+        raise UnsupportedLayerError(f"group_size is {values['group_size']}")
     return values
 
 
@@ -253,35 +257,38 @@ class _Customs:
         self._side_dir = side_dir
         self._matrices: dict[str, _Matrix] = {}
 
-    def open(self, layer: NeuralNetworkLayer, stored: Sequence[Stored]) -> _Custom:
-        """Raises UnsupportedError if a layer contradicts itself or our contract, CodecError if its
-        blob is damaged."""
+    def open(self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields]) -> _Custom:
+        """The opened custom layer.
+
+        Raises UnsupportedLayerError if it contradicts itself or our contract, CodecError if its
+        blob is damaged.
+        """
         parameters = _parameters(layer)
         if "weights_of" in parameters:
-            matrix = self._shared(parameters["weights_of"], stored)
+            matrix = self._shared(parameters["weights_of"], fields)
         else:
-            matrix = self._matrices[layer.name] = self._own(parameters, stored)
+            matrix = self._matrices[layer.name] = self._own(parameters, fields)
         stated = (parameters["rows"], parameters["cols"], parameters["group_size"])
         if matrix.sizes != stated:
             what = (
                 "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} "
                 "and {}"
             )
-            raise UnsupportedError(what.format(*matrix.sizes, *stated))
+            raise UnsupportedLayerError(what.format(*matrix.sizes, *stated))
         return _Custom(matrix, parameters.get("int8_activations", False))
 
-    def _shared(self, name: str, stored: Sequence[Stored]) -> _Matrix:
-        if stored:
-            raise UnsupportedError(f"it has weights of its own and uses those of {name!r}")
+    def _shared(self, name: str, fields: Sequence[WeightFields]) -> _Matrix:
+        if fields:
+            raise UnsupportedLayerError(f"it has weights of its own and uses those of {name!r}")
         if name not in self._matrices:
-            raise UnsupportedError(
+            raise UnsupportedLayerError(
                 f"it uses the weights of {name!r}, but no layer before it of that name has any"
             )
         return self._matrices[name]
 
-    def _own(self, parameters: dict[str, Any], stored: Sequence[Stored]) -> _Matrix:
+    def _own(self, parameters: dict[str, Any], fields: Sequence[WeightFields]) -> _Matrix:
         blob, scales = (
-            self._from_file(parameters, stored) if "file" in parameters else _from_model(stored)
+            self._from_file(parameters, fields) if "file" in parameters else _from_model(fields)
         )
         tensor = NativeTensor(blob, verify=True)
         group_size = parameters["group_size"]
@@ -291,12 +298,16 @@ class _Customs:
             ("scales", scales, 4 * tensor.info.rows * n_groups),
         ):
             if data.size != expected:
-                raise UnsupportedError(f"its {what} has {data.size:,} bytes, expected {expected:,}")
+                raise UnsupportedLayerError(
+                    f"its {what} has {data.size:,} bytes, expected {expected:,}"
+                )
         return _Matrix(tensor, scales.view("<f4").reshape(tensor.info.rows, n_groups), group_size)
 
-    def _from_file(self, parameters: dict[str, Any], stored: Sequence[Stored]) -> list[np.ndarray]:
-        if stored:
-            raise UnsupportedError(
+    def _from_file(
+        self, parameters: dict[str, Any], fields: Sequence[WeightFields]
+    ) -> list[np.ndarray]:
+        if fields:
+            raise UnsupportedLayerError(
                 f"it has weights of its own and others in {parameters['file']!r}"
             )
         places = [
@@ -306,13 +317,13 @@ class _Customs:
         return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
 
 
-def _from_model(stored: Sequence[Stored]) -> list[np.ndarray]:
-    kinds, expected = [sorted(one) for one in stored], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
+def _from_model(fields: Sequence[WeightFields]) -> list[np.ndarray]:
+    kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
     if kinds != expected:
-        raise UnsupportedError(
+        raise UnsupportedLayerError(
             f"its weights are in the fields {kinds} of WeightParams, expected {expected}"
         )
-    return [stored[0][WEIGHT_RAW], stored[1][WEIGHT_FLOATS]]
+    return [fields[0][WEIGHT_RAW], fields[1][WEIGHT_FLOATS]]
 
 
 # The network
@@ -431,7 +442,7 @@ class NeuralNetwork:
             what = f"{self.path.name} is not called as it declares"
             raise UsageError(what, problems=problems, do="give the inputs it declares")
 
-    def _parsed(self) -> tuple[Model, list[list[Stored]]]:
+    def _parsed(self) -> tuple[Model, list[list[WeightFields]]]:
         from google.protobuf.message import DecodeError
 
         try:
@@ -471,16 +482,18 @@ class NeuralNetwork:
             raise BundleError(what, problems=problems, do=DO)
         return found
 
-    def _resolved(self, model: Model, weights: list[list[Stored]], side_dir: Path) -> list[_Step]:
+    def _resolved(
+        self, model: Model, weights: list[list[WeightFields]], side_dir: Path
+    ) -> list[_Step]:
         """Prepares every layer, in the order in which they are run."""
         made, steps, problems = set(self.inputs), [], []
         customs = _Customs(side_dir)
-        for layer, stored in zip(model.neuralNetwork.layers, weights, strict=True):
+        for layer, fields in zip(model.neuralNetwork.layers, weights, strict=True):
             where = f"layer {layer.name!r} ({layer.custom.className or layer.WhichOneof('layer')})"
             try:
-                compute = self._prepared(layer, stored, customs)
+                compute = self._prepared(layer, fields, customs)
                 steps.append(_Step(where, compute, list(layer.input), layer.output[0], []))
-            except (UnsupportedError, CodecError) as error:
+            except (UnsupportedLayerError, CodecError) as error:
                 problems.append(f"{where}: {error}")
             problems += [
                 f"{where}: no layer before it makes its input {n}"
@@ -506,22 +519,22 @@ class NeuralNetwork:
         return _with_lifetimes(steps, set(self.outputs))
 
     def _prepared(
-        self, layer: NeuralNetworkLayer, stored: Sequence[Stored], customs: _Customs
+        self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields], customs: _Customs
     ) -> Callable[..., np.ndarray]:
-        """The function a layer computes. Raises UnsupportedError, CodecError."""
+        """The function a layer computes. Raises UnsupportedLayerError, CodecError."""
         kind = layer.WhichOneof("layer")
         if len(layer.output) != 1:
-            raise UnsupportedError(f"it makes {len(layer.output)} values, expected 1")
+            raise UnsupportedLayerError(f"it makes {len(layer.output)} values, expected 1")
         if kind not in STANDARD and kind != "custom":
-            raise UnsupportedError("this type of layer is not known here")
+            raise UnsupportedLayerError("this type of layer is not known here")
         counts = range(1, 2) if kind == "custom" else STANDARD[kind].inputs
         if len(layer.input) not in counts:
-            raise UnsupportedError(
+            raise UnsupportedLayerError(
                 f"it takes {len(layer.input)} values, expected {counts.start} to {counts.stop - 1}"
             )
         if kind != "custom":
             return STANDARD[kind].prepare(getattr(layer, kind))
-        custom = customs.open(layer, stored)
+        custom = customs.open(layer, fields)
         if layer.custom.className == EMBEDDING:
             return lambda ids: custom.matrix.embedding(ids)
         self._declared_int8.add(custom.int8_activations)

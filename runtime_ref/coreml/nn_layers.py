@@ -25,7 +25,7 @@ MAX_RANK = 5
 LONGEST_RANGE = 1 << 24  # float32 counts no further
 
 
-class UnsupportedError(ValueError):
+class UnsupportedLayerError(ValueError):
     """Something in a layer that this does not compute, or that makes no sense."""
 
 
@@ -65,7 +65,7 @@ def whole_numbers(x: np.ndarray) -> np.ndarray:
 
 def _require(condition: bool, problem: str) -> None:
     if not condition:
-        raise UnsupportedError(problem)
+        raise UnsupportedLayerError(problem)
 
 
 def _weights(params: WeightParams, shape: Sequence[int], what: str) -> np.ndarray:

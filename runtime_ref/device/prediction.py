@@ -27,7 +27,7 @@ MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhasePrediction:
     """Who holds how much while one part of a run is at its peak."""
 
     name: str  # load | prefill | decode
@@ -52,11 +52,11 @@ class MemoryPrediction:
 
     format: str
     residency: str
-    phases: tuple[Phase, ...]
+    phases: tuple[PhasePrediction, ...]
     mapped_bytes: int
 
     @property
-    def peak(self) -> Phase:
+    def peak(self) -> PhasePrediction:
         """The phase with most dirty memory."""
         return max(self.phases, key=lambda p: p.dirty_bytes)
 
@@ -103,9 +103,9 @@ def predict(
     reading = [Holder("reading the tokenizer", int(TOKENIZER_READING * tokenizer))]
     loading = max(reading, kept, key=lambda holders: sum(h.dirty_bytes for h in holders))
     phases = (
-        Phase("load", tuple(loading)),
-        Phase("prefill", tuple(used)),
-        Phase("decode", tuple(used)),
+        PhasePrediction("load", tuple(loading)),
+        PhasePrediction("prefill", tuple(used)),
+        PhasePrediction("decode", tuple(used)),
     )
     mapped = max(p.dirty_bytes for p in phases) + sum(h.clean_bytes for h in used) + MAPPED_BESIDES
     return MemoryPrediction(artifact.format, residency.mode, phases, mapped)

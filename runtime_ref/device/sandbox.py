@@ -56,9 +56,8 @@ LAST_WORDS_BYTES = 4000  # of the stderr of a child that failed
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A part of the task, from when the child reported it. Milliseconds since the child joined the
-    limit."""
+class PhaseStart:
+    """Start of a phase of the task, in milliseconds since the child joined the limit."""
 
     name: str
     start_ms: float
@@ -104,7 +103,7 @@ class SandboxReport:
     cached_bytes: int
     locked_bytes: int
     wall_ms: float
-    phases: list[Phase]
+    phases: list[PhaseStart]
     samples: list[Sample]
     result: dict[str, Any] | None
 
@@ -238,7 +237,7 @@ class _Watch:
         self._at_join: Counters | None = None
         self._begin = self._end = 0.0
         self._cached_bytes = 0
-        self._phases: list[Phase] = []
+        self._phases: list[PhaseStart] = []
         self._peaks = _Peaks()
         self._result: dict[str, Any] | None = None
         self._failure = ""
@@ -250,10 +249,10 @@ class _Watch:
         while True:
             ready, _, _ = select.select([messages], [], [], self._interval_s())
             if ready:
-                piece = messages.read(1 << 16)
-                if not piece:
+                received = messages.read(1 << 16)
+                if not received:
                     break
-                *lines, heard = (heard + piece).split(b"\n")
+                *lines, heard = (heard + received).split(b"\n")
                 for line in lines:
                     self._hear(json.loads(line))
             self._look()
@@ -282,7 +281,7 @@ class _Watch:
     def _enter(self, name: str, now: Counters) -> None:
         self._see(now)
         if not self._phases or self._phases[-1].name != name:
-            self._phases.append(Phase(name, self._ms(), now))
+            self._phases.append(PhaseStart(name, self._ms(), now))
 
     def _ms(self) -> float:
         return (time.perf_counter() - self._begin) * 1e3

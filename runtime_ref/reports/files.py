@@ -65,15 +65,13 @@ class Judged:
         if self.parity is not None:
             return self.parity.backend
         assert self.run is not None
-        return self.run.placed.package
+        return self.run.plan.package
 
     @property
     def name(self) -> str:
         """The package, and the device if it was judged on one."""
         return (
-            self.package
-            if self.run is None
-            else f"{self.package} on {device_title(self.run.placed)}"
+            self.package if self.run is None else f"{self.package} on {device_title(self.run.plan)}"
         )
 
 
@@ -93,7 +91,7 @@ def _suite(result: Judged) -> TestSuite:
     suite = TestSuite(_xml(result.name))
     cases = []
     if result.run is not None:
-        report, budget = result.run.report, result.run.placed.budget
+        report, budget = result.run.report, result.run.plan.budget
         suite.add_property("peak_dirty_bytes", str(report.peak_dirty_bytes))
         suite.add_property("limit_dirty_bytes", str(budget.dirty_bytes))
         suite.add_property("mechanism", report.mechanism)
@@ -202,12 +200,12 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
 
 
-Rows: TypeAlias = tuple[
+TableCells: TypeAlias = tuple[
     Sequence[str], list[tuple[str, ...]]
 ]  # of a table: the head, and what is below
 
 
-def _checks_table(results: Sequence[Judged]) -> Rows:
+def _checks_table(results: Sequence[Judged]) -> TableCells:
     """A row for each package, devices with the same figures in one; a column for each verdict and
     arithmetic."""
     judged = [(result, result.parity) for result in results if result.parity is not None]
@@ -276,7 +274,7 @@ def _figures(check: Check) -> str:
     return "; ".join([*parts, *([check.detail] if check.detail else [])]) or "failed"
 
 
-def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
+def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> TableCells:
     """A row for each run, memory in MB."""
     head = (
         "device",
@@ -291,14 +289,14 @@ def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
     )
     rows: list[tuple[str, ...]] = []
     for result, run in runs:
-        placed, report = run.placed, run.report
-        memory = (placed.budget.dirty_bytes, placed.prediction.dirty_bytes, report.peak_dirty_bytes,
+        plan, report = run.plan, run.report
+        memory = (plan.budget.dirty_bytes, plan.prediction.dirty_bytes, report.peak_dirty_bytes,
                   report.peak_clean_bytes)  # fmt: skip
         rows.append(
             (
-                device_title(placed),
+                device_title(plan),
                 result.package,
-                placed.residency.mode,
+                plan.residency.mode,
                 *map(mb_text, memory),
                 report.mechanism,
                 outcome(run),

@@ -56,9 +56,9 @@ def memory_figure(run: DeviceRun) -> Figure:
 
 
 def _title(run: DeviceRun) -> str:
-    placed = run.placed
-    what = f"{device_title(placed)}: {placed.package}, residency {placed.residency.mode}"
-    dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(placed.budget.dirty_bytes)
+    plan = run.plan
+    what = f"{device_title(plan)}: {plan.package}, residency {plan.residency.mode}"
+    dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(plan.budget.dirty_bytes)
     return f"{what}\n{outcome(run)}, {dirty} MB dirty of {limit} MB"
 
 
@@ -85,8 +85,8 @@ def _draw_areas(axes: Axes, run: DeviceRun) -> None:
 def _draw_lines(axes: Axes, run: DeviceRun) -> None:
     """The scale follows what was used and predicted, and the limits where they are near."""
     budget, predicted, samples = (
-        run.placed.budget,
-        run.placed.prediction.dirty_bytes,
+        run.plan.budget,
+        run.plan.prediction.dirty_bytes,
         run.report.samples,
     )
     axes.axhline(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from runtime_ref.device.profile import DeviceProfile, Figure
 from runtime_ref.device.projection import BANDWIDTH_SHARES, Projection
-from runtime_ref.device.run import DeviceRun, Placed
+from runtime_ref.device.run import DevicePlan, DeviceRun
 from runtime_ref.device.sandbox import SandboxReport
 from runtime_ref.memory import MB
 from runtime_ref.parity import Check, ParityReport, Tolerance
@@ -130,9 +130,9 @@ def mb_text(n_bytes: int) -> str:
     return f"{n_bytes / MB:,.1f}" if abs(n_bytes) < 100 * MB else f"{n_bytes / MB:,.0f}"
 
 
-def device_title(placed: Placed) -> str:
+def device_title(plan: DevicePlan) -> str:
     """The device, and whether the app has the entitlement there."""
-    return placed.profile.title + (", with entitlement" if placed.budget.entitlement else "")
+    return plan.profile.title + (", with entitlement" if plan.budget.entitlement else "")
 
 
 def outcome(run: DeviceRun) -> str:
@@ -210,7 +210,7 @@ def _number(figure: Figure | None) -> str:
 # ---- before a run
 
 
-def fit_table(placed: Sequence[Placed]) -> Table:
+def fit_table(plans: Sequence[DevicePlan]) -> Table:
     """One line a package on a device: whether it is predicted to fit."""
     left, right = ("device", "package", "residency"), ("dirty MB", "limit MB", "share", "clean MB")
     table = _table("Predicted memory", (*left, "peak"), right, ("verdict",))
@@ -219,7 +219,7 @@ def fit_table(placed: Sequence[Placed]) -> Table:
         "are read;\n"
         "slow: they find no room beside it, and are read again for each token"
     )
-    for p in placed:
+    for p in plans:
         dirty, limit = p.prediction.dirty_bytes, p.budget.dirty_bytes
         device = p.profile.name + (" (entitled)" if p.budget.entitlement else "")
         table.add_row(
@@ -236,13 +236,13 @@ def fit_table(placed: Sequence[Placed]) -> Table:
     return table
 
 
-def fit_verdict(placed: Placed) -> str:
+def fit_verdict(plan: DevicePlan) -> str:
     """fits, slow (files are read again for each token), tight or does not fit: as predicted."""
-    if placed.problems:
+    if plan.problems:
         return "does not fit"
-    if placed.shortfall_bytes:
+    if plan.shortfall_bytes:
         return "slow"
-    return "tight" if placed.prediction.dirty_bytes > TIGHT * placed.budget.dirty_bytes else "fits"
+    return "tight" if plan.prediction.dirty_bytes > TIGHT * plan.budget.dirty_bytes else "fits"
 
 
 def _verdict(text: str) -> str:
@@ -250,26 +250,26 @@ def _verdict(text: str) -> str:
     return f"[{colour}]{escape(text)}[/]"
 
 
-def fit_view(placed: Placed, advice: Sequence[str]) -> RenderableType:
+def fit_view(plan: DevicePlan, advice: Sequence[str]) -> RenderableType:
     """Who holds how much in which phase, what is too much, and what would help."""
-    prediction, limit = placed.prediction, placed.budget.dirty_bytes
+    prediction, limit = plan.prediction, plan.budget.dirty_bytes
     largest = [f"{h.what} {mb_text(h.dirty_bytes)} MB" for h in prediction.peak.largest()]
     lines = [
-        f"{_verdict(fit_verdict(placed))}: {mb_text(prediction.dirty_bytes)} MB dirty in "
+        f"{_verdict(fit_verdict(plan))}: {mb_text(prediction.dirty_bytes)} MB dirty in "
         f"{prediction.peak.name}, "
         f"{100 * prediction.dirty_bytes / limit:.1f} % of {mb_text(limit)} MB "
-        f"({escape(placed.budget.counted)})",
+        f"({escape(plan.budget.counted)})",
         f"most of it: {'; '.join(largest)}",
-        *_slow(placed),
-        *(f"[red]problem:[/] {escape(problem)}" for problem in placed.problems),
+        *_slow(plan),
+        *(f"[red]problem:[/] {escape(problem)}" for problem in plan.problems),
         *(f"what would help: {escape(line)}" for line in advice),
     ]
-    return Group(_holders_table(placed), *lines)
+    return Group(_holders_table(plan), *lines)
 
 
-def _slow(placed: Placed) -> list[str]:
+def _slow(plan: DevicePlan) -> list[str]:
     """What it means that files do not find room."""
-    missing, flash = placed.shortfall_bytes, placed.profile.flash_gb_per_s
+    missing, flash = plan.shortfall_bytes, plan.profile.flash_gb_per_s
     if not missing:
         return []
     seconds = (
@@ -283,14 +283,14 @@ def _slow(placed: Placed) -> list[str]:
     ]
 
 
-def _holders_table(placed: Placed) -> Table:
+def _holders_table(plan: DevicePlan) -> Table:
     """Dirty memory of each holder by phase, and the clean memory of the phase that has most of
     it."""
-    phases = placed.prediction.phases
+    phases = plan.prediction.phases
     most = max(phases, key=lambda p: p.clean_bytes)
     title = (
-        f"Predicted memory of {placed.package} on {escape(device_title(placed))}, "
-        f"residency {placed.residency.mode}, in MB"
+        f"Predicted memory of {plan.package} on {escape(device_title(plan))}, "
+        f"residency {plan.residency.mode}, in MB"
     )
     table = _table(
         title, ("holder",), [*(f"{p.name}, dirty" for p in phases), f"{most.name}, clean"]
@@ -312,8 +312,8 @@ def _holders_table(placed: Placed) -> Table:
 
 def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
     """What was predicted and measured, phase by phase, and how fast the device might be."""
-    placed, report = run.placed, run.report
-    what = f"{placed.package} on {escape(device_title(placed))}, residency {placed.residency.mode}"
+    plan, report = run.plan, run.report
+    what = f"{plan.package} on {escape(device_title(plan))}, residency {plan.residency.mode}"
     parts: list[RenderableType] = [
         f"{_verdict(outcome(run))}: {what}",
         *(f"[red]problem:[/] {escape(problem)}" for problem in run.problems),
@@ -324,7 +324,7 @@ def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
         "the phone.[/]",
     ]
     return Group(
-        *parts, *([] if projection is None else [_projection_table(placed.profile, projection)])
+        *parts, *([] if projection is None else [_projection_table(plan.profile, projection)])
     )
 
 
@@ -340,15 +340,15 @@ def run_table(runs: Sequence[DeviceRun]) -> Table:
         "that fills the context"
     )
     for run in runs:
-        placed, report = run.placed, run.report
-        device = placed.profile.name + (" (entitled)" if placed.budget.entitlement else "")
-        dirty, limit = report.peak_dirty_bytes, placed.budget.dirty_bytes
-        numbers = map(mb_text, (placed.prediction.dirty_bytes, dirty, limit))
+        plan, report = run.plan, run.report
+        device = plan.profile.name + (" (entitled)" if plan.budget.entitlement else "")
+        dirty, limit = report.peak_dirty_bytes, plan.budget.dirty_bytes
+        numbers = map(mb_text, (plan.prediction.dirty_bytes, dirty, limit))
         share = f"{100 * dirty / limit:.0f} %"
         table.add_row(
             escape(device),
-            placed.package,
-            placed.residency.mode,
+            plan.package,
+            plan.residency.mode,
             *numbers,
             share,
             mb_text(report.peak_clean_bytes),
@@ -360,7 +360,7 @@ def run_table(runs: Sequence[DeviceRun]) -> Table:
 def _measured_table(run: DeviceRun) -> Table:
     """Measured and predicted compare only after a whole run; clean memory is what there was room
     for."""
-    budget, prediction, report = run.placed.budget, run.placed.prediction, run.report
+    budget, prediction, report = run.plan.budget, run.plan.prediction, run.report
     table = _table(
         "Memory, in MB", ("",), ("predicted", "measured", "difference", "limit"), ("counted",)
     )

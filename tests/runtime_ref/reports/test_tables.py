@@ -36,11 +36,11 @@ from tests.support.reports import (
     HOSTILE,
     MB,
     PHONE,
+    device_plan,
     device_run,
     figure,
     killed_run,
     parity,
-    placed,
 )
 
 WIDTH = 120
@@ -112,11 +112,11 @@ def test_a_device_is_shown_with_every_source() -> None:
 
 def test_markup_in_a_title_of_a_users_device_is_text() -> None:
     profile = replace(PHONE, title="[red]mine[/red]")
-    run = device_run(placed(profile=profile))
+    run = device_run(device_plan(profile=profile))
     views = (
         report.devices_table([profile]),
         report.device_view(profile),
-        report.fit_view(run.placed, ["[b]x"]),
+        report.fit_view(run.plan, ["[b]x"]),
         report.run_view(run, None),
     )
     assert all("[red]mine[/red]" in shown(view) for view in views)
@@ -126,7 +126,7 @@ def test_markup_in_a_title_of_a_users_device_is_text() -> None:
     ("dirty_mb", "verdict"), [(899, "fits"), (901, "tight"), (1001, "does not fit")]
 )
 def test_fit_is_tight_above_nine_tenths(dirty_mb: int, verdict: str) -> None:
-    text = shown(report.fit_table([placed(dirty_mb, clean_mb=50)]))
+    text = shown(report.fit_table([device_plan(dirty_mb, clean_mb=50)]))
     expected = [
         "phone",
         "executorch",
@@ -142,18 +142,19 @@ def test_fit_is_tight_above_nine_tenths(dirty_mb: int, verdict: str) -> None:
 
 def test_address_space_alone_can_be_too_much() -> None:
     assert (
-        report.fit_verdict(placed(profile=replace(PHONE, mapped_gb=figure(0.7)))) == "does not fit"
+        report.fit_verdict(device_plan(profile=replace(PHONE, mapped_gb=figure(0.7))))
+        == "does not fit"
     )
 
 
 def test_a_limit_with_the_entitlement_is_named_as_one() -> None:
-    entitled = placed(entitlement=True)
+    entitled = device_plan(entitlement=True)
     assert row(shown(report.fit_table([entitled])), "phone (entitled)")[5] == "2,000"
     assert Judged(None, device_run(entitled)).name == "executorch on A phone, with entitlement"
 
 
 def test_fit_shows_holders_by_phase_and_what_would_help() -> None:
-    text = shown(report.fit_view(placed(1400), ["--residency stream: 5 MB"]))
+    text = shown(report.fit_view(device_plan(1400), ["--residency stream: 5 MB"]))
     assert row(text, "KV cache") == ["KV cache", "100", "100", ""]
     assert row(text, "activations") == ["activations", "", "1,300", ""]
     assert row(text, "package") == ["package", "", "", "300"]
@@ -203,7 +204,7 @@ def test_a_phase_too_short_to_be_seen_has_no_peaks() -> None:
 def test_a_speed_is_called_a_projection_and_shows_what_went_in() -> None:
     run = device_run()
     traffic = TokenTraffic(900 * MB, 100 * MB, 900 * MB)
-    speed = project(PHONE, run.placed.budget, traffic, 380 * MB, Measured(10, 2))
+    speed = project(PHONE, run.plan.budget, traffic, 380 * MB, Measured(10, 2))
     text = shown(report.run_view(run, speed))
     assert "Speed: a projection, not a measurement" in text
     # 1 GB at 10 and 12 GB/s; 2 threads' work on 4 cores; 280 MB find no room and come at 2 GB/s
@@ -227,12 +228,12 @@ def test_a_speed_is_called_a_projection_and_shows_what_went_in() -> None:
 def test_a_speed_that_cannot_be_projected_says_what_is_missing() -> None:
     run = device_run()
     unknown = replace(PHONE, performance_cores=None)
-    speed = project(unknown, run.placed.budget, TokenTraffic(MB, MB, MB), 0, Measured(10, 2))
+    speed = project(unknown, run.plan.budget, TokenTraffic(MB, MB, MB), 0, Measured(10, 2))
     assert "unknown: no performance cores" in shown(report.run_view(run, speed))
 
 
 def test_packages_are_called_as_their_runners() -> None:
-    where = placed()
+    where = device_plan()
     names = {
         form: replace(where, artifact=replace(where.artifact, format=form)).package
         for form in BACKENDS
@@ -352,7 +353,7 @@ def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
 
 def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
     results = [
-        Judged(parity(), device_run(placed(profile=replace(PHONE, title=title))))
+        Judged(parity(), device_run(device_plan(profile=replace(PHONE, title=title))))
         for title in ("One", "Two")
     ]
     write_markdown(results, Bundle(tmp_path, small_manifest()), tmp_path / "report.md")
