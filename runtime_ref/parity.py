@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import REFERENCE, Artifact, Bundle, TensorEntry
+from exporter.bundle import Artifact, Bundle, TensorEntry
 from exporter.codec.native import NativeTensor
 from exporter.codec.weight_file import unpack_uint2
-from exporter.errors import BundleError, CodecError, ContextError
+from exporter.errors import CodecError, ContextError
+from runtime_ref.answers import Answer, arithmetics, load_reference
 from runtime_ref.generate import Runner
 
 BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
@@ -49,12 +50,6 @@ class Tolerance:
         standard deviation."""
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
-
-ANSWERS = {
-    "float32": "float32",
-    "int8": "int8",
-    "float16": "float32",
-}  # by the arithmetic a package is judged in
 
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
@@ -99,78 +94,6 @@ class ParityReport:
     def to_dict(self) -> dict[str, Any]:
         """With the verdict; figures that are not finite are as they are."""
         return {"passed": self.passed, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64
-    [n]."""
-
-    arithmetic: str
-    prompt: list[int]
-    logits: np.ndarray
-    tokens: list[int]
-    fills_context: bool
-
-
-def arithmetics(artifact: Artifact) -> tuple[str, ...]:
-    """In which arithmetics a package is judged: its structure in float32, and as it is declared to
-    compute."""
-    return tuple(dict.fromkeys(("float32", artifact.activations)))
-
-
-def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
-    """The answers a package is judged by, the one that fills the context only for its structure.
-
-    Raises BundleError if they are not whole.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    context = bundle.manifest.interface.context
-    answers = []
-    try:
-        with safe_open(bundle.path / REFERENCE, framework="numpy") as file:
-            count = sum(name.startswith("prompt.") for name in file.keys())  # noqa: SIM118  (it is no dict)
-            for arithmetic in arithmetics(artifact):
-                for i in range(count):
-                    prompt = file.get_tensor(f"prompt.{i}").tolist()
-                    if len(prompt) == context and arithmetic != "float32":
-                        continue
-                    key = f"{ANSWERS[arithmetic]}.{i}"
-                    logits, tokens = (
-                        file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens")
-                    )
-                    answers.append(
-                        Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
-                    )
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
-    if problems := _reference_problems(answers, bundle, artifact):
-        raise BundleError(
-            f"{REFERENCE} is not a reference for this program", problems=problems, do="export again"
-        )
-    return answers
-
-
-def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
-    vocab = bundle.manifest.interface.vocab_size
-    problems = []
-    for i, a in enumerate(answers):
-        where = f"{a.arithmetic}, answer {i}"
-        if a.logits.shape != (len(a.tokens), vocab) or not a.tokens or not a.prompt:
-            problems.append(
-                f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]"
-            )
-        elif not np.isfinite(a.logits).all():
-            problems.append(f"{where}: the logits hold NaN or Inf")
-        elif a.logits.argmax(-1).tolist() != a.tokens:
-            problems.append(f"{where}: the greedy tokens do not follow from the logits")
-    for arithmetic in arithmetics(artifact):
-        if not any(a.arithmetic == arithmetic and not a.fills_context for a in answers):
-            problems.append(f"{arithmetic}: no prompt is followed by greedy tokens")
-    if not any(a.fills_context for a in answers):
-        problems.append("no prompt fills the context")
-    return problems
 
 
 def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]) -> ParityReport:

@@ -123,7 +123,7 @@ def _run_on_device(
     from dataclasses import asdict
 
     from runtime_ref.device import run
-    from runtime_ref.reports import tables
+    from runtime_ref.reports import run_tables
     from runtime_ref.reports.plot import plot_memory
 
     (plan,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
@@ -141,7 +141,7 @@ def _run_on_device(
             out_console.print(
                 done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True
             )
-        out_console.print(tables.run_view(done, projection))
+        out_console.print(run_tables.run_view(done, projection))
 
     emit(json_file, lambda: result, show)
     if not done.fits:
@@ -242,7 +242,7 @@ def _judged_json(results: list[Judged]) -> dict[str, Any]:
 def _show_judged(results: list[Judged]) -> None:
     """Parity of each package, on several devices the one that failed, then how each did on each
     device."""
-    from runtime_ref.reports.tables import run_table
+    from runtime_ref.reports.run_tables import run_table
 
     reports = [r.parity for r in results if r.parity]
     show_parity(
@@ -254,7 +254,7 @@ def _show_judged(results: list[Judged]) -> None:
 
 def show_parity(reports: list[ParityReport]) -> None:
     """One package in detail, several side by side and in detail only those that fail."""
-    from runtime_ref.reports.tables import parity_table, side_by_side
+    from runtime_ref.reports.parity_tables import parity_table, side_by_side
 
     for report in reports:
         if len(reports) == 1 or not report.passed:

@@ -17,18 +17,9 @@ import torch
 from torch import Tensor
 
 from exporter.errors import BundleError, UsageError
-from runtime_ref.coreml import mil_ops
-from runtime_ref.coreml.mil_reader import (
-    DO,
-    Arithmetic,
-    Computed,
-    Resolved,
-    Source,
-    Step,
-    Type,
-    held_as,
-    resolve,
-)
+from runtime_ref.coreml.mil_operation import Operation
+from runtime_ref.coreml.mil_reader import DO, resolve
+from runtime_ref.coreml.mil_steps import Arithmetic, Computed, Resolved, Source, Step, Type, held_as
 from runtime_ref.coreml.mil_weights import Weight, WeightCache
 from runtime_ref.coreml.package import BlobFiles, CoreMLPackage, load_spec
 
@@ -193,7 +184,7 @@ def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) ->
 
 
 def _argument(
-    operation: mil_ops.Operation | None, name: str, source: Source, values: dict[str, Tensor]
+    operation: Operation | None, name: str, source: Source, values: dict[str, Tensor]
 ) -> Any:
     """What an operation is given: floats as float32, unless it only moves values."""
     if isinstance(source, list):

@@ -10,323 +10,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, UsageError
-from exporter.quiet import quiet
-from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedLayerError, whole_numbers
+from runtime_ref.coreml.nn_custom_layers import EMBEDDING, CustomLayers, mapped
+from runtime_ref.coreml.nn_layer import UnsupportedLayerError
+from runtime_ref.coreml.nn_layers import STANDARD
+from runtime_ref.coreml.nn_wire_format import WeightFields, read_model
 
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
     from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
 
-LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
-CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml_custom_op.py
 SPECIFICATION_VERSIONS = range(4, 11)  # from iOS 13 on tensors have any rank
 _VERSIONS = f"{SPECIFICATION_VERSIONS.start} to {SPECIFICATION_VERSIONS.stop - 1}"
-THREADS = 2
 DO = "export again, or copy the package again"
 SHOWN_PROBLEMS = 20
 
-# Field numbers of Model.proto and NeuralNetwork.proto on the way to the weights of a custom layer.
-MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIGHT_RAW = (
-    500,
-    1,
-    500,
-    20,
-    1,
-    30,
-)
 _DTYPES = {65568: "float32", 131104: "int32"}  # numbers of FeatureTypes.proto's ArrayDataType
-_PARAMETERS = {
-    "version": "intValue",
-    "rows": "intValue",
-    "cols": "intValue",
-    "group_size": "intValue",
-    "name": "stringValue",
-}
-_LINEAR_PARAMETERS = {"int8_activations": "boolValue"}
-_SHARED_PARAMETERS = {"weights_of": "stringValue"}
-_FILE_PARAMETERS = {
-    "file": "stringValue",
-    "blob_offset": "longValue",
-    "blob_bytes": "longValue",
-    "scales_offset": "longValue",
-    "scales_bytes": "longValue",
-}
-
-
-# The protobuf wire format
-
-
-class _WireError(ValueError):
-    """The bytes are no protobuf message."""
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A field of a message: its number and wire type, where it starts, and where its value lies."""
-
-    number: int
-    wire_type: int
-    start: int
-    begin: int
-    end: int
-
-
-def _fields(data: np.ndarray, begin: int, end: int) -> Iterator[_Field]:
-    """The fields of the message at data[begin:end]. Raises _WireError."""
-    while begin < end:
-        key, at = _varint(data, begin, end)
-        wire_type, value = key & 7, at
-        if wire_type == 0:
-            _, at = _varint(data, at, end)
-        elif wire_type == 2:
-            n, value = _varint(data, at, end)
-            at = value + n
-        elif wire_type in (1, 5):
-            at += 8 if wire_type == 1 else 4
-        else:
-            raise _WireError(f"wire type {wire_type} at byte {begin}")
-        if at > end:
-            raise _WireError(f"a field at byte {begin} ends at {at}, its message at {end}")
-        yield _Field(key >> 3, wire_type, begin, value, at)
-        begin = at
-
-
-def _varint(data: np.ndarray, at: int, end: int) -> tuple[int, int]:
-    """The unsigned integer at `at`, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            raise _WireError(f"it ends inside a number, at byte {end}")
-        byte = int(data[at])
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise _WireError(f"a number of more than ten bytes before byte {at}")
-
-
-WeightFields = dict[int, np.ndarray]  # a WeightParams: bytes uint8 by field number
-
-
-def _read(data: np.ndarray) -> tuple[Model, list[list[WeightFields]]]:
-    """The model without the weights of its custom layers, and these for each layer. Raises
-    _WireError, DecodeError."""
-    with quiet():
-        from coremltools.proto.Model_pb2 import Model
-    model, weights = Model(), []
-    for field in _fields(data, 0, data.size):
-        if field.number != MODEL_NETWORK or field.wire_type != 2:
-            model.MergeFromString(data[field.start : field.end].tobytes())
-            continue
-        network = model.neuralNetwork
-        network.SetInParent()
-        for part in _fields(data, field.begin, field.end):
-            if part.number == NETWORK_LAYERS and part.wire_type == 2:
-                weights.append(_read_layer(data, part, network.layers.add()))
-            else:
-                network.MergeFromString(data[part.start : part.end].tobytes())
-    return model, weights
-
-
-def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> list[WeightFields]:
-    """Fills `layer` but for custom weights, which are returned."""
-    weights = []
-    for part in _fields(data, field.begin, field.end):
-        if part.number != LAYER_CUSTOM or part.wire_type != 2:
-            layer.MergeFromString(data[part.start : part.end].tobytes())
-            continue
-        layer.custom.SetInParent()
-        for item in _fields(data, part.begin, part.end):
-            if item.number == CUSTOM_WEIGHTS and item.wire_type == 2:
-                weights.append(_read_weights(data, item))
-            else:
-                layer.custom.MergeFromString(data[item.start : item.end].tobytes())
-    return weights
-
-
-def _read_weights(data: np.ndarray, field: _Field) -> WeightFields:
-    found = list(_fields(data, field.begin, field.end))
-    if len({f.number for f in found}) != len(found) or any(f.wire_type != 2 for f in found):
-        raise _WireError(f"weights at byte {field.begin} that are not one run of bytes a kind")
-    return {f.number: data[f.begin : f.end] for f in found}
-
-
-# Custom layers
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """uint8 [n_bytes], memory-mapped. Raises OSError, or ValueError for an empty file."""
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-
-
-def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> np.ndarray:
-    """Part of a file beside the package, memory-mapped. Raises UnsupportedLayerError."""
-    relative, path = PurePosixPath(name), side_dir / name
-    outside = (
-        relative.is_absolute()
-        or ".." in relative.parts
-        or "\\" in name
-        or "\0" in name
-        or not relative.parts
-    )
-    if outside or not path.resolve().is_relative_to(side_dir.resolve()):
-        raise UnsupportedLayerError(f"its weights are in {name!r}, which points outside the bundle")
-    if not path.is_file():
-        raise UnsupportedLayerError(f"its weights are in {name}, which is absent")
-    n_file = path.stat().st_size
-    if offset < 0 or n_bytes <= 0 or offset + n_bytes > n_file:
-        raise UnsupportedLayerError(
-            f"its weights are {n_bytes:,} bytes at {offset:,} of {name}, which has {n_file:,}"
-        )
-    return _mapped(path)[offset : offset + n_bytes]
-
-
-def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
-    """Parameters of a custom layer by name.
-
-    Raises UnsupportedLayerError unless they are those of its class.
-    """
-    if layer.custom.className not in (LINEAR, EMBEDDING):
-        raise UnsupportedLayerError(
-            f"this class of custom layer is not known here, only {LINEAR} and {EMBEDDING}"
-        )
-    given = {name: value.WhichOneof("value") for name, value in layer.custom.parameters.items()}
-    expected = _PARAMETERS | (_LINEAR_PARAMETERS if layer.custom.className == LINEAR else {})
-    for more in (_SHARED_PARAMETERS, _FILE_PARAMETERS):
-        expected |= more if given.keys() & more.keys() else {}
-    if wrong := sorted({name for name, _ in given.items() ^ expected.items()}):
-        raise UnsupportedLayerError(
-            f"parameters that are missing, unknown or of another type: {', '.join(wrong)}"
-        )
-    values = {name: getattr(layer.custom.parameters[name], kind) for name, kind in expected.items()}
-    if values["version"] != CONTRACT_VERSION:
-        raise UnsupportedLayerError(
-            f"version is {values['version']}, this computes {CONTRACT_VERSION}"
-        )
-    if values["group_size"] < 1:
-        raise UnsupportedLayerError(f"group_size is {values['group_size']}")
-    return values
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """An opened blob and its scales: float32 [rows, n_groups], as they lie in the file, which is
-    not aligned."""
-
-    tensor: NativeTensor
-    scales: np.ndarray
-    group_size: int
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.tensor.info.rows, self.tensor.info.cols, self.group_size
-
-    def linear(self, x: np.ndarray, int8_activations: bool) -> np.ndarray:
-        """x float32 [.., cols] -> [.., rows]."""
-        multiply = self.tensor.linear_int8 if int8_activations else self.tensor.linear_f32
-        y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
-
-    def embedding(self, ids: np.ndarray) -> np.ndarray:
-        """ids as whole numbers [..] -> float32 [.., cols]."""
-        return self.tensor.embedding(whole_numbers(ids), self._aligned_scales(), self.group_size)
-
-    def _aligned_scales(self) -> np.ndarray:
-        return np.require(self.scales, requirements=["A"])
-
-
-@dataclass(frozen=True)
-class _Custom:
-    """A custom layer: its matrix, and for a product whether it quantizes activations."""
-
-    matrix: _Matrix
-    int8_activations: bool
-
-
-class _Customs:
-    """Opens custom layers, in the order of the network."""
-
-    def __init__(self, side_dir: Path) -> None:
-        self._side_dir = side_dir
-        self._matrices: dict[str, _Matrix] = {}
-
-    def open(self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields]) -> _Custom:
-        """The opened custom layer.
-
-        Raises UnsupportedLayerError if it contradicts itself or our contract, CodecError if its
-        blob is damaged.
-        """
-        parameters = _parameters(layer)
-        if "weights_of" in parameters:
-            matrix = self._shared(parameters["weights_of"], fields)
-        else:
-            matrix = self._matrices[layer.name] = self._own(parameters, fields)
-        stated = (parameters["rows"], parameters["cols"], parameters["group_size"])
-        if matrix.sizes != stated:
-            what = (
-                "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} "
-                "and {}"
-            )
-            raise UnsupportedLayerError(what.format(*matrix.sizes, *stated))
-        return _Custom(matrix, parameters.get("int8_activations", False))
-
-    def _shared(self, name: str, fields: Sequence[WeightFields]) -> _Matrix:
-        if fields:
-            raise UnsupportedLayerError(f"it has weights of its own and uses those of {name!r}")
-        if name not in self._matrices:
-            raise UnsupportedLayerError(
-                f"it uses the weights of {name!r}, but no layer before it of that name has any"
-            )
-        return self._matrices[name]
-
-    def _own(self, parameters: dict[str, Any], fields: Sequence[WeightFields]) -> _Matrix:
-        blob, scales = (
-            self._from_file(parameters, fields) if "file" in parameters else _from_model(fields)
-        )
-        tensor = NativeTensor(blob, verify=True)
-        group_size = parameters["group_size"]
-        n_groups = -(-tensor.info.cols // group_size)
-        for what, data, expected in (
-            ("blob", blob, tensor.info.total_bytes),
-            ("scales", scales, 4 * tensor.info.rows * n_groups),
-        ):
-            if data.size != expected:
-                raise UnsupportedLayerError(
-                    f"its {what} has {data.size:,} bytes, expected {expected:,}"
-                )
-        return _Matrix(tensor, scales.view("<f4").reshape(tensor.info.rows, n_groups), group_size)
-
-    def _from_file(
-        self, parameters: dict[str, Any], fields: Sequence[WeightFields]
-    ) -> list[np.ndarray]:
-        if fields:
-            raise UnsupportedLayerError(
-                f"it has weights of its own and others in {parameters['file']!r}"
-            )
-        places = [
-            (parameters[f"{kind}_offset"], parameters[f"{kind}_bytes"])
-            for kind in ("blob", "scales")
-        ]
-        return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
-
-
-def _from_model(fields: Sequence[WeightFields]) -> list[np.ndarray]:
-    kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
-    if kinds != expected:
-        raise UnsupportedLayerError(
-            f"its weights are in the fields {kinds} of WeightParams, expected {expected}"
-        )
-    return [fields[0][WEIGHT_RAW], fields[1][WEIGHT_FLOATS]]
-
-
-# The network
 
 
 @dataclass(frozen=True)
@@ -446,7 +150,7 @@ class NeuralNetwork:
         from google.protobuf.message import DecodeError
 
         try:
-            model, weights = _read(_mapped(self.path))
+            model, weights = read_model(mapped(self.path))
         except (OSError, ValueError, DecodeError) as error:
             raise BundleError(f"{self.path} is not a Core ML model: {error}", do=DO) from error
         problems = []
@@ -487,7 +191,7 @@ class NeuralNetwork:
     ) -> list[_Step]:
         """Prepares every layer, in the order in which they are run."""
         made, steps, problems = set(self.inputs), [], []
-        customs = _Customs(side_dir)
+        customs = CustomLayers(side_dir)
         for layer, fields in zip(model.neuralNetwork.layers, weights, strict=True):
             where = f"layer {layer.name!r} ({layer.custom.className or layer.WhichOneof('layer')})"
             try:
@@ -519,7 +223,7 @@ class NeuralNetwork:
         return _with_lifetimes(steps, set(self.outputs))
 
     def _prepared(
-        self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields], customs: _Customs
+        self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields], customs: CustomLayers
     ) -> Callable[..., np.ndarray]:
         """The function a layer computes. Raises UnsupportedLayerError, CodecError."""
         kind = layer.WhichOneof("layer")

@@ -12,11 +12,11 @@ from exporter.bundle import Artifact, Bundle, Manifest
 from exporter.progress import Progress
 from runtime_ref import runners
 from runtime_ref.device import prediction as predictions
-from runtime_ref.device import sandbox, sandbox_tasks
+from runtime_ref.device import sandbox, sandbox_report, sandbox_tasks
 from runtime_ref.device.prediction import MemoryPrediction
 from runtime_ref.device.profile import DeviceProfile, MemoryBudget, memory_budget
 from runtime_ref.device.projection import Measured, Projection, project, token_traffic
-from runtime_ref.device.sandbox import SandboxReport
+from runtime_ref.device.sandbox_report import SandboxReport
 from runtime_ref.residency import Mode, Residency
 
 MIN_CONTEXT = 256  # less is of no use to a chat
@@ -154,7 +154,7 @@ def run(
 
 def _problems(report: SandboxReport, plan: DevicePlan) -> list[str]:
     """Why a run does not fit; for one that was killed also who, as predicted, holds most."""
-    found = sandbox.problems(report, plan.budget)
+    found = sandbox_report.problems(report, plan.budget)
     if report.outcome == "killed":
         largest = (
             f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in plan.prediction.peak.largest()

@@ -21,13 +21,9 @@ from runtime_ref.device.run import DeviceRun
 from runtime_ref.parity import Check, ParityReport
 from runtime_ref.reports import plot
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.tables import (
-    device_title,
-    gate_text,
-    judged_in,
-    mb_text,
-    outcome,
-)
+from runtime_ref.reports.parity_tables import gate_text, judged_in
+from runtime_ref.reports.run_tables import outcome
+from runtime_ref.reports.tables import device_title, mb_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."

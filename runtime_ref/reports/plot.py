@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from runtime_ref.device.run import DeviceRun
 from runtime_ref.memory import MB
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.tables import device_title, mb_text, outcome
+from runtime_ref.reports.run_tables import outcome
+from runtime_ref.reports.tables import device_title, mb_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

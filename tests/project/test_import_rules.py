@@ -97,7 +97,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("runtime_ref.executorch", *RUNNERS),
         ("numpy", "torch", "executorch", "platformdirs"),
     ),
-    "runtime_ref.parity": (("runtime_ref.generate", *RUNNER), ("numpy", "safetensors")),
+    "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
+    "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
     # It names the runners' modules as text, and imports one when it is used.
     "runtime_ref.runners": (RUNNERS, ()),
     "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),

@@ -26,15 +26,14 @@ from exporter.codec.native import NativeTensor, encode_raw
 from exporter.errors import BundleError, ContextError, MissingComponentError
 from exporter.models import llama
 from runtime_ref import parity
+from runtime_ref.answers import Answer, load_reference
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runner import ExecuTorchRunner
 from runtime_ref.parity import (
     TOLERANCES,
-    Answer,
     ParityReport,
     check_parity,
     feeding,
-    load_reference,
     work_tokens,
 )
 from tests.support.bundles import (
@@ -554,7 +553,7 @@ def test_a_program_that_runs_past_its_context_fails(
     assert failed(check_parity(bundle, runner, lambda n: None)) == {"context"}
 
 
-# ---- the pieces
+# ---- the parts
 
 
 def answer(n_prompt: int, arithmetic: str = "float32") -> Answer:

@@ -3,21 +3,25 @@ was seen of it."""
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
-from runtime_ref.device import sandbox
+from rich.console import Console, RenderableType
+
 from runtime_ref.device.memory_limits import Counters
 from runtime_ref.device.prediction import MemoryPrediction, PhasePrediction
 from runtime_ref.device.profile import DeviceProfile, Figure, memory_budget
 from runtime_ref.device.run import DevicePlan, DeviceRun
-from runtime_ref.device.sandbox import Sample, SandboxReport
+from runtime_ref.device.sandbox_report import PhaseStart, Sample, SandboxReport, problems
 from runtime_ref.memory import Holder
 from runtime_ref.parity import TOLERANCES, Check, ParityReport
 from runtime_ref.residency import Residency
 from tests.support.bundles import small_manifest
 
 MB = 10**6
+WIDTH = 120  # of a terminal, in characters
 # for HTML, Markdown, XML, terminals
 HOSTILE = "<script>alert(1)</script> | a [link](x) \x07\x1b[31m\nand `more`"
 
@@ -88,8 +92,8 @@ def device_run(where: DevicePlan | None = None, **changes: Any) -> DeviceRun:
         locked_bytes=0,
         wall_ms=2000.0,
         phases=[
-            sandbox.PhaseStart("load", 0.0, counters),
-            sandbox.PhaseStart("decode", 1000.0, counters),
+            PhaseStart("load", 0.0, counters),
+            PhaseStart("decode", 1000.0, counters),
         ],
         samples=[
             sample(0, 0, 0),
@@ -101,7 +105,7 @@ def device_run(where: DevicePlan | None = None, **changes: Any) -> DeviceRun:
         result={},
     )
     report = replace(report, **changes)
-    return DeviceRun(at, report, sandbox.problems(report, at.budget))
+    return DeviceRun(at, report, problems(report, at.budget))
 
 
 def killed_run(detail: str = "1,000 bytes were not enough") -> DeviceRun:
@@ -159,3 +163,19 @@ FAILED = Check(
     1,
     HOSTILE,
 )
+
+
+def shown(what: RenderableType) -> str:
+    console = Console(width=WIDTH, file=io.StringIO(), emoji=False)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def cells(line: str) -> list[str]:
+    """Of a row of a table, on a terminal or in Markdown."""
+    return [cell.strip() for cell in re.split(r"[│┃]|(?<!\\)\|", line)[1:-1]]
+
+
+def row(text: str, first: str) -> list[str]:
+    return next(cells(line) for line in text.splitlines() if cells(line)[:1] == [first])

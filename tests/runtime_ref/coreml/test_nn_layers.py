@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.quiet import quiet
-from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedLayerError, whole_numbers
+from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers
+from runtime_ref.coreml.nn_layers import STANDARD
 
 with quiet():
     from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
