@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from exporter.errors import BundleError
@@ -24,7 +25,7 @@ class Answer:
 
     arithmetic: str
     prompt: list[int]
-    logits: np.ndarray
+    logits: NDArray[np.float32]
     tokens: list[int]
     fills_context: bool
 

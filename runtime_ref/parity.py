@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle, TensorEntry
 from exporter.codec.native import NativeTensor
@@ -45,7 +46,7 @@ class Tolerance:
     worst_kl: float
     worst_sqnr_db: float
 
-    def near_tie(self, reference: np.ndarray) -> float:
+    def near_tie(self, reference: NDArray[np.floating]) -> float:
         """A margin between two logits that noise of the permitted size can close: twice its
         standard deviation."""
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
@@ -166,7 +167,7 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
     )
 
 
-def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
+def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> int:
     """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot
     be decoded."""
     if form == "tqlz":
@@ -192,7 +193,7 @@ def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
     )
 
 
-def _crc32(blocks: Iterable[np.ndarray]) -> int:
+def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
     crc = 0
     for block in blocks:
         crc = zlib.crc32(block.data, crc)
@@ -210,7 +211,9 @@ class _Difference:
     same: bool
 
 
-def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Difference:
+def _compare(
+    reference: NDArray[np.float32], got: NDArray[np.float32], gate: Tolerance
+) -> _Difference:
     """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is
     no signal."""
     if got.shape != reference.shape or not np.isfinite(got).all():
@@ -224,7 +227,7 @@ def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Differ
     return _Difference(kl, sqnr, float(np.abs(new - ref).max()), margin <= gate.near_tie(ref))
 
 
-def _log_sum_exp(x: np.ndarray) -> float:
+def _log_sum_exp(x: NDArray[np.float64]) -> float:
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
@@ -258,7 +261,7 @@ def _logits_check(
     )
 
 
-def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
+def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> NDArray[np.float32]:
     position = 0
     for n in chunks:
         logits = runner.forward(tokens[position : position + n], position)
@@ -266,7 +269,9 @@ def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> np.nd
     return logits
 
 
-def _teacher_forced(runner: Runner, answer: Answer, chunks: Sequence[int]) -> Iterator[np.ndarray]:
+def _teacher_forced(
+    runner: Runner, answer: Answer, chunks: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
     """The package's logits at each position of the answer, fed with the reference's tokens."""
     yield _feed(runner, answer.prompt, chunks)
     for step, token in enumerate(answer.tokens[:-1]):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
@@ -105,7 +106,7 @@ class CustomOpRunner:
         with self._network.float_activations():
             yield
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """As an app feeds it: what is new in the cache goes into its place there."""
         check_room(tokens, position, self.context)
         for begin in range(0, len(tokens), self.artifact.prefill_tokens):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from runtime_ref.coreml.mil_operation import FLOATS
 from runtime_ref.coreml.mil_steps import (
@@ -44,7 +45,7 @@ def immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue) 
         return Constant(type_, Stored(packed), _content_key(type_, packed.raw))
     if field not in _FIELDS:
         raise UnsupportedOperationError(f"constants given as {field} are not supported")
-    values: np.ndarray = np.array(getattr(tensor, field).values, dtype=_FIELDS[field])
+    values: NDArray[Any] = np.array(getattr(tensor, field).values, dtype=_FIELDS[field])
     if values.size != np.prod(shape, dtype=np.int64):
         raise UnsupportedOperationError(f"a constant {type_} has {values.size} values")
     if type_.dtype in STORAGE:
@@ -58,11 +59,11 @@ def immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue) 
     return Constant(type_, values.reshape(shape), "")
 
 
-def _content_key(type_: Type, raw: np.ndarray) -> str:
+def _content_key(type_: Type, raw: NDArray[np.uint8]) -> str:
     return f"{type_} {hashlib.sha256(raw.tobytes()).hexdigest()}"
 
 
-def array_of(constant: Constant) -> np.ndarray:
+def array_of(constant: Constant) -> NDArray[Any]:
     """All values [*shape]; a tensor of rank 0 is an array of rank 0."""
     if isinstance(constant.value, np.ndarray):
         return constant.value

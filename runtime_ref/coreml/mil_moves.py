@@ -111,7 +111,7 @@ def split(
         if num_splits is None or x.shape[axis] % num_splits:
             raise ValueError(f"{x.shape[axis]} are not split into {num_splits} equal parts")
         split_sizes = [x.shape[axis] // num_splits] * num_splits
-    return list(x.split(split_sizes, dim=axis))
+    return list(torch.split(x, split_sizes, dim=axis))
 
 
 @operation(moves=True)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.errors import BundleError, UsageError
@@ -96,8 +96,8 @@ class MLProgram:
         }
 
     def predict(
-        self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]
-    ) -> dict[str, np.ndarray]:
+        self, inputs: dict[str, NDArray[Any]], state: dict[str, Tensor]
+    ) -> dict[str, NDArray[Any]]:
         """Runs the function; `state` is updated in place. Outputs have the declared shapes and
         types.
 
@@ -116,7 +116,7 @@ class MLProgram:
                 self._run(step, values, state)
             return {name: values[name].numpy().copy() for name in self.outputs}
 
-    def _check_arguments(self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]) -> None:
+    def _check_arguments(self, inputs: dict[str, NDArray[Any]], state: dict[str, Tensor]) -> None:
         problems = _difference("input", set(self.inputs), set(inputs))
         problems += _difference("state", set(self.states), set(state))
         for name, array in inputs.items():

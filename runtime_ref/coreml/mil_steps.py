@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime_ref.coreml.mil_operation import Operation
@@ -103,7 +103,7 @@ class Constant:
     integers are arrays."""
 
     type: Type
-    value: Rows | np.ndarray
+    value: Rows | NDArray[Any]
     key: str
 
 

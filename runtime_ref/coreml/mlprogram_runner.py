@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
@@ -114,7 +115,7 @@ class MLProgramRunner:
         finally:
             self._functions = _Functions(self._package, "float16")
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """As an app feeds it: `prefill` with padding while its slots fit, else `decode` token by
         token."""
         check_room(tokens, position, self.context)
@@ -138,7 +139,7 @@ class _Functions:
         self.prefill = self.decode.sibling("prefill")
         self.state: dict[str, Tensor] = self.decode.new_state()
 
-    def call(self, tokens: Sequence[int], position: int, size: int) -> np.ndarray:
+    def call(self, tokens: Sequence[int], position: int, size: int) -> NDArray[np.float32]:
         """Logits float32 [vocab] of the last of `tokens`; a `prefill` is padded to `size`."""
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens

@@ -8,16 +8,17 @@ is parsed. Everything in it is resolved and checked when it is opened, before an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import BundleError, CodecError, UsageError
 from runtime_ref.coreml.nn_custom_layers import EMBEDDING, CustomLayers, mapped
-from runtime_ref.coreml.nn_layer import UnsupportedLayerError
+from runtime_ref.coreml.nn_layer import Compute, UnsupportedLayerError
 from runtime_ref.coreml.nn_layers import STANDARD
 from runtime_ref.coreml.nn_wire_format import WeightFields, read_model
 
@@ -44,7 +45,7 @@ class ArrayInfo:
     dtype: str
     sizes: tuple[tuple[int, int | None], ...] | None
 
-    def fits(self, array: np.ndarray) -> bool:
+    def fits(self, array: NDArray[Any]) -> bool:
         """Whether an array has the declared dtype and permitted sizes."""
         if array.dtype != self.dtype or self.sizes is None:
             return array.dtype == self.dtype
@@ -65,7 +66,7 @@ class _Step:
     """A layer ready to run, and the values that nothing after it uses."""
 
     where: str
-    compute: Callable[..., np.ndarray]
+    compute: Compute
     inputs: list[str]
     output: str
     dies: list[str]
@@ -103,7 +104,7 @@ class NeuralNetwork:
         finally:
             self._forced_float = False
 
-    def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs the network once. Inputs are not copied, outputs never share memory with them.
 
         Raises UsageError if the inputs are not as declared, BundleError if a layer fails.
@@ -115,7 +116,7 @@ class NeuralNetwork:
                 self._run(step, values)
         return {name: self._output(name, info, values[name]) for name, info in self.outputs.items()}
 
-    def _run(self, step: _Step, values: dict[str, np.ndarray]) -> None:
+    def _run(self, step: _Step, values: dict[str, NDArray[np.float32]]) -> None:
         try:
             values[step.output] = step.compute(*(values[name] for name in step.inputs))
         except (ValueError, IndexError, CodecError) as error:
@@ -124,7 +125,7 @@ class NeuralNetwork:
         for name in step.dies:
             del values[name]
 
-    def _output(self, name: str, info: ArrayInfo, value: np.ndarray) -> np.ndarray:
+    def _output(self, name: str, info: ArrayInfo, value: NDArray[np.float32]) -> NDArray[Any]:
         result = value.astype(info.dtype)
         if not info.fits(result):
             what = (
@@ -134,7 +135,7 @@ class NeuralNetwork:
             raise BundleError(what, do=DO)
         return result
 
-    def _check_inputs(self, inputs: dict[str, np.ndarray]) -> None:
+    def _check_inputs(self, inputs: dict[str, NDArray[Any]]) -> None:
         problems = [f"input {name} is missing" for name in self.inputs if name not in inputs]
         problems += [f"there is no input {name}" for name in inputs if name not in self.inputs]
         for name, info in self.inputs.items():
@@ -224,7 +225,7 @@ class NeuralNetwork:
 
     def _prepared(
         self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields], customs: CustomLayers
-    ) -> Callable[..., np.ndarray]:
+    ) -> Compute:
         """The function a layer computes. Raises UnsupportedLayerError, CodecError."""
         kind = layer.WhichOneof("layer")
         if len(layer.output) != 1:

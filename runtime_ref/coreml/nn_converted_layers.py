@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from runtime_ref.coreml.nn_layer import (
     STANDARD,
@@ -49,7 +50,7 @@ def _slice_of_one_axis(params: Any) -> Compute:
         0 <= begin < end, f"a slice from {begin} to {end}"
     )  # what a negative end means is not documented alike
 
-    def compute(x: np.ndarray) -> np.ndarray:
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         if end > x.shape[axis]:
             raise ValueError(f"a slice to {end} of {list(x.shape)}, axis {axis}")
         return np.moveaxis(np.moveaxis(x, axis, 0)[begin:end:stride], 0, axis)
@@ -63,7 +64,7 @@ def _embedding(params: Any) -> Compute:
     table = weights(params.weights, (size, n_ids), "weights").T
     bias = weights(params.bias, (size,), "bias") if params.hasBias else np.float32(0)
 
-    def compute(ids: np.ndarray) -> np.ndarray:  # [.., 1] -> [.., size]
+    def compute(ids: NDArray[np.float32]) -> NDArray[np.float32]:  # [.., 1] -> [.., size]
         if ids.ndim < 2 or ids.shape[-1] != 1 or ids.min() < 0 or ids.max() >= n_ids:
             raise ValueError(
                 f"an embedding of {n_ids} for {list(ids.shape)}, {ids.min()} to {ids.max()}"
@@ -78,13 +79,11 @@ def _normalization(params: Any) -> Compute:
     axes = (-3, -2, -1) if params.acrossChannels else (-2, -1)
     eps = np.float32(params.epsilon or 1e-5)
 
-    def compute(x: np.ndarray) -> np.ndarray:
-        centred = x - x.mean(axes, keepdims=True)
-        return (
-            centred / np.sqrt(x.var(axes, keepdims=True) + eps)
-            if params.normalizeVariance
-            else centred
-        )
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        centred: NDArray[np.float32] = x - x.mean(axes, keepdims=True)
+        if params.normalizeVariance:
+            centred /= np.sqrt(x.var(axes, keepdims=True) + eps)
+        return centred
 
     return compute
 
@@ -96,7 +95,7 @@ def _scale(params: Any) -> Compute:
     return lambda x: x * scale + bias
 
 
-def _by_channel(params: WeightParams, shape: Sequence[int], what: str) -> np.ndarray:
+def _by_channel(params: WeightParams, shape: Sequence[int], what: str) -> NDArray[np.float32]:
     """[1], [C] as [C, 1, 1], [1, H, W] or [C, H, W]."""
     require(len(shape) in (1, 3), f"{what} of shape {list(shape)}")
     return weights(params, tuple(shape) if len(shape) == 3 else (shape[0], 1, 1), what)
@@ -123,14 +122,15 @@ def _convolution(params: Any) -> Compute:
     bias = weights(params.bias, (channels, 1, 1), "bias") if params.hasBias else np.float32(0)
     amounts = _padding(params)
 
-    def compute(x: np.ndarray) -> np.ndarray:  # [.., C, H, W]
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:  # [.., C, H, W]
         if x.ndim < 3 or x.shape[-3] != groups * per_group:
             raise ValueError(f"a convolution over {groups * per_group} channels of {list(x.shape)}")
-        windows = _windows(
-            _padded(x, amounts, 0), kernel, strides, dilation
-        )  # [.., C, H', W', kh, kw]
+        windows = _windows(_padded(x, amounts, 0), kernel, strides, dilation)
+        # [.., C, H', W', kh, kw]
         windows = windows.reshape(*x.shape[:-3], groups, per_group, *windows.shape[-4:])
-        y = np.einsum("...gchwij,gocij->...gohw", windows, weight, optimize=True)
+        y: NDArray[np.float32] = np.einsum(
+            "...gchwij,gocij->...gohw", windows, weight, optimize=True
+        )
         return y.reshape(*x.shape[:-3], channels, *y.shape[-2:]) + bias
 
     return compute
@@ -172,15 +172,18 @@ def _padding(params: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _padded(
-    x: np.ndarray, amounts: tuple[tuple[int, int], tuple[int, int]], value: float
-) -> np.ndarray:
+    x: NDArray[np.float32], amounts: tuple[tuple[int, int], tuple[int, int]], value: float
+) -> NDArray[np.float32]:
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + list(amounts), constant_values=value)
 
 
 def _windows(
-    x: np.ndarray, kernel: tuple[int, int], strides: tuple[int, int], dilation: tuple[int, int]
-) -> np.ndarray:
+    x: NDArray[np.float32],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+) -> NDArray[np.float32]:
     """[.., H, W] -> [.., H', W', kh, kw], a view."""
-    spans = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    windows: np.ndarray = sliding_window_view(x, spans, axis=(-2, -1))  # type: ignore[call-overload]  # stub of 2.3
+    height, width = ((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    windows = sliding_window_view(sliding_window_view(x, height, -2), width, -2)
     return windows[..., :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.codec.native import NativeTensor
 from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers
@@ -50,12 +51,12 @@ _FILE_PARAMETERS = {
 }
 
 
-def mapped(path: Path) -> np.ndarray:
+def mapped(path: Path) -> NDArray[np.uint8]:
     """uint8 [n_bytes], memory-mapped. Raises OSError, or ValueError for an empty file."""
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
-def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> np.ndarray:
+def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
     """Part of a file beside the package, memory-mapped. Raises UnsupportedLayerError."""
     relative, path = PurePosixPath(name), side_dir / name
     outside = (
@@ -110,24 +111,24 @@ class _Matrix:
     not aligned."""
 
     tensor: NativeTensor
-    scales: np.ndarray
+    scales: NDArray[np.float32]
     group_size: int
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         return self.tensor.info.rows, self.tensor.info.cols, self.group_size
 
-    def linear(self, x: np.ndarray, int8_activations: bool) -> np.ndarray:
+    def linear(self, x: NDArray[np.float32], int8_activations: bool) -> NDArray[np.float32]:
         """x float32 [.., cols] -> [.., rows]."""
         multiply = self.tensor.linear_int8 if int8_activations else self.tensor.linear_f32
         y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
-    def embedding(self, ids: np.ndarray) -> np.ndarray:
+    def embedding(self, ids: NDArray[np.float32]) -> NDArray[np.float32]:
         """ids as whole numbers [..] -> float32 [.., cols]."""
         return self.tensor.embedding(whole_numbers(ids), self._aligned_scales(), self.group_size)
 
-    def _aligned_scales(self) -> np.ndarray:
+    def _aligned_scales(self) -> NDArray[np.float32]:
         return np.require(self.scales, requirements=["A"])
 
 
@@ -194,7 +195,7 @@ class CustomLayers:
 
     def _from_file(
         self, parameters: dict[str, Any], fields: Sequence[WeightFields]
-    ) -> list[np.ndarray]:
+    ) -> list[NDArray[np.uint8]]:
         if fields:
             raise UnsupportedLayerError(
                 f"it has weights of its own and others in {parameters['file']!r}"
@@ -206,7 +207,7 @@ class CustomLayers:
         return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
 
 
-def _from_model(fields: Sequence[WeightFields]) -> list[np.ndarray]:
+def _from_model(fields: Sequence[WeightFields]) -> list[NDArray[np.uint8]]:
     kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
     if kinds != expected:
         raise UnsupportedLayerError(

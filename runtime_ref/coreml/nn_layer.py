@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from coremltools.proto.NeuralNetwork_pb2 import WeightParams
 
 
-Compute = Callable[..., np.ndarray]
+Compute = Callable[..., NDArray[np.float32]]
 
 
 class UnsupportedLayerError(ValueError):
@@ -46,7 +47,7 @@ def standard(
     return register
 
 
-def whole_numbers(x: np.ndarray) -> np.ndarray:
+def whole_numbers(x: NDArray[np.float32]) -> NDArray[np.int64]:
     """float32 -> int64 of the same shape. Raises ValueError unless every value is a whole
     number."""
     numbers = np.rint(x).astype(np.int64)
@@ -60,7 +61,7 @@ def require(condition: bool, problem: str) -> None:
         raise UnsupportedLayerError(problem)
 
 
-def weights(params: WeightParams, shape: Sequence[int], what: str) -> np.ndarray:
+def weights(params: WeightParams, shape: Sequence[int], what: str) -> NDArray[np.float32]:
     """float32 [*shape] of values stored as float32 or float16."""
     kinds = [field.name for field, _ in params.ListFields()]
     require(

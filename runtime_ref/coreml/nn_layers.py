@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime_ref.coreml import nn_converted_layers  # noqa: F401  (puts its layers into STANDARD)
 from runtime_ref.coreml.nn_layer import (
@@ -70,7 +71,7 @@ def _reshape_static(params: Any) -> Compute:
 
 @standard("reshapeDynamic", 2)
 def _reshape_dynamic(_: Any) -> Compute:
-    def compute(x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    def compute(x: NDArray[np.float32], shape: NDArray[np.float32]) -> NDArray[np.float32]:
         sizes = whole_numbers(shape)
         if sizes.ndim != 1 or not 1 <= sizes.size <= MAX_RANK or sizes.min() < 1:
             raise ValueError(f"reshape to {shape.tolist()}")
@@ -89,7 +90,7 @@ def _expand_dims(params: Any) -> Compute:
 
 @standard("flattenTo2D", 1)
 def _flatten_to_2d(params: Any) -> Compute:
-    def compute(x: np.ndarray) -> np.ndarray:
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         axis = params.axis + (x.ndim if params.axis < 0 else 0)
         if not 0 <= axis < x.ndim:
             raise ValueError(f"axis {params.axis} of {list(x.shape)}")
@@ -129,7 +130,7 @@ def _slice(params: Any) -> Compute:
         for i in range(rank)
     )  # fmt: skip
 
-    def compute(x: np.ndarray) -> np.ndarray:
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         if x.ndim != rank:
             raise ValueError(f"a slice of {rank} dimensions of {list(x.shape)}")
         result = x[index]
@@ -194,25 +195,24 @@ def _activation(params: Any) -> Compute:
     return functions[name]
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
     small = np.exp(-np.abs(x))  # at most 1: nothing overflows
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
 @standard("softmaxND", 1)
 def _softmax(params: Any) -> Compute:
-    def compute(x: np.ndarray) -> np.ndarray:
-        e = x - x.max(params.axis, keepdims=True)
-        np.exp(
-            e, out=e
-        )  # scores of a long prompt are the largest values there are: one copy, not three
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Scores of a long prompt are the largest values there are: one copy, not three.
+        e: NDArray[np.float32] = x - x.max(params.axis, keepdims=True)
+        np.exp(e, out=e)
         e /= e.sum(params.axis, keepdims=True)
         return e
 
     return compute
 
 
-def _reduction(name: str, compute: Callable[..., np.ndarray]) -> None:
+def _reduction(name: str, compute: Callable[..., NDArray[np.float32]]) -> None:
     def prepare(params: Any) -> Compute:
         axes = None if params.reduceAll else tuple(params.axes)
         require(axes is None or len(axes) > 0, "no axes")
@@ -232,7 +232,7 @@ def _batched_matmul(params: Any) -> Compute:
         not params.HasField("weights") and not params.hasBias, "weights of its own and two inputs"
     )
 
-    def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def compute(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         if a.ndim < 2 or b.ndim < 2:
             raise ValueError(f"a product of {list(a.shape)} and {list(b.shape)}")
         return (a.swapaxes(-1, -2) if params.transposeA else a) @ (

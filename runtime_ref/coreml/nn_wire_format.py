@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.quiet import quiet
 
@@ -44,7 +45,7 @@ class _Field:
     end: int
 
 
-def _fields(data: np.ndarray, begin: int, end: int) -> Iterator[_Field]:
+def _fields(data: NDArray[np.uint8], begin: int, end: int) -> Iterator[_Field]:
     """The fields of the message at data[begin:end]. Raises _WireError."""
     while begin < end:
         key, at = _varint(data, begin, end)
@@ -64,7 +65,7 @@ def _fields(data: np.ndarray, begin: int, end: int) -> Iterator[_Field]:
         begin = at
 
 
-def _varint(data: np.ndarray, at: int, end: int) -> tuple[int, int]:
+def _varint(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     """The unsigned integer at `at`, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
@@ -78,10 +79,10 @@ def _varint(data: np.ndarray, at: int, end: int) -> tuple[int, int]:
     raise _WireError(f"a number of more than ten bytes before byte {at}")
 
 
-WeightFields = dict[int, np.ndarray]  # a WeightParams: bytes uint8 by field number
+WeightFields = dict[int, NDArray[np.uint8]]  # a WeightParams: bytes uint8 by field number
 
 
-def read_model(data: np.ndarray) -> tuple[Model, list[list[WeightFields]]]:
+def read_model(data: NDArray[np.uint8]) -> tuple[Model, list[list[WeightFields]]]:
     """The model without the weights of its custom layers, and these for each layer. Raises
     _WireError, DecodeError."""
     with quiet():
@@ -101,7 +102,9 @@ def read_model(data: np.ndarray) -> tuple[Model, list[list[WeightFields]]]:
     return model, weights
 
 
-def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> list[WeightFields]:
+def _read_layer(
+    data: NDArray[np.uint8], field: _Field, layer: NeuralNetworkLayer
+) -> list[WeightFields]:
     """Fills `layer` but for custom weights, which are returned."""
     weights = []
     for part in _fields(data, field.begin, field.end):
@@ -117,7 +120,7 @@ def _read_layer(data: np.ndarray, field: _Field, layer: NeuralNetworkLayer) -> l
     return weights
 
 
-def _read_weights(data: np.ndarray, field: _Field) -> WeightFields:
+def _read_weights(data: NDArray[np.uint8], field: _Field) -> WeightFields:
     found = list(_fields(data, field.begin, field.end))
     if len({f.number for f in found}) != len(found) or any(f.wire_type != 2 for f in found):
         raise _WireError(f"weights at byte {field.begin} that are not one run of bytes a kind")

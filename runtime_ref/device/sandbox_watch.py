@@ -197,7 +197,7 @@ class Peaks:
 def _rebuilt(message: dict[str, Any]) -> TinyQMoEError:
     """The error as the child raised it: class, message and parts."""
     kind = getattr(errors, message["error"])
-    error = kind.__new__(kind, message["message"])
+    error: TinyQMoEError = kind.__new__(kind, message["message"])
     vars(error).update(message["attributes"])
     return error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, MissingComponentError
@@ -119,7 +120,7 @@ class ExecuTorchRunner:
         finally:
             self._kernels.tinyqmoe_executorch_force_float(0)
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab]
         logits of the last.
 
@@ -131,7 +132,7 @@ class ExecuTorchRunner:
             logits = self._call(tokens[begin : begin + step], position + begin)
         return logits
 
-    def _call(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def _call(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         import torch
 
         inputs = (
@@ -144,7 +145,8 @@ class ExecuTorchRunner:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
             do = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
             raise BundleError(what, do=do) from error
-        return logits.numpy().reshape(-1)
+        last: NDArray[np.float32] = logits.numpy().reshape(-1)
+        return last
 
 
 def _load_forward(program: Program, bundle: Bundle) -> Any:

@@ -76,7 +76,7 @@ class Judged:
 
 def write_junit(results: Sequence[Judged], path: Path) -> None:
     """A suite for each package and device, a case for each check, and one for whether it fits."""
-    xml = JUnitXml("tinyqmoe parity")
+    xml: Any = JUnitXml("tinyqmoe parity")  # its methods have no types
     for result in results:
         xml.append(_suite(result))
     xml.update_statistics()
