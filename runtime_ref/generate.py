@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, ContextError, UsageError
@@ -28,7 +29,7 @@ class Runner(Protocol):
     def file(self, relative: str) -> Path:
         """Where a file of the package lies; `relative` as in the manifest."""
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Runs `tokens` at `position` onward; logits float32 [vocab] of the last. Raises
         ContextError."""
 
@@ -68,16 +69,16 @@ class Sampling:
         if problems:
             raise UsageError("wrong sampling options", problems=problems)
 
-    def chooser(self) -> Callable[[np.ndarray], int]:
+    def chooser(self) -> Callable[[NDArray[np.float32]], int]:
         """A function logits float32 [vocab] -> token id, with a random state of its own."""
         if self.temperature == 0:
             return lambda logits: int(logits.argmax())
         rng = np.random.default_rng(self.seed)
         return lambda logits: int(rng.choice(logits.size, p=self._probabilities(logits)))
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         scaled = logits.astype(np.float64) / self.temperature
-        p = np.exp(scaled - scaled.max())
+        p: NDArray[np.float64] = np.exp(scaled - scaled.max())
         p /= p.sum()
         if self.top_p < 1:
             order = np.argsort(-p, kind="stable")
@@ -226,10 +227,10 @@ def run(
         if not tokens:
             first = time.perf_counter()
         tokens.append(token)
-        piece = stream.step(tokenizer, token)
-        if piece:
-            text += piece
-            show(piece)
+        addition = stream.step(tokenizer, token)
+        if addition:
+            text += addition
+            show(addition)
     end = time.perf_counter()
     stopped = "eos" if len(tokens) < limit else "context" if limit < max_new_tokens else "limit"
     return RunResult(

@@ -24,11 +24,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exporter.bundle import REFERENCE, Artifact, Bundle, TensorEntry
+from exporter.bundle import Artifact, Bundle, TensorEntry
 from exporter.codec.native import NativeTensor
 from exporter.codec.weight_file import unpack_uint2
-from exporter.errors import BundleError, CodecError, ContextError
+from exporter.errors import CodecError, ContextError
+from runtime_ref.answers import Answer, arithmetics, load_reference
 from runtime_ref.generate import Runner
 
 BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
@@ -44,17 +46,11 @@ class Tolerance:
     worst_kl: float
     worst_sqnr_db: float
 
-    def near_tie(self, reference: np.ndarray) -> float:
+    def near_tie(self, reference: NDArray[np.floating]) -> float:
         """A margin between two logits that noise of the permitted size can close: twice its
         standard deviation."""
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
-
-ANSWERS = {
-    "float32": "float32",
-    "int8": "int8",
-    "float16": "float32",
-}  # by the arithmetic a package is judged in
 
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
@@ -101,78 +97,6 @@ class ParityReport:
         return {"passed": self.passed, **asdict(self)}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64
-    [n]."""
-
-    arithmetic: str
-    prompt: list[int]
-    logits: np.ndarray
-    tokens: list[int]
-    fills_context: bool
-
-
-def arithmetics(artifact: Artifact) -> tuple[str, ...]:
-    """In which arithmetics a package is judged: its structure in float32, and as it is declared to
-    compute."""
-    return tuple(dict.fromkeys(("float32", artifact.activations)))
-
-
-def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
-    """The answers a package is judged by, the one that fills the context only for its structure.
-
-    Raises BundleError if they are not whole.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    context = bundle.manifest.interface.context
-    answers = []
-    try:
-        with safe_open(bundle.path / REFERENCE, framework="numpy") as file:
-            count = sum(name.startswith("prompt.") for name in file.keys())  # noqa: SIM118  (it is no dict)
-            for arithmetic in arithmetics(artifact):
-                for i in range(count):
-                    prompt = file.get_tensor(f"prompt.{i}").tolist()
-                    if len(prompt) == context and arithmetic != "float32":
-                        continue
-                    key = f"{ANSWERS[arithmetic]}.{i}"
-                    logits, tokens = (
-                        file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens")
-                    )
-                    answers.append(
-                        Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
-                    )
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
-    if problems := _reference_problems(answers, bundle, artifact):
-        raise BundleError(
-            f"{REFERENCE} is not a reference for this program", problems=problems, do="export again"
-        )
-    return answers
-
-
-def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
-    vocab = bundle.manifest.interface.vocab_size
-    problems = []
-    for i, a in enumerate(answers):
-        where = f"{a.arithmetic}, answer {i}"
-        if a.logits.shape != (len(a.tokens), vocab) or not a.tokens or not a.prompt:
-            problems.append(
-                f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]"
-            )
-        elif not np.isfinite(a.logits).all():
-            problems.append(f"{where}: the logits hold NaN or Inf")
-        elif a.logits.argmax(-1).tolist() != a.tokens:
-            problems.append(f"{where}: the greedy tokens do not follow from the logits")
-    for arithmetic in arithmetics(artifact):
-        if not any(a.arithmetic == arithmetic and not a.fills_context for a in answers):
-            problems.append(f"{arithmetic}: no prompt is followed by greedy tokens")
-    if not any(a.fills_context for a in answers):
-        problems.append("no prompt fills the context")
-    return problems
-
-
 def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]) -> ParityReport:
     """Runs all checks; `progress` is told the tokens that were run (`work_tokens` in all)."""
     artifact = runner.artifact
@@ -189,7 +113,7 @@ def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None
     if answer.fills_context:
         return _check_full_context(runner, answer, progress)
     ways = feeding(answer)
-    checks = [_check_logits(runner, answer, how, pieces, progress) for how, pieces in ways.items()]
+    checks = [_check_logits(runner, answer, how, chunks, progress) for how, chunks in ways.items()]
     return [*checks, _check_greedy(runner, answer, progress)]
 
 
@@ -204,7 +128,7 @@ def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the pieces. How it is split is structure, so it
+    """Ways to feed a prompt: names and lengths of the chunks. How it is split is structure, so it
     is judged once."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
@@ -243,7 +167,7 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
     )
 
 
-def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
+def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> int:
     """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot
     be decoded."""
     if form == "tqlz":
@@ -269,7 +193,7 @@ def _levels_crc32(stored: np.ndarray, form: str, entry: TensorEntry) -> int:
     )
 
 
-def _crc32(blocks: Iterable[np.ndarray]) -> int:
+def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
     crc = 0
     for block in blocks:
         crc = zlib.crc32(block.data, crc)
@@ -287,7 +211,9 @@ class _Difference:
     same: bool
 
 
-def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Difference:
+def _compare(
+    reference: NDArray[np.float32], got: NDArray[np.float32], gate: Tolerance
+) -> _Difference:
     """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is
     no signal."""
     if got.shape != reference.shape or not np.isfinite(got).all():
@@ -301,7 +227,7 @@ def _compare(reference: np.ndarray, got: np.ndarray, gate: Tolerance) -> _Differ
     return _Difference(kl, sqnr, float(np.abs(new - ref).max()), margin <= gate.near_tie(ref))
 
 
-def _log_sum_exp(x: np.ndarray) -> float:
+def _log_sum_exp(x: NDArray[np.float64]) -> float:
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
@@ -335,26 +261,28 @@ def _logits_check(
     )
 
 
-def _feed(runner: Runner, tokens: Sequence[int], pieces: Sequence[int]) -> np.ndarray:
+def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> NDArray[np.float32]:
     position = 0
-    for n in pieces:
+    for n in chunks:
         logits = runner.forward(tokens[position : position + n], position)
         position += n
     return logits
 
 
-def _teacher_forced(runner: Runner, answer: Answer, pieces: Sequence[int]) -> Iterator[np.ndarray]:
+def _teacher_forced(
+    runner: Runner, answer: Answer, chunks: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
     """The package's logits at each position of the answer, fed with the reference's tokens."""
-    yield _feed(runner, answer.prompt, pieces)
+    yield _feed(runner, answer.prompt, chunks)
     for step, token in enumerate(answer.tokens[:-1]):
         yield runner.forward([token], len(answer.prompt) + step)
 
 
 def _check_logits(
-    runner: Runner, answer: Answer, how: str, pieces: Sequence[int], progress: Callable[[int], None]
+    runner: Runner, answer: Answer, how: str, chunks: Sequence[int], progress: Callable[[int], None]
 ) -> Check:
     gate = TOLERANCES[answer.arithmetic]
-    got = _teacher_forced(runner, answer, pieces)
+    got = _teacher_forced(runner, answer, chunks)
     rows = [
         _compare(reference, logits, gate)
         for reference, logits in zip(answer.logits, got, strict=True)

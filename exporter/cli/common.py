@@ -14,7 +14,7 @@ from exporter.cli.options import (
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle, Manifest
     from runtime_ref.device.profile import DeviceProfile
-    from runtime_ref.device.run import Placed
+    from runtime_ref.device.run import DevicePlan
     from runtime_ref.generate import Runner
     from runtime_ref.residency import Mode
 
@@ -79,16 +79,16 @@ def plan_runs(
     profiles: list[DeviceProfile],
     residency: ResidencyMode | None,
     entitlement: bool,
-) -> list[Placed]:
+) -> list[DevicePlan]:
     """Every package on every device that runs its kind. Of several devices, those that know no
     entitlement are as they are. Raises UsageError where nothing is left.
     """
     from exporter.errors import UsageError
-    from runtime_ref.device.run import place
+    from runtime_ref.device.run import plan_run
 
     several = len(profiles) > 1
-    placed = [
-        place(
+    plans = [
+        plan_run(
             manifest,
             a,
             p,
@@ -99,34 +99,32 @@ def plan_runs(
         for a in artifacts
         if a.backend in p.backends
     ]
-    if profiles and not placed:
+    if profiles and not plans:
         raise UsageError(
             "Core ML packages do not run on Android",
             do="choose --backend executorch, or an iOS device",
         )
-    return placed
+    return plans
 
 
 def prepare_kernels(artifact: Artifact) -> None:
     """Compiles the kernels here, where there is a progress bar, and not in the sandbox."""
-    if artifact.format == "pte":
-        from runtime_ref.executorch import kernels
+    from runtime_ref import runners
 
-        with progress_bars() as progress:
-            progress("compile the kernels, the first time", 0, 0)
-            kernels.build()
+    with progress_bars() as progress:
+        runners.module(artifact.format).build(progress)
 
 
-def show_fit(manifest: Manifest, placed: list[Placed], *, one: bool) -> None:
+def show_fit(manifest: Manifest, plans: list[DevicePlan], *, one: bool) -> None:
     """One device with all holders, several as a table."""
     from runtime_ref.device import run
     from runtime_ref.reports import tables
 
     if not one:
-        if placed:
-            out_console.print(tables.fit_table(placed))
+        if plans:
+            out_console.print(tables.fit_table(plans))
         return
-    for p in placed:
+    for p in plans:
         out_console.print(tables.fit_view(p, run.advice(manifest, p)))
 
 

@@ -91,16 +91,16 @@ def fit(
         manifest = Bundle.open(Path(target)).manifest
     else:
         manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
-    placed = plan_runs(
+    plans = plan_runs(
         manifest, chosen_artifacts(manifest, backend), profiles, residency, entitlement
     )
     one = len(profiles) == 1
     emit(
         json_file,
-        lambda: [p.to_dict() for p in placed],
-        lambda: show_fit(manifest, placed, one=one),
+        lambda: [p.to_dict() for p in plans],
+        lambda: show_fit(manifest, plans, one=one),
     )
-    if any(p.problems for p in placed):
+    if any(p.problems for p in plans):
         raise typer.Exit(1)
 
 

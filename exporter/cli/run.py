@@ -25,7 +25,7 @@ from exporter.errors import OutOfSpaceError
 if TYPE_CHECKING:
     from exporter.bundle import Artifact, Bundle
     from runtime_ref.device.profile import DeviceProfile
-    from runtime_ref.device.run import Placed
+    from runtime_ref.device.run import DevicePlan
     from runtime_ref.generate import Runner, RunResult
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
@@ -120,13 +120,13 @@ def _run_on_device(
     from dataclasses import asdict
 
     from runtime_ref.device import run
-    from runtime_ref.reports import tables
+    from runtime_ref.reports import run_tables
     from runtime_ref.reports.plot import plot_memory
 
-    (placed,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
+    (plan,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
     prepare_kernels(artifact)
     with progress_bars() as progress:
-        done = run.run(bundle, placed, "generate", arguments, progress)
+        done = run.run(bundle, plan, "generate", arguments, progress)
     if plot is not None:
         plot_memory(done, plot)
     projection = run.project_speed(bundle, done)
@@ -138,7 +138,7 @@ def _run_on_device(
             out_console.print(
                 done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True
             )
-        out_console.print(tables.run_view(done, projection))
+        out_console.print(run_tables.run_view(done, projection))
 
     emit(json_file, lambda: result, show)
     if not done.fits:
@@ -180,8 +180,8 @@ def parity(
     bundle = open_verified(bundle_path)
     chosen = chosen_artifacts(bundle.manifest, backend)
     if profiles:
-        placed = plan_runs(bundle.manifest, chosen, profiles, residency, entitlement)
-        results = _judge_on_devices(bundle, placed)
+        plans = plan_runs(bundle.manifest, chosen, profiles, residency, entitlement)
+        results = _judge_on_devices(bundle, plans)
     else:
         results = [
             report_files.Judged(judge(bundle, open_runner_of(bundle, a, residency)), None)
@@ -197,15 +197,15 @@ def parity(
         raise typer.Exit(1)
 
 
-def _judge_on_devices(bundle: Bundle, placed: list[Placed]) -> list[Judged]:
+def _judge_on_devices(bundle: Bundle, plans: list[DevicePlan]) -> list[Judged]:
     from runtime_ref.device import run
     from runtime_ref.device.sandbox_tasks import parity_report
     from runtime_ref.reports.files import Judged
 
-    for p in placed:
+    for p in plans:
         prepare_kernels(p.artifact)
     with progress_bars() as progress:
-        runs = run.run_each(bundle, placed, "parity", progress)
+        runs = run.run_each(bundle, plans, "parity", progress)
     return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
 
 
@@ -239,7 +239,7 @@ def _judged_json(results: list[Judged]) -> dict[str, Any]:
 def _show_judged(results: list[Judged]) -> None:
     """Parity of each package, on several devices the one that failed, then how each did on each
     device."""
-    from runtime_ref.reports.tables import run_table
+    from runtime_ref.reports.run_tables import run_table
 
     reports = [r.parity for r in results if r.parity]
     show_parity(
@@ -251,7 +251,7 @@ def _show_judged(results: list[Judged]) -> None:
 
 def show_parity(reports: list[ParityReport]) -> None:
     """One package in detail, several side by side and in detail only those that fail."""
-    from runtime_ref.reports.tables import parity_table, side_by_side
+    from runtime_ref.reports.parity_tables import parity_table, side_by_side
 
     for report in reports:
         if len(reports) == 1 or not report.passed:

@@ -12,23 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.errors import BundleError, UsageError
-from runtime_ref.coreml import mil_ops
-from runtime_ref.coreml.mil_reader import (
-    DO,
-    Arithmetic,
-    Computed,
-    Resolved,
-    Source,
-    Step,
-    Type,
-    held_as,
-    resolve,
-)
+from runtime_ref.coreml.mil_operation import Operation
+from runtime_ref.coreml.mil_reader import DO, resolve
+from runtime_ref.coreml.mil_steps import Arithmetic, Computed, Resolved, Source, Step, Type, held_as
 from runtime_ref.coreml.mil_weights import Weight, WeightCache
 from runtime_ref.coreml.package import BlobFiles, CoreMLPackage, load_spec
 
@@ -105,8 +96,8 @@ class MLProgram:
         }
 
     def predict(
-        self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]
-    ) -> dict[str, np.ndarray]:
+        self, inputs: dict[str, NDArray[Any]], state: dict[str, Tensor]
+    ) -> dict[str, NDArray[Any]]:
         """Runs the function; `state` is updated in place. Outputs have the declared shapes and
         types.
 
@@ -125,7 +116,7 @@ class MLProgram:
                 self._run(step, values, state)
             return {name: values[name].numpy().copy() for name in self.outputs}
 
-    def _check_arguments(self, inputs: dict[str, np.ndarray], state: dict[str, Tensor]) -> None:
+    def _check_arguments(self, inputs: dict[str, NDArray[Any]], state: dict[str, Tensor]) -> None:
         problems = _difference("input", set(self.inputs), set(inputs))
         problems += _difference("state", set(self.states), set(state))
         for name, array in inputs.items():
@@ -193,7 +184,7 @@ def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) ->
 
 
 def _argument(
-    operation: mil_ops.Operation | None, name: str, source: Source, values: dict[str, Tensor]
+    operation: Operation | None, name: str, source: Source, values: dict[str, Tensor]
 ) -> Any:
     """What an operation is given: floats as float32, unless it only moves values."""
     if isinstance(source, list):

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime_ref.coreml.package import Packed
@@ -82,7 +83,7 @@ class LookedUp:
         return torch.from_numpy(np.take(self.tables.reshape(-1).numpy(), places.numpy()))
 
 
-def _one_table(tables: Tensor) -> tuple[np.ndarray, Tensor] | None:
+def _one_table(tables: Tensor) -> tuple[NDArray[np.float32], Tensor] | None:
     """(table [NUM], scales [*groups]) if each of the tables is exactly that one times its scale."""
     scales = tables.abs().amax(dim=-1)
     where = int(scales.argmax())

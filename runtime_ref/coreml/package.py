@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import BundleError
 from exporter.quiet import quiet
@@ -136,7 +137,7 @@ class Packed:
     """A tensor as it lies in a file: `raw` uint8 [n_bytes], values of `dtype` one after another,
     lowest bits first."""
 
-    raw: np.ndarray
+    raw: NDArray[np.uint8]
     dtype: str
     shape: tuple[int, ...]
 
@@ -148,17 +149,17 @@ class Packed:
     def row_elements(self) -> int:
         return math.prod(self.shape[1:])
 
-    def array(self) -> np.ndarray:
+    def array(self) -> NDArray[Any]:
         """All values [*shape]: a view where a value takes whole bytes, unpacked to (u)int8
         otherwise."""
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
-    def rows(self, begin: int, end: int) -> np.ndarray:
+    def rows(self, begin: int, end: int) -> NDArray[Any]:
         """Values [end - begin, *shape[1:]] of some rows, as `array` has them."""
         row = self.row_elements
         return self._values(begin * row, end * row).reshape(end - begin, *self.shape[1:])
 
-    def look_up(self, table: np.ndarray, begin: int, end: int) -> np.ndarray:
+    def look_up(self, table: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
         """`table[value]` of every value of some rows, [end - begin, *shape[1:]]; `table` is [2 **
         bits].
 
@@ -173,7 +174,7 @@ class Packed:
             values = np.take(table, self._values(first, last))
         return values.reshape(end - begin, *self.shape[1:])
 
-    def _values(self, first: int, last: int) -> np.ndarray:
+    def _values(self, first: int, last: int) -> NDArray[Any]:
         storage = self.storage
         if storage.bits >= 8:
             size = storage.bits // 8
@@ -185,7 +186,7 @@ class Packed:
         return ((values ^ 8).astype(np.int8) - np.int8(8)) if self.dtype == "int4" else values
 
 
-def _table_of_bytes(table: np.ndarray, bits: int) -> np.ndarray:
+def _table_of_bytes(table: NDArray[Any], bits: int) -> NDArray[Any]:
     """For each byte what all its values mean, as one opaque element."""
     shifts = np.arange(0, 8, bits)
     rows = table[(np.arange(256)[:, None] >> shifts) & (2**bits - 1)]  # [256, values in a byte]

@@ -2,7 +2,8 @@
 
 Counted as phones count. *Dirty* memory was written and cannot be dropped: the limits of phones are
 about it. *Clean* memory is pages of files, which the system takes back when it is short and reads
-again. Everything is predicted from the manifest alone. The constants were measured (`python
+again. Everything is predicted from the manifest alone; what the runtime of a format takes itself is
+said by its runner (`memory`). The constants were measured (`python
 benchmarks/memory_prediction.py`) with the versions of ExecuTorch and coremltools that
 pyproject.toml names, on Linux, as growth of a process that has loaded its libraries: what an app
 itself takes comes on top.
@@ -15,28 +16,18 @@ from typing import Any
 
 from exporter.bundle import EMBEDDING, HEAD, Artifact, Manifest, TensorEntry
 from exporter.errors import BundleError
+from runtime_ref import runners
 from runtime_ref.device.profile import MemoryBudget
+from runtime_ref.memory import MB, Holder, ModelShape
 from runtime_ref.residency import CodedTensor, Residency, in_order_of_use, plan
 
-MB = 10**6
-THREADS = 2  # that share a product; each has scratch of its own
-TOKENIZER_READING, TOKENIZER_KEPT = (
-    11.6,
-    2.9,
-)  # times the size of tokenizer.json, while it is read and afterwards
+# Times the size of tokenizer.json, while it is read and afterwards.
+TOKENIZER_READING, TOKENIZER_KEPT = 11.6, 2.9
+MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
 
 
 @dataclass(frozen=True)
-class Holder:
-    """What holds memory, in bytes."""
-
-    what: str
-    dirty_bytes: int = 0
-    clean_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Phase:
+class PhasePrediction:
     """Who holds how much while one part of a run is at its peak."""
 
     name: str  # load | prefill | decode
@@ -61,11 +52,11 @@ class MemoryPrediction:
 
     format: str
     residency: str
-    phases: tuple[Phase, ...]
+    phases: tuple[PhasePrediction, ...]
     mapped_bytes: int
 
     @property
-    def peak(self) -> Phase:
+    def peak(self) -> PhasePrediction:
         """The phase with most dirty memory."""
         return max(self.phases, key=lambda p: p.dirty_bytes)
 
@@ -96,51 +87,48 @@ class MemoryPrediction:
         }
 
 
-def predict(manifest: Manifest, artifact: Artifact, residency: Residency) -> MemoryPrediction:
-    """The memory of a run that fills the context. Raises BundleError for a model that is not
-    described whole."""
-    shape = _Shape.of(manifest)
-    weights = _weights(manifest, artifact, residency)
+def predict(
+    manifest: Manifest, artifact: Artifact, residency: Residency, context: int | None = None
+) -> MemoryPrediction:
+    """The memory of a run that fills the context, in bytes.
+
+    `context`: positions, if it were exported with others than it was. Raises BundleError for a
+    model that is not described whole.
+    """
+    shape = _model_shape(manifest, artifact, context or manifest.interface.context)
+    runtime = runners.module(artifact.format).memory(artifact, shape)
     tokenizer = sum(f.n_bytes for f in manifest.files if f.path == "tokenizer.json")
-    kept = [
-        Holder("tokenizer", int(TOKENIZER_KEPT * tokenizer)),
-        *_LOADED[artifact.format](artifact, shape),
-    ]
-    used = [*kept, *weights, *_USED[artifact.format](artifact, shape, manifest.interface.context)]
+    kept = [Holder("tokenizer", int(TOKENIZER_KEPT * tokenizer)), *runtime.loaded]
+    used = [*kept, *_weights(manifest, artifact, residency), *runtime.used]
     reading = [Holder("reading the tokenizer", int(TOKENIZER_READING * tokenizer))]
     loading = max(reading, kept, key=lambda holders: sum(h.dirty_bytes for h in holders))
     phases = (
-        Phase("load", tuple(loading)),
-        Phase("prefill", tuple(used)),
-        Phase("decode", tuple(used)),
+        PhasePrediction("load", tuple(loading)),
+        PhasePrediction("prefill", tuple(used)),
+        PhasePrediction("decode", tuple(used)),
     )
     mapped = max(p.dirty_bytes for p in phases) + sum(h.clean_bytes for h in used) + MAPPED_BESIDES
     return MemoryPrediction(artifact.format, residency.mode, phases, mapped)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What activations follow: sizes of the model, as its matrices have them."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    rows: int  # of all matrices of the layers together
-    weights: int
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> _Shape:
-        sizes = {t.name: (t.rows, t.cols) for t in manifest.tensors}
-        try:
-            intermediate, hidden = sizes["model.layers.0.mlp.gate_proj.weight"]
-            heads = int(manifest.model.config["num_attention_heads"])
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"the manifest lacks {error}, which the memory of a run follows"
-            raise BundleError(what, do="export again") from error
-        rows = sum(t.rows for t in manifest.tensors if t.name not in (EMBEDDING, HEAD))
-        return cls(
-            hidden, intermediate, heads, rows, sum(t.rows * t.cols for t in manifest.tensors)
-        )
+def _model_shape(manifest: Manifest, artifact: Artifact, context: int) -> ModelShape:
+    """Sizes of the model, as its matrices have them. Raises BundleError."""
+    sizes = {t.name: (t.rows, t.cols) for t in manifest.tensors}
+    try:
+        intermediate, hidden = sizes["model.layers.0.mlp.gate_proj.weight"]
+        heads = int(manifest.model.config["num_attention_heads"])
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"the manifest lacks {error}, which the memory of a run follows"
+        raise BundleError(what, do="export again") from error
+    return ModelShape(
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        rows=sum(t.rows for t in manifest.tensors if t.name not in (EMBEDDING, HEAD)),
+        weights=sum(t.rows * t.cols for t in manifest.tensors),
+        context=context,
+        kv_cache_bytes=artifact.kv_cache_bytes * context // manifest.interface.context,
+    )
 
 
 def _weights(manifest: Manifest, artifact: Artifact, residency: Residency) -> list[Holder]:
@@ -187,83 +175,6 @@ def _lzw(manifest: Manifest, artifact: Artifact) -> list[TensorEntry]:
 def _table_bytes(t: TensorEntry) -> int:
     """A dictionary as it is in memory: a phrase of `cap` bytes and its length for each codeword."""
     return (1 << t.code_bits) * (t.cap + 1)
-
-
-# ---- what a runtime itself takes, by format
-
-
-def _pte_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
-    """ExecuTorch makes its whole arena, cache included, when a method is loaded."""
-    arena = artifact.details["arena_bytes"]
-    program = PTE_CALL_BYTES * sum(artifact.operators.values())
-    return [
-        Holder("KV cache", artifact.kv_cache_bytes),
-        Holder("activations, as planned", arena - artifact.kv_cache_bytes),
-        Holder("runtime", PTE_RUNTIME_BYTES + program),
-    ]
-
-
-def _pte_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
-    """XNNPACK's workspace for a layer's gate and up, a product's quantized input and scratch."""
-    tokens, widest = artifact.prefill_tokens, max(shape.intermediate, shape.hidden)
-    workspace = int(PTE_WORKSPACE * 4 * tokens * shape.intermediate)
-    products = tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
-    return [Holder("workspace of products and activations", workspace + products)]
-
-
-def _custom_op_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
-    """The interpreter's own form of the network. The cache belongs to the app; its pages come as it
-    is filled."""
-    return [Holder("runtime", NETWORK_LAYER_BYTES * sum(artifact.operators.values()))]
-
-
-def _custom_op_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
-    """The cache when it is full, its new rows, and whichever is more: attention, or a layer's MLP.
-
-    Attention holds scores twice, over the context and the new tokens, the mask, the residual stream
-    and queries.
-    """
-    tokens = artifact.prefill_tokens
-    scores = (2 * shape.heads + 1) * 4 * tokens * (context + tokens)
-    attention = scores + 2 * 4 * tokens * shape.hidden
-    return [
-        Holder("KV cache", artifact.kv_cache_bytes),
-        Holder("new rows of the KV cache", artifact.kv_cache_bytes * tokens // context),
-        Holder("activations", max(attention, int(NETWORK_MLP * 4 * tokens * shape.intermediate))),
-    ]
-
-
-def _program_loaded(artifact: Artifact, shape: _Shape) -> list[Holder]:
-    """The interpreter's own form of the program, and of the tables and scales of its rows."""
-    calls = PROGRAM_CALL_BYTES * sum(artifact.operators.values())
-    return [Holder("runtime", PROGRAM_RUNTIME_BYTES + calls + PROGRAM_ROW_BYTES * shape.rows)]
-
-
-def _program_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
-    """States, what the interpreter keeps dense (Core ML decides that for itself), scores, and a
-    layer's MLP."""
-    tokens = artifact.prefill_tokens
-    scores = 9 * shape.heads * tokens * context
-    return [
-        Holder("KV cache", artifact.kv_cache_bytes),
-        Holder("dense weights of the interpreter", min(PROGRAM_DENSE_BYTES, 4 * shape.weights)),
-        Holder("activations", scores + 4 * 4 * tokens * shape.intermediate),
-    ]
-
-
-MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
-PTE_RUNTIME_BYTES = int(0.6 * MB)
-PTE_CALL_BYTES = 3400  # of a call of an operator in the program
-PTE_WORKSPACE = 1.4  # tensors of the width of the MLP
-NETWORK_LAYER_BYTES = 2200  # of a layer of the network, of which a layer of the model takes 76
-# tensors of the width of the MLP that are alive at once: a sigmoid's, and a byte for its sign
-NETWORK_MLP = 5.25
-PROGRAM_RUNTIME_BYTES = int(1.6 * MB)
-PROGRAM_CALL_BYTES, PROGRAM_ROW_BYTES = 4000, 95
-PROGRAM_DENSE_BYTES = 1 << 28  # CACHE_BYTES of coreml_runner
-
-_LOADED = {"pte": _pte_loaded, "custom-op": _custom_op_loaded, "mlprogram": _program_loaded}
-_USED = {"pte": _pte_used, "custom-op": _custom_op_used, "mlprogram": _program_used}
 
 
 # ---- verdicts

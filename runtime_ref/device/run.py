@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from exporter.bundle import Artifact, Bundle, Manifest
-from exporter.errors import UsageError
 from exporter.progress import Progress
-from runtime_ref.device import prediction as ledger
-from runtime_ref.device import sandbox, sandbox_tasks
+from runtime_ref import runners
+from runtime_ref.device import prediction as predictions
+from runtime_ref.device import sandbox, sandbox_report, sandbox_tasks
 from runtime_ref.device.prediction import MemoryPrediction
 from runtime_ref.device.profile import DeviceProfile, MemoryBudget, memory_budget
 from runtime_ref.device.projection import Measured, Projection, project, token_traffic
-from runtime_ref.device.sandbox import SandboxReport
+from runtime_ref.device.sandbox_report import SandboxReport
 from runtime_ref.residency import Mode, Residency
 
 MIN_CONTEXT = 256  # less is of no use to a chat
@@ -27,7 +27,7 @@ RESERVE_SHARE, RESERVE_BYTES = (
 
 
 @dataclass(frozen=True)
-class Placed:
+class DevicePlan:
     """A package on a device, before it runs."""
 
     profile: DeviceProfile
@@ -37,9 +37,14 @@ class Placed:
     prediction: MemoryPrediction
 
     @property
+    def package(self) -> str:
+        """Name of the package, as its runner is called."""
+        return runners.module(self.artifact.format).NAME
+
+    @property
     def problems(self) -> list[str]:
         """Why it is predicted not to fit; empty if it does."""
-        return ledger.problems(self.prediction, self.budget)
+        return predictions.problems(self.prediction, self.budget)
 
     @property
     def shortfall_bytes(self) -> int:
@@ -65,7 +70,7 @@ class Placed:
 class DeviceRun:
     """A package after its run. `problems` says why it does not fit; empty if it does."""
 
-    placed: Placed
+    plan: DevicePlan
     report: SandboxReport
     problems: list[str]
 
@@ -76,43 +81,44 @@ class DeviceRun:
     def to_dict(self) -> dict[str, Any]:
         """As plain values; what was predicted to be wrong gives way to what was."""
         measured = {"fits": self.fits, "problems": self.problems, "report": self.report.to_dict()}
-        return self.placed.to_dict() | measured
+        return self.plan.to_dict() | measured
 
 
-def place(
+def plan_run(
     manifest: Manifest,
     artifact: Artifact,
     profile: DeviceProfile,
     *,
     entitlement: bool,
     mode: Mode | None,
-) -> Placed:
+) -> DevicePlan:
     """Chooses what is expanded where. `mode` None: `auto`, where the package has coded weights.
 
     `auto` expands into what the limit leaves; where the files do not fit beside that, a part of
     them is kept in memory. Raises UsageError for an ML Program with a mode, and as `memory_budget`.
     """
     budget = memory_budget(profile, entitlement=entitlement)
-    if artifact.format == "mlprogram":
+    if not runners.module(artifact.format).HAS_RESIDENCY:
         if mode is not None:
-            what = (
-                f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
-            )
-            raise UsageError(what, do="choose another --backend, or leave --residency away")
-        return Placed(
-            profile, budget, artifact, Residency(), ledger.predict(manifest, artifact, Residency())
+            raise runners.no_residency(mode)
+        return DevicePlan(
+            profile,
+            budget,
+            artifact,
+            Residency(),
+            predictions.predict(manifest, artifact, Residency()),
         )
     residency = Residency(mode or "auto", budget_bytes=0 if mode in (None, "auto") else None)
     if residency.mode == "auto":
-        streamed = ledger.predict(manifest, artifact, Residency()).dirty_bytes
+        streamed = predictions.predict(manifest, artifact, Residency()).dirty_bytes
         residency = replace(
             residency, budget_bytes=max(0, budget.dirty_bytes - streamed - reserve(streamed))
         )
-    prediction = ledger.predict(manifest, artifact, residency)
+    prediction = predictions.predict(manifest, artifact, residency)
     room = budget.available_bytes - prediction.dirty_bytes - reserve(prediction.dirty_bytes)
     if room < prediction.clean_bytes:
         residency = replace(residency, clean_budget_bytes=max(0, room))
-    return Placed(profile, budget, artifact, residency, prediction)
+    return DevicePlan(profile, budget, artifact, residency, prediction)
 
 
 def reserve(dirty_bytes: int) -> int:
@@ -121,11 +127,11 @@ def reserve(dirty_bytes: int) -> int:
 
 
 def run(
-    bundle: Bundle, placed: Placed, task: str, arguments: dict[str, Any], progress: Progress
+    bundle: Bundle, plan: DevicePlan, task: str, arguments: dict[str, Any], progress: Progress
 ) -> DeviceRun:
     """`task` of sandbox_tasks, with what it needs besides the package, under the limits of the
     device."""
-    artifact, budget, residency = placed.artifact, placed.budget, placed.residency
+    artifact, budget, residency = plan.artifact, plan.budget, plan.residency
     common = {
         "bundle": str(bundle.path),
         "format": artifact.format,
@@ -143,31 +149,31 @@ def run(
         if budget.dirty_bytes < budget.available_bytes
         else None,
     )
-    return DeviceRun(placed, report, _problems(report, placed))
+    return DeviceRun(plan, report, _problems(report, plan))
 
 
-def _problems(report: SandboxReport, placed: Placed) -> list[str]:
+def _problems(report: SandboxReport, plan: DevicePlan) -> list[str]:
     """Why a run does not fit; for one that was killed also who, as predicted, holds most."""
-    found = sandbox.problems(report, placed.budget)
+    found = sandbox_report.problems(report, plan.budget)
     if report.outcome == "killed":
         largest = (
-            f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in placed.prediction.peak.largest()
+            f"{h.what} {h.dirty_bytes / 1e6:,.1f} MB" for h in plan.prediction.peak.largest()
         )
         found.append(f"predicted to hold most: {', '.join(largest)}")
     return found
 
 
 def run_each(
-    bundle: Bundle, placed: Sequence[Placed], task: str, progress: Progress
+    bundle: Bundle, plans: Sequence[DevicePlan], task: str, progress: Progress
 ) -> list[DeviceRun]:
     """`task` for each; devices that make no difference to the run share one, and have a verdict
     each."""
     done: dict[Any, SandboxReport] = {}
     runs = []
-    for number, p in enumerate(placed, 1):
+    for number, p in enumerate(plans, 1):
         key = (p.artifact.format, p.budget.dirty_bytes, p.budget.available_bytes, p.residency)
         if key not in done:
-            what = f"{number}/{len(placed)} {p.artifact.format} on {p.profile.title}"
+            what = f"{number}/{len(plans)} {p.artifact.format} on {p.profile.title}"
             done[key] = run(
                 bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)
             ).report
@@ -181,60 +187,46 @@ def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
 
     An interpreter's speed says nothing of Core ML's.
     """
-    result = done.report.result
-    if result is None or len(result.get("tokens", [])) < 2 or done.placed.artifact.format != "pte":
+    result, is_real = done.report.result, runners.module(done.plan.artifact.format).SPEED_IS_REAL
+    if result is None or len(result.get("tokens", [])) < 2 or not is_real:
         return None
     threads = len(os.sched_getaffinity(0))  # ExecuTorch takes them all
-    placed = done.placed
+    plan = done.plan
     speed = (len(result["tokens"]) - 1) * 1e3 / result["decode_ms"]
     measured = Measured(speed, threads, waits_for_files=done.report.filled)
     filled = len(result["prompt_tokens"]) + len(result["tokens"])
     manifest = bundle.manifest
     traffic = token_traffic(
-        manifest, placed.artifact, placed.residency, min(filled, manifest.interface.context)
+        manifest, plan.artifact, plan.residency, min(filled, manifest.interface.context)
     )
-    return project(placed.profile, placed.budget, traffic, done.report.peak_dirty_bytes, measured)
+    return project(plan.profile, plan.budget, traffic, done.report.peak_dirty_bytes, measured)
 
 
-def advice(manifest: Manifest, placed: Placed) -> list[str]:
+def advice(manifest: Manifest, plan: DevicePlan) -> list[str]:
     """What would make a package fit that does not, each for itself, with what it brings."""
-    artifact, profile, budget = placed.artifact, placed.profile, placed.budget
+    artifact, profile, budget = plan.artifact, plan.profile, plan.budget
     found: list[str] = []
-    if not placed.problems:
+    if not plan.problems:
         return found
-    if placed.residency.budget > 0:
-        streamed = ledger.predict(manifest, artifact, Residency())
+    if plan.residency.budget > 0:
+        streamed = predictions.predict(manifest, artifact, Residency())
         found.append(_said("--residency stream", streamed, budget))
     context = manifest.interface.context // 2
     while context >= MIN_CONTEXT:
-        shorter = _with_context(manifest, artifact, context)
-        prediction = ledger.predict(*shorter, placed.residency)
-        if not ledger.problems(prediction, budget) or context // 2 < MIN_CONTEXT:
+        prediction = predictions.predict(manifest, artifact, plan.residency, context)
+        if not predictions.problems(prediction, budget) or context // 2 < MIN_CONTEXT:
             found.append(_said(f"export with --context {context}", prediction, budget))
             break
         context //= 2
     if profile.limit_with_entitlement_mb is not None and not budget.entitlement:
         more = memory_budget(profile, entitlement=True)
-        found.append(_said("--entitlement", placed.prediction, more))
+        found.append(_said("--entitlement", plan.prediction, more))
     return found
 
 
 def _said(what: str, prediction: MemoryPrediction, budget: MemoryBudget) -> str:
-    does = "would not do alone" if ledger.problems(prediction, budget) else "fits"
+    does = "would not do alone" if predictions.problems(prediction, budget) else "fits"
     return (
         f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} "
         f"MB, {does}"
     )
-
-
-def _with_context(
-    manifest: Manifest, artifact: Artifact, context: int
-) -> tuple[Manifest, Artifact]:
-    """As if exported with a shorter cache."""
-    cache = artifact.kv_cache_bytes * context // manifest.interface.context
-    details = dict(artifact.details)
-    if "arena_bytes" in details:
-        details["arena_bytes"] += cache - artifact.kv_cache_bytes
-    interface = replace(manifest.interface, context=context)
-    shorter = replace(artifact, kv_cache_bytes=cache, details=details)
-    return replace(manifest, interface=interface), shorter

@@ -65,7 +65,8 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
     def report_phase(phase: str, done: int = 0, total: int = 0) -> None:
         _tell(messages, phase=phase, done=done, total=total, counters=asdict(_own_counters()))
 
-    return getattr(module, name)(request["arguments"], report_phase)
+    result: dict[str, Any] = getattr(module, name)(request["arguments"], report_phase)
+    return result
 
 
 def _join(how: str | int) -> Counters:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from exporter.memory import release_free_memory
 from runtime_ref import residency as residencies
+from runtime_ref import runners
 from runtime_ref.generate import Runner, Sampling, load_tokenizer
 from runtime_ref.generate import generate as generate_tokens
 from runtime_ref.generate import run as run_prompt
 from runtime_ref.parity import Check, ParityReport, Tolerance, check_parity, work_tokens
 from runtime_ref.residency import Residency
-from runtime_ref.runners import core_of, open_runner
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,22 +40,7 @@ def prepare(arguments: dict[str, Any]) -> None:
     import safetensors  # noqa: F401
     import tokenizers.decoders  # noqa: F401
 
-    if arguments["format"] == "pte":
-        import torch
-
-        from runtime_ref.executorch import kernels
-
-        kernels.load()
-        torch.zeros(1).numpy()
-    else:
-        from coremltools.proto import MIL_pb2, Model_pb2, NeuralNetwork_pb2  # noqa: F401
-
-        from exporter.codec import native
-        from runtime_ref.coreml import (
-            neural_network,  # noqa: F401
-        )
-
-        native.library()
+    runners.module(arguments["format"]).prepare()
 
 
 def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> list[Path]:
@@ -174,10 +159,11 @@ def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) 
     wanted = arguments["residency"]
     folder = wanted["cache_dir"] and Path(wanted["cache_dir"])
     artifact = bundle.artifact(arguments["format"])
-    return open_runner(bundle, artifact, Residency(**wanted | {"cache_dir": folder}), report_phase)
+    residency = Residency(**wanted | {"cache_dir": folder})
+    return runners.open_runner(bundle, artifact, residency, report_phase)
 
 
 def _stats(runner: Runner) -> dict[str, int] | None:
     """What the core held and did; None for a package that does not use it."""
-    core = core_of(runner.artifact)
+    core = runners.module(runner.artifact.format).core()
     return None if core is None else asdict(residencies.stats(core))

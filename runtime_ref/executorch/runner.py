@@ -3,20 +3,80 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exporter.bundle import Bundle
+from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, MissingComponentError
+from exporter.progress import Progress
 from exporter.quiet import quiet
 from runtime_ref.executorch import kernels
-from runtime_ref.generate import check_room
+from runtime_ref.generate import Runner, check_room
+from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
 
 if TYPE_CHECKING:
     from executorch.runtime import Program
+
+NAME = "executorch"
+HAS_RESIDENCY = True
+SPEED_IS_REAL = True
+
+# Measured by benchmarks/memory_prediction.py.
+THREADS = 2  # that share a product; each has scratch of its own
+RUNTIME_BYTES = int(0.6 * MB)
+CALL_BYTES = 3400  # of a call of an operator in the program
+WORKSPACE_TENSORS = 1.4  # of the width of the MLP
+
+
+def build(progress: Progress) -> None:
+    """Compiles the kernels, the first time on this machine. Raises MissingComponentError."""
+    progress("compile the kernels, the first time", 0, 0)
+    kernels.build()
+
+
+def prepare() -> None:
+    """Imports PyTorch and the runtime, and loads the kernels. Raises MissingComponentError."""
+    import torch
+
+    core()
+    torch.zeros(1).numpy()
+
+
+def core() -> ctypes.CDLL | None:
+    """The kernel library. Raises MissingComponentError."""
+    return kernels.load()
+
+
+def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
+    """A loaded program. Raises BundleError, MissingComponentError."""
+    return ExecuTorchRunner(bundle)
+
+
+def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
+    """Predicted memory of the runtime, in bytes, without the file it maps.
+
+    From loading on, the whole arena, cache included, which a method makes when it is loaded. In a
+    call, XNNPACK's workspace for a layer's gate and up, and a product's quantized input and
+    scratch.
+    """
+    tokens, widest = artifact.prefill_tokens, max(shape.intermediate, shape.hidden)
+    planned = artifact.details["arena_bytes"] - artifact.kv_cache_bytes
+    program = CALL_BYTES * sum(artifact.operators.values())
+    workspace = int(WORKSPACE_TENSORS * 4 * tokens * shape.intermediate)
+    products = tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
+    return RuntimeMemory(
+        loaded=[
+            Holder("KV cache", shape.kv_cache_bytes),
+            Holder("activations, as planned", planned),
+            Holder("runtime", RUNTIME_BYTES + program),
+        ],
+        used=[Holder("workspace of products and activations", workspace + products)],
+    )
 
 
 class ExecuTorchRunner:
@@ -26,7 +86,7 @@ class ExecuTorchRunner:
     missing, BundleError when the program is not the one the manifest describes.
     """
 
-    name = "executorch"
+    name = NAME
 
     def __init__(self, bundle: Bundle) -> None:
         self.artifact = bundle.artifact("pte")
@@ -60,7 +120,7 @@ class ExecuTorchRunner:
         finally:
             self._kernels.tinyqmoe_executorch_force_float(0)
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab]
         logits of the last.
 
@@ -72,7 +132,7 @@ class ExecuTorchRunner:
             logits = self._call(tokens[begin : begin + step], position + begin)
         return logits
 
-    def _call(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def _call(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         import torch
 
         inputs = (
@@ -85,7 +145,8 @@ class ExecuTorchRunner:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
             do = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
             raise BundleError(what, do=do) from error
-        return logits.numpy().reshape(-1)
+        last: NDArray[np.float32] = logits.numpy().reshape(-1)
+        return last
 
 
 def _load_forward(program: Program, bundle: Bundle) -> Any:

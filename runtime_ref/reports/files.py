@@ -21,14 +21,9 @@ from runtime_ref.device.run import DeviceRun
 from runtime_ref.parity import Check, ParityReport
 from runtime_ref.reports import plot
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.tables import (
-    device_title,
-    gate_text,
-    judged_in,
-    mb_text,
-    outcome,
-    package_name,
-)
+from runtime_ref.reports.parity_tables import gate_text, judged_in
+from runtime_ref.reports.run_tables import outcome
+from runtime_ref.reports.tables import device_title, mb_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."
@@ -66,15 +61,13 @@ class Judged:
         if self.parity is not None:
             return self.parity.backend
         assert self.run is not None
-        return package_name(self.run.placed.artifact)
+        return self.run.plan.package
 
     @property
     def name(self) -> str:
         """The package, and the device if it was judged on one."""
         return (
-            self.package
-            if self.run is None
-            else f"{self.package} on {device_title(self.run.placed)}"
+            self.package if self.run is None else f"{self.package} on {device_title(self.run.plan)}"
         )
 
 
@@ -83,7 +76,7 @@ class Judged:
 
 def write_junit(results: Sequence[Judged], path: Path) -> None:
     """A suite for each package and device, a case for each check, and one for whether it fits."""
-    xml = JUnitXml("tinyqmoe parity")
+    xml: Any = JUnitXml("tinyqmoe parity")  # its methods have no types
     for result in results:
         xml.append(_suite(result))
     xml.update_statistics()
@@ -94,7 +87,7 @@ def _suite(result: Judged) -> TestSuite:
     suite = TestSuite(_xml(result.name))
     cases = []
     if result.run is not None:
-        report, budget = result.run.report, result.run.placed.budget
+        report, budget = result.run.report, result.run.plan.budget
         suite.add_property("peak_dirty_bytes", str(report.peak_dirty_bytes))
         suite.add_property("limit_dirty_bytes", str(budget.dirty_bytes))
         suite.add_property("mechanism", report.mechanism)
@@ -203,12 +196,12 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
 
 
-Rows: TypeAlias = tuple[
+TableCells: TypeAlias = tuple[
     Sequence[str], list[tuple[str, ...]]
 ]  # of a table: the head, and what is below
 
 
-def _checks_table(results: Sequence[Judged]) -> Rows:
+def _checks_table(results: Sequence[Judged]) -> TableCells:
     """A row for each package, devices with the same figures in one; a column for each verdict and
     arithmetic."""
     judged = [(result, result.parity) for result in results if result.parity is not None]
@@ -277,7 +270,7 @@ def _figures(check: Check) -> str:
     return "; ".join([*parts, *([check.detail] if check.detail else [])]) or "failed"
 
 
-def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
+def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> TableCells:
     """A row for each run, memory in MB."""
     head = (
         "device",
@@ -292,14 +285,14 @@ def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> Rows:
     )
     rows: list[tuple[str, ...]] = []
     for result, run in runs:
-        placed, report = run.placed, run.report
-        memory = (placed.budget.dirty_bytes, placed.prediction.dirty_bytes, report.peak_dirty_bytes,
+        plan, report = run.plan, run.report
+        memory = (plan.budget.dirty_bytes, plan.prediction.dirty_bytes, report.peak_dirty_bytes,
                   report.peak_clean_bytes)  # fmt: skip
         rows.append(
             (
-                device_title(placed),
+                device_title(plan),
                 result.package,
-                placed.residency.mode,
+                plan.residency.mode,
                 *map(mb_text, memory),
                 report.mechanism,
                 outcome(run),

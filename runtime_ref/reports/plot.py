@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_ref.device.prediction import MB
 from runtime_ref.device.run import DeviceRun
+from runtime_ref.memory import MB
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.tables import device_title, mb_text, outcome, package_name
+from runtime_ref.reports.run_tables import outcome
+from runtime_ref.reports.tables import device_title, mb_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,12 +57,9 @@ def memory_figure(run: DeviceRun) -> Figure:
 
 
 def _title(run: DeviceRun) -> str:
-    placed = run.placed
-    what = (
-        f"{device_title(placed)}: {package_name(placed.artifact)}, residency "
-        f"{placed.residency.mode}"
-    )
-    dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(placed.budget.dirty_bytes)
+    plan = run.plan
+    what = f"{device_title(plan)}: {plan.package}, residency {plan.residency.mode}"
+    dirty, limit = mb_text(run.report.peak_dirty_bytes), mb_text(plan.budget.dirty_bytes)
     return f"{what}\n{outcome(run)}, {dirty} MB dirty of {limit} MB"
 
 
@@ -88,8 +86,8 @@ def _draw_areas(axes: Axes, run: DeviceRun) -> None:
 def _draw_lines(axes: Axes, run: DeviceRun) -> None:
     """The scale follows what was used and predicted, and the limits where they are near."""
     budget, predicted, samples = (
-        run.placed.budget,
-        run.placed.prediction.dirty_bytes,
+        run.plan.budget,
+        run.plan.prediction.dirty_bytes,
         run.report.samples,
     )
     axes.axhline(

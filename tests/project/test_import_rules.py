@@ -44,7 +44,12 @@ RUNNER = (
     "exporter.progress",
     "exporter.memory",
 )
-RUNNERS = ("runtime_ref.generate", "runtime_ref.residency", *RUNNER)
+RUNNERS = (
+    "runtime_ref.generate",
+    "runtime_ref.residency",
+    "runtime_ref.memory",
+    *RUNNER,
+)
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter": ((), ()),
     "exporter.errors": ((), ()),
@@ -81,8 +86,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.cli.options": (("exporter.memory", "exporter.errors"), ("typer",)),
     "exporter.cli": (OURS, ("typer", "rich")),
     "runtime_ref": ((), ()),
-    "runtime_ref.generate": (RUNNER, ("numpy", "torch", "tokenizers", "transformers", "jinja2")),
+    "runtime_ref.generate": (RUNNER, ("numpy", "tokenizers", "transformers", "jinja2")),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
+    "runtime_ref.memory": ((), ()),
     "runtime_ref.coreml": (
         ("runtime_ref.coreml", *RUNNERS),
         ("numpy", "torch", "coremltools", "google"),
@@ -91,25 +97,23 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("runtime_ref.executorch", *RUNNERS),
         ("numpy", "torch", "executorch", "platformdirs"),
     ),
-    "runtime_ref.parity": (("runtime_ref.generate", *RUNNER), ("numpy", "torch", "safetensors")),
-    "runtime_ref.runners": (("runtime_ref.coreml", "runtime_ref.executorch", *RUNNERS), ()),
-    "runtime_ref.doctor": (
-        ("runtime_ref.coreml", "runtime_ref.executorch", *RUNNERS),
-        ("packaging", "platformdirs"),
-    ),
+    "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
+    "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
+    # It names the runners' modules as text, and imports one when it is used.
+    "runtime_ref.runners": (RUNNERS, ()),
+    "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),
     "runtime_ref.device": (
-        (
-            "runtime_ref.device",
-            "runtime_ref.runners",
-            "runtime_ref.parity",
-            "runtime_ref.coreml",
-            "runtime_ref.executorch",
-            *RUNNERS,
-        ),
-        ("numpy", "torch", "tokenizers", "safetensors", "coremltools"),
+        ("runtime_ref.device", "runtime_ref.runners", "runtime_ref.parity", *RUNNERS),
+        ("tokenizers", "safetensors"),
     ),
     "runtime_ref.reports": (
-        ("runtime_ref.reports", "runtime_ref.device", "runtime_ref.parity", *RUNNERS),
+        (
+            "runtime_ref.reports",
+            "runtime_ref.device",
+            "runtime_ref.parity",
+            "runtime_ref.memory",
+            *RUNNER,
+        ),
         ("rich", "jinja2", "junitparser", "matplotlib"),
     ),
 }

@@ -27,15 +27,14 @@ from exporter.errors import BundleError, ContextError, MissingComponentError
 from exporter.models import layers
 from exporter.models.config import ModelConfig, rope_frequencies
 from runtime_ref import parity
+from runtime_ref.answers import Answer, load_reference
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runner import ExecuTorchRunner
 from runtime_ref.parity import (
     TOLERANCES,
-    Answer,
     ParityReport,
     check_parity,
     feeding,
-    load_reference,
     work_tokens,
 )
 from tests.support.bundles import (
@@ -451,12 +450,12 @@ import ctypes, pathlib, sys
 import executorch.extension.llm.custom_ops.custom_ops
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, MissingComponentError
-from runtime_ref import executorch_runner, kernels
+from runtime_ref.executorch import kernels, runner
 
 kernels.load = lambda: ctypes.CDLL(None)
 for path, error in zip(sys.argv[1:], (MissingComponentError, BundleError), strict=True):
     try:
-        executorch_runner.ExecuTorchRunner(Bundle.open(pathlib.Path(path)))
+        runner.ExecuTorchRunner(Bundle.open(pathlib.Path(path)))
     except error as caught:
         print("refused:", caught.what)
 """
@@ -555,7 +554,7 @@ def test_a_program_that_runs_past_its_context_fails(
     assert failed(check_parity(bundle, runner, lambda n: None)) == {"context"}
 
 
-# ---- the pieces
+# ---- the parts
 
 
 def answer(n_prompt: int, arithmetic: str = "float32") -> Answer:

@@ -3,20 +3,25 @@ was seen of it."""
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
-from runtime_ref.device import sandbox
+from rich.console import Console, RenderableType
+
 from runtime_ref.device.memory_limits import Counters
-from runtime_ref.device.prediction import Holder, MemoryPrediction, Phase
+from runtime_ref.device.prediction import MemoryPrediction, PhasePrediction
 from runtime_ref.device.profile import DeviceProfile, Figure, memory_budget
-from runtime_ref.device.run import DeviceRun, Placed
-from runtime_ref.device.sandbox import Sample, SandboxReport
+from runtime_ref.device.run import DevicePlan, DeviceRun
+from runtime_ref.device.sandbox_report import PhaseStart, Sample, SandboxReport, problems
+from runtime_ref.memory import Holder
 from runtime_ref.parity import TOLERANCES, Check, ParityReport
 from runtime_ref.residency import Residency
 from tests.support.bundles import small_manifest
 
 MB = 10**6
+WIDTH = 120  # of a terminal, in characters
 # for HTML, Markdown, XML, terminals
 HOSTILE = "<script>alert(1)</script> | a [link](x) \x07\x1b[31m\nand `more`"
 
@@ -39,21 +44,24 @@ PHONE = DeviceProfile(
 )
 
 
-def placed(
+def device_plan(
     dirty_mb: int = 400,
     profile: DeviceProfile = PHONE,
     *,
     entitlement: bool = False,
     clean_mb: int = 300,
-) -> Placed:
+) -> DevicePlan:
     """A package that streams; it is predicted to take `dirty_mb` while it decodes, and to read
     `clean_mb`."""
     cache, package = Holder("KV cache", 100 * MB), Holder("package", 0, clean_mb * MB)
     activations = Holder("activations", (dirty_mb - 100) * MB)
-    phases = (Phase("load", (cache,)), Phase("decode", (cache, package, activations)))
+    phases = (
+        PhasePrediction("load", (cache,)),
+        PhasePrediction("decode", (cache, package, activations)),
+    )
     prediction = MemoryPrediction("pte", "stream", phases, (dirty_mb + 330) * MB)
     artifact = small_manifest().artifacts[0]
-    return Placed(
+    return DevicePlan(
         profile, memory_budget(profile, entitlement=entitlement), artifact, Residency(), prediction
     )
 
@@ -62,10 +70,10 @@ def sample(ms: float, dirty_mb: int, clean_mb: int) -> Sample:
     return Sample(ms, dirty_mb * MB, clean_mb * MB, clean_mb * MB)
 
 
-def device_run(where: Placed | None = None, **changes: Any) -> DeviceRun:
+def device_run(where: DevicePlan | None = None, **changes: Any) -> DeviceRun:
     """It loaded for a second and decoded for one, at 380 MB; the last look came after the end.
     Else, `changes`."""
-    at = where or placed()
+    at = where or device_plan()
     counters = Counters(0, 0, 0, 0, 0, 0, 0, 0, 0)
     report = SandboxReport(
         mechanism="cgroup v9 memory",
@@ -83,7 +91,10 @@ def device_run(where: Placed | None = None, **changes: Any) -> DeviceRun:
         cached_bytes=0,
         locked_bytes=0,
         wall_ms=2000.0,
-        phases=[sandbox.Phase("load", 0.0, counters), sandbox.Phase("decode", 1000.0, counters)],
+        phases=[
+            PhaseStart("load", 0.0, counters),
+            PhaseStart("decode", 1000.0, counters),
+        ],
         samples=[
             sample(0, 0, 0),
             sample(500, 90, 50),
@@ -94,11 +105,11 @@ def device_run(where: Placed | None = None, **changes: Any) -> DeviceRun:
         result={},
     )
     report = replace(report, **changes)
-    return DeviceRun(at, report, sandbox.problems(report, at.budget))
+    return DeviceRun(at, report, problems(report, at.budget))
 
 
 def killed_run(detail: str = "1,000 bytes were not enough") -> DeviceRun:
-    return device_run(placed(1400), outcome="killed", detail=detail, result=None)
+    return device_run(device_plan(1400), outcome="killed", detail=detail, result=None)
 
 
 def parity(*changed: Check) -> ParityReport:
@@ -152,3 +163,19 @@ FAILED = Check(
     1,
     HOSTILE,
 )
+
+
+def shown(what: RenderableType) -> str:
+    console = Console(width=WIDTH, file=io.StringIO(), emoji=False)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def cells(line: str) -> list[str]:
+    """Of a row of a table, on a terminal or in Markdown."""
+    return [cell.strip() for cell in re.split(r"[│┃]|(?<!\\)\|", line)[1:-1]]
+
+
+def row(text: str, first: str) -> list[str]:
+    return next(cells(line) for line in text.splitlines() if cells(line)[:1] == [first])

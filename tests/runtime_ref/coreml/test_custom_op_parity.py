@@ -18,7 +18,7 @@ from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError
 from exporter.quant.config import QuantConfig
-from runtime_ref.coreml.runner import CustomOpRunner
+from runtime_ref.coreml.custom_op_runner import CustomOpRunner
 from runtime_ref.generate import check_room
 from runtime_ref.parity import ParityReport, check_parity
 from tests.support import bundles as shared

@@ -17,7 +17,7 @@ from exporter.errors import BundleError, UsageError
 from exporter.quiet import quiet
 from runtime_ref.coreml import mil_program, mil_weights
 from runtime_ref.coreml.mil_program import MLProgram, TensorInfo
-from runtime_ref.coreml.mil_reader import Arithmetic
+from runtime_ref.coreml.mil_steps import Arithmetic
 from runtime_ref.coreml.mil_weights import LookedUp, ShiftedScaled, Stored, Weight, WeightCache
 from runtime_ref.coreml.package import CoreMLPackage, Packed, packed_bytes
 from tests.support.mil import ct, edited, mb, operations, save, types

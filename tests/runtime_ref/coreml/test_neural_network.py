@@ -114,10 +114,10 @@ def test_an_unknown_layer_is_named_with_its_type(tmp_path: Path) -> None:
 # 6]
 
 
-Stored = tuple[bytes, np.ndarray]
+BlobAndScales = tuple[bytes, np.ndarray]
 
 
-def matrix(rows: int, cols: int, seed: int) -> Stored:
+def matrix(rows: int, cols: int, seed: int) -> BlobAndScales:
     """A blob and its scales, one for a row."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(-1, 2, (rows, cols)).astype(np.int8)
@@ -138,7 +138,7 @@ def add_array(features: Any, name: str, dtype: str, shape: list[tuple[int, int]]
 
 
 def add_custom(
-    model: Any, name: str, class_name: str, source: str, weights: Stored, rows: int
+    model: Any, name: str, class_name: str, source: str, weights: BlobAndScales, rows: int
 ) -> None:
     layer = model.neuralNetwork.layers.add(name=name, input=[source], output=[name])
     layer.custom.className = class_name
@@ -167,7 +167,7 @@ def opened(model: Any, folder: Path) -> NeuralNetwork:
     return NeuralNetwork(path, folder)
 
 
-def dense(weights: Stored) -> np.ndarray:
+def dense(weights: BlobAndScales) -> np.ndarray:
     with NativeTensor(np.frombuffer(weights[0], np.uint8)) as tensor:
         return tensor.decode_rows() * weights[1]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.quiet import quiet
-from runtime_ref.coreml.nn_layers import STANDARD, UnsupportedError, whole_numbers
+from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers
+from runtime_ref.coreml.nn_layers import STANDARD
 
 with quiet():
     from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
@@ -342,7 +343,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_what_it_does_not_compute(name: str) -> None:
     kind, params, problem = REFUSED[name]
-    with pytest.raises(UnsupportedError, match=problem):
+    with pytest.raises(UnsupportedLayerError, match=problem):
         prepare(kind, **params)
 
 

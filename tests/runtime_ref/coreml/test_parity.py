@@ -18,7 +18,7 @@ from exporter.errors import BundleError, ContextError, UsageError
 from exporter.models import config
 from exporter.quant.config import QuantConfig
 from runtime_ref.coreml import expansion
-from runtime_ref.coreml.runner import MLProgramRunner
+from runtime_ref.coreml.mlprogram_runner import MLProgramRunner
 from runtime_ref.parity import ParityReport, check_parity
 from tests.support import bundles as shared
 from tests.support.bundles import CONTEXT, TERNARY, copy, reseal, with_artifact

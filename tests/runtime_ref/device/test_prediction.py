@@ -18,7 +18,7 @@ from exporter.demo import model_path
 from exporter.errors import BundleError, UsageError
 from exporter.estimate.bundle import estimate_bundle
 from exporter.quant.config import QuantConfig
-from runtime_ref.device import prediction as ledger
+from runtime_ref.device import prediction as predictions
 from runtime_ref.device import run, sandbox, sandbox_tasks
 from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget, memory_budget
 from runtime_ref.reports import tables
@@ -80,12 +80,12 @@ def model() -> tuple[Manifest, Artifact]:
     return described, artifact
 
 
-def held(prediction: ledger.MemoryPrediction) -> dict[str, tuple[int, int]]:
+def held(prediction: predictions.MemoryPrediction) -> dict[str, tuple[int, int]]:
     return {h.what: (h.dirty_bytes, h.clean_bytes) for h in prediction.phases[-1].holders}
 
 
 def test_holders_by_hand() -> None:
-    prediction = ledger.predict(*model(), Residency())
+    prediction = predictions.predict(*model(), Residency())
     holders = held(prediction)
     assert holders["tokenizer"] == (5_800_000, 0)
     assert holders["KV cache"] == (20 * MB, 0)
@@ -102,18 +102,18 @@ def test_holders_by_hand() -> None:
 def test_expanded_weights_are_dirty_in_memory_and_clean_in_files() -> None:
     form = 64 + INTERMEDIATE * HIDDEN // 4 + 64  # header, levels of two bits, tail; to 64 bytes
     pages = -(-form // 4096) * 4096
-    assert held(ledger.predict(*model(), Residency("expand")))["expanded weights"] == (
+    assert held(predictions.predict(*model(), Residency("expand")))["expanded weights"] == (
         LAYERS * pages,
         0,
     )
-    assert held(ledger.predict(*model(), Residency("file")))["expanded weights, in files"] == (
+    assert held(predictions.predict(*model(), Residency("file")))["expanded weights, in files"] == (
         0,
         LAYERS * (form + 64),
     )
-    some = ledger.predict(*model(), Residency("auto", budget_bytes=2 * pages))
+    some = predictions.predict(*model(), Residency("auto", budget_bytes=2 * pages))
     assert held(some)["expanded weights"] == (2 * pages, 0)
-    streamed = ledger.predict(*model(), Residency("auto", budget_bytes=0))
-    assert streamed.dirty_bytes == ledger.predict(*model(), Residency()).dirty_bytes
+    streamed = predictions.predict(*model(), Residency("auto", budget_bytes=0))
+    assert streamed.dirty_bytes == predictions.predict(*model(), Residency()).dirty_bytes
 
 
 def test_reading_a_large_tokenizer_can_be_the_peak() -> None:
@@ -121,25 +121,25 @@ def test_reading_a_large_tokenizer_can_be_the_peak() -> None:
     files = [
         replace(f, n_bytes=20 * MB) if f.path == "tokenizer.json" else f for f in manifest.files
     ]
-    prediction = ledger.predict(replace(manifest, files=files), artifact, Residency())
+    prediction = predictions.predict(replace(manifest, files=files), artifact, Residency())
     assert prediction.peak.name == "load"
     assert prediction.peak.largest()[0].what == "reading the tokenizer"
     assert prediction.dirty_bytes == 232 * MB
 
 
 def test_the_largest_holders_come_first() -> None:
-    largest = ledger.predict(*model(), Residency()).peak.largest(3)
+    largest = predictions.predict(*model(), Residency()).peak.largest(3)
     assert [h.what for h in largest] == ["KV cache", "tokenizer", "activations, as planned"]
 
 
 def test_a_manifest_that_says_too_little_is_refused() -> None:
     manifest, artifact = model()
     with pytest.raises(BundleError, match="num_attention_heads"):
-        ledger.predict(
+        predictions.predict(
             replace(manifest, model=replace(manifest.model, config={})), artifact, Residency()
         )
     with pytest.raises(BundleError, match="gate_proj"):
-        ledger.predict(replace(manifest, tensors=manifest.tensors[:1]), artifact, Residency())
+        predictions.predict(replace(manifest, tensors=manifest.tensors[:1]), artifact, Residency())
 
 
 def test_an_expanded_ml_program_is_what_is_mapped() -> None:
@@ -151,8 +151,8 @@ def test_an_expanded_ml_program_is_what_is_mapped() -> None:
         FileEntry("model.mlpackage/Data/weight.bin", 9 * MB, ""),
         FileEntry("other/weight.bin", MB, ""),
     ]
-    assert ledger.package_bytes(replace(manifest, expanded=expanded), program) == 9 * MB
-    assert ledger.package_bytes(manifest, artifact) == 7 * MB
+    assert predictions.package_bytes(replace(manifest, expanded=expanded), program) == 9 * MB
+    assert predictions.package_bytes(manifest, artifact) == 7 * MB
 
 
 # ---- on a device
@@ -182,50 +182,51 @@ def budget(profile: DeviceProfile) -> MemoryBudget:
 
 
 def test_verdicts_name_what_is_over_which_limit() -> None:
-    prediction = ledger.predict(*model(), Residency())
-    assert ledger.problems(prediction, budget(phone(100))) == []
-    (dirty,) = ledger.problems(prediction, budget(phone(10)))
+    prediction = predictions.predict(*model(), Residency())
+    assert predictions.problems(prediction, budget(phone(100))) == []
+    (dirty,) = predictions.problems(prediction, budget(phone(10)))
     assert dirty.startswith(f"prefill: {prediction.dirty_bytes / MB:,.0f} MB dirty, 10 MB allowed")
-    (mapped,) = ledger.problems(prediction, budget(phone(100, mapped_gb=0.05)))
+    (mapped,) = predictions.problems(prediction, budget(phone(100, mapped_gb=0.05)))
     assert mapped.endswith("MB of address space, 50 MB allowed")
 
 
-def place(limit_mb: float, mode: Any = None, **options: Any) -> run.Placed:
-    return run.place(*model(), phone(limit_mb, **options), entitlement=False, mode=mode)
+def plan_for(limit_mb: float, mode: Any = None, **options: Any) -> run.DevicePlan:
+    return run.plan_run(*model(), phone(limit_mb, **options), entitlement=False, mode=mode)
 
 
 def test_auto_fills_what_the_limit_leaves() -> None:
-    streamed = ledger.predict(*model(), Residency()).dirty_bytes
+    streamed = predictions.predict(*model(), Residency()).dirty_bytes
     for limit_mb in (40, 48, 49, 60):
-        placed = place(limit_mb)
-        assert placed.residency.mode == "auto"
-        assert placed.prediction.dirty_bytes <= max(streamed, limit_mb * MB)
-    assert place(40).prediction.dirty_bytes == streamed
+        plan = plan_for(limit_mb)
+        assert plan.residency.mode == "auto"
+        assert plan.prediction.dirty_bytes <= max(streamed, limit_mb * MB)
+    assert plan_for(40).prediction.dirty_bytes == streamed
     assert (
-        place(60).prediction.dirty_bytes
-        == ledger.predict(*model(), Residency("expand")).dirty_bytes
+        plan_for(60).prediction.dirty_bytes
+        == predictions.predict(*model(), Residency("expand")).dirty_bytes
     )
 
 
 def test_files_that_do_not_fit_beside_it_are_pinned_in_part() -> None:
-    assert place(100).residency.clean_budget_bytes is None
-    pinned = place(54, "stream").residency.clean_budget_bytes
+    assert plan_for(100).residency.clean_budget_bytes is None
+    pinned = plan_for(54, "stream").residency.clean_budget_bytes
     assert pinned is not None
     assert 0 < pinned < 7 * MB
-    assert place(45, "stream").residency.clean_budget_bytes == 0, "all passes through"
+    assert plan_for(45, "stream").residency.clean_budget_bytes == 0, "all passes through"
 
 
 def test_files_that_find_no_room_are_told() -> None:
-    dirty = ledger.predict(*model(), Residency()).dirty_bytes
-    assert place(100).shortfall_bytes == 0
-    short = place((dirty + 4 * MB) / MB, "stream")
+    dirty = predictions.predict(*model(), Residency()).dirty_bytes
+    assert plan_for(100).shortfall_bytes == 0
+    short = plan_for((dirty + 4 * MB) / MB, "stream")
     assert short.problems == []
     assert short.shortfall_bytes == pytest.approx(3 * MB, abs=1)
     assert tables.fit_verdict(short) == "slow"
     shown = "".join(str(part) for part in tables.fit_view(short, []).renderables)  # type: ignore[attr-defined]
     assert "slow: 3.0 MB of files find no room" in shown
     assert (
-        place((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"] == short.shortfall_bytes
+        plan_for((dirty + 4 * MB) / MB, "stream").to_dict()["shortfall_bytes"]
+        == short.shortfall_bytes
     )
 
 
@@ -233,19 +234,19 @@ def test_an_ml_program_has_no_residency() -> None:
     manifest, artifact = model()
     program = replace(artifact, format="mlprogram")
     with pytest.raises(UsageError, match="no coded weights"):
-        run.place(manifest, program, phone(100), entitlement=False, mode="expand")
+        run.plan_run(manifest, program, phone(100), entitlement=False, mode="expand")
 
 
 def test_advice_says_what_would_do() -> None:
     manifest, _ = model()
-    over = place(32, "expand", with_entitlement_mb=60)
+    over = plan_for(32, "expand", with_entitlement_mb=60)
     assert over.problems
     stream, context, entitlement = run.advice(manifest, over)
-    streamed = ledger.predict(*model(), Residency()).dirty_bytes
+    streamed = predictions.predict(*model(), Residency()).dirty_bytes
     assert stream == f"--residency stream: {streamed / MB:,.0f} MB of 32 MB, would not do alone"
     assert context.startswith("export with --context 256: ")
     assert entitlement.endswith("of 60 MB, fits")
-    shorter = place(30, "stream")
+    shorter = plan_for(30, "stream")
     (context,) = run.advice(manifest, shorter)
     assert context.startswith("export with --context 256: ")
     assert context.endswith("of 30 MB, fits")
@@ -281,7 +282,7 @@ def test_an_estimate_predicts_what_the_export_does(
         assert planned.kv_cache_bytes == made.kv_cache_bytes
         assert sum(planned.operators.values()) == sum(made.operators.values()), made.format
         forecast, holders = (
-            held(ledger.predict(*of, Residency())) for of in ((before, planned), (after, made))
+            held(predictions.predict(*of, Residency())) for of in ((before, planned), (after, made))
         )
         of_codes = {"package, as it lies in its files", "dictionaries", "activations, as planned"}
         assert forecast.keys() - of_codes == holders.keys() - of_codes
@@ -297,21 +298,21 @@ def test_an_estimate_of_every_format(checkpoint: Path) -> None:
     pte, program, custom = manifest.artifacts
     assert program.kv_cache_bytes * 2 == pte.kv_cache_bytes == custom.kv_cache_bytes
     for artifact in manifest.artifacts:
-        prediction = ledger.predict(manifest, artifact, Residency())
+        prediction = predictions.predict(manifest, artifact, Residency())
         assert prediction.dirty_bytes > 0
         assert prediction.clean_bytes > sum(t.scales_bytes for t in manifest.tensors)
 
 
-def test_a_ledger_is_plain_values() -> None:
-    plain = ledger.predict(*model(), Residency()).to_dict()
+def test_a_prediction_is_plain_values() -> None:
+    plain = predictions.predict(*model(), Residency()).to_dict()
     assert plain["dirty_bytes"] == max(p["dirty_bytes"] for p in plain["phases"])
-    assert dataclasses.asdict(place(100).budget)["dirty_bytes"] == 100 * MB
-    assert place(100).to_dict()["prediction"]["format"] == "pte"
+    assert dataclasses.asdict(plan_for(100).budget)["dirty_bytes"] == 100 * MB
+    assert plan_for(100).to_dict()["prediction"]["format"] == "pte"
 
 
 def test_bundles_are_predicted_as_their_manifests(bundle: Bundle) -> None:
     """A real bundle, of which nothing but the manifest is read."""
-    prediction = ledger.predict(bundle.manifest, bundle.artifact("pte"), Residency())
+    prediction = predictions.predict(bundle.manifest, bundle.artifact("pte"), Residency())
     assert prediction.clean_bytes == bundle.file("model.pte").stat().st_size
 
 
@@ -338,7 +339,7 @@ def test_values_of_a_network_take_what_is_predicted(
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    holders = held(ledger.predict(made.manifest, artifact, Residency()))
+    holders = held(predictions.predict(made.manifest, artifact, Residency()))
     predicted = sum(holders[what][0] for what in ("activations", "new rows of the KV cache"))
     assert predicted == pytest.approx(peak, rel=0.1)
 
@@ -363,7 +364,7 @@ def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
         "runtime_ref.device.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None
     )
     assert report.outcome == "ok", report.detail
-    prediction = ledger.predict(demo.manifest, artifact, residency)
+    prediction = predictions.predict(demo.manifest, artifact, residency)
     assert prediction.dirty_bytes == pytest.approx(report.peak_dirty_bytes, rel=0.15)
 
 

@@ -24,10 +24,17 @@ from tokenizers import Tokenizer, models
 
 from exporter.bundle import Bundle
 from exporter.errors import CodecError, MissingComponentError
-from runtime_ref.device import memory_limits, sandbox, sandbox_child, sandbox_tasks
+from runtime_ref.device import (
+    memory_limits,
+    sandbox,
+    sandbox_child,
+    sandbox_report,
+    sandbox_tasks,
+    sandbox_watch,
+)
 from runtime_ref.device.memory_limits import Usage
 from runtime_ref.device.profile import MemoryBudget
-from runtime_ref.device.sandbox import SandboxReport
+from runtime_ref.device.sandbox_report import SandboxReport
 from runtime_ref.residency import Residency
 from tests.support.paths import ROOT
 
@@ -41,7 +48,7 @@ LIMIT = 64 * MIB
 GROUPS = {"cgroup v1": memory_limits.v1_limit, "cgroup v2": memory_limits.v2_limit}
 PARENT = """
 import sys
-from runtime_ref import sandbox
+from runtime_ref.device import sandbox
 def progress(phase, done, total):
     print(phase, done, flush=True)
 sandbox.run("tests.support.sandbox_probes:wait", {}, 64 << 20, [], progress)
@@ -137,7 +144,10 @@ def test_what_does_not_fit_is_killed_and_the_parent_goes_on(mechanism: str) -> N
     else:
         assert report.peak_group_bytes == pytest.approx(LIMIT, abs=MIB)
         assert LIMIT / 2 < report.peak_dirty_bytes <= LIMIT
-    assert sandbox.problems(report, budget(LIMIT))[0] == f"killed in phase 'touch': {report.detail}"
+    assert (
+        sandbox_report.problems(report, budget(LIMIT))[0]
+        == f"killed in phase 'touch': {report.detail}"
+    )
     assert probe("anonymous", n_bytes=4 * MIB).outcome == "ok"
 
 
@@ -154,7 +164,7 @@ def test_what_fits_runs_and_is_counted(mechanism: str) -> None:
     assert report.samples
     assert all(a.ms <= b.ms for a, b in zip(report.samples, report.samples[1:], strict=False))
     assert max(s.anonymous_bytes for s in report.samples) <= report.peak_dirty_bytes
-    assert sandbox.problems(report, budget(LIMIT)) == []
+    assert sandbox_report.problems(report, budget(LIMIT)) == []
 
 
 def test_a_file_larger_than_the_limit_is_read_and_read_again(group: str, large_file: Path) -> None:
@@ -402,21 +412,21 @@ def test_a_handler_of_sigterm_stays_or_comes_back() -> None:
 
 def test_address_space_has_a_ceiling_of_its_own(large_file: Path) -> None:
     report = probe("mapped_file", files=(large_file,), file=str(large_file), times=1)
-    assert sandbox.problems(report, budget(LIMIT, 8 * LIMIT)) == []
-    (found,) = sandbox.problems(report, budget(LIMIT, LIMIT))
+    assert sandbox_report.problems(report, budget(LIMIT, 8 * LIMIT)) == []
+    (found,) = sandbox_report.problems(report, budget(LIMIT, LIMIT))
     assert found == f"{report.peak_mapped_bytes:,} bytes of address space, 67,108,864 allowed"
-    (found,) = sandbox.problems(probe("anonymous", n_bytes=16 * MIB), budget(8 * MIB))
+    (found,) = sandbox_report.problems(probe("anonymous", n_bytes=16 * MIB), budget(8 * MIB))
     assert found.endswith("bytes dirty, 8,388,608 allowed (footprint)")
 
 
 def test_samples_of_a_long_run_are_thinned_out() -> None:
-    peaks = sandbox._Peaks()
-    for ms in range(3 * sandbox.MAX_SAMPLES):
+    peaks = sandbox_watch.Peaks()
+    for ms in range(3 * sandbox_watch.MAX_SAMPLES):
         peaks.see_usage(float(ms), Usage(ms, 0, 0, 0, None))
     times = [sample.ms for sample in peaks.samples]
-    assert sandbox.MAX_SAMPLES / 2 <= len(times) < sandbox.MAX_SAMPLES
+    assert sandbox_watch.MAX_SAMPLES / 2 <= len(times) < sandbox_watch.MAX_SAMPLES
     assert {b - a for a, b in itertools.pairwise(times)} == {4.0}
-    assert peaks.dirty_bytes == 3 * sandbox.MAX_SAMPLES - 1
+    assert peaks.dirty_bytes == 3 * sandbox_watch.MAX_SAMPLES - 1
 
 
 def test_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:

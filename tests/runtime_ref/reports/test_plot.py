@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from runtime_ref.device.run import DeviceRun
 from runtime_ref.reports import plot
-from tests.support.reports import PHONE, device_run, figure, killed_run, placed, sample
+from tests.support.reports import PHONE, device_plan, device_run, figure, killed_run, sample
 
 
 def pixels(run: DeviceRun) -> np.ndarray:
@@ -58,7 +58,9 @@ def test_a_limit_that_is_near_is_drawn() -> None:
 
 
 def test_a_limit_that_is_far_does_not_flatten_what_was_used() -> None:
-    far = device_run(placed(profile=replace(PHONE, ram_gb=figure(400), limit_mb=figure(300_000))))
+    far = device_run(
+        device_plan(profile=replace(PHONE, ram_gb=figure(400), limit_mb=figure(300_000)))
+    )
     assert share(pixels(far), plot.DIRTY) > 0.15
     assert "limit of dirty memory: 300,000 MB, far above this figure" in legend(far)
 
@@ -72,7 +74,7 @@ def test_an_android_device_may_have_two_limits() -> None:
         available_mb=figure(900),
         anonymous_limit_mb=figure(500),
     )
-    lines = legend(device_run(placed(profile=android)))
+    lines = legend(device_run(device_plan(profile=android)))
     assert lines[3:] == ["limit of dirty memory: 500 MB", "available to dirty and clean: 900 MB"]
 
 
@@ -135,4 +137,4 @@ def test_title_and_caption_say_what_it_was(run: DeviceRun, said: str) -> None:
 
 
 def test_a_name_with_dollars_is_no_formula() -> None:
-    plot.memory_png(device_run(placed(profile=replace(PHONE, title=r"$\phone$"))))
+    plot.memory_png(device_run(device_plan(profile=replace(PHONE, title=r"$\phone$"))))

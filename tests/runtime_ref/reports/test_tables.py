@@ -1,80 +1,31 @@
-"""Tables for terminals, and the files that are kept: parsed back, with hostile texts, and on a disk
-that is full."""
+"""Tables of devices and predictions on a terminal."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import errno
-import io
-import os
 import re
-import resource
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
-import matplotlib.image
 import pytest
-from junitparser import Failure, JUnitXml
-from rich.console import Console, RenderableType
 
-from exporter.bundle import BACKENDS, Bundle
-from runtime_ref.coreml.runner import CustomOpRunner, MLProgramRunner
+from exporter.bundle import BACKENDS
+from runtime_ref.coreml.custom_op_runner import CustomOpRunner
+from runtime_ref.coreml.mlprogram_runner import MLProgramRunner
 from runtime_ref.device import profile as device
-from runtime_ref.device.projection import Measured, TokenTraffic, project
 from runtime_ref.executorch.runner import ExecuTorchRunner
-from runtime_ref.reports import tables as report
-from runtime_ref.reports.files import Judged, write_html, write_junit, write_markdown
-from tests.support.bundles import small_manifest
+from runtime_ref.reports import run_tables, tables
+from runtime_ref.reports.files import Judged
 from tests.support.reports import (
-    FAILED,
-    HOSTILE,
-    MB,
     PHONE,
+    device_plan,
     device_run,
     figure,
-    killed_run,
-    parity,
-    placed,
+    row,
+    shown,
 )
-
-WIDTH = 120
-BUNDLE = Bundle(Path("bundle"), small_manifest())
-WRITERS: dict[str, Callable[[Path], None]] = {
-    "junit": lambda path: write_junit(RESULTS, path),
-    "markdown": lambda path: write_markdown(RESULTS, BUNDLE, path),
-    "html": lambda path: write_html(RESULTS, BUNDLE, path),
-}
-HERE, ON_PHONE = Judged(parity(), None), Judged(parity(), device_run())
-WRONG, KILLED = Judged(parity(FAILED), None), Judged(None, killed_run(HOSTILE))
-RESULTS = [HERE, ON_PHONE, WRONG, KILLED]
-
-
-def shown(what: RenderableType) -> str:
-    console = Console(width=WIDTH, file=io.StringIO(), emoji=False)
-    console.print(what)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-def cells(line: str) -> list[str]:
-    """Of a row of a table, on a terminal or in Markdown."""
-    return [cell.strip() for cell in re.split(r"[│┃]|(?<!\\)\|", line)[1:-1]]
-
-
-def row(text: str, first: str) -> list[str]:
-    return next(cells(line) for line in text.splitlines() if cells(line)[:1] == [first])
-
-
-# ---- terminal
 
 
 def test_all_devices_are_listed_with_their_limits() -> None:
-    text = shown(report.devices_table(device.all_devices()))
+    text = shown(tables.devices_table(device.all_devices()))
     assert all(p.name in text for p in device.all_devices())
     assert row(text, "iphone-13") == [
         "iphone-13",
@@ -102,7 +53,7 @@ def test_all_devices_are_listed_with_their_limits() -> None:
 
 def test_a_device_is_shown_with_every_source() -> None:
     profile = device.load("iphone-13")
-    text = shown(report.device_view(profile))
+    text = shown(tables.device_view(profile))
     assert row(text, "DRAM") == ["DRAM", "34.1", "GB/s", "medium", "64-bit bus x 4266 MT/s"]
     assert row(text, "limit with entitlement")[1:4] == ["2,400", "MB", "medium"]
     assert row(text, "performance cores")[1:3] == ["2", ""]
@@ -111,12 +62,12 @@ def test_a_device_is_shown_with_every_source() -> None:
 
 def test_markup_in_a_title_of_a_users_device_is_text() -> None:
     profile = replace(PHONE, title="[red]mine[/red]")
-    run = device_run(placed(profile=profile))
+    run = device_run(device_plan(profile=profile))
     views = (
-        report.devices_table([profile]),
-        report.device_view(profile),
-        report.fit_view(run.placed, ["[b]x"]),
-        report.run_view(run, None),
+        tables.devices_table([profile]),
+        tables.device_view(profile),
+        tables.fit_view(run.plan, ["[b]x"]),
+        run_tables.run_view(run, None),
     )
     assert all("[red]mine[/red]" in shown(view) for view in views)
 
@@ -125,7 +76,7 @@ def test_markup_in_a_title_of_a_users_device_is_text() -> None:
     ("dirty_mb", "verdict"), [(899, "fits"), (901, "tight"), (1001, "does not fit")]
 )
 def test_fit_is_tight_above_nine_tenths(dirty_mb: int, verdict: str) -> None:
-    text = shown(report.fit_table([placed(dirty_mb, clean_mb=50)]))
+    text = shown(tables.fit_table([device_plan(dirty_mb, clean_mb=50)]))
     expected = [
         "phone",
         "executorch",
@@ -141,18 +92,19 @@ def test_fit_is_tight_above_nine_tenths(dirty_mb: int, verdict: str) -> None:
 
 def test_address_space_alone_can_be_too_much() -> None:
     assert (
-        report.fit_verdict(placed(profile=replace(PHONE, mapped_gb=figure(0.7)))) == "does not fit"
+        tables.fit_verdict(device_plan(profile=replace(PHONE, mapped_gb=figure(0.7))))
+        == "does not fit"
     )
 
 
 def test_a_limit_with_the_entitlement_is_named_as_one() -> None:
-    entitled = placed(entitlement=True)
-    assert row(shown(report.fit_table([entitled])), "phone (entitled)")[5] == "2,000"
+    entitled = device_plan(entitlement=True)
+    assert row(shown(tables.fit_table([entitled])), "phone (entitled)")[5] == "2,000"
     assert Judged(None, device_run(entitled)).name == "executorch on A phone, with entitlement"
 
 
 def test_fit_shows_holders_by_phase_and_what_would_help() -> None:
-    text = shown(report.fit_view(placed(1400), ["--residency stream: 5 MB"]))
+    text = shown(tables.fit_view(device_plan(1400), ["--residency stream: 5 MB"]))
     assert row(text, "KV cache") == ["KV cache", "100", "100", ""]
     assert row(text, "activations") == ["activations", "", "1,300", ""]
     assert row(text, "package") == ["package", "", "", "300"]
@@ -163,339 +115,11 @@ def test_fit_shows_holders_by_phase_and_what_would_help() -> None:
     assert "what would help: --residency stream: 5 MB" in text
 
 
-def test_a_run_is_compared_with_its_prediction() -> None:
-    full = 990 * MB  # of 1,000
-    text = shown(
-        report.run_view(
-            device_run(refaulted_bytes=3 * MB, major_faults=1234, peak_group_bytes=full), None
-        )
-    )
-    assert text.startswith("fits: executorch on A phone, residency stream\n")
-    assert row(text, "dirty")[1:5] == ["400", "380", "+5 %", "1,000"]
-    assert row(text, "clean")[1:5] == ["300", "250", "", "1,000"]
-    assert row(text, "mapped")[1:5] == ["730", "700", "+4 %", "-"]
-    assert row(text, "load") == ["load", "0.00", "90.0", "50.0"]
-    assert row(text, "decode") == ["decode", "1.00", "380", "250"]
-    assert "3.0 MB of files were read again" in text
-    roomy = shown(
-        report.run_view(device_run(refaulted_bytes=3 * MB, peak_group_bytes=500 * MB), None)
-    )
-    assert "read again" not in roomy, "not for want of memory"
-    assert "1,234 major page faults" in text
-    assert "cgroup v9 memory" in text
-    assert "projection" not in text
-
-
-def test_a_killed_run_says_why_and_compares_nothing() -> None:
-    text = shown(report.run_view(killed_run(), None))
-    assert text.startswith("killed in phase decode: ")
-    assert "problem: killed in phase 'decode': 1,000 bytes were not enough" in text
-    assert row(text, "dirty")[3] == ""
-
-
-def test_a_phase_too_short_to_be_seen_has_no_peaks() -> None:
-    run = device_run()
-    short = replace(run, report=replace(run.report, samples=[]))
-    assert row(shown(report.run_view(short, None)), "decode") == ["decode", "1.00", "-", "-"]
-
-
-def test_a_speed_is_called_a_projection_and_shows_what_went_in() -> None:
-    run = device_run()
-    traffic = TokenTraffic(900 * MB, 100 * MB, 900 * MB)
-    speed = project(PHONE, run.placed.budget, traffic, 380 * MB, Measured(10, 2))
-    text = shown(report.run_view(run, speed))
-    assert "Speed: a projection, not a measurement" in text
-    # 1 GB at 10 and 12 GB/s; 2 threads' work on 4 cores; 280 MB find no room and come at 2 GB/s
-    assert "decoding on A phone  4.17 to 4.48 tokens/s" in text
-    inputs = (
-        "83.3 to 100 ms",
-        "900 MB of weights and 100 MB of cache",
-        "0.5 to 0.6 of 20 GB/s",
-        "50 ms",
-        "2 threads",
-        "10 tokens/s",
-        "4 fast cores",
-        "140 ms",
-        "280 MB",
-        "380 MB dirty",
-        "2 GB/s",
-    )
-    assert [part for part in inputs if part not in text] == []
-
-
-def test_a_speed_that_cannot_be_projected_says_what_is_missing() -> None:
-    run = device_run()
-    unknown = replace(PHONE, performance_cores=None)
-    speed = project(unknown, run.placed.budget, TokenTraffic(MB, MB, MB), 0, Measured(10, 2))
-    assert "unknown: no performance cores" in shown(report.run_view(run, speed))
-
-
 def test_packages_are_called_as_their_runners() -> None:
-    artifact = small_manifest().artifacts[0]
-    names = {form: report.package_name(replace(artifact, format=form)) for form in BACKENDS}
+    where = device_plan()
+    names = {
+        form: replace(where, artifact=replace(where.artifact, format=form)).package
+        for form in BACKENDS
+    }
     runners = {"pte": ExecuTorchRunner, "mlprogram": MLProgramRunner, "custom-op": CustomOpRunner}
     assert names == {form: runner.name for form, runner in runners.items()}
-
-
-# ---- verdicts
-
-
-def test_a_result_passes_if_all_that_was_judged_did() -> None:
-    assert [result.passed for result in RESULTS] == [True, True, False, False]
-    assert not Judged(parity(FAILED), device_run()).passed
-    assert not Judged(parity(), killed_run()).passed
-    with pytest.raises(ValueError, match="nothing was judged"):
-        Judged(None, None)
-
-
-# ---- JUnit
-
-
-def test_junit_has_a_suite_a_result_and_a_case_a_check(tmp_path: Path) -> None:
-    file = tmp_path / "report.xml"
-    write_junit(RESULTS, file)
-    xml = JUnitXml.fromfile(str(file))
-    suites = list(xml)
-    assert [s.name for s in suites] == [
-        "executorch",
-        "executorch on A phone",
-        "executorch",
-        "executorch on A phone",
-    ]
-    assert [(s.tests, s.failures) for s in suites] == [(4, 0), (5, 0), (5, 1), (1, 1)]
-    assert (xml.tests, xml.failures, xml.errors, xml.time) == (15, 2, 0, 4.0)
-    fits = next(iter(suites[1]))
-    assert (fits.name, fits.classname, fits.time, fits.is_passed) == (
-        "fits",
-        "executorch on A phone",
-        2.0,
-        True,
-    )
-    assert list(suites[0])[1].name == "logits float32 7 + 3 tokens, prefill"
-    properties = {p.name: p.value for p in suites[1].properties()}
-    assert properties == {
-        "peak_dirty_bytes": "380000000",
-        "limit_dirty_bytes": "1000000000",
-        "mechanism": "cgroup v9 memory",
-    }
-
-
-def test_junit_failures_have_figures_and_are_xml_whatever_the_text(tmp_path: Path) -> None:
-    file = tmp_path / "report.xml"
-    write_junit([Judged(parity(replace(FAILED, what="\x00\ud800")), None), KILLED], file)
-    tree = ET.parse(file)
-    wrong, killed = (failure.attrib["message"] for failure in tree.iter("failure"))
-    assert wrong.startswith(
-        "KL 1.0e+00 median, 2.0e+00 worst; SQNR 3.0 dB median, -inf dB worst; top-1 1/4; <script>"
-    )
-    assert "\N{REPLACEMENT CHARACTER}" in wrong
-    assert killed.startswith("killed in phase 'decode': <script>")
-    cases = [case for suite in JUnitXml.fromfile(str(file)) for case in suite]
-    assert all(isinstance(entry, Failure) for case in cases for entry in case.result)
-
-
-# ---- Markdown
-
-
-def tables(text: str) -> list[list[list[str]]]:
-    """Rows of cells; every row has as many as its head."""
-    found = [
-        [cells(line) for line in part.splitlines()]
-        for part in re.findall(r"(?:^\|.*\n)+", text, re.M)
-    ]
-    assert all(len({len(line) for line in table}) == 1 for table in found)
-    return found
-
-
-@pytest.fixture
-def markdown(tmp_path: Path) -> str:
-    write_markdown(RESULTS, BUNDLE, tmp_path / "report.md")
-    return (tmp_path / "report.md").read_text(encoding="utf-8")
-
-
-def test_markdown_begins_with_the_verdict(markdown: str, tmp_path: Path) -> None:
-    assert markdown.startswith("**FAIL**: 2 of 4 passed; not: executorch; executorch on A phone\n")
-    write_markdown([HERE], BUNDLE, tmp_path / "good.md")
-    good = (tmp_path / "good.md").read_text(encoding="utf-8")
-    assert good.startswith("**PASS**: 1 of 1 passed\n")
-    assert "### Devices" not in good
-    assert "never on a phone" in good
-    write_markdown([], BUNDLE, tmp_path / "none.md")
-    assert (
-        (tmp_path / "none.md").read_text(encoding="utf-8").startswith("**FAIL**: 0 of 0 passed\n")
-    )
-
-
-def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
-    head, _, *rows = tables(markdown)[0]
-    assert head[:2] == ["package", "declares"]
-    assert head[2:] == [
-        "levels exactly",
-        "logits in float32",
-        "greedy as declared",
-        "logits as declared",
-    ]
-    assert [r[0] for r in rows] == ["executorch", "executorch on A phone", "executorch"]
-    assert rows[0][1:] == [
-        "int8",
-        "pass",
-        "pass, KL 2.0e-09, 61.5 dB, top-1 8/8",
-        "pass, tokens 3/4",
-        "-",
-    ]
-    assert rows[2][5] == "FAIL, KL 2.0e+00, -inf dB, top-1 1/4"
-
-
-def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
-    results = [
-        Judged(parity(), device_run(placed(profile=replace(PHONE, title=title))))
-        for title in ("One", "Two")
-    ]
-    write_markdown(results, Bundle(tmp_path, small_manifest()), tmp_path / "report.md")
-    checks, devices = tables((tmp_path / "report.md").read_text())
-    assert [row[0] for row in checks[2:]] == ["executorch on 2 devices"]
-    assert [row[0] for row in devices[2:]] == ["One", "Two"]
-
-
-def test_markdown_has_what_devices_measured(markdown: str) -> None:
-    head, _, fits, killed = tables(markdown)[1]
-    assert dict(zip(head, fits, strict=True)) == {
-        "device": "A phone",
-        "package": "executorch",
-        "residency": "stream",
-        "limit MB": "1,000",
-        "predicted dirty MB": "400",
-        "measured dirty MB": "380",
-        "clean MB": "250",
-        "mechanism": "cgroup v9 memory",
-        "verdict": "fits",
-    }
-    assert killed[-1] == "killed in phase decode"
-    assert "measured there, under an enforced limit" in markdown
-
-
-def test_markdown_names_model_tools_and_gates(markdown: str) -> None:
-    assert "- model: small, 32 parameters, context 16\n" in markdown
-    assert "- quantization: scheme int8\n" in markdown
-    assert "with tiny-qmoe 0\n" in markdown
-    gate = r"KL \<= 1e-06 and SQNR \>= 60 dB"
-    assert f"- float32 activations: median {gate}, worst {gate}\n" in markdown
-
-
-def test_markdown_means_nothing_by_hostile_texts(markdown: str) -> None:
-    said = [line for line in markdown.splitlines() if "alert" in line]
-    assert len(said) == 2  # a line each, though the text has two
-    assert all(r"\<script\>alert(1)\</script\> \| a \[link\](x) " in line for line in said)
-    assert all(r"and \`more\`" in line for line in said)
-    assert not re.search("[\x00-\x09\x0b-\x1f]", markdown)
-
-
-# ---- HTML
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-@pytest.fixture
-def html(tmp_path: Path) -> str:
-    write_html(RESULTS, BUNDLE, tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_html_has_the_verdict_the_tables_and_a_figure_of_each_run(html: str) -> None:
-    page = Page(html)
-    assert "FAIL: 2 of 4 passed" in page.text
-    assert "pass, KL 2.0e-09, 61.5 dB, top-1 8/8" in page.text
-    assert "killed in phase decode" in page.text
-    images = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 2
-    for image in images:
-        png = base64.b64decode(image.removeprefix("data:image/png;base64,"), validate=True)
-        assert matplotlib.image.imread(io.BytesIO(png), format="png").std() > 0.05
-
-
-def test_html_is_safe_and_needs_nothing_else(html: str) -> None:
-    page = Page(html)
-    assert page.text.count("<script>alert(1)</script>") == 2
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "a"})
-    addresses = [
-        a for _, attrs in page.tags for name, a in attrs.items() if name in ("src", "href")
-    ]
-    assert all(address and address.startswith("data:") for address in addresses)
-    assert "url(" not in html
-    assert "://" not in html
-    assert not re.search("[\x00-\x09\x0b-\x1f]", html)
-
-
-def test_html_is_made_for_phones_and_the_dark(html: str) -> None:
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Page(
-        html
-    ).tags
-    assert "prefers-color-scheme: dark" in html
-
-
-# ---- on disk
-
-
-@contextlib.contextmanager
-def disk_full_after_100_bytes() -> Iterator[None]:
-    """Not for longer than a call: what pytest itself writes may go to a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "report"
-    file.write_text("of yesterday")
-    with disk_full_after_100_bytes(), pytest.raises(OSError, match="too large") as caught:
-        WRITERS[kind](file)
-    assert caught.value.errno == errno.EFBIG
-    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("report", "of yesterday")]
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_where_no_file_can_be_the_error_is_raised_as_it_is(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        WRITERS[kind](tmp_path / "no" / "report")
-    with pytest.raises(IsADirectoryError):
-        WRITERS[kind](tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_link_is_written_through_and_stays_one(tmp_path: Path) -> None:
-    link, file = tmp_path / "link", tmp_path / "file"
-    link.symlink_to(file)
-    WRITERS["markdown"](link)
-    assert link.is_symlink()
-    assert file.read_text(encoding="utf-8").startswith("**FAIL**")
-
-
-def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
-    """As any device: a pipe of the test's own, so that only that is lost if this fails."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        WRITERS["markdown"](pipe)
-        assert os.read(reader, 1 << 16).startswith(b"**FAIL**")
-    finally:
-        os.close(reader)
-    assert pipe.is_fifo()

@@ -1,28 +1,81 @@
-"""Runs the Core ML packages of a bundle in an interpreter: Core ML itself exists on Apple's systems
-only."""
+"""Runs the ML Program of a bundle in an interpreter: Core ML itself is on Apple's systems only."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
+from exporter.progress import Progress
 from runtime_ref.coreml import expansion
 from runtime_ref.coreml.package import CoreMLPackage
-from runtime_ref.generate import check_room
+from runtime_ref.generate import Runner, check_room
+from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime_ref.coreml.neural_network import NeuralNetwork
-
+NAME = "Core ML mlprogram"
+HAS_RESIDENCY = False  # its weights are expanded at install, and Core ML places them
+SPEED_IS_REAL = False
 CACHE_BYTES = 1 << 28  # of weights an ML Program keeps dense, as float32
+
+# Measured by benchmarks/memory_prediction.py.
+RUNTIME_BYTES = int(1.6 * MB)
+CALL_BYTES = 4000  # of a call of an operation in the program
+ROW_BYTES = 95  # of a row of a matrix: its tables and scales
+
+
+def build(progress: Progress) -> None:
+    """Compiles nothing: the interpreter is Python."""
+
+
+def prepare() -> None:
+    """Imports the readers of the format, and loads the decoder of its coded weights."""
+    from coremltools.proto import MIL_pb2, Model_pb2  # noqa: F401
+
+    from exporter.codec import native
+
+    native.library()
+
+
+def core() -> ctypes.CDLL | None:
+    """None: an ML Program has no products of ours."""
+    return None
+
+
+def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
+    """A loaded ML Program, expanded first if the bundle was not. Raises BundleError."""
+    return MLProgramRunner(
+        bundle, artifact, lambda done, total: progress("expand the weights", done, total)
+    )
+
+
+def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
+    """Predicted memory of the interpreter, in bytes, without the weight files.
+
+    From loading on, its own form of the program, and of the tables and scales of rows. In a call,
+    states, what it keeps dense (Core ML decides that for itself), scores, and a layer's MLP.
+    """
+    tokens = artifact.prefill_tokens
+    calls = CALL_BYTES * sum(artifact.operators.values())
+    scores = 9 * shape.heads * tokens * shape.context
+    return RuntimeMemory(
+        loaded=[Holder("runtime", RUNTIME_BYTES + calls + ROW_BYTES * shape.rows)],
+        used=[
+            Holder("KV cache", shape.kv_cache_bytes),
+            Holder("dense weights of the interpreter", min(CACHE_BYTES, 4 * shape.weights)),
+            Holder("activations", scores + 4 * 4 * tokens * shape.intermediate),
+        ],
+    )
 
 
 class MLProgramRunner:
@@ -32,7 +85,7 @@ class MLProgramRunner:
     the runner lives.
     """
 
-    name = "Core ML mlprogram"
+    name = NAME
 
     def __init__(
         self, bundle: Bundle, artifact: Artifact, progress: Callable[[int, int], None]
@@ -62,7 +115,7 @@ class MLProgramRunner:
         finally:
             self._functions = _Functions(self._package, "float16")
 
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """As an app feeds it: `prefill` with padding while its slots fit, else `decode` token by
         token."""
         check_room(tokens, position, self.context)
@@ -70,9 +123,9 @@ class MLProgramRunner:
         at = 0
         while at < len(tokens):
             whole = position + at + size <= self.context and len(tokens) - at > 1
-            piece = tokens[at : at + size] if whole else tokens[at : at + 1]
-            logits = self._functions.call(piece, position + at, size if whole else 1)
-            at += len(piece)
+            chunk = tokens[at : at + size] if whole else tokens[at : at + 1]
+            logits = self._functions.call(chunk, position + at, size if whole else 1)
+            at += len(chunk)
         return logits
 
 
@@ -86,7 +139,7 @@ class _Functions:
         self.prefill = self.decode.sibling("prefill")
         self.state: dict[str, Tensor] = self.decode.new_state()
 
-    def call(self, tokens: Sequence[int], position: int, size: int) -> np.ndarray:
+    def call(self, tokens: Sequence[int], position: int, size: int) -> NDArray[np.float32]:
         """Logits float32 [vocab] of the last of `tokens`; a `prefill` is padded to `size`."""
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
@@ -98,74 +151,6 @@ class _Functions:
                 inputs | {"last": np.array([len(tokens) - 1], np.int32)}, self.state
             )
         return outputs["logits"].astype(np.float32).reshape(-1)
-
-
-class CustomOpRunner:
-    """A network with custom layers, which run in the C++ core that ships, and a cache as an app
-    keeps it."""
-
-    name = "Core ML custom-op"
-
-    def __init__(self, bundle: Bundle, artifact: Artifact) -> None:
-        from runtime_ref.coreml.neural_network import NeuralNetwork
-
-        self.artifact = artifact
-        self.context = bundle.manifest.interface.context
-        self._bundle = bundle
-        self._network = NeuralNetwork(
-            CoreMLPackage.open(bundle.file(artifact.path)).model_file, bundle.path
-        )
-        _check_network(self._network, bundle, artifact)
-        sizes = self._network.inputs["kv_cache"].sizes or ()
-        self._cache = np.zeros([n for n, _ in sizes], np.float32)  # [C, L, 2, KV, D]
-
-    def file(self, relative: str) -> Path:
-        return self._bundle.file(relative)
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        with self._network.float_activations():
-            yield
-
-    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """As an app feeds it: what is new in the cache goes into its place there."""
-        check_room(tokens, position, self.context)
-        for begin in range(0, len(tokens), self.artifact.prefill_tokens):
-            piece = np.array(tokens[begin : begin + self.artifact.prefill_tokens], np.int32)
-            positions = np.arange(position + begin, position + begin + piece.size, dtype=np.int32)
-            outputs = self._network.predict(
-                {"input_ids": piece, "positions": positions, "kv_cache": self._cache}
-            )
-            self._cache[positions[0] : positions[0] + piece.size] = outputs["kv_new"]
-        return outputs["logits"]
-
-
-def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -> None:
-    """The package and the manifest must say the same."""
-    interface = bundle.manifest.interface
-    declared = {name: info.sizes for name, info in (network.inputs | network.outputs).items()}
-    first = {name: sizes[0] if sizes else None for name, sizes in declared.items()}
-    tokens = (1, artifact.prefill_tokens)
-    expected = {
-        "input_ids": tokens,
-        "positions": tokens,
-        "kv_cache": (interface.context, interface.context),
-        "logits": (interface.vocab_size, interface.vocab_size),
-        "kv_new": tokens,
-    }
-    problems = [
-        f"{name} has first size {first.get(name)}, the manifest says {expected.get(name)}"
-        for name in expected | first
-        if first.get(name) != expected.get(name)
-    ]
-    if network.int8_activations != (artifact.activations == "int8"):
-        problems.append(
-            f"int8 activations: {network.int8_activations}, the manifest says "
-            f"{artifact.activations}"
-        )
-    if problems:
-        what = f"{artifact.path} is not the package the manifest describes"
-        raise BundleError(what, problems=problems, do="export again")
 
 
 def _check_interface(functions: _Functions, bundle: Bundle, artifact: Artifact) -> None:

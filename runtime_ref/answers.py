@@ -1,0 +1,90 @@
+"""The answers that a package is judged by: `reference.safetensors` of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.bundle import REFERENCE, Artifact, Bundle
+from exporter.errors import BundleError
+
+ANSWERS = {
+    "float32": "float32",
+    "int8": "int8",
+    "float16": "float32",
+}  # by the arithmetic a package is judged in
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64
+    [n]."""
+
+    arithmetic: str
+    prompt: list[int]
+    logits: NDArray[np.float32]
+    tokens: list[int]
+    fills_context: bool
+
+
+def arithmetics(artifact: Artifact) -> tuple[str, ...]:
+    """In which arithmetics a package is judged: its structure in float32, and as it is declared to
+    compute."""
+    return tuple(dict.fromkeys(("float32", artifact.activations)))
+
+
+def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
+    """The answers a package is judged by, the one that fills the context only for its structure.
+
+    Raises BundleError if they are not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    context = bundle.manifest.interface.context
+    answers = []
+    try:
+        with safe_open(bundle.path / REFERENCE, framework="numpy") as file:
+            count = sum(name.startswith("prompt.") for name in file.keys())  # noqa: SIM118  (it is no dict)
+            for arithmetic in arithmetics(artifact):
+                for i in range(count):
+                    prompt = file.get_tensor(f"prompt.{i}").tolist()
+                    if len(prompt) == context and arithmetic != "float32":
+                        continue
+                    key = f"{ANSWERS[arithmetic]}.{i}"
+                    logits, tokens = (
+                        file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens")
+                    )
+                    answers.append(
+                        Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
+                    )
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
+    if problems := _reference_problems(answers, bundle, artifact):
+        raise BundleError(
+            f"{REFERENCE} is not a reference for this program", problems=problems, do="export again"
+        )
+    return answers
+
+
+def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
+    vocab = bundle.manifest.interface.vocab_size
+    problems = []
+    for i, a in enumerate(answers):
+        where = f"{a.arithmetic}, answer {i}"
+        if a.logits.shape != (len(a.tokens), vocab) or not a.tokens or not a.prompt:
+            problems.append(
+                f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]"
+            )
+        elif not np.isfinite(a.logits).all():
+            problems.append(f"{where}: the logits hold NaN or Inf")
+        elif a.logits.argmax(-1).tolist() != a.tokens:
+            problems.append(f"{where}: the greedy tokens do not follow from the logits")
+    for arithmetic in arithmetics(artifact):
+        if not any(a.arithmetic == arithmetic and not a.fills_context for a in answers):
+            problems.append(f"{arithmetic}: no prompt is followed by greedy tokens")
+    if not any(a.fills_context for a in answers):
+        problems.append("no prompt fills the context")
+    return problems

@@ -1,0 +1,216 @@
+"""The custom layers of our networks: LZWLinear and LZWEmbedding, computed by the C++ core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.codec.native import NativeTensor
+from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers
+from runtime_ref.coreml.nn_wire_format import WEIGHT_FLOATS, WEIGHT_RAW, WeightFields
+
+if TYPE_CHECKING:
+    from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
+
+
+LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
+
+
+CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml_custom_op.py
+
+
+THREADS = 2
+
+
+_PARAMETERS = {
+    "version": "intValue",
+    "rows": "intValue",
+    "cols": "intValue",
+    "group_size": "intValue",
+    "name": "stringValue",
+}
+
+
+_LINEAR_PARAMETERS = {"int8_activations": "boolValue"}
+
+
+_SHARED_PARAMETERS = {"weights_of": "stringValue"}
+
+
+_FILE_PARAMETERS = {
+    "file": "stringValue",
+    "blob_offset": "longValue",
+    "blob_bytes": "longValue",
+    "scales_offset": "longValue",
+    "scales_bytes": "longValue",
+}
+
+
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """uint8 [n_bytes], memory-mapped. Raises OSError, or ValueError for an empty file."""
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+
+
+def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    """Part of a file beside the package, memory-mapped. Raises UnsupportedLayerError."""
+    relative, path = PurePosixPath(name), side_dir / name
+    outside = (
+        relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in name
+        or "\0" in name
+        or not relative.parts
+    )
+    if outside or not path.resolve().is_relative_to(side_dir.resolve()):
+        raise UnsupportedLayerError(f"its weights are in {name!r}, which points outside the bundle")
+    if not path.is_file():
+        raise UnsupportedLayerError(f"its weights are in {name}, which is absent")
+    n_file = path.stat().st_size
+    if offset < 0 or n_bytes <= 0 or offset + n_bytes > n_file:
+        raise UnsupportedLayerError(
+            f"its weights are {n_bytes:,} bytes at {offset:,} of {name}, which has {n_file:,}"
+        )
+    return mapped(path)[offset : offset + n_bytes]
+
+
+def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
+    """Parameters of a custom layer by name.
+
+    Raises UnsupportedLayerError unless they are those of its class.
+    """
+    if layer.custom.className not in (LINEAR, EMBEDDING):
+        raise UnsupportedLayerError(
+            f"this class of custom layer is not known here, only {LINEAR} and {EMBEDDING}"
+        )
+    given = {name: value.WhichOneof("value") for name, value in layer.custom.parameters.items()}
+    expected = _PARAMETERS | (_LINEAR_PARAMETERS if layer.custom.className == LINEAR else {})
+    for more in (_SHARED_PARAMETERS, _FILE_PARAMETERS):
+        expected |= more if given.keys() & more.keys() else {}
+    if wrong := sorted({name for name, _ in given.items() ^ expected.items()}):
+        raise UnsupportedLayerError(
+            f"parameters that are missing, unknown or of another type: {', '.join(wrong)}"
+        )
+    values = {name: getattr(layer.custom.parameters[name], kind) for name, kind in expected.items()}
+    if values["version"] != CONTRACT_VERSION:
+        raise UnsupportedLayerError(
+            f"version is {values['version']}, this computes {CONTRACT_VERSION}"
+        )
+    if values["group_size"] < 1:
+        raise UnsupportedLayerError(f"group_size is {values['group_size']}")
+    return values
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """An opened blob and its scales: float32 [rows, n_groups], as they lie in the file, which is
+    not aligned."""
+
+    tensor: NativeTensor
+    scales: NDArray[np.float32]
+    group_size: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.tensor.info.rows, self.tensor.info.cols, self.group_size
+
+    def linear(self, x: NDArray[np.float32], int8_activations: bool) -> NDArray[np.float32]:
+        """x float32 [.., cols] -> [.., rows]."""
+        multiply = self.tensor.linear_int8 if int8_activations else self.tensor.linear_f32
+        y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def embedding(self, ids: NDArray[np.float32]) -> NDArray[np.float32]:
+        """ids as whole numbers [..] -> float32 [.., cols]."""
+        return self.tensor.embedding(whole_numbers(ids), self._aligned_scales(), self.group_size)
+
+    def _aligned_scales(self) -> NDArray[np.float32]:
+        return np.require(self.scales, requirements=["A"])
+
+
+@dataclass(frozen=True)
+class CustomLayer:
+    """A custom layer: its matrix, and for a product whether it quantizes activations."""
+
+    matrix: _Matrix
+    int8_activations: bool
+
+
+class CustomLayers:
+    """Opens custom layers, in the order of the network."""
+
+    def __init__(self, side_dir: Path) -> None:
+        self._side_dir = side_dir
+        self._matrices: dict[str, _Matrix] = {}
+
+    def open(self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields]) -> CustomLayer:
+        """The opened custom layer.
+
+        Raises UnsupportedLayerError if it contradicts itself or our contract, CodecError if its
+        blob is damaged.
+        """
+        parameters = _parameters(layer)
+        if "weights_of" in parameters:
+            matrix = self._shared(parameters["weights_of"], fields)
+        else:
+            matrix = self._matrices[layer.name] = self._own(parameters, fields)
+        stated = (parameters["rows"], parameters["cols"], parameters["group_size"])
+        if matrix.sizes != stated:
+            what = (
+                "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} "
+                "and {}"
+            )
+            raise UnsupportedLayerError(what.format(*matrix.sizes, *stated))
+        return CustomLayer(matrix, parameters.get("int8_activations", False))
+
+    def _shared(self, name: str, fields: Sequence[WeightFields]) -> _Matrix:
+        if fields:
+            raise UnsupportedLayerError(f"it has weights of its own and uses those of {name!r}")
+        if name not in self._matrices:
+            raise UnsupportedLayerError(
+                f"it uses the weights of {name!r}, but no layer before it of that name has any"
+            )
+        return self._matrices[name]
+
+    def _own(self, parameters: dict[str, Any], fields: Sequence[WeightFields]) -> _Matrix:
+        blob, scales = (
+            self._from_file(parameters, fields) if "file" in parameters else _from_model(fields)
+        )
+        tensor = NativeTensor(blob, verify=True)
+        group_size = parameters["group_size"]
+        n_groups = -(-tensor.info.cols // group_size)
+        for what, data, expected in (
+            ("blob", blob, tensor.info.total_bytes),
+            ("scales", scales, 4 * tensor.info.rows * n_groups),
+        ):
+            if data.size != expected:
+                raise UnsupportedLayerError(
+                    f"its {what} has {data.size:,} bytes, expected {expected:,}"
+                )
+        return _Matrix(tensor, scales.view("<f4").reshape(tensor.info.rows, n_groups), group_size)
+
+    def _from_file(
+        self, parameters: dict[str, Any], fields: Sequence[WeightFields]
+    ) -> list[NDArray[np.uint8]]:
+        if fields:
+            raise UnsupportedLayerError(
+                f"it has weights of its own and others in {parameters['file']!r}"
+            )
+        places = [
+            (parameters[f"{kind}_offset"], parameters[f"{kind}_bytes"])
+            for kind in ("blob", "scales")
+        ]
+        return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
+
+
+def _from_model(fields: Sequence[WeightFields]) -> list[NDArray[np.uint8]]:
+    kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
+    if kinds != expected:
+        raise UnsupportedLayerError(
+            f"its weights are in the fields {kinds} of WeightParams, expected {expected}"
+        )
+    return [fields[0][WEIGHT_RAW], fields[1][WEIGHT_FLOATS]]
