@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exporter.bundle import ARITHMETICS, BACKENDS
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MIN_CONTEXT = 8
 DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK_BYTES = 1_000_000_000
+CODECS = ("auto", "lzw", "raw")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ExportConfig:
 
     `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each
     weight file of an ML Program. `texts` are what the answers and the loss are measured on; by
-    default those of exporter.reference.
+    default those of exporter.reference. Raises UsageError with everything that is wrong.
     """
 
     quantization: QuantConfig
@@ -37,6 +39,23 @@ class ExportConfig:
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
     texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be one of {', '.join(known)}; got {value!r}"
+            for name, value, known in (
+                *(("a format", value, tuple(BACKENDS)) for value in self.formats),
+                ("codec", self.codec, CODECS),
+                ("activations", self.activations, ARITHMETICS),
+            )
+            if value not in known
+        ]
+        if not self.formats:
+            problems.append(f"formats must name at least one of {', '.join(BACKENDS)}")
+        if self.chunk_bytes < 1:
+            problems.append(f"chunk_bytes must be a positive number, got {self.chunk_bytes}")
+        if problems:
+            raise UsageError("the options of the export are wrong", problems=problems)
 
 
 def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:

@@ -198,6 +198,75 @@ def generate(
         token = choose(runner.forward([token], position))
 
 
+class TextStream(Iterator[str]):
+    """The text of a generation in pieces of whole characters, each as soon as it is complete.
+
+    The tokens are computed as the pieces are asked for. The tokenizer is the bundle's; who has it
+    already gives it. When the context fills before `max_new_tokens`, what was generated is kept and
+    `stopped` of the result is "context".
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        check_fits(prompt, runner.context)
+        self._runner, self._prompt, self._sampling = runner, list(prompt), sampling
+        self._max_new_tokens, self._eos = max_new_tokens, bundle.manifest.interface.eos_token_ids
+        self._tokenizer = tokenizer or load_tokenizer(bundle)
+        self._result: RunResult | None = None
+        self._pieces = self._decode()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def result(self) -> RunResult:
+        """Tokens, text and times in milliseconds of the whole generation, which is brought to its
+        end first. Raises RuntimeError for a generation that an error ended."""
+        for _ in self:
+            pass
+        if self._result is None:
+            raise RuntimeError("an error ended the generation: it has no result")
+        return self._result
+
+    def _decode(self) -> Iterator[str]:
+        """Yields the pieces; the time that a reader takes over a piece is not counted."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(ids=self._prompt, skip_special_tokens=True)
+        # The last token needs no cache slot, because it is never fed back.
+        room = self._runner.context - len(self._prompt) + 1
+        limit = min(self._max_new_tokens, max(room, 0))
+        tokens: list[int] = []
+        text = ""
+        waited = 0.0
+        begin = first = time.perf_counter()
+        for token in generate(self._runner, self._prompt, limit, self._sampling, self._eos):
+            if not tokens:
+                first = time.perf_counter()
+            tokens.append(token)
+            if piece := stream.step(self._tokenizer, token):
+                text += piece
+                given = time.perf_counter()
+                yield piece
+                waited += time.perf_counter() - given
+        end = time.perf_counter() - waited
+        stopped = "limit"
+        if len(tokens) < limit:
+            stopped = "eos"
+        elif limit < self._max_new_tokens:
+            stopped = "context"
+        self._result = RunResult(
+            self._prompt, tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3
+        )
+
+
 def run(
     bundle: Bundle,
     runner: Runner,
@@ -207,32 +276,8 @@ def run(
     show: Callable[[str], None],
     tokenizer: Tokenizer | None = None,
 ) -> RunResult:
-    """Generates and streams text: `show` gets whole characters only, as soon as they are complete.
-
-    The tokenizer is the bundle's; who has it already gives it. When the context fills before the
-    limit, what was generated is kept and `stopped` is "context".
-    """
-    from tokenizers.decoders import DecodeStream
-
-    tokenizer = tokenizer or load_tokenizer(bundle)
-    stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-    tokens: list[int] = []
-    text = ""
-    room = (
-        runner.context - len(prompt) + 1
-    )  # the last token needs no cache slot: it is never fed back
-    limit = min(max_new_tokens, max(room, 0))
-    begin = first = time.perf_counter()
-    for token in generate(runner, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids):
-        if not tokens:
-            first = time.perf_counter()
-        tokens.append(token)
-        addition = stream.step(tokenizer, token)
-        if addition:
-            text += addition
-            show(addition)
-    end = time.perf_counter()
-    stopped = "eos" if len(tokens) < limit else "context" if limit < max_new_tokens else "limit"
-    return RunResult(
-        list(prompt), tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3
-    )
+    """The result of a whole generation; `show` gets each piece of text as it is complete."""
+    text = TextStream(bundle, runner, prompt, max_new_tokens, sampling, tokenizer)
+    for piece in text:
+        show(piece)
+    return text.result

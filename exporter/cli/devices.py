@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
+import tinyqmoe
+from exporter.cli.common import residency_mode, show_fit
 from exporter.cli.console import emit, out_console, progress_bars
 from exporter.cli.options import (
     BackendsOption,
@@ -24,10 +27,6 @@ from exporter.cli.options import (
     SparsityOption,
 )
 
-if TYPE_CHECKING:
-    from exporter.bundle import Manifest
-from exporter.cli.common import ALL_FORMATS, chosen_artifacts, plan_runs, read_profiles, show_fit
-
 
 def devices(
     name: Annotated[
@@ -43,7 +42,7 @@ def devices(
     from runtime_ref.reports import tables
 
     names = [name] if name else [] if device_file else ["all"]
-    profiles = read_profiles(names, device_file or [])
+    profiles = tinyqmoe.find_devices([*names, *(device_file or [])])
 
     def show() -> None:
         out_console.print(
@@ -83,64 +82,38 @@ def fit(
     By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the
     options of the export.
     """
-    profiles = read_profiles(device or ([] if device_file else ["all"]), device_file or [])
-    if (Path(target) / "manifest.json").is_file():
-        from exporter.bundle import Bundle
-
-        _refuse_export_options(given)
-        manifest = Bundle.open(Path(target)).manifest
-    else:
-        manifest = _outline(target, scheme, group_size, sparsity, embedding, context, codec)
-    plans = plan_runs(
-        manifest, chosen_artifacts(manifest, backend), profiles, residency, entitlement
-    )
-    one = len(profiles) == 1
-    emit(
-        json_file,
-        lambda: [p.to_dict() for p in plans],
-        lambda: show_fit(manifest, plans, one=one),
-    )
-    if any(p.problems for p in plans):
-        raise typer.Exit(1)
-
-
-def _refuse_export_options(given: typer.Context) -> None:
-    """A bundle is what it is: options of an export would be ignored. Raises UsageError."""
-    from exporter.errors import UsageError
-
-    names = ("scheme", "group_size", "sparsity", "embedding", "context", "codec")
-    if wrong := [n for n in names if _is_given(given, n)]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise UsageError(
+    names = device or ([] if device_file else ["all"])
+    settings = _export_settings(given)
+    profiles = tinyqmoe.find_devices([*names, *(device_file or [])])
+    if settings and (Path(target) / "manifest.json").is_file():
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
+        raise tinyqmoe.UsageError(
             f"{options} cannot be given for a bundle: it has its own",
             do="leave it away, or give a MODEL",
         )
+    with progress_bars() as progress:
+        verdicts = tinyqmoe.fit(
+            target,
+            devices=profiles,
+            entitlement=entitlement,
+            residency=residency_mode(residency),
+            backends=[str(b) for b in backend],
+            progress=progress,
+            **settings,
+        )
+    one = len(profiles) == 1
+    emit(json_file, lambda: [v.to_dict() for v in verdicts], lambda: show_fit(verdicts, one=one))
+    if not all(verdict.fits for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _export_settings(given: typer.Context) -> dict[str, Any]:
+    """The settings of an export that are given on the command line, by name."""
+    names = ("scheme", "group_size", "sparsity", "embedding", "context", "codec")
+    values = {name: given.params[name] for name in names if _is_given(given, name)}
+    return {n: v.value if isinstance(v, enum.Enum) else v for n, v in values.items()}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _outline(
-    model: str,
-    scheme: str,
-    group_size: int | None,
-    sparsity: float | None,
-    embedding: str,
-    context: int | None,
-    codec: CodecChoice,
-) -> Manifest:
-    """The manifest that an export to all formats would write, without the export."""
-    from exporter.checkpoint.checkpoint import Checkpoint
-    from exporter.config import ExportConfig, context_of
-    from exporter.estimate.bundle import estimate_bundle
-    from exporter.quant.config import QuantConfig
-
-    quantization = QuantConfig(
-        scheme=scheme, group_size=group_size, sparsity=sparsity, embedding=embedding
-    )
-    config = ExportConfig(quantization, ALL_FORMATS, context=context, codec=codec.value)
-    with progress_bars() as progress:
-        checkpoint = Checkpoint.open(model, progress=progress)
-    return estimate_bundle(checkpoint, config, context_of(config, checkpoint))

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+import tinyqmoe
+from exporter.cli.common import check_device_options, open_verified, show_fit
 from exporter.cli.console import emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
     Activations,
+    ActivationsOption,
     BundleArgument,
+    ChunkBytesOption,
     CodecChoice,
     CodecOption,
     ContextOption,
@@ -24,37 +28,25 @@ from exporter.cli.options import (
     ForceOption,
     GroupSizeOption,
     JsonOption,
+    MaxRamOption,
+    ModelArgument,
+    NativeOption,
+    OutArgument,
+    ResumeOption,
     SchemeOption,
     SparsityOption,
     TargetOption,
     formats_of,
-    size,
 )
+from exporter.cli.run import run_json, show_parity
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
-    from exporter.config import ExportConfig
-from exporter.cli.common import (
-    ALL_FORMATS,
-    check_device_options,
-    open_runner_of,
-    open_verified,
-    plan_runs,
-    read_profiles,
-    show_fit,
-)
-from exporter.cli.run import judge, parity_json, run_json, show_parity
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")],
+    model: ModelArgument,
+    out: OutArgument,
     target: TargetOption = "android",
     scheme: SchemeOption = "ternary",
     group_size: GroupSizeOption = None,
@@ -62,30 +54,12 @@ def export(
     embedding: EmbeddingOption = "int8",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
-    activations: Annotated[
-        Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
-    ] = Activations.INT8,
+    activations: ActivationsOption = Activations.INT8,
     coreml_format: CoreMLFormatOption = "mlprogram",
-    chunk_bytes: Annotated[
-        int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
-    ] = 1_000_000_000,
-    with_native: Annotated[
-        bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")
-    ] = False,
-    max_ram: Annotated[
-        int | None,
-        typer.Option(
-            parser=size,
-            metavar="SIZE",
-            help="Memory the export may take, such as 2GB; else it is refused.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on from what an export to OUT that was interrupted has finished."
-        ),
-    ] = False,
+    chunk_bytes: ChunkBytesOption = 1_000_000_000,
+    with_native: NativeOption = False,
+    max_ram: MaxRamOption = None,
+    resume: ResumeOption = False,
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
@@ -98,15 +72,11 @@ def export(
     With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
     does not.
     """
-    from exporter.cli import bundle_tables
-    from exporter.config import ExportConfig
-    from exporter.quant.config import QuantConfig
-
-    quantization = QuantConfig(
-        scheme=scheme, group_size=group_size, sparsity=sparsity, embedding=embedding
-    )
-    config = ExportConfig(
-        quantization,
+    config = tinyqmoe.export_config(
+        scheme=scheme,
+        group_size=group_size,
+        sparsity=sparsity,
+        embedding=embedding,
         formats=formats_of(target, coreml_format),
         context=context,
         codec=codec.value,
@@ -114,23 +84,30 @@ def export(
         chunk_bytes=chunk_bytes,
         with_native=with_native,
     )
-    profiles = read_profiles(device or [], device_file or [])
+    profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
     check_device_options(profiles, None, entitlement, None)
     begin = time.monotonic()
     if resume:
         _say_resumed(out)
-    bundle = _export(model, out, config, force=force, resume=resume, max_ram=max_ram)
-    placed = plan_runs(bundle.manifest, bundle.manifest.artifacts, profiles, None, entitlement)
-    result = _bundle_json(bundle) | ({"fit": [p.to_dict() for p in placed]} if placed else {})
-
-    def show_all() -> None:
-        out_console.print(bundle_tables.bundle_view(bundle, tensors=False))
-        show_fit(bundle.manifest, placed, one=len(profiles) == 1)
-
-    emit(json_file, lambda: result, show_all)
+    bundle = _export(model, out, config=config, force=force, resume=resume, max_ram=max_ram)
+    verdicts = tinyqmoe.fit(bundle, devices=profiles, entitlement=entitlement)
+    _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
     _say_spent(time.monotonic() - begin, max_ram)
-    if any(p.problems for p in placed):
+    if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
+
+
+def _emit_export(
+    bundle: Bundle, verdicts: list[tinyqmoe.FitVerdict], json_file: Path | None, *, one_device: bool
+) -> None:
+    from exporter.cli import bundle_tables
+
+    def show() -> None:
+        out_console.print(bundle_tables.bundle_view(bundle, tensors=False))
+        show_fit(verdicts, one=one_device)
+
+    fit = {"fit": [v.to_dict() for v in verdicts]} if verdicts else {}
+    emit(json_file, lambda: _bundle_json(bundle) | fit, show)
 
 
 def _say_resumed(out: Path) -> None:
@@ -222,17 +199,20 @@ def demo(
     """Export the small model that ships with this tool, int8 and ternary, for both platforms; run
     and check all."""
 
-    from exporter.config import ExportConfig
-    from exporter.demo import PROMPTS, SCHEMES, held_out_texts, model_path
-    from exporter.quant.config import QuantConfig
+    from exporter.demo import PROMPTS, SCHEMES, held_out_texts
 
     begin = time.monotonic()
     results = {}
     for scheme in SCHEMES:
-        config = ExportConfig(
-            QuantConfig(scheme=scheme), ALL_FORMATS, context=256, texts=held_out_texts()
+        bundle = _export(
+            tinyqmoe.demo_model(),
+            out / scheme,
+            scheme=scheme,
+            formats=tinyqmoe.FORMATS,
+            context=256,
+            texts=held_out_texts(),
+            force=True,
         )
-        bundle = _export(str(model_path()), out / scheme, config, force=True)
         results[scheme] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
     emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
@@ -248,13 +228,11 @@ def native_dir_command(json_file: JsonOption = None) -> None:
     emit(json_file, lambda: {"native_dir": path}, lambda: typer.echo(path))
 
 
-def _export(model: str, out: Path, config: ExportConfig, **options: Any) -> Bundle:
+def _export(model: str | Path, out: Path, **options: Any) -> Bundle:
     """Whatever ends the export, what it leaves for --resume is said first."""
-    from exporter import pipeline
-
     try:
         with progress_bars() as progress:
-            return pipeline.export(model, out, config, progress, **options)
+            return tinyqmoe.export(model, out, progress=progress, **options)
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
             err_console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -263,16 +241,13 @@ def _export(model: str, out: Path, config: ExportConfig, **options: Any) -> Bund
 
 def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
     from exporter.cli import bundle_tables
-    from runtime_ref import generate
 
-    ids = generate.encode_prompt(bundle, prompt, chat=False)
-    runs, reports = {}, []
-    for artifact in bundle.manifest.artifacts:
-        runner = open_runner_of(bundle, artifact)
-        runs[artifact.format] = generate.run(
-            bundle, runner, ids, 128, generate.Sampling(), lambda _: None
-        )
-        reports.append(judge(bundle, runner))
+    with progress_bars() as progress:
+        runs = {
+            a.format: tinyqmoe.generate(bundle, prompt, backend=a.format, progress=progress).result
+            for a in bundle.manifest.artifacts
+        }
+        parity = tinyqmoe.check_parity(bundle, progress=progress)
     if not quiet:
         out_console.rule(f"[bold]{escape(bundle.path.name)}")
         out_console.print(bundle_tables.summary_table(bundle))
@@ -281,10 +256,13 @@ def _demonstrate(bundle: Bundle, prompt: str, *, quiet: bool) -> dict[str, Any]:
             out_console.print(
                 f"\n[bold]{said}:[/] [dim]{escape(prompt)}[/]{escape(text)}\n", highlight=False
             )
-        show_parity(reports)
+        show_parity(parity.reports)
         out_console.print(bundle_tables.ledger_table(bundle))
-    run_json = {name: run_json(r) for name, r in runs.items()}
-    return {"runs": run_json, "parity": parity_json(reports), "bundle": _bundle_json(bundle)}
+    return {
+        "runs": {name: run_json(result) for name, result in runs.items()},
+        "parity": parity.to_dict(),
+        "bundle": _bundle_json(bundle),
+    }
 
 
 def _show_demo(out: Path, passed: bool, seconds: float) -> None:

@@ -185,3 +185,68 @@ BackendOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace a bundle that is already there.")
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.",
+    ),
+]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")]
+ActivationsOption = Annotated[
+    Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
+]
+ChunkBytesOption = Annotated[
+    int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")
+]
+NativeOption = Annotated[
+    bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")
+]
+MaxRamOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=size,
+        metavar="SIZE",
+        help="Memory the export may take, such as 2GB; else it is refused.",
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on from what an export to OUT that was interrupted has finished."
+    ),
+]
+PromptOption = Annotated[str, typer.Option(help="What the model goes on from.")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Sample from the most likely tokens of this total probability.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of the sampling.")]
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
+]
+OneDeviceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
+]
+OneDeviceFileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Run under the limits of a phone of your own."),
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device."
+    ),
+]
+JUnitOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check."),
+]
+MarkdownOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", callback=writable, help="For a pull request.")
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", callback=writable, help="For a browser, with memory over time."),
+]

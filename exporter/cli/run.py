@@ -2,72 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+import tinyqmoe
+from exporter.cli.common import check_device_options, open_verified, residency_mode
 from exporter.cli.console import emit, err_console, out_console, progress_bars, stream
 from exporter.cli.options import (
     BackendOption,
     BackendsOption,
     BundleArgument,
+    ChatOption,
     DeviceFilesOption,
     DevicesOption,
     EntitlementOption,
+    HtmlOption,
     JsonOption,
-    ResidencyMode,
+    JUnitOption,
+    MarkdownOption,
+    MaxNewTokensOption,
+    OneDeviceFileOption,
+    OneDeviceOption,
+    PlotOption,
+    PromptOption,
     ResidencyOption,
-    writable,
+    SeedOption,
+    TemperatureOption,
+    TopPOption,
 )
 from exporter.errors import OutOfSpaceError
 
 if TYPE_CHECKING:
-    from exporter.bundle import Artifact, Bundle
-    from runtime_ref.device.profile import DeviceProfile
-    from runtime_ref.device.run import DevicePlan
-    from runtime_ref.generate import Runner, RunResult
+    from runtime_ref.generate import RunResult
     from runtime_ref.parity import ParityReport
-    from runtime_ref.reports.files import Judged
-from exporter.cli.common import (
-    check_device_options,
-    chosen_artifacts,
-    open_runner_of,
-    open_verified,
-    plan_runs,
-    prepare_kernels,
-    read_profiles,
-)
 
 
 def run(
     bundle_path: BundleArgument,
-    prompt: Annotated[str, typer.Option(help="What the model goes on from.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the most likely tokens of this total probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
-    ] = False,
+    prompt: PromptOption,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    chat: ChatOption = False,
     backend: BackendOption = None,
     residency: ResidencyOption = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
-    ] = None,
-    device_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Run under the limits of a phone of your own."),
-    ] = None,
+    device: OneDeviceOption = None,
+    device_file: OneDeviceFileOption = None,
     entitlement: EntitlementOption = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device."
-        ),
-    ] = None,
+    plot: PlotOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter.
@@ -75,72 +61,68 @@ def run(
     On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if
     it does not fit.
     """
-    from runtime_ref import generate
-
-    sampling = generate.Sampling(temperature, top_p, seed)
-    profiles = read_profiles([device] if device else [], [device_file] if device_file else [])
+    profiles = tinyqmoe.find_devices([name for name in (device, device_file) if name])
     check_device_options(profiles, residency, entitlement, plot)
-    bundle = open_verified(bundle_path)
-    ids = generate.encode_prompt(bundle, prompt, chat=chat)
-    artifact = bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend)
-    quiet = str(json_file) == "-"
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "chat": chat,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "backend": backend and backend,
+        "residency": residency_mode(residency),
+    }
+    shown = "" if chat else prompt  # a chat shows the answer alone
     if profiles:
-        _run_on_device(
-            bundle,
-            artifact,
-            profiles,
-            residency,
-            entitlement,
-            plot,
-            json_file,
-            "" if chat else prompt,
-            {"prompt": ids, "max_new_tokens": max_new_tokens, "sampling": vars(sampling)},
-        )
-        return
-    runner = open_runner_of(bundle, artifact, residency)
-    if not quiet and not chat:
-        stream(prompt, style="dim")
-    result = generate.run(
-        bundle, runner, ids, max_new_tokens, sampling, lambda text: None if quiet else stream(text)
-    )
-    emit(json_file, lambda: run_json(result), lambda: _show_run(result))
+        options |= {"device": _one_device(profiles), "entitlement": entitlement}
+        _run_on_device(bundle_path, prompt, options, shown, plot, json_file)
+    else:
+        _run_here(bundle_path, prompt, options, shown, json_file)
+
+
+def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DeviceProfile:
+    """The only device. Raises UsageError for several."""
+    if len(profiles) > 1:
+        what = "a run is on one device, and --device and --device-file give two"
+        raise tinyqmoe.UsageError(what, do="leave one of them away")
+    return profiles[0]
+
+
+def _run_here(
+    bundle: Path, prompt: str, options: dict[str, Any], shown: str, json_file: Path | None
+) -> None:
+    with progress_bars() as progress:
+        text = tinyqmoe.generate(bundle, prompt, progress=progress, **options)
+    if str(json_file) != "-":
+        stream(shown, style="dim")
+        for piece in text:
+            stream(piece)
+    emit(json_file, lambda: run_json(text.result), lambda: _show_run(text.result))
 
 
 def _run_on_device(
-    bundle: Bundle,
-    artifact: Artifact,
-    profiles: list[DeviceProfile],
-    residency: ResidencyMode | None,
-    entitlement: bool,
+    bundle: Path,
+    prompt: str,
+    options: dict[str, Any],
+    shown: str,
     plot: Path | None,
     json_file: Path | None,
-    prompt: str,
-    arguments: dict[str, Any],
 ) -> None:
-    from dataclasses import asdict
-
-    from runtime_ref.device import run
-    from runtime_ref.reports import run_tables
     from runtime_ref.reports.plot import plot_memory
+    from runtime_ref.reports.run_tables import run_view
 
-    (plan,) = plan_runs(bundle.manifest, [artifact], profiles, residency, entitlement)
-    prepare_kernels(artifact)
     with progress_bars() as progress:
-        done = run.run(bundle, plan, "generate", arguments, progress)
+        done = tinyqmoe.run_on_device(bundle, prompt, progress=progress, **options)
     if plot is not None:
-        plot_memory(done, plot)
-    projection = run.project_speed(bundle, done)
-    result = done.to_dict() | {"projection": projection and asdict(projection)}
+        plot_memory(done.run, plot)
 
     def show() -> None:
-        if done.report.result is not None:
-            stream(prompt, style="dim")
-            out_console.print(
-                done.report.result["text"], "\n", highlight=False, markup=False, soft_wrap=True
-            )
-        out_console.print(run_tables.run_view(done, projection))
+        if done.text is not None:
+            stream(shown, style="dim")
+            out_console.print(done.text, "\n", highlight=False, markup=False, soft_wrap=True)
+        out_console.print(run_view(done.run, done.projection))
 
-    emit(json_file, lambda: result, show)
+    emit(json_file, done.to_dict, show)
     if not done.fits:
         raise typer.Exit(OutOfSpaceError.exit_code)
 
@@ -152,19 +134,9 @@ def parity(
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
-    junit: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check."),
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=writable, help="For a pull request.")
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", callback=writable, help="For a browser, with memory over time."
-        ),
-    ] = None,
+    junit: JUnitOption = None,
+    markdown: MarkdownOption = None,
+    html: HtmlOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does
@@ -173,79 +145,49 @@ def parity(
     On devices each package is checked in a process of its own, under the phone's limits, and must
     fit besides.
     """
-    from runtime_ref.reports import files as report_files
-
-    profiles = read_profiles(device or [], device_file or [])
+    profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
     check_device_options(profiles, residency, entitlement, None)
     bundle = open_verified(bundle_path)
-    chosen = chosen_artifacts(bundle.manifest, backend)
-    if profiles:
-        plans = plan_runs(bundle.manifest, chosen, profiles, residency, entitlement)
-        results = _judge_on_devices(bundle, plans)
-    else:
-        results = [
-            report_files.Judged(judge(bundle, open_runner_of(bundle, a, residency)), None)
-            for a in chosen
-        ]
-    emit(json_file, lambda: _judged_json(results), lambda: _show_judged(results))
-    for write, path in ((report_files.write_markdown, markdown), (report_files.write_html, html)):
-        if path is not None:
-            write(results, bundle, path)
-    if junit is not None:
-        report_files.write_junit(results, junit)
-    if not all(result.passed for result in results):
+    with progress_bars() as progress:
+        verdict = tinyqmoe.check_parity(
+            bundle,
+            backends=[str(b) for b in backend],
+            residency=residency_mode(residency),
+            devices=profiles,
+            entitlement=entitlement,
+            progress=progress,
+        )
+    emit(json_file, verdict.to_dict, lambda: _show_verdict(verdict))
+    _write_reports(verdict, bundle, junit, markdown, html)
+    if not verdict.passed:
         raise typer.Exit(1)
 
 
-def _judge_on_devices(bundle: Bundle, plans: list[DevicePlan]) -> list[Judged]:
-    from runtime_ref.device import run
-    from runtime_ref.device.sandbox_tasks import parity_report
-    from runtime_ref.reports.files import Judged
+def _write_reports(
+    verdict: tinyqmoe.BundleParity,
+    bundle: tinyqmoe.Bundle,
+    junit: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+) -> None:
+    from runtime_ref.reports import files
 
-    for p in plans:
-        prepare_kernels(p.artifact)
-    with progress_bars() as progress:
-        runs = run.run_each(bundle, plans, "parity", progress)
-    return [Judged(parity_report(r.report.result) if r.report.result else None, r) for r in runs]
-
-
-def judge(bundle: Bundle, runner: Runner) -> ParityReport:
-    from runtime_ref.parity import check_parity, work_tokens
-
-    total, done = work_tokens(bundle, runner.artifact), 0
-    stage = f"check parity of {runner.name}"
-    with progress_bars() as progress:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress(stage, done, total)
-
-        progress(stage, 0, total)
-        return check_parity(bundle, runner, advance)
+    if markdown is not None:
+        files.write_markdown(verdict.packages, bundle, markdown)
+    if html is not None:
+        files.write_html(verdict.packages, bundle, html)
+    if junit is not None:
+        files.write_junit(verdict.packages, junit)
 
 
-def parity_json(reports: list[ParityReport]) -> dict[str, Any]:
-    return {"passed": all(r.passed for r in reports), "packages": [r.to_dict() for r in reports]}
-
-
-def _judged_json(results: list[Judged]) -> dict[str, Any]:
-    """Without devices as `parity_json`; with them a run for each package and device besides."""
-    plain = parity_json([r.parity for r in results if r.parity])
-    runs = [r.run.to_dict() for r in results if r.run]
-    return plain | ({"passed": all(r.passed for r in results), "devices": runs} if runs else {})
-
-
-def _show_judged(results: list[Judged]) -> None:
+def _show_verdict(verdict: tinyqmoe.BundleParity) -> None:
     """Parity of each package, on several devices the one that failed, then how each did on each
     device."""
     from runtime_ref.reports.run_tables import run_table
 
-    reports = [r.parity for r in results if r.parity]
-    show_parity(
-        list({r.backend: r for r in sorted(reports, key=lambda r: r.passed, reverse=True)}.values())
-    )
-    if runs := [r.run for r in results if r.run]:
+    reports = sorted(verdict.reports, key=lambda report: report.passed, reverse=True)
+    show_parity(list({report.backend: report for report in reports}.values()))
+    if runs := [judged.run for judged in verdict.packages if judged.run]:
         out_console.print(run_table(runs))
 
 

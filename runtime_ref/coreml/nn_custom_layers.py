@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
 
 
-CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml_custom_op.py
+CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml/custom_op.py
 
 
 THREADS = 2

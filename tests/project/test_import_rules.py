@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-OURS = ("exporter", "runtime_ref")
+OURS = ("exporter", "runtime_ref", "tinyqmoe")
 HEAVY = (
     "torch",
     "torchao",
@@ -84,7 +84,23 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
     "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
     "exporter.cli.options": (("exporter.memory", "exporter.errors"), ("typer",)),
-    "exporter.cli": (OURS, ("typer", "rich")),
+    # For what is exported, run and judged a command calls the public interface and nothing below.
+    "exporter.cli": (
+        (
+            "tinyqmoe",
+            "exporter.cli",
+            "exporter.bundle",
+            "exporter.codec",
+            "exporter.demo",
+            "exporter.errors",
+            "exporter.memory",
+            "exporter.staging",
+            "runtime_ref.coreml",
+            "runtime_ref.doctor",
+            "runtime_ref.reports",
+        ),
+        ("typer", "rich"),
+    ),
     "runtime_ref": ((), ()),
     "runtime_ref.generate": (RUNNER, ("numpy", "tokenizers", "transformers", "jinja2")),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
@@ -116,6 +132,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("rich", "jinja2", "junitparser", "matplotlib"),
     ),
+    "tinyqmoe": (OURS, ()),
 }
 
 # Besides the C++ standard library, the core asks the processor what it can do, and the system for
@@ -239,6 +256,19 @@ def test_exporter_meets_runtime_ref_only_inside_commands(file: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("file", python_files(), ids=module_name)
+def test_the_public_interface_imports_at_once_only_what_is_light(file: Path) -> None:
+    """`import tinyqmoe` must not wait for what a function may never need."""
+    light = ("tinyqmoe", "exporter.bundle", "exporter.config", "exporter.errors")
+    if not is_within(module_name(file), "tinyqmoe"):
+        return
+    for line, name, in_function, for_types in imports(file):
+        if name.split(".")[0] in OURS and not (in_function or for_types):
+            assert any(is_within(name, p) for p in (*light, "exporter.progress")), (
+                f"{file.relative_to(ROOT)}:{line} imports {name} outside functions"
+            )
+
+
 def test_the_rules_name_modules_that_exist() -> None:
     known = {module_name(f) for f in python_files()}
     assert set(RULES) <= known
@@ -307,3 +337,11 @@ def test_the_command_line_starts_without_heavy_packages(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_public_interface_is_imported_without_heavy_packages(tmp_path: Path) -> None:
+    script = f"import sys, tinyqmoe\nprint(sorted(set(sys.modules) & set({(*HEAVY, 'numpy')})))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
+PACKAGES = ("exporter", "runtime_ref", "tinyqmoe")
 MAX_WHEEL_BYTES = 6_000_000
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "*.pyc")
 ROUND_TRIP = """
@@ -28,6 +29,8 @@ encoded = encoder.encode(levels, -1, 3, "lzw")
 with native.NativeTensor(encoded.blob, verify=True) as tensor:
     assert np.array_equal(tensor.decode_rows(), levels)
 assert len(encoded.blob) < levels.size / 4
+import tinyqmoe
+assert tinyqmoe.demo_model().is_dir()
 print(native.__file__)
 """
 
@@ -47,7 +50,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`python -m build`: the sdist from a copy of the checkout, then the wheel from the sdist, each
     in isolation."""
     source = tmp_path_factory.mktemp("packaging") / "source"
-    for folder in ("exporter", "runtime_ref", "tests", "benchmarks", "docs", ".ci"):
+    for folder in ("exporter", "runtime_ref", "tinyqmoe", "tests", "benchmarks", "docs", ".ci"):
         shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
     for file in ROOT.iterdir():
         if file.is_file() and file.suffix in (".toml", ".md", ".in", ""):
@@ -82,8 +85,10 @@ def needed_files() -> list[str]:
     model = [
         f"exporter/demo/model/{n}" for n in ("config.json", "model.safetensors", "tokenizer.json")
     ]
-    python = [f for part in ("exporter", "runtime_ref") for f in (ROOT / part).rglob("*.py")]
-    data = [f for part in ("devices", "templates") for f in (ROOT / "runtime_ref" / part).iterdir()]
+    python = [f for part in PACKAGES for f in (ROOT / part).rglob("*.py")]
+    python += [ROOT / part / "py.typed" for part in PACKAGES]
+    folders = ("device/profiles", "reports/templates")
+    data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
     return ["exporter/codec/FORMAT.md", *model, *native_sources(), *files]
 
@@ -96,7 +101,7 @@ def test_the_wheel_holds_what_is_needed(wheel_names: list[str]) -> None:
 
 def test_the_wheel_holds_nothing_else(wheel: Path, wheel_names: list[str]) -> None:
     tops = {n.split("/")[0] for n in wheel_names}
-    assert {t for t in tops if not t.startswith("tiny_qmoe-")} == {"exporter", "runtime_ref"}
+    assert {t for t in tops if not t.startswith("tiny_qmoe-")} == set(PACKAGES)
     unwanted = ("/tests/", "/fuzz/", "__pycache__", ".pyc", ".o", "test_")
     assert [
         n for n in wheel_names if any(n.endswith(u) or (u in n and u != ".o") for u in unwanted)

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,14 @@ from rich.console import Console
 from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.bundle import Bundle
-from exporter.cli import app, console, run
+from exporter.cli import app, console
 from exporter.errors import MissingComponentError
 from exporter.quiet import VERBOSE, quiet
 from runtime_ref import doctor, generate, parity
 from runtime_ref.doctor import Finding
 from runtime_ref.executorch import kernels
 from tests.support.command_line import one_error, strict_json, tinyqmoe
+from tinyqmoe import generation, judging
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "tinyqmoe"
 COMMANDS = [c.name or c.callback.__name__ for c in app.app.registered_commands if c.callback]
@@ -249,8 +251,8 @@ def test_a_failed_verdict_is_1_and_still_json(
         "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
     )
     report = parity.ParityReport("executorch", "int8", {}, [check])
-    monkeypatch.setattr(run, "open_runner_of", lambda *_: None)
-    monkeypatch.setattr(run, "judge", lambda *_: report)
+    monkeypatch.setattr(judging, "open_runner", lambda *_, **__: None)
+    monkeypatch.setattr(judging, "judge", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")
     assert result.exit_code == 1
     assert strict_json(result.stdout)["passed"] is False
@@ -391,8 +393,8 @@ def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
-    monkeypatch.setattr(run, "open_runner_of", lambda *_: None)
-    monkeypatch.setattr(generate, "run", lambda *_: result)
+    monkeypatch.setattr(generation, "open_runner", lambda *_, **__: None)
+    monkeypatch.setattr(generate, "TextStream", lambda *_: SimpleNamespace(result=result))
     data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
     assert (data["prefill_ms"], data["decode_ms"]) == (None, None)
 

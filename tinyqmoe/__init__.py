@@ -1,0 +1,106 @@
+"""The Python interface of Tiny-QMoE export: make a bundle, run its packages, and judge them.
+
+docs/python.md has an example of each function. The command line calls these functions. Every
+function that takes long can be told a `progress`, which gets (stage, done, total). Errors that a
+user can mend are subclasses of `TinyQMoEError`. Importing this package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from exporter.bundle import BACKENDS, Bundle
+from exporter.config import ExportConfig
+from exporter.errors import (
+    BundleError,
+    CheckpointError,
+    CodecError,
+    ContextError,
+    ExportError,
+    MissingComponentError,
+    OutOfSpaceError,
+    TinyQMoEError,
+    UsageError,
+)
+from exporter.progress import Progress
+from tinyqmoe.devices import FitVerdict, find_devices, fit
+from tinyqmoe.exporting import demo_model, export
+from tinyqmoe.generation import DeviceGeneration, generate, run_on_device
+from tinyqmoe.judging import BundleParity, check_parity
+from tinyqmoe.packages import open_bundle, open_runner
+from tinyqmoe.settings import ExportSettings, export_config
+
+if TYPE_CHECKING:
+    from exporter.quant.config import QuantConfig
+    from runtime_ref.device.profile import DeviceProfile
+    from runtime_ref.device.run import DeviceRun
+    from runtime_ref.generate import Runner, RunResult, TextStream
+    from runtime_ref.parity import ParityReport
+    from runtime_ref.reports.files import Judged
+    from runtime_ref.residency import Residency
+
+FORMATS = tuple(BACKENDS)
+"""Names of all package formats, in the order in which they are made."""
+
+__all__ = [
+    "FORMATS",
+    "Bundle",
+    "BundleError",
+    "BundleParity",
+    "CheckpointError",
+    "CodecError",
+    "ContextError",
+    "DeviceGeneration",
+    "DeviceProfile",
+    "DeviceRun",
+    "ExportConfig",
+    "ExportError",
+    "ExportSettings",
+    "FitVerdict",
+    "Judged",
+    "MissingComponentError",
+    "OutOfSpaceError",
+    "ParityReport",
+    "Progress",
+    "QuantConfig",
+    "Residency",
+    "RunResult",
+    "Runner",
+    "TextStream",
+    "TinyQMoEError",
+    "UsageError",
+    "check_parity",
+    "demo_model",
+    "export",
+    "export_config",
+    "find_devices",
+    "fit",
+    "generate",
+    "open_bundle",
+    "open_runner",
+    "run_on_device",
+]
+
+# Types whose modules import more than the standard library: they are loaded when they are used.
+_LAZY = {
+    "DeviceProfile": "runtime_ref.device.profile",
+    "DeviceRun": "runtime_ref.device.run",
+    "Judged": "runtime_ref.reports.files",
+    "ParityReport": "runtime_ref.parity",
+    "QuantConfig": "exporter.quant.config",
+    "Residency": "runtime_ref.residency",
+    "RunResult": "runtime_ref.generate",
+    "Runner": "runtime_ref.generate",
+    "TextStream": "runtime_ref.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

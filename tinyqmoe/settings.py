@@ -1,0 +1,71 @@
+"""The settings of an export as keywords: the fields of `QuantConfig` and `ExportConfig` in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from exporter.bundle import Arithmetic
+    from exporter.codec.encoder import Codec
+    from exporter.config import ExportConfig
+
+
+class ExportSettings(TypedDict, total=False):
+    """What to make of a model; what is left out has the default of the configuration's field.
+
+    scheme: how the matrices of the layers are quantized, "ternary" by default. group_size: weights
+    that share a scale, a whole row by default. sparsity: share of zeros of ternary matrices, from 0
+    to below 1. embedding: scheme of the embedding and the head, "int8" by default. formats: names
+    of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or
+    the model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of
+    the products, "int8" or "float32". chunk_bytes: largest weight file of an ML Program, in bytes.
+    with_native: whether the C++ sources of the operators are put into the bundle. texts: what the
+    answers and the quantization loss are measured on.
+    """
+
+    scheme: str
+    group_size: int | None
+    sparsity: float | None
+    embedding: str
+    formats: str | Sequence[str]
+    context: int | None
+    codec: Codec
+    activations: Arithmetic
+    chunk_bytes: int
+    with_native: bool
+    texts: Sequence[str]
+
+
+def export_config(
+    config: ExportConfig | None = None, **settings: Unpack[ExportSettings]
+) -> ExportConfig:
+    """The configuration of an export, given whole or as keywords.
+
+    Raises UsageError for wrong values and where both are given, TypeError for a keyword that is
+    unknown.
+    """
+    from dataclasses import fields
+
+    from exporter.config import ExportConfig
+    from exporter.quant.config import QuantConfig
+
+    if config is not None:
+        if settings:
+            what = f"config is given, and {', '.join(settings)} besides"
+            raise UsageError(what, do="give one of them: dataclasses.replace changes a config")
+        return config
+    given = dict(settings)
+    of_quantization = {field.name for field in fields(QuantConfig)} & given.keys()
+    quantization = QuantConfig(**{name: given.pop(name) for name in of_quantization})  # type: ignore[arg-type]
+    for name in ("formats", "texts"):
+        if name in given:
+            given[name] = names(given[name])  # type: ignore[arg-type]
+    return ExportConfig(quantization, **given)  # type: ignore[arg-type]
+
+
+def names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Several names as a tuple; a text is one name."""
+    return (given,) if isinstance(given, str) else tuple(given)
