@@ -95,7 +95,9 @@ def test_links_to_files_resolve(page: Path) -> None:
 
 @of_each_page
 def test_paths_that_are_named_exist(page: Path) -> None:
-    """In code spans, from the root of the project: `docs/devices.md`."""
+    """In code spans, from the root of the project: `docs/devices.md`. A change log may be old."""
+    if page.name == "CHANGELOG.md":
+        return
     missing = [path for path in PATH.findall(prose_of(page)) if not (ROOT / path).exists()]
     assert not missing
 
