@@ -2,7 +2,9 @@
 
 #include <initializer_list>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -12,7 +14,21 @@ namespace tinyqmoe {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+// Read from the processor itself: __builtin_cpu_supports needs a compiler runtime that a plain link with lld on Android
+// does not have.
+bool has_avx2() {
+  constexpr unsigned kOsXsave = 1u << 27;  // leaf 1, ecx
+  constexpr unsigned kAvx = 1u << 28;      // leaf 1, ecx
+  constexpr unsigned kAvx2 = 1u << 5;      // leaf 7, ebx
+  constexpr unsigned kYmmState = 6;        // xcr0: the system saves xmm and ymm registers
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+  if ((ecx & kOsXsave) == 0 || (ecx & kAvx) == 0) return false;
+  unsigned xcr0, xcr0_high;
+  __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
+  if ((xcr0 & kYmmState) != kYmmState) return false;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & kAvx2) != 0;
+}
 #endif
 
 #if defined(__aarch64__)
