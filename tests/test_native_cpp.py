@@ -28,7 +28,8 @@ def compile_program(compiler: str, flags: list[str], sources: list[Path], out: P
     """Compiles `sources` with the core, one process a file and two at a time, and links them."""
     root = native_dir()
     include = [f"-I{root / name}" for name in ("include", "core", "tests")]
-    sources = [*sources, *sorted((root / "core").glob("*.cc"))]
+    core = [file for folder in ("core", "encoder") for file in sorted((root / folder).glob("*.cc"))]
+    sources = [*sources, *core]
     objects = [
         out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources
     ]
@@ -124,16 +125,12 @@ def test_cmake_builds_the_kernels_of_an_app(tmp_path: Path) -> None:
     assert "tinyqmoe_executorch_force_float" in symbols
 
 
-def test_build_files_name_every_source() -> None:
-    """pyproject.toml and CMakeLists.txt list the core's files by hand."""
-    root = native_dir()
-    project = (root.parent.parent / "pyproject.toml").read_text()
-    cmake = (root / "CMakeLists.txt").read_text()
-    for source in sorted((root / "core").iterdir()):
-        assert f'"exporter/native/core/{source.name}"' in project, (
-            f"pyproject.toml lacks {source.name}"
-        )
-        if source.suffix == ".cc":
-            assert f"core/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
-    for source in test_sources():
-        assert f"tests/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
+def test_an_app_links_no_encoder(tmp_path: Path) -> None:
+    """The library of an app holds no encoder, and a program that has one links it by name."""
+    cmake = str(Path(sys.executable).parent / "cmake")  # of the test extra
+    run(cmake, "-S", native_dir(), "-B", tmp_path)
+    run(cmake, "--build", tmp_path, "--parallel", "2")
+    assert "tinyqmoe_encode" not in run("nm", tmp_path / "libtinyqmoe_core.a")
+    assert not (tmp_path / "libtinyqmoe_encoder.a").exists()
+    run(cmake, "--build", tmp_path, "--target", "tinyqmoe_encoder")
+    assert "tinyqmoe_encode_lzw" in run("nm", tmp_path / "libtinyqmoe_encoder.a")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from exporter.errors import CodecError, MissingComponentError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _VERIFY_PAYLOAD = 1
 UNLIMITED = 2**64 - 1  # of a budget
 
@@ -104,6 +104,55 @@ class _CResidencyStats(ctypes.Structure):
     )
 
 
+class _CEmbeddingArgs(ctypes.Structure):
+    _fields_ = (
+        ("tensor", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("group_size", ctypes.c_uint32),
+        ("isa", ctypes.c_int),
+        ("ids", ctypes.c_void_p),
+        ("n_ids", ctypes.c_uint64),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _CLinearArgs(ctypes.Structure):
+    _fields_ = (
+        ("tensor", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("group_size", ctypes.c_uint32),
+        ("n_tokens", ctypes.c_uint32),
+        ("row_begin", ctypes.c_uint32),
+        ("row_end", ctypes.c_uint32),
+        ("isa", ctypes.c_int),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_bytes", ctypes.c_uint64),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class _CEncodeArgs(ctypes.Structure):
+    _fields_ = (
+        ("levels", ctypes.c_void_p),
+        ("rows", ctypes.c_uint32),
+        ("cols", ctypes.c_uint32),
+        ("level_min", ctypes.c_int8),
+        ("n_levels", ctypes.c_uint32),
+        ("code_bits", ctypes.c_uint32),
+        ("payload", ctypes.c_void_p),
+        ("payload_capacity", ctypes.c_uint64),
+    )
+
+
+class _CEncodeDictionary(ctypes.Structure):
+    _fields_ = (
+        ("cap", ctypes.c_uint32),
+        ("n_entries", ctypes.c_uint32),
+        ("bytes", ctypes.c_void_p),
+        ("n_bytes", ctypes.c_uint64),
+    )
+
+
 def native_dir() -> Path:
     """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
     return Path(__file__).resolve().parent.parent / "native"
@@ -131,12 +180,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "close": (None, (_P,)),
     "get_info": (None, (_P, ctypes.POINTER(_CInfo))),
     "decode_rows": (_INT, (_P, _U32, _U32, _INT, _P)),
-    "embedding": (_INT, (_P, _P, _U32, _P, _U64, _INT, _P)),
+    "embedding": (_INT, (ctypes.POINTER(_CEmbeddingArgs),)),
     "padded_cols": (_U32, (_U32,)),
     "quantize_activations": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
     "linear_scratch_bytes": (_U64, (_P, _U32)),
-    "linear_int8": (_INT, (_P, _P, _U32, _P, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
-    "linear_f32": (_INT, (_P, _P, _U32, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
+    "linear_int8": (_INT, (ctypes.POINTER(_CLinearArgs), _P, _P)),
+    "linear_f32": (_INT, (ctypes.POINTER(_CLinearArgs), _P)),
     "acquire": (_INT, (_P, ctypes.POINTER(_P))),
     "form_tensor": (_P, (_P,)),
     "form_next_rows": (ctypes.c_bool, (_P, ctypes.POINTER(_U32), ctypes.POINTER(_U32))),
@@ -145,23 +194,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "encode_lzw": (
         _INT,
         (
+            ctypes.POINTER(_CEncodeArgs),
+            ctypes.POINTER(_CEncodeDictionary),
             _P,
-            _U32,
-            _U32,
-            ctypes.c_int8,
-            _U32,
-            _U32,
-            _U32,
-            _U32,
-            _P,
-            _U64,
-            _P,
-            _P,
-            _U64,
             ctypes.POINTER(_U64),
         ),
     ),
-    "encode_raw": (_INT, (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _P, _U64)),
+    "encode_raw": (_INT, (ctypes.POINTER(_CEncodeArgs),)),
 }
 
 
@@ -331,15 +370,16 @@ class NativeTensor:
         index = np.ascontiguousarray(ids, np.int64)
         factors = self._scales(scales, group_size)
         out = np.empty((*index.shape, self.info.cols), np.float32)
-        status = library().tinyqmoe_embedding(
-            self._open_handle(),
-            factors.ctypes.data,
-            group_size,
-            index.ctypes.data,
-            index.size,
-            _ISA_NUMBER[isa],
-            out.ctypes.data,
+        args = _CEmbeddingArgs(
+            tensor=self._open_handle(),
+            scales=factors.ctypes.data,
+            group_size=group_size,
+            isa=_ISA_NUMBER[isa],
+            ids=index.ctypes.data,
+            n_ids=index.size,
+            out=out.ctypes.data,
         )
+        status = library().tinyqmoe_embedding(ctypes.byref(args))
         _check(status, f"{index.size} ids of a {self._where}")
         return out
 
@@ -353,28 +393,14 @@ class NativeTensor:
     ) -> FloatArray:
         """x W^T with activations quantized per token, float32 [S, rows]."""
         array = _activations(x, self.info.cols)
-        factors = self._scales(scales, group_size)
         quantized, x_scales = _quantize_padded(array, isa)
-        y = np.empty((array.shape[0], self.info.rows), np.float32)
 
-        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
+        def part(args: _CLinearArgs) -> int:
             return library().tinyqmoe_linear_int8(
-                handle,
-                factors.ctypes.data,
-                group_size,
-                quantized.ctypes.data,
-                x_scales.ctypes.data,
-                array.shape[0],
-                begin,
-                end,
-                _ISA_NUMBER[isa],
-                scratch.ctypes.data,
-                scratch.size,
-                y.ctypes.data,
+                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
             )
 
-        self._run(part, array.shape[0], threads)
-        return y
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
     def linear_f32(
         self,
@@ -387,53 +413,55 @@ class NativeTensor:
         """x W^T with float activations, float32 [S, rows]; the order of the sums is in
         core/linear.h."""
         array = _activations(x, self.info.cols)
-        factors = self._scales(scales, group_size)
-        y = np.empty((array.shape[0], self.info.rows), np.float32)
 
-        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
-            return library().tinyqmoe_linear_f32(
-                handle,
-                factors.ctypes.data,
-                group_size,
-                array.ctypes.data,
-                array.shape[0],
-                begin,
-                end,
-                _ISA_NUMBER[isa],
-                scratch.ctypes.data,
-                scratch.size,
-                y.ctypes.data,
-            )
+        def part(args: _CLinearArgs) -> int:
+            return library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
 
-        self._run(part, array.shape[0], threads)
-        return y
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
-    def _run(
-        self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int
-    ) -> None:
+    def _multiply(
+        self,
+        part: Callable[[_CLinearArgs], int],
+        tokens: int,
+        scales: npt.ArrayLike,
+        group_size: int,
+        threads: int,
+        isa: Isa,
+    ) -> FloatArray:
         """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
         what = f"product of {tokens} tokens with a {self._where}"
+        factors = self._scales(scales, group_size)
+        y = np.empty((tokens, self.info.rows), np.float32)
         form = _P()
         _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
             handle = library().tinyqmoe_form_tensor(form)
-            scratches = [
-                _aligned(library().tinyqmoe_linear_scratch_bytes(handle, tokens))
-                for _ in range(threads)
-            ]
+            scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
+            scratches = [_aligned(scratch_bytes) for _ in range(threads)]
             with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
                 each = pool.map if pool else map
                 for first, last in _blocks(form):
                     step = -(-(last - first) // threads)
-                    spans = [(begin, min(begin + step, last)) for begin in range(first, last, step)]
                     jobs = [
-                        (handle, *span, scratch)
-                        for span, scratch in zip(spans, scratches, strict=False)
+                        _CLinearArgs(
+                            tensor=handle,
+                            scales=factors.ctypes.data,
+                            group_size=group_size,
+                            n_tokens=tokens,
+                            row_begin=begin,
+                            row_end=min(begin + step, last),
+                            isa=_ISA_NUMBER[isa],
+                            scratch=scratch.ctypes.data,
+                            scratch_bytes=scratch.size,
+                            y=y.ctypes.data,
+                        )
+                        for begin, scratch in zip(range(first, last, step), scratches, strict=False)
                     ]
-                    for status in each(lambda job: part(*job), jobs):
+                    for status in each(part, jobs):
                         _check(status, what)
         finally:
             library().tinyqmoe_release(form)
+        return y
 
 
 def _blocks(form: _P) -> Iterator[tuple[int, int]]:
@@ -496,6 +524,25 @@ def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
     return counts
 
 
+def _encode_args(
+    levels: npt.NDArray[np.int8],
+    level_min: int,
+    n_levels: int,
+    code_bits: int,
+    payload: npt.NDArray[np.uint8] | None,
+) -> _CEncodeArgs:
+    return _CEncodeArgs(
+        levels=levels.ctypes.data,
+        rows=levels.shape[0],
+        cols=levels.shape[1],
+        level_min=level_min,
+        n_levels=n_levels,
+        code_bits=code_bits,
+        payload=None if payload is None else payload.ctypes.data,
+        payload_capacity=0 if payload is None else payload.size,
+    )
+
+
 def encode_lzw(
     levels: npt.NDArray[np.int8],
     level_min: int,
@@ -513,22 +560,14 @@ def encode_lzw(
     row_codes = np.empty(rows, np.uint16)
     size = _U64()
     tree = np.frombuffer(dictionary, np.uint8)
+    c_dictionary = _CEncodeDictionary(cap, n_entries, tree.ctypes.data, tree.size)
 
     def encode(payload: npt.NDArray[np.uint8] | None) -> None:
+        args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
         status = library().tinyqmoe_encode_lzw(
-            matrix.ctypes.data,
-            rows,
-            cols,
-            level_min,
-            n_levels,
-            code_bits,
-            cap,
-            n_entries,
-            tree.ctypes.data,
-            tree.size,
+            ctypes.byref(args),
+            ctypes.byref(c_dictionary),
             row_codes.ctypes.data,
-            None if payload is None else payload.ctypes.data,
-            0 if payload is None else payload.size,
             ctypes.byref(size),
         )
         _check(status, what)
@@ -549,16 +588,8 @@ def encode_raw(
     matrix = _levels(levels)
     rows, cols = matrix.shape
     payload = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
-    status = library().tinyqmoe_encode_raw(
-        matrix.ctypes.data,
-        rows,
-        cols,
-        level_min,
-        n_levels,
-        code_bits,
-        payload.ctypes.data,
-        payload.size,
-    )
+    args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
+    status = library().tinyqmoe_encode_raw(ctypes.byref(args))
     _check(
         status,
         f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} "

@@ -304,25 +304,27 @@ tinyqmoe_status multiply_f32(const Product& p, const float* x) {
 
 // ---- the calls ----
 
-tinyqmoe_status check_call(const tinyqmoe_tensor* tensor, const void* scales, uint32_t group_size, const void* x,
-                           uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, const Kernels* kernels,
-                           const void* scratch, uint64_t scratch_bytes, const float* y) {
-  if (tensor == nullptr || scales == nullptr || x == nullptr || y == nullptr || scratch == nullptr) {
+tinyqmoe_status check_call(const tinyqmoe_linear_args* args, const void* x, const Kernels** kernels) {
+  if (args == nullptr || args->tensor == nullptr || args->scales == nullptr || x == nullptr || args->y == nullptr ||
+      args->scratch == nullptr) {
     return TINYQMOE_BAD_ARGUMENT;
   }
-  if (group_size == 0 || row_begin > row_end || row_end > tensor->info.rows) return TINYQMOE_BAD_ARGUMENT;
-  if (reinterpret_cast<uintptr_t>(scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
-  if (kernels == nullptr) return TINYQMOE_NO_ISA;
-  return scratch_bytes < tinyqmoe_linear_scratch_bytes(tensor, n_tokens) ? TINYQMOE_BUFFER_TOO_SMALL : TINYQMOE_OK;
+  const bool rows_exist = args->row_begin <= args->row_end && args->row_end <= args->tensor->info.rows;
+  if (args->group_size == 0 || !rows_exist) return TINYQMOE_BAD_ARGUMENT;
+  if (reinterpret_cast<uintptr_t>(args->scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
+  *kernels = kernels_for(args->isa);
+  if (*kernels == nullptr) return TINYQMOE_NO_ISA;
+  const uint64_t needed = tinyqmoe_linear_scratch_bytes(args->tensor, args->n_tokens);
+  return args->scratch_bytes < needed ? TINYQMOE_BUFFER_TOO_SMALL : TINYQMOE_OK;
 }
 
-Product make_product(const tinyqmoe_tensor& tensor, const Kernels& kernels, const float* scales, uint32_t group_size,
-                     uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, void* scratch, float* y) {
-  const uint32_t size = std::min(group_size, tensor.info.cols);
-  const uint32_t n_groups = (tensor.info.cols + size - 1) / size;
+Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
+  const tinyqmoe_info& info = args.tensor->info;
+  const uint32_t size = std::min(args.group_size, info.cols);
+  const uint32_t n_groups = (info.cols + size - 1) / size;
   const Kernels& chosen = n_groups > 1 && size < kMinFastGroup ? *scalar_kernels() : kernels;
-  return {tensor, chosen, scales, size, n_groups, n_tokens, row_begin, row_end,
-          scratch_layout(tensor.info, n_tokens), static_cast<uint8_t*>(scratch), y};
+  return {*args.tensor, chosen, args.scales, size, n_groups, args.n_tokens, args.row_begin, args.row_end,
+          scratch_layout(info, args.n_tokens), static_cast<uint8_t*>(args.scratch), args.y};
 }
 
 }  // namespace
@@ -334,32 +336,23 @@ uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n
   return tinyqmoe::scratch_layout(tensor->info, n_tokens).total;
 }
 
-tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
-                                     const int8_t* quantized, const float* x_scales, uint32_t n_tokens,
-                                     uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa, void* scratch,
-                                     uint64_t scratch_bytes, float* y) {
-  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
-  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, quantized, n_tokens, row_begin,
-                                                      row_end, kernels, scratch, scratch_bytes, y);
+tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_linear_args* args, const int8_t* quantized,
+                                     const float* x_scales) {
+  const tinyqmoe::Kernels* kernels;
+  const tinyqmoe_status status = tinyqmoe::check_call(args, quantized, &kernels);
   if (status != TINYQMOE_OK) return status;
   if (x_scales == nullptr) return TINYQMOE_BAD_ARGUMENT;
-  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
-  tinyqmoe::Int8Product product{
-      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y),
-      quantized, x_scales, 0, 0, false};
+  if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
+  tinyqmoe::Int8Product product{tinyqmoe::make_product(*args, *kernels), quantized, x_scales, 0, 0, false};
   return tinyqmoe::multiply_int8(&product);
 }
 
-tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
-                                    const float* x, uint32_t n_tokens, uint32_t row_begin, uint32_t row_end,
-                                    tinyqmoe_isa isa, void* scratch, uint64_t scratch_bytes, float* y) {
-  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
-  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, x, n_tokens, row_begin, row_end,
-                                                      kernels, scratch, scratch_bytes, y);
+tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const float* x) {
+  const tinyqmoe::Kernels* kernels;
+  const tinyqmoe_status status = tinyqmoe::check_call(args, x, &kernels);
   if (status != TINYQMOE_OK) return status;
-  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
-  return tinyqmoe::multiply_f32(
-      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y), x);
+  if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
+  return tinyqmoe::multiply_f32(tinyqmoe::make_product(*args, *kernels), x);
 }
 
 }  // extern "C"

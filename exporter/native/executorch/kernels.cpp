@@ -47,7 +47,7 @@ struct OpenTensor {
   std::shared_ptr<tinyqmoe_tensor> tensor;
 };
 
-// Both outlive static destructors, as core/forever.h says why.
+// Both outlive static destructors, as core/no_destroy.h says why.
 std::mutex& cache_mutex() {
   static auto* mutex = new std::mutex();
   return *mutex;
@@ -149,12 +149,9 @@ struct Product {
     thread_local Kept kept;
     void* const scratch = kept.at_least(scratch_bytes);
     if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-    if (quantized == nullptr) {
-      return tinyqmoe_linear_f32(tensor, scales, group_size, x, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
-                                 scratch, scratch_bytes, y);
-    }
-    return tinyqmoe_linear_int8(tensor, scales, group_size, quantized, x_scales, n_tokens, begin, end,
-                                TINYQMOE_ISA_AUTO, scratch, scratch_bytes, y);
+    const tinyqmoe_linear_args args = {tensor, scales, group_size, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
+                                       scratch, scratch_bytes, y};
+    return quantized == nullptr ? tinyqmoe_linear_f32(&args, x) : tinyqmoe_linear_int8(&args, quantized, x_scales);
   }
 
   // A block of rows; begin is a multiple of a tile.
@@ -268,10 +265,14 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
                       InvalidArgument, out, "lzw_embedding: ids, scales or out do not fit a blob of %" PRIu32
                       " x %" PRIu32, info.rows, info.cols);
   ET_KERNEL_CHECK(context, resize_like(ids, 0, embedding_dim, out), InvalidArgument, out);
-  const tinyqmoe_status status = tinyqmoe_embedding(
-      tensor.get(), scales.const_data_ptr<float>(), static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
-      ids.const_data_ptr<int64_t>(), static_cast<uint64_t>(ids.numel()), TINYQMOE_ISA_AUTO,
-      out.mutable_data_ptr<float>());
+  const tinyqmoe_embedding_args args = {tensor.get(),
+                                        scales.const_data_ptr<float>(),
+                                        static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
+                                        TINYQMOE_ISA_AUTO,
+                                        ids.const_data_ptr<int64_t>(),
+                                        static_cast<uint64_t>(ids.numel()),
+                                        out.mutable_data_ptr<float>()};
+  const tinyqmoe_status status = tinyqmoe_embedding(&args);
   if (status != TINYQMOE_OK) fail(context, "lzw_embedding", status);
   return out;
 }

@@ -137,17 +137,16 @@ Bytes make_blob(const Spec& spec, const Levels& levels, Random& random) {
   Bytes payload(room);
   uint64_t payload_bytes = room;
   uint32_t n_entries = 0;
-  const int8_t level_min = static_cast<int8_t>(spec.level_min);
+  const tinyqmoe_encode_args args = {levels.data(),  spec.rows,      spec.cols,      static_cast<int8_t>(spec.level_min),
+                                     spec.n_levels, spec.code_bits, payload.data(), room};
   if (spec.codec == 0) {
-    require(tinyqmoe_encode_raw(levels.data(), spec.rows, spec.cols, level_min, spec.n_levels, spec.code_bits,
-                                payload.data(), room));
+    require(tinyqmoe_encode_raw(&args));
   } else {
     Bytes tree;
     std::tie(tree, n_entries) = random_tree(spec, random);
     std::vector<uint16_t> row_codes(spec.rows);
-    require(tinyqmoe_encode_lzw(levels.data(), spec.rows, spec.cols, level_min, spec.n_levels, spec.code_bits,
-                                spec.cap, n_entries, tree.data(), tree.size(), row_codes.data(), payload.data(), room,
-                                &payload_bytes));
+    const tinyqmoe_encode_dictionary dictionary = {spec.cap, n_entries, tree.data(), tree.size()};
+    require(tinyqmoe_encode_lzw(&args, &dictionary, row_codes.data(), &payload_bytes));
     blob.insert(blob.end(), tree.begin(), tree.end());
     pad(&blob, 4);
     append_index(row_codes, spec.code_bits, &blob);
@@ -194,8 +193,9 @@ Product linear_int8(const tinyqmoe_tensor* tensor, const Floats& x, const Floats
   const std::pair<uint32_t, uint32_t> parts[] = {{half, info.rows}, {0, half}};
   for (const auto& [begin, end] : parts) {
     if (product.status != TINYQMOE_OK) break;
-    product.status = tinyqmoe_linear_int8(tensor, scales.data(), group_size, quantized.data(), x_scales.data(),
-                                          n_tokens, begin, end, isa, scratch.get(), bytes, product.y.data());
+    const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          begin, end,
+                                       isa,    scratch.get(), bytes,      product.y.data()};
+    product.status = tinyqmoe_linear_int8(&args, quantized.data(), x_scales.data());
   }
   return product;
 }
@@ -207,8 +207,9 @@ Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats&
   Product product{TINYQMOE_OK, Floats(size_t{n_tokens} * info.rows)};
   const uint64_t bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
   const Scratch scratch = make_scratch(bytes);
-  product.status = tinyqmoe_linear_f32(tensor, scales.data(), group_size, x.data(), n_tokens, 0, info.rows, isa,
-                                       scratch.get(), bytes, product.y.data());
+  const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          0, info.rows,
+                                     isa,    scratch.get(), bytes,      product.y.data()};
+  product.status = tinyqmoe_linear_f32(&args, x.data());
   return product;
 }
 

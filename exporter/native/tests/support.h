@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "tinyqmoe/tinyqmoe.h"
+#include "tinyqmoe/tinyqmoe_encode.h"
 
 namespace tests {
 
@@ -43,7 +43,7 @@ std::pair<Bytes, uint32_t> random_tree(const Spec& spec, Random& random);
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);
 
-// Encodes with the C interface and lays the blob out. Sections of tinyqmoe.h's encoder are checked by the tests, so an
+// Encodes with the C interface and lays the blob out. What tinyqmoe_encode.h says is checked by the tests, so an
 // error here throws.
 Bytes make_blob(const Spec& spec, const Levels& levels, Random& random);
 

@@ -155,8 +155,9 @@ void test_embedding(const Golden& golden, const Row& row) {
   tinyqmoe_get_info(tensor.get(), &info);
   for (const tinyqmoe_isa isa : available_isas()) {
     Floats out(ids.size() * info.cols);
-    CHECK(tinyqmoe_embedding(tensor.get(), scales.data(), number(row, "group_size"), ids.data(), ids.size(), isa,
-                             out.data()) == TINYQMOE_OK);
+    const tinyqmoe_embedding_args args = {tensor.get(), scales.data(), number(row, "group_size"), isa,
+                                          ids.data(), ids.size(), out.data()};
+    CHECK(tinyqmoe_embedding(&args) == TINYQMOE_OK);
     CHECK(crc32_of(out) == hex(row, "out_crc32"));
   }
 }

@@ -12,7 +12,7 @@
 
 #include "check.h"
 #include "expand.h"
-#include "forever.h"
+#include "no_destroy.h"
 #include "pages.h"
 #include "support.h"
 #include "tests.h"
@@ -151,10 +151,10 @@ struct Counted {
   ~Counted() { ++destroyed; }
 };
 
-void test_forever() {
+void test_no_destroy() {
   g_context = "a global that is never destroyed";
   { const Counted counted; }
-  { const tinyqmoe::Forever<Counted> forever; }
+  { const tinyqmoe::NoDestroy<Counted> kept; }
   CHECK(Counted::destroyed == 1);
 }
 
@@ -475,8 +475,9 @@ Floats in_blocks(const Model& model, uint32_t* n_blocks) {
   for (*n_blocks = 0; tinyqmoe_form_next_rows(form.get(), &begin, &end); ++*n_blocks) {
     CHECK(begin == expected_begin && end > begin && end <= model.spec.rows);
     CHECK(begin % 32 == 0 && (end % 32 == 0 || end == model.spec.rows));
-    CHECK(tinyqmoe_linear_f32(with, model.scales.data(), model.group_size, model.x.data(), 2, begin, end,
-                              TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()) == TINYQMOE_OK);
+    const tinyqmoe_linear_args args = {with, model.scales.data(), model.group_size, 2,
+                                       begin, end, TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()};
+    CHECK(tinyqmoe_linear_f32(&args, model.x.data()) == TINYQMOE_OK);
     expected_begin = end;
   }
   CHECK(expected_begin == model.spec.rows);
@@ -581,7 +582,7 @@ void test_threads() {
 
 void test_residency() {
   reset();
-  test_forever();
+  test_no_destroy();
   test_arguments();
   test_same_bits();
   test_raw_and_close();
