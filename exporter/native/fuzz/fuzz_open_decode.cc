@@ -41,8 +41,8 @@ Results read_everything(const tinyqmoe_tensor* tensor, const tinyqmoe_info& info
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 37 % 255) - 127);
   const uint32_t group_size = info.rows % 2 == 0 ? info.cols : 64;
   const Floats scales(size_t{info.rows} * (info.cols / group_size + 1), 0.5f);
-  results.one_token = linear_int8(tensor, x, scales, group_size, 1, isa);
-  results.two_tokens = linear_int8(tensor, x, scales, group_size, 2, isa);
+  results.one_token = linear_x16(tensor, x, scales, group_size, 1, isa);
+  results.two_tokens = linear_x16(tensor, x, scales, group_size, 2, isa);
   results.floats = linear_f32(tensor, x, scales, group_size, 1, isa);
   const std::vector<int64_t> ids = {info.rows - 1};
   results.embedded.resize(info.cols);

@@ -57,9 +57,24 @@ struct Product {
   Floats y;  // [n_tokens, rows]
 };
 
+// Quantized activations as tinyqmoe_quantize_x16 wants them: 64-byte aligned, and exactly as large as asked, so that the
+// address sanitizer sees the first byte too many.
+class Quantized {
+ public:
+  Quantized(uint32_t cols, uint32_t n_tokens);
+
+  void* bytes() const { return bytes_.get(); }
+  // q of one token, int16 [cols].
+  std::vector<int16_t> token(uint32_t t) const;
+
+ private:
+  uint32_t cols_;
+  std::unique_ptr<void, void (*)(void*)> bytes_;
+};
+
 // Quantizes x itself. Rows in two calls, to see that calls do not depend on each other.
-Product linear_int8(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
-                    uint32_t n_tokens, tinyqmoe_isa isa);
+Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+                   uint32_t n_tokens, tinyqmoe_isa isa);
 Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa);
 

@@ -44,7 +44,11 @@ void test_status_names() {
 }
 
 tinyqmoe_isa missing_isa() {
-  return tinyqmoe_best_isa() == TINYQMOE_ISA_AVX2 ? TINYQMOE_ISA_NEON : TINYQMOE_ISA_AVX2;
+#if defined(__x86_64__)
+  return TINYQMOE_ISA_NEON;
+#else
+  return TINYQMOE_ISA_AVX2;
+#endif
 }
 
 void test_open_arguments(const Bytes& blob) {
@@ -93,12 +97,13 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   const uint64_t needed = tinyqmoe_linear_scratch_bytes(tensor, 1);
   CHECK(needed <= sizeof scratch);
   const Floats scales(kSpec.rows, 1.0f);
-  const Levels x(tinyqmoe_padded_cols(kSpec.cols));
+  const Quantized x(kSpec.cols, 1);
+  std::memset(x.bytes(), 0, tinyqmoe_quantized_bytes(kSpec.cols));
   const float x_scale = 1.0f;
   Floats y(kSpec.rows);
   const auto call = [&](uint32_t group, uint32_t begin, uint32_t end, tinyqmoe_isa isa, void* space, uint64_t bytes) {
     const tinyqmoe_linear_args args = {tensor, scales.data(), group, 1, begin, end, isa, space, bytes, y.data()};
-    return tinyqmoe_linear_int8(&args, x.data(), &x_scale);
+    return tinyqmoe_linear_x16(&args, x.bytes(), &x_scale);
   };
   const tinyqmoe_isa any = TINYQMOE_ISA_AUTO;
   CHECK(call(100, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_OK);
@@ -109,7 +114,10 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   CHECK(call(0, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
   CHECK(call(100, 0, kSpec.rows + 1, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
   CHECK(call(100, 0, kSpec.rows, missing_isa(), scratch, needed) == TINYQMOE_NO_ISA);
-  CHECK(tinyqmoe_linear_int8(nullptr, x.data(), &x_scale) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_linear_x16(nullptr, x.bytes(), &x_scale) == TINYQMOE_BAD_ARGUMENT);
+  const tinyqmoe_linear_args args = {tensor, scales.data(), 100, 1, 0, kSpec.rows, any, scratch, needed, y.data()};
+  CHECK(tinyqmoe_linear_x16(&args, static_cast<char*>(x.bytes()) + 2, &x_scale) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_linear_x16(&args, x.bytes(), nullptr) == TINYQMOE_BAD_ARGUMENT);
 }
 
 void test_counts() {

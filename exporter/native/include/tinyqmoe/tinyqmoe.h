@@ -3,7 +3,7 @@
  * No exception crosses this interface, nothing here starts a thread, and the inner loops do not
  * allocate. A tensor borrows its bytes: they must outlive it. Functions that take a const tensor may be
  * called from several threads at once; callers split work by rows. Every implementation
- * (scalar, AVX2, NEON) gives the same bits. The encoder has a header of its own, tinyqmoe_encode.h. */
+ * (scalar, AVX2, AVX-512, NEON) gives the same bits. The encoder has a header of its own, tinyqmoe_encode.h. */
 #ifndef TINYQMOE_TINYQMOE_H_
 #define TINYQMOE_TINYQMOE_H_
 
@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define TINYQMOE_ABI_VERSION 3 /* 3: long argument lists are structs */
+#define TINYQMOE_ABI_VERSION 4 /* 4: products with 16-bit activations */
 
 /* Pinned values: golden-error vectors and other languages name them. */
 typedef enum tinyqmoe_status {
@@ -57,7 +57,8 @@ typedef enum tinyqmoe_isa {
   TINYQMOE_ISA_SCALAR = 1,
   TINYQMOE_ISA_AVX2 = 2,
   TINYQMOE_ISA_NEON = 3,         /* Armv8.0 */
-  TINYQMOE_ISA_NEON_DOTPROD = 4  /* Armv8.2 sdot */
+  TINYQMOE_ISA_NEON_DOTPROD = 4, /* Armv8.2 sdot */
+  TINYQMOE_ISA_AVX512 = 5        /* with BW, VL and VNNI */
 } tinyqmoe_isa;
 
 typedef struct tinyqmoe_tensor tinyqmoe_tensor;
@@ -109,14 +110,16 @@ typedef struct tinyqmoe_embedding_args {
 
 TINYQMOE_API tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_embedding_args* args);
 
-/* Elements of one padded row of quantized activations; what lies past cols must be zero. cols: at most 65535. */
-TINYQMOE_API uint32_t tinyqmoe_padded_cols(uint32_t cols);
+/* Bytes of one token of quantized activations, a multiple of 64. cols: at most 65535. */
+TINYQMOE_API uint64_t tinyqmoe_quantized_bytes(uint32_t cols);
 
-/* Symmetric int8 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
- * q = round_half_even(x * (127 / a)), scale = a / 127; all in float32 without contraction. So q is in [-127, 127].
- * x: float [n_tokens, cols]; quantized: int8 [n_tokens, padded_cols], padding written as zero; x_scales: float [n_tokens]. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_activations(const float* x, uint32_t n_tokens, uint32_t cols,
-                                                           tinyqmoe_isa isa, int8_t* quantized, float* x_scales);
+/* x16: symmetric int16 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
+ * q = round_half_even(x * (32512 / a)), scale = a / 32512; all in float32 without contraction. So q is in
+ * [-32512, 32512], and q = 256 * high + low with high = (q + 128) >> 8 in [-127, 127] and low in [-128, 127].
+ * x: float [n_tokens, cols]; quantized: 64-byte aligned, tinyqmoe_quantized_bytes a token, which begin with q as
+ * int16 [cols]; what follows is the core's own, and differs between versions of it. x_scales: float [n_tokens]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_x16(const float* x, uint32_t n_tokens, uint32_t cols, tinyqmoe_isa isa,
+                                                   void* quantized, float* x_scales);
 
 /* Bytes of scratch one call of tinyqmoe_linear_* needs. */
 TINYQMOE_API uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n_tokens);
@@ -135,12 +138,14 @@ typedef struct tinyqmoe_linear_args {
   float* y;               /* [n_tokens, rows]; only columns row_begin..row_end are written */
 } tinyqmoe_linear_args;
 
-/* Levels may be any int8; quantized must lie in [-127, 127].
- * One group per row: y = (float)acc * (x_scale * scale), acc the exact int32 dot product of levels and quantized.
+/* Products with the activations of tinyqmoe_quantize_x16. Levels may be any int8.
+ * acc is the exact integer sum of level * q over a group, and (float)acc is that integer rounded once, to the nearest
+ * float32, ties to even; it may need more than 32 bits.
+ * One group per row: y = (float)acc * (x_scale * scale).
  * More groups: y = x_scale * sum_g((float)acc_g * scale_g), summed in float32 from 0.0f and group 0 up, without
  * contraction. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_linear_args* args, const int8_t* quantized,
-                                                  const float* x_scales);
+TINYQMOE_API tinyqmoe_status tinyqmoe_linear_x16(const tinyqmoe_linear_args* args, const void* quantized,
+                                                 const float* x_scales);
 
 /* The same with float activations x: float [n_tokens, cols]. The order of the float sums is fixed (eight interleaved
  * partial sums a group, see core/linear.h), so here too every implementation agrees. */
