@@ -111,8 +111,8 @@ def export(
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
     activations: Annotated[
-        Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
-    ] = Activations.INT8,
+        Activations, typer.Option(help="int16: integer products, fast; float32: as PyTorch.")
+    ] = Activations.INT16,
     coreml_format: Annotated[
         CoreMLFormat,
         typer.Option(

@@ -76,7 +76,7 @@ class ResidencyMode(enum.StrEnum):
 class Activations(enum.StrEnum):
     """The arithmetic of the products."""
 
-    INT8 = "int8"
+    INT16 = "int16"
     FLOAT32 = "float32"
 
 

@@ -89,7 +89,7 @@ def _pte(source: Source, progress: Progress) -> Emitted:
     activations = source.config.activations
     config = executorch.ProgramConfig(
         source.context,
-        activations == "int8",
+        activations == "int16",
         checkpoint.config.bos_token_id,
         checkpoint.eos_token_ids,
     )
@@ -180,7 +180,7 @@ def _custom_op(source: Source, progress: Progress) -> Emitted:
 
     progress("write the Core ML package with custom layers", 0, 0)
     activations, max_tokens = source.config.activations, min(source.context, CUSTOM_OP_TOKENS)
-    config = coreml_custom_op.CustomOpConfig(source.context, max_tokens, activations == "int8")
+    config = coreml_custom_op.CustomOpConfig(source.context, max_tokens, activations == "int16")
     package = source.work / CUSTOM_OP_PACKAGE
     emitted = coreml_custom_op.emit(
         source.encoded,

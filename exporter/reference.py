@@ -1,7 +1,7 @@
 """What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
 
 Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
-Two arithmetics are computed: `int8` as the operators define it (exact integer dot products of
+Two arithmetics are computed: `int16` as the operators define it (exact integer dot products of
 levels and quantized activations) and `float32`. This is an implementation of its own: it shares the
 decoder with the packages, and nothing of their products or attention.
 """
@@ -27,15 +27,13 @@ from exporter.models.llama import Layers, Llama, LlamaConfig, TorchAttention
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
 
-Arithmetic = Literal["int8", "float32"]
-ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
+Arithmetic = Literal["int16", "float32"]
+ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int16", "float32")
 
 BLOCK_WEIGHTS = (
     1 << 20
 )  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
-EXACT_COLUMNS = (
-    1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
-)
+MOST = 32512.0  # of a quantized activation: 256 * 127
 PIECE_TOKENS = (
     256  # of a prompt computed at a time: attention over a full context takes much memory
 )
@@ -58,24 +56,26 @@ TEXTS = (
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
+    """Symmetric int16 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
     scales [T, 1])."""
     largest = x.abs().amax(-1, keepdim=True)
     usable = largest >= 2.0**-100
     # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds
     # differently.
     inverse = torch.where(
-        usable, torch.full_like(largest, 127.0) / largest, torch.zeros_like(largest)
+        usable, torch.full_like(largest, MOST) / largest, torch.zeros_like(largest)
     )
-    return torch.round(x * inverse), torch.where(usable, largest / 127.0, torch.zeros_like(largest))
+    return torch.round(x * inverse), torch.where(usable, largest / MOST, torch.zeros_like(largest))
 
 
 def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact int32 dot products: [T, K] x [n, K] -> [T, n], both holding integers as float32."""
-    total = torch.zeros(quantized.shape[0], levels.shape[0], dtype=torch.int32)
-    for q, w in zip(quantized.split(EXACT_COLUMNS, 1), levels.split(EXACT_COLUMNS, 1), strict=True):
-        total += (q @ w.T).to(torch.int32)
-    return total
+    """Exact integer dot products as float64: [T, K] x [n, K] -> [T, n], both holding integers as
+    float32.
+
+    In any order: 65535 columns of 32512 * 128 are less than 2**53. `.float()` rounds such an
+    integer once.
+    """
+    return quantized.double() @ levels.double().T
 
 
 class QuantizedLinear(nn.Module):
@@ -88,9 +88,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
         quantized, x_scales = (
-            quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
+            quantize_activations(flat) if self.arithmetic == "int16" else (flat, flat)
         )
-        multiply = self._multiply_int8 if self.arithmetic == "int8" else self._multiply_float32
+        multiply = self._multiply_int16 if self.arithmetic == "int16" else self._multiply_float32
         y = torch.empty(flat.shape[0], self.matrix.rows)
         blob = self.matrix.blob()
         with NativeTensor(blob) as coded:
@@ -103,7 +103,7 @@ class QuantizedLinear(nn.Module):
                 release(blob, scales)
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
-    def _multiply_int8(
+    def _multiply_int16(
         self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor
     ) -> Tensor:
         if scales.shape[1] == 1:

@@ -111,7 +111,7 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
         "get_max_context_len": interface.context,
         "get_max_seq_len": artifact.prefill_tokens,
         "get_eos_ids": interface.eos_token_ids,
-        "get_int8_activations": artifact.activations == "int8",
+        "get_int16_activations": artifact.activations == "int16",
     }
     problems = []
     if interface.bos_token_id is not None:

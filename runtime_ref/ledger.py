@@ -207,7 +207,7 @@ def _pte_used(artifact: Artifact, shape: _Shape, context: int) -> list[Holder]:
     """XNNPACK's workspace for a layer's gate and up, a product's quantized input and scratch."""
     tokens, widest = artifact.prefill_tokens, max(shape.intermediate, shape.hidden)
     workspace = int(PTE_WORKSPACE * 4 * tokens * shape.intermediate)
-    products = tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
+    products = 4 * tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
     return [Holder("workspace of products and activations", workspace + products)]
 
 

@@ -49,7 +49,7 @@ _PARAMETERS = {
     "group_size": "intValue",
     "name": "stringValue",
 }
-_LINEAR_PARAMETERS = {"int8_activations": "boolValue"}
+_LINEAR_PARAMETERS = {"int16_activations": "boolValue"}
 _SHARED_PARAMETERS = {"weights_of": "stringValue"}
 _FILE_PARAMETERS = {
     "file": "stringValue",
@@ -224,9 +224,9 @@ class _Matrix:
     def sizes(self) -> tuple[int, int, int]:
         return self.tensor.info.rows, self.tensor.info.cols, self.group_size
 
-    def linear(self, x: np.ndarray, int8_activations: bool) -> np.ndarray:
+    def linear(self, x: np.ndarray, int16_activations: bool) -> np.ndarray:
         """x float32 [.., cols] -> [.., rows]."""
-        multiply = self.tensor.linear_int8 if int8_activations else self.tensor.linear_f32
+        multiply = self.tensor.linear_x16 if int16_activations else self.tensor.linear_f32
         y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -243,7 +243,7 @@ class _Custom:
     """A custom layer: its matrix, and for a product whether it quantizes activations."""
 
     matrix: _Matrix
-    int8_activations: bool
+    int16_activations: bool
 
 
 class _Customs:
@@ -268,7 +268,7 @@ class _Customs:
                 "and {}"
             )
             raise UnsupportedError(what.format(*matrix.sizes, *stated))
-        return _Custom(matrix, parameters.get("int8_activations", False))
+        return _Custom(matrix, parameters.get("int16_activations", False))
 
     def _shared(self, name: str, stored: Sequence[Stored]) -> _Matrix:
         if stored:
@@ -369,14 +369,14 @@ class NeuralNetwork:
         model, weights = self._parsed()
         self.inputs = self._interface(model.description.input)
         self.outputs = self._interface(model.description.output)
-        self._declared_int8: set[bool] = set()
+        self._declared_int16: set[bool] = set()
         self._forced_float = False
         self._steps = self._resolved(model, weights, side_dir)
 
     @property
-    def int8_activations(self) -> bool:
+    def int16_activations(self) -> bool:
         """Whether the products are declared to quantize their activations."""
-        return self._declared_int8 == {True}
+        return self._declared_int16 == {True}
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
@@ -492,7 +492,7 @@ class NeuralNetwork:
         problems += [
             f"no layer makes the output {name}" for name in self.outputs if name not in made
         ]
-        if len(self._declared_int8) > 1:
+        if len(self._declared_int16) > 1:
             problems.append("some products quantize their activations and some do not")
         if problems:
             more = (
@@ -524,8 +524,10 @@ class NeuralNetwork:
         custom = customs.open(layer, stored)
         if layer.custom.className == EMBEDDING:
             return lambda ids: custom.matrix.embedding(ids)
-        self._declared_int8.add(custom.int8_activations)
-        return lambda x: custom.matrix.linear(x, custom.int8_activations and not self._forced_float)
+        self._declared_int16.add(custom.int16_activations)
+        return lambda x: custom.matrix.linear(
+            x, custom.int16_activations and not self._forced_float
+        )
 
 
 def _sizes(array: Any) -> tuple[tuple[int, int | None], ...] | None:

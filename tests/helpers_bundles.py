@@ -86,10 +86,10 @@ class Parts:
     def program(self, context: int, activations: Arithmetic) -> executorch.ProgramConfig:
         config = self.checkpoint.config
         eos = self.checkpoint.eos_token_ids
-        return executorch.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
+        return executorch.ProgramConfig(context, activations == "int16", config.bos_token_id, eos)
 
     def emit(
-        self, path: Path, context: int, activations: Arithmetic = "int8"
+        self, path: Path, context: int, activations: Arithmetic = "int16"
     ) -> executorch.EmittedProgram:
         program = self.program(context, activations)
         return executorch.emit(self.encoded, self.vectors, self.checkpoint.config, program, path)
@@ -191,7 +191,7 @@ def small_manifest(**changes: Any) -> Manifest:
         format="pte",
         path=bundles.PROGRAM,
         files=[bundles.PROGRAM],
-        activations="int8",
+        activations="int16",
         prefill_tokens=16,
         kv_cache_bytes=1,
         operators={"tinyqmoe::lzw_linear.out": 1},

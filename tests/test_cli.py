@@ -269,7 +269,7 @@ def test_a_failed_verdict_is_1_and_still_json(
     check = parity.Check(
         "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
     )
-    report = parity.ParityReport("executorch", "int8", {}, [check])
+    report = parity.ParityReport("executorch", "int16", {}, [check])
     monkeypatch.setattr(cli, "_runner", lambda *_: None)
     monkeypatch.setattr(cli, "_parity", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")

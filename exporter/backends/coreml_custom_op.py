@@ -21,8 +21,8 @@ Custom layers, version 1 of their contract:
 - Weights: [0] `rawValue`, the TQLZ blob; [1] `floatValue`, the scales [rows, ceil(cols /
   group_size)].
 - Parameters: `version`, `rows`, `cols`, `group_size` (int), `name` (string, of the tensor in the
-  checkpoint); for LZWLinear `int8_activations` (bool): whether activations are quantized per token
-  as `tinyqmoe_linear_int8` does.
+  checkpoint); for LZWLinear `int16_activations` (bool): whether activations are quantized per token
+  as `tinyqmoe_linear_x16` does.
 - A tied head has no weights but `weights_of` (string): the name of the layer before it that has
   them.
 - Where a protobuf would be too large for all weights, no layer has any, but: `file` (string,
@@ -81,7 +81,7 @@ class CustomOpConfig:
 
     context: int
     max_tokens: int
-    int8_activations: bool
+    int16_activations: bool
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class _Builder:
         return self.custom(LINEAR, x, tensor, tensor, **self._arithmetic())
 
     def _arithmetic(self) -> dict[str, dict[str, Any]]:
-        return {"int8_activations": {"boolValue": self.config.int8_activations}}
+        return {"int16_activations": {"boolValue": self.config.int16_activations}}
 
     def _head(self, x: str) -> str:
         embed = "model.embed_tokens.weight"

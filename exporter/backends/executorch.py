@@ -38,7 +38,7 @@ class ProgramConfig:
     """What a program is lowered for. `context` is the number of cache slots."""
 
     context: int
-    int8_activations: bool
+    int16_activations: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -85,13 +85,13 @@ class _Coded(nn.Module):
 class LZWLinear(_Coded):
     """x float32 [.., in] -> [.., out] by `tinyqmoe::lzw_linear`."""
 
-    def __init__(self, matrix: EncodedMatrix, int8_activations: bool) -> None:
+    def __init__(self, matrix: EncodedMatrix, int16_activations: bool) -> None:
         super().__init__(matrix)
-        self.int8_activations = int8_activations
+        self.int16_activations = int16_activations
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.tinyqmoe.lzw_linear(
-            x, self.blob, self.scales, self.rows, self.group_size, self.int8_activations
+            x, self.blob, self.scales, self.rows, self.group_size, self.int16_activations
         )
 
 
@@ -130,12 +130,12 @@ class ProgramLayers:
     """`models.llama.Layers` for lowering. `vectors` are the norm weights by name, float32."""
 
     def __init__(
-        self, encoded: EncodedModel, vectors: dict[str, Tensor], int8_activations: bool
+        self, encoded: EncodedModel, vectors: dict[str, Tensor], int16_activations: bool
     ) -> None:
-        self.encoded, self.vectors, self.int8_activations = encoded, vectors, int8_activations
+        self.encoded, self.vectors, self.int16_activations = encoded, vectors, int16_activations
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        return LZWLinear(self.encoded.matrices[name], self.int8_activations)
+        return LZWLinear(self.encoded.matrices[name], self.int16_activations)
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         return LZWEmbedding(self.encoded.matrices[name])
@@ -159,7 +159,7 @@ def emit(
     Raises ExportError if it is not what it should be.
     """
     manager = lower(
-        Llama(model, config.context, ProgramLayers(encoded, vectors, config.int8_activations)),
+        Llama(model, config.context, ProgramLayers(encoded, vectors, config.int16_activations)),
         config,
     )
     program = manager.executorch_program
@@ -236,7 +236,7 @@ def _metadata(config: ProgramConfig) -> dict[str, Any]:
         "enable_dynamic_shape": True,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
-        "get_int8_activations": config.int8_activations,
+        "get_int16_activations": config.int16_activations,
     }
     return methods if config.bos_token_id is None else methods | {"get_bos_id": config.bos_token_id}
 

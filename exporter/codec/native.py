@@ -22,12 +22,19 @@ import numpy.typing as npt
 
 from exporter.errors import CodecError, MissingComponentError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _VERIFY_PAYLOAD = 1
 UNLIMITED = 2**64 - 1  # of a budget
 
-Isa = Literal["auto", "scalar", "avx2", "neon", "neon_dotprod"]
-_ISA_NUMBER: dict[str, int] = {"auto": 0, "scalar": 1, "avx2": 2, "neon": 3, "neon_dotprod": 4}
+Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
+_ISA_NUMBER: dict[str, int] = {
+    "auto": 0,
+    "scalar": 1,
+    "avx2": 2,
+    "neon": 3,
+    "neon_dotprod": 4,
+    "avx512": 5,
+}
 
 # Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they
 # are CodecErrors.
@@ -37,6 +44,7 @@ Bytes = (
     bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
 )  # anything with the buffer protocol, as an mmap
 Int8Array = npt.NDArray[np.int8]
+Int16Array = npt.NDArray[np.int16]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -181,10 +189,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "get_info": (None, (_P, ctypes.POINTER(_CInfo))),
     "decode_rows": (_INT, (_P, _U32, _U32, _INT, _P)),
     "embedding": (_INT, (ctypes.POINTER(_CEmbeddingArgs),)),
-    "padded_cols": (_U32, (_U32,)),
-    "quantize_activations": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
+    "quantized_bytes": (_U64, (_U32,)),
+    "quantize_x16": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
     "linear_scratch_bytes": (_U64, (_P, _U32)),
-    "linear_int8": (_INT, (ctypes.POINTER(_CLinearArgs), _P, _P)),
+    "linear_x16": (_INT, (ctypes.POINTER(_CLinearArgs), _P, _P)),
     "linear_f32": (_INT, (ctypes.POINTER(_CLinearArgs), _P)),
     "acquire": (_INT, (_P, ctypes.POINTER(_P))),
     "form_tensor": (_P, (_P,)),
@@ -245,8 +253,14 @@ def _check(status: int, what: str) -> None:
 def available_isas() -> list[Isa]:
     """The instruction sets this machine can be asked for, slowest first."""
     best = library().tinyqmoe_best_isa()
-    by_best: dict[int, list[Isa]] = {1: ["scalar"], 2: ["scalar", "avx2"], 3: ["scalar", "neon"]}
-    return by_best.get(best, ["scalar", "neon", "neon_dotprod"])
+    by_best: dict[int, list[Isa]] = {
+        1: ["scalar"],
+        2: ["scalar", "avx2"],
+        3: ["scalar", "neon"],
+        4: ["scalar", "neon", "neon_dotprod"],
+        5: ["scalar", "avx2", "avx512"],
+    }
+    return by_best[best]
 
 
 def crc32(data: Bytes, crc: int = 0) -> int:
@@ -277,22 +291,24 @@ def _aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
     return buffer[start : start + n_bytes]
 
 
-def _quantize_padded(x: FloatArray, isa: Isa) -> tuple[Int8Array, FloatArray]:
+def _quantize(x: FloatArray, isa: Isa) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """The core's own form, uint8 [S, n_bytes] that begins with int16 [S, cols], and the scales."""
     tokens, cols = x.shape
-    quantized = np.empty((tokens, library().tinyqmoe_padded_cols(cols)), np.int8)
+    n_bytes = library().tinyqmoe_quantized_bytes(cols)
+    quantized = _aligned(tokens * n_bytes).reshape(tokens, n_bytes)
     scales = np.empty(tokens, np.float32)
-    status = library().tinyqmoe_quantize_activations(
+    status = library().tinyqmoe_quantize_x16(
         x.ctypes.data, tokens, cols, _ISA_NUMBER[isa], quantized.ctypes.data, scales.ctypes.data
     )
     _check(status, f"activations {x.shape}")
     return quantized, scales
 
 
-def quantize_activations(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int8Array, FloatArray]:
-    """Symmetric int8 per token: (int8 [S, cols], float32 [S])."""
+def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, FloatArray]:
+    """Symmetric int16 per token: (int16 [S, cols], float32 [S])."""
     array = _activations(x)
-    quantized, scales = _quantize_padded(array, isa)
-    return np.ascontiguousarray(quantized[:, : array.shape[1]]), scales
+    quantized, scales = _quantize(array, isa)
+    return quantized.view(np.int16)[:, : array.shape[1]].copy(), scales
 
 
 class NativeTensor:
@@ -383,7 +399,7 @@ class NativeTensor:
         _check(status, f"{index.size} ids of a {self._where}")
         return out
 
-    def linear_int8(
+    def linear_x16(
         self,
         x: npt.ArrayLike,
         scales: npt.ArrayLike,
@@ -391,12 +407,12 @@ class NativeTensor:
         threads: int = 1,
         isa: Isa = "auto",
     ) -> FloatArray:
-        """x W^T with activations quantized per token, float32 [S, rows]."""
+        """x W^T with activations quantized to int16 per token, float32 [S, rows]."""
         array = _activations(x, self.info.cols)
-        quantized, x_scales = _quantize_padded(array, isa)
+        quantized, x_scales = _quantize(array, isa)
 
         def part(args: _CLinearArgs) -> int:
-            return library().tinyqmoe_linear_int8(
+            return library().tinyqmoe_linear_x16(
                 ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
             )
 
