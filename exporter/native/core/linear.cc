@@ -98,9 +98,11 @@ struct X16Product : Product {
     return sum_of(x(token).whole + begin, group_end(g) - begin);
   }
 
-  // Adds a group of a row to what the groups before it gave: `sum` is of offsets, x_sum of the activations alone.
-  void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t sum, float* y) const {
-    const int64_t acc = sum + tensor.info.level_min * int64_t{x_sum(token, g)};
+  // What a sum over offsets lacks to be one over levels.
+  int64_t correction(int32_t x_sum) const { return tensor.info.level_min * int64_t{x_sum}; }
+
+  // Adds a group of a row to what the groups before it gave.
+  void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t acc, float* y) const {
     const float scale = scales_of(row)[g];
     if (n_groups == 1) {
       *y = static_cast<float>(acc) * (x_scales[token] * scale);
@@ -138,7 +140,8 @@ void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, ui
     task.n_levels = p.tensor.info.n_levels;
     task.x_sum = p.x_sum(token, g);
     p.kernels.dot(&task);
-    for (uint32_t r = 0; r < n_rows; ++r) p.add_group(row0 + first + r, token, g, task.sums[r], y + r);
+    const int64_t correction = p.correction(task.x_sum);
+    for (uint32_t r = 0; r < n_rows; ++r) p.add_group(row0 + first + r, token, g, task.sums[r] + correction, y + r);
   }
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
@@ -161,6 +164,7 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
 // One token, one scale a row: phrases meet the activations without being stored.
 tinyqmoe_status multiply_codes(const X16Product& p) {
   const X16 x = p.x(0);
+  const int64_t correction = p.correction(p.x_sum(0, 0));
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
     CodedRow row;
@@ -172,7 +176,7 @@ tinyqmoe_status multiply_codes(const X16Product& p) {
     if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
     if (status != TINYQMOE_OK) return status;
     float y;
-    p.add_group(r, 0, 0, sum, &y);
+    p.add_group(r, 0, 0, sum + correction, &y);
     p.store_row(r, 0, y);
   }
   return TINYQMOE_OK;
@@ -229,7 +233,7 @@ tinyqmoe_status multiply_packed(const X16Product& p) {
       const PackedDot dot = dot_packed_group(p, row.bytes + uint64_t{begin} * info.code_bits / 8,
                                              p.group_end(g) - begin, packed_x + uint64_t{begin} * 2);
       largest = std::max(largest, dot.largest);
-      p.add_group(r, 0, g, dot.sum, &y);
+      p.add_group(r, 0, g, dot.sum + p.correction(p.x_sum(0, g)), &y);
     }
     if (status == TINYQMOE_OK && largest >= info.n_levels) status = TINYQMOE_BAD_LEVEL;
     if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
