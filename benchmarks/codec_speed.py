@@ -101,9 +101,9 @@ def measure(blob: Blob, encode: Callable[[], object], batch: int, repeats: int) 
             "bits": blob.size * 8 / weights,
             "encode": speed(weights, max(1, repeats // 3), encode),
             "decode": speed(few * cols, 3 * repeats, lambda: tensor.decode_rows(0, few)),
-            "gemv": speed(weights, repeats, lambda: tensor.linear_int8(x[:1], scales, cols)),
+            "gemv": speed(weights, repeats, lambda: tensor.linear_x16(x[:1], scales, cols)),
             "gemm": speed(
-                weights * batch, max(1, repeats // 3), lambda: tensor.linear_int8(x, scales, cols)
+                weights * batch, max(1, repeats // 3), lambda: tensor.linear_x16(x, scales, cols)
             ),
             "gemv f32": speed(
                 weights, max(1, repeats // 3), lambda: tensor.linear_f32(x[:1], scales, cols)

@@ -82,7 +82,7 @@ def tokens_in_group(
         for _ in range(tokens):
             start = time.perf_counter(), disk_bytes(), major_faults()
             for tensor in tensors:
-                tensor.linear_int8(x, scales[: tensor.info.rows], x.shape[1], threads=2)
+                tensor.linear_x16(x, scales[: tensor.info.rows], x.shape[1], threads=2)
             seconds.append(time.perf_counter() - start[0])
             read.append(disk_bytes() - start[1])
             faults.append(major_faults() - start[2])

@@ -3,7 +3,7 @@
 A product of one token with one scale a row, on one thread, straight from the codes and from the
 expanded form. Every round measures all of them once, so that what else the machine does meets all
 alike; a figure is the median over the rounds of processor time. The table in
-exporter/native/core/residency.cc and runtime_ref/residency.py is from here.
+exporter/native/core/entries.cc and runtime_ref/residency.py is from here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def seconds(
 ) -> float:
     """Processor time of one product."""
     start = time.thread_time()
-    tensor.linear_int8(x, scales, x.shape[1])
+    tensor.linear_x16(x, scales, x.shape[1])
     return time.thread_time() - start
 
 

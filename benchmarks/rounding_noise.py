@@ -1,4 +1,4 @@
-"""How far apart two correct int8 programs are: the figures behind the int8 gates of `tinyqmoe
+"""How far apart two correct int16 programs are: the figures behind the int16 gates of `tinyqmoe
 parity` (docs/parity.md).
 
 The quantized model is computed twice in PyTorch, the second time with the inputs of every product
@@ -65,7 +65,7 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
         encoded = EncodedModel(matrices, checkpoint.vectors())
         _, sequences = token_sequences(checkpoint, prompts.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
-        model = checkpoint.network(positions, QuantizedLayers(encoded, "int8"))
+        model = checkpoint.network(positions, QuantizedLayers(encoded, "int16"))
         plain = logits(model, ids, 0.0, 0)
         for bits in (22, 20):
             pairs = [

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 REFERENCE = "reference.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-Arithmetic = Literal["int8", "float32"]
-ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int8", "float32")
-ACTIVATIONS = ("int8", "float32", "float16")
+Arithmetic = Literal["int16", "float32"]
+ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int16", "float32")
+ACTIVATIONS = ("int16", "float32", "float16")
 BACKENDS = {
     "pte": "executorch",
     "mlprogram": "coreml",
@@ -112,7 +112,7 @@ class Artifact:
     """One package: a `.pte`, or an `.mlpackage` of one of two formats.
 
     path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what
-    ships for it. activations: the arithmetic of the products, "int8", "float32" or "float16".
+    ships for it. activations: the arithmetic of the products, "int16", "float32" or "float16".
     prefill_tokens: of the longest call. operators: how often each is in it. places: by name of the
     matrix. details: what only its kind has.
     """

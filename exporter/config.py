@@ -35,7 +35,7 @@ class ExportConfig:
     formats: tuple[str, ...] = ("pte",)
     context: int | None = None
     codec: Codec = "auto"
-    activations: Arithmetic = "int8"
+    activations: Arithmetic = "int16"
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
     texts: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ from exporter.errors import BundleError, OutOfSpaceError, UsageError
 Mode = Literal["stream", "expand", "file", "auto"]
 
 # Nanoseconds a weight by bits of a level in the raw form: the table of
-# exporter/native/core/residency.cc.
+# exporter/native/core/entries.cc.
 RAW_NS = {2: 0.020, 4: 0.027, 8: 0.053}
 LZW_NS = {
     8: {2: 0.14, 4: 0.35, 8: 0.65},

@@ -54,7 +54,7 @@ def export(
     embedding: EmbeddingOption = "int8",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
-    activations: ActivationsOption = Activations.INT8,
+    activations: ActivationsOption = Activations.INT16,
     coreml_format: CoreMLFormatOption = "mlprogram",
     chunk_bytes: ChunkBytesOption = 1_000_000_000,
     with_native: NativeOption = False,

@@ -71,7 +71,7 @@ class ResidencyMode(enum.StrEnum):
 class Activations(enum.StrEnum):
     """The arithmetic of the products."""
 
-    INT8 = "int8"
+    INT16 = "int16"
     FLOAT32 = "float32"
 
 
@@ -194,7 +194,7 @@ ModelArgument = Annotated[
 ]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")]
 ActivationsOption = Annotated[
-    Activations, typer.Option(help="int8: integer products, fast; float32: as PyTorch.")
+    Activations, typer.Option(help="int16: integer products, fast; float32: as PyTorch.")
 ]
 ChunkBytesOption = Annotated[
     int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")

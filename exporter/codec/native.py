@@ -22,12 +22,19 @@ import numpy.typing as npt
 
 from exporter.errors import CodecError, MissingComponentError
 
-ABI_VERSION = 2
+ABI_VERSION = 4
 _VERIFY_PAYLOAD = 1
 UNLIMITED = 2**64 - 1  # of a budget
 
-Isa = Literal["auto", "scalar", "avx2", "neon", "neon_dotprod"]
-_ISA_NUMBER: dict[str, int] = {"auto": 0, "scalar": 1, "avx2": 2, "neon": 3, "neon_dotprod": 4}
+Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
+_ISA_NUMBER: dict[str, int] = {
+    "auto": 0,
+    "scalar": 1,
+    "avx2": 2,
+    "neon": 3,
+    "neon_dotprod": 4,
+    "avx512": 5,
+}
 
 # Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they
 # are CodecErrors.
@@ -37,6 +44,7 @@ Bytes = (
     bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
 )  # anything with the buffer protocol, as an mmap
 Int8Array = npt.NDArray[np.int8]
+Int16Array = npt.NDArray[np.int16]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -104,6 +112,55 @@ class _CResidencyStats(ctypes.Structure):
     )
 
 
+class _CEmbeddingArgs(ctypes.Structure):
+    _fields_ = (
+        ("tensor", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("group_size", ctypes.c_uint32),
+        ("isa", ctypes.c_int),
+        ("ids", ctypes.c_void_p),
+        ("n_ids", ctypes.c_uint64),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _CLinearArgs(ctypes.Structure):
+    _fields_ = (
+        ("tensor", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("group_size", ctypes.c_uint32),
+        ("n_tokens", ctypes.c_uint32),
+        ("row_begin", ctypes.c_uint32),
+        ("row_end", ctypes.c_uint32),
+        ("isa", ctypes.c_int),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_bytes", ctypes.c_uint64),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class _CEncodeArgs(ctypes.Structure):
+    _fields_ = (
+        ("levels", ctypes.c_void_p),
+        ("rows", ctypes.c_uint32),
+        ("cols", ctypes.c_uint32),
+        ("level_min", ctypes.c_int8),
+        ("n_levels", ctypes.c_uint32),
+        ("code_bits", ctypes.c_uint32),
+        ("payload", ctypes.c_void_p),
+        ("payload_capacity", ctypes.c_uint64),
+    )
+
+
+class _CEncodeDictionary(ctypes.Structure):
+    _fields_ = (
+        ("cap", ctypes.c_uint32),
+        ("n_entries", ctypes.c_uint32),
+        ("bytes", ctypes.c_void_p),
+        ("n_bytes", ctypes.c_uint64),
+    )
+
+
 def native_dir() -> Path:
     """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
     return Path(__file__).resolve().parent.parent / "native"
@@ -131,12 +188,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "close": (None, (_P,)),
     "get_info": (None, (_P, ctypes.POINTER(_CInfo))),
     "decode_rows": (_INT, (_P, _U32, _U32, _INT, _P)),
-    "embedding": (_INT, (_P, _P, _U32, _P, _U64, _INT, _P)),
-    "padded_cols": (_U32, (_U32,)),
-    "quantize_activations": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
+    "embedding": (_INT, (ctypes.POINTER(_CEmbeddingArgs),)),
+    "quantized_bytes": (_U64, (_U32,)),
+    "quantize_x16": (_INT, (_P, _U32, _U32, _INT, _P, _P)),
     "linear_scratch_bytes": (_U64, (_P, _U32)),
-    "linear_int8": (_INT, (_P, _P, _U32, _P, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
-    "linear_f32": (_INT, (_P, _P, _U32, _P, _U32, _U32, _U32, _INT, _P, _U64, _P)),
+    "linear_x16": (_INT, (ctypes.POINTER(_CLinearArgs), _P, _P)),
+    "linear_f32": (_INT, (ctypes.POINTER(_CLinearArgs), _P)),
     "acquire": (_INT, (_P, ctypes.POINTER(_P))),
     "form_tensor": (_P, (_P,)),
     "form_next_rows": (ctypes.c_bool, (_P, ctypes.POINTER(_U32), ctypes.POINTER(_U32))),
@@ -145,23 +202,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "encode_lzw": (
         _INT,
         (
+            ctypes.POINTER(_CEncodeArgs),
+            ctypes.POINTER(_CEncodeDictionary),
             _P,
-            _U32,
-            _U32,
-            ctypes.c_int8,
-            _U32,
-            _U32,
-            _U32,
-            _U32,
-            _P,
-            _U64,
-            _P,
-            _P,
-            _U64,
             ctypes.POINTER(_U64),
         ),
     ),
-    "encode_raw": (_INT, (_P, _U32, _U32, ctypes.c_int8, _U32, _U32, _P, _U64)),
+    "encode_raw": (_INT, (ctypes.POINTER(_CEncodeArgs),)),
 }
 
 
@@ -206,8 +253,14 @@ def _check(status: int, what: str) -> None:
 def available_isas() -> list[Isa]:
     """The instruction sets this machine can be asked for, slowest first."""
     best = library().tinyqmoe_best_isa()
-    by_best: dict[int, list[Isa]] = {1: ["scalar"], 2: ["scalar", "avx2"], 3: ["scalar", "neon"]}
-    return by_best.get(best, ["scalar", "neon", "neon_dotprod"])
+    by_best: dict[int, list[Isa]] = {
+        1: ["scalar"],
+        2: ["scalar", "avx2"],
+        3: ["scalar", "neon"],
+        4: ["scalar", "neon", "neon_dotprod"],
+        5: ["scalar", "avx2", "avx512"],
+    }
+    return by_best[best]
 
 
 def crc32(data: Bytes, crc: int = 0) -> int:
@@ -238,22 +291,24 @@ def _aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
     return buffer[start : start + n_bytes]
 
 
-def _quantize_padded(x: FloatArray, isa: Isa) -> tuple[Int8Array, FloatArray]:
+def _quantize(x: FloatArray, isa: Isa) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """The core's own form, uint8 [S, n_bytes] that begins with int16 [S, cols], and the scales."""
     tokens, cols = x.shape
-    quantized = np.empty((tokens, library().tinyqmoe_padded_cols(cols)), np.int8)
+    n_bytes = library().tinyqmoe_quantized_bytes(cols)
+    quantized = _aligned(tokens * n_bytes).reshape(tokens, n_bytes)
     scales = np.empty(tokens, np.float32)
-    status = library().tinyqmoe_quantize_activations(
+    status = library().tinyqmoe_quantize_x16(
         x.ctypes.data, tokens, cols, _ISA_NUMBER[isa], quantized.ctypes.data, scales.ctypes.data
     )
     _check(status, f"activations {x.shape}")
     return quantized, scales
 
 
-def quantize_activations(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int8Array, FloatArray]:
-    """Symmetric int8 per token: (int8 [S, cols], float32 [S])."""
+def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, FloatArray]:
+    """Symmetric int16 per token: (int16 [S, cols], float32 [S])."""
     array = _activations(x)
-    quantized, scales = _quantize_padded(array, isa)
-    return np.ascontiguousarray(quantized[:, : array.shape[1]]), scales
+    quantized, scales = _quantize(array, isa)
+    return quantized.view(np.int16)[:, : array.shape[1]].copy(), scales
 
 
 class NativeTensor:
@@ -331,19 +386,20 @@ class NativeTensor:
         index = np.ascontiguousarray(ids, np.int64)
         factors = self._scales(scales, group_size)
         out = np.empty((*index.shape, self.info.cols), np.float32)
-        status = library().tinyqmoe_embedding(
-            self._open_handle(),
-            factors.ctypes.data,
-            group_size,
-            index.ctypes.data,
-            index.size,
-            _ISA_NUMBER[isa],
-            out.ctypes.data,
+        args = _CEmbeddingArgs(
+            tensor=self._open_handle(),
+            scales=factors.ctypes.data,
+            group_size=group_size,
+            isa=_ISA_NUMBER[isa],
+            ids=index.ctypes.data,
+            n_ids=index.size,
+            out=out.ctypes.data,
         )
+        status = library().tinyqmoe_embedding(ctypes.byref(args))
         _check(status, f"{index.size} ids of a {self._where}")
         return out
 
-    def linear_int8(
+    def linear_x16(
         self,
         x: npt.ArrayLike,
         scales: npt.ArrayLike,
@@ -351,30 +407,16 @@ class NativeTensor:
         threads: int = 1,
         isa: Isa = "auto",
     ) -> FloatArray:
-        """x W^T with activations quantized per token, float32 [S, rows]."""
+        """x W^T with activations quantized to int16 per token, float32 [S, rows]."""
         array = _activations(x, self.info.cols)
-        factors = self._scales(scales, group_size)
-        quantized, x_scales = _quantize_padded(array, isa)
-        y = np.empty((array.shape[0], self.info.rows), np.float32)
+        quantized, x_scales = _quantize(array, isa)
 
-        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
-            return library().tinyqmoe_linear_int8(
-                handle,
-                factors.ctypes.data,
-                group_size,
-                quantized.ctypes.data,
-                x_scales.ctypes.data,
-                array.shape[0],
-                begin,
-                end,
-                _ISA_NUMBER[isa],
-                scratch.ctypes.data,
-                scratch.size,
-                y.ctypes.data,
+        def part(args: _CLinearArgs) -> int:
+            return library().tinyqmoe_linear_x16(
+                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
             )
 
-        self._run(part, array.shape[0], threads)
-        return y
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
     def linear_f32(
         self,
@@ -387,53 +429,55 @@ class NativeTensor:
         """x W^T with float activations, float32 [S, rows]; the order of the sums is in
         core/linear.h."""
         array = _activations(x, self.info.cols)
-        factors = self._scales(scales, group_size)
-        y = np.empty((array.shape[0], self.info.rows), np.float32)
 
-        def part(handle: int, begin: int, end: int, scratch: npt.NDArray[np.uint8]) -> int:
-            return library().tinyqmoe_linear_f32(
-                handle,
-                factors.ctypes.data,
-                group_size,
-                array.ctypes.data,
-                array.shape[0],
-                begin,
-                end,
-                _ISA_NUMBER[isa],
-                scratch.ctypes.data,
-                scratch.size,
-                y.ctypes.data,
-            )
+        def part(args: _CLinearArgs) -> int:
+            return library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
 
-        self._run(part, array.shape[0], threads)
-        return y
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
-    def _run(
-        self, part: Callable[[int, int, int, npt.NDArray[np.uint8]], int], tokens: int, threads: int
-    ) -> None:
+    def _multiply(
+        self,
+        part: Callable[[_CLinearArgs], int],
+        tokens: int,
+        scales: npt.ArrayLike,
+        group_size: int,
+        threads: int,
+        isa: Isa,
+    ) -> FloatArray:
         """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
         what = f"product of {tokens} tokens with a {self._where}"
+        factors = self._scales(scales, group_size)
+        y = np.empty((tokens, self.info.rows), np.float32)
         form = _P()
         _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
             handle = library().tinyqmoe_form_tensor(form)
-            scratches = [
-                _aligned(library().tinyqmoe_linear_scratch_bytes(handle, tokens))
-                for _ in range(threads)
-            ]
+            scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
+            scratches = [_aligned(scratch_bytes) for _ in range(threads)]
             with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
                 each = pool.map if pool else map
                 for first, last in _blocks(form):
                     step = -(-(last - first) // threads)
-                    spans = [(begin, min(begin + step, last)) for begin in range(first, last, step)]
                     jobs = [
-                        (handle, *span, scratch)
-                        for span, scratch in zip(spans, scratches, strict=False)
+                        _CLinearArgs(
+                            tensor=handle,
+                            scales=factors.ctypes.data,
+                            group_size=group_size,
+                            n_tokens=tokens,
+                            row_begin=begin,
+                            row_end=min(begin + step, last),
+                            isa=_ISA_NUMBER[isa],
+                            scratch=scratch.ctypes.data,
+                            scratch_bytes=scratch.size,
+                            y=y.ctypes.data,
+                        )
+                        for begin, scratch in zip(range(first, last, step), scratches, strict=False)
                     ]
-                    for status in each(lambda job: part(*job), jobs):
+                    for status in each(part, jobs):
                         _check(status, what)
         finally:
             library().tinyqmoe_release(form)
+        return y
 
 
 def _blocks(form: _P) -> Iterator[tuple[int, int]]:
@@ -496,6 +540,25 @@ def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
     return counts
 
 
+def _encode_args(
+    levels: npt.NDArray[np.int8],
+    level_min: int,
+    n_levels: int,
+    code_bits: int,
+    payload: npt.NDArray[np.uint8] | None,
+) -> _CEncodeArgs:
+    return _CEncodeArgs(
+        levels=levels.ctypes.data,
+        rows=levels.shape[0],
+        cols=levels.shape[1],
+        level_min=level_min,
+        n_levels=n_levels,
+        code_bits=code_bits,
+        payload=None if payload is None else payload.ctypes.data,
+        payload_capacity=0 if payload is None else payload.size,
+    )
+
+
 def encode_lzw(
     levels: npt.NDArray[np.int8],
     level_min: int,
@@ -513,22 +576,14 @@ def encode_lzw(
     row_codes = np.empty(rows, np.uint16)
     size = _U64()
     tree = np.frombuffer(dictionary, np.uint8)
+    c_dictionary = _CEncodeDictionary(cap, n_entries, tree.ctypes.data, tree.size)
 
     def encode(payload: npt.NDArray[np.uint8] | None) -> None:
+        args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
         status = library().tinyqmoe_encode_lzw(
-            matrix.ctypes.data,
-            rows,
-            cols,
-            level_min,
-            n_levels,
-            code_bits,
-            cap,
-            n_entries,
-            tree.ctypes.data,
-            tree.size,
+            ctypes.byref(args),
+            ctypes.byref(c_dictionary),
             row_codes.ctypes.data,
-            None if payload is None else payload.ctypes.data,
-            0 if payload is None else payload.size,
             ctypes.byref(size),
         )
         _check(status, what)
@@ -549,16 +604,8 @@ def encode_raw(
     matrix = _levels(levels)
     rows, cols = matrix.shape
     payload = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
-    status = library().tinyqmoe_encode_raw(
-        matrix.ctypes.data,
-        rows,
-        cols,
-        level_min,
-        n_levels,
-        code_bits,
-        payload.ctypes.data,
-        payload.size,
-    )
+    args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
+    status = library().tinyqmoe_encode_raw(ctypes.byref(args))
     _check(
         status,
         f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} "

@@ -30,9 +30,7 @@ BLOCK_WEIGHTS = (
 )  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
 
 
-EXACT_COLUMNS = (
-    1024  # float32 holds sums of so many products of two int8 exactly: 1024 * 127 * 127 < 2**24
-)
+MOST = 32512.0  # of a quantized activation: 256 * 127
 
 
 PIECE_TOKENS = (
@@ -41,24 +39,26 @@ PIECE_TOKENS = (
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
+    """Symmetric int16 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
     scales [T, 1])."""
     largest = x.abs().amax(-1, keepdim=True)
     usable = largest >= 2.0**-100
     # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds
     # differently.
     inverse = torch.where(
-        usable, torch.full_like(largest, 127.0) / largest, torch.zeros_like(largest)
+        usable, torch.full_like(largest, MOST) / largest, torch.zeros_like(largest)
     )
-    return torch.round(x * inverse), torch.where(usable, largest / 127.0, torch.zeros_like(largest))
+    return torch.round(x * inverse), torch.where(usable, largest / MOST, torch.zeros_like(largest))
 
 
 def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact int32 dot products: [T, K] x [n, K] -> [T, n], both holding integers as float32."""
-    total = torch.zeros(quantized.shape[0], levels.shape[0], dtype=torch.int32)
-    for q, w in zip(quantized.split(EXACT_COLUMNS, 1), levels.split(EXACT_COLUMNS, 1), strict=True):
-        total += (q @ w.T).to(torch.int32)
-    return total
+    """Exact integer dot products as float64: [T, K] x [n, K] -> [T, n], both holding integers as
+    float32.
+
+    In any order: 65535 columns of 32512 * 128 are less than 2**53. `.float()` rounds such an
+    integer once.
+    """
+    return quantized.double() @ levels.double().T
 
 
 class QuantizedLinear(nn.Module):
@@ -71,9 +71,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
         quantized, x_scales = (
-            quantize_activations(flat) if self.arithmetic == "int8" else (flat, flat)
+            quantize_activations(flat) if self.arithmetic == "int16" else (flat, flat)
         )
-        multiply = self._multiply_int8 if self.arithmetic == "int8" else self._multiply_float32
+        multiply = self._multiply_int16 if self.arithmetic == "int16" else self._multiply_float32
         y = torch.empty(flat.shape[0], self.matrix.rows)
         blob = self.matrix.blob()
         with NativeTensor(blob) as coded:
@@ -86,7 +86,7 @@ class QuantizedLinear(nn.Module):
                 release(blob, scales)
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
-    def _multiply_int8(
+    def _multiply_int16(
         self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor
     ) -> Tensor:
         if scales.shape[1] == 1:

@@ -137,9 +137,9 @@ def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -
         for name in expected | first
         if first.get(name) != expected.get(name)
     ]
-    if network.int8_activations != (artifact.activations == "int8"):
+    if network.int16_activations != (artifact.activations == "int16"):
         problems.append(
-            f"int8 activations: {network.int8_activations}, the manifest says "
+            f"int8 activations: {network.int16_activations}, the manifest says "
             f"{artifact.activations}"
         )
     if problems:

@@ -85,14 +85,14 @@ class NeuralNetwork:
         model, weights = self._parsed()
         self.inputs = self._interface(model.description.input)
         self.outputs = self._interface(model.description.output)
-        self._declared_int8: set[bool] = set()
+        self._declared_int16: set[bool] = set()
         self._forced_float = False
         self._steps = self._resolved(model, weights, side_dir)
 
     @property
-    def int8_activations(self) -> bool:
+    def int16_activations(self) -> bool:
         """Whether the products are declared to quantize their activations."""
-        return self._declared_int8 == {True}
+        return self._declared_int16 == {True}
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
@@ -210,7 +210,7 @@ class NeuralNetwork:
         problems += [
             f"no layer makes the output {name}" for name in self.outputs if name not in made
         ]
-        if len(self._declared_int8) > 1:
+        if len(self._declared_int16) > 1:
             problems.append("some products quantize their activations and some do not")
         if problems:
             more = (
@@ -242,8 +242,10 @@ class NeuralNetwork:
         custom = customs.open(layer, fields)
         if layer.custom.className == EMBEDDING:
             return lambda ids: custom.matrix.embedding(ids)
-        self._declared_int8.add(custom.int8_activations)
-        return lambda x: custom.matrix.linear(x, custom.int8_activations and not self._forced_float)
+        self._declared_int16.add(custom.int16_activations)
+        return lambda x: custom.matrix.linear(
+            x, custom.int16_activations and not self._forced_float
+        )
 
 
 def _sizes(array: Any) -> tuple[tuple[int, int | None], ...] | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
 
 
-CONTRACT_VERSION = 1  # of the custom layers, see exporter/backends/coreml/custom_op.py
+CONTRACT_VERSION = 2  # of the custom layers, see exporter/backends/coreml/custom_op.py
 
 
 THREADS = 2
@@ -36,7 +36,7 @@ _PARAMETERS = {
 }
 
 
-_LINEAR_PARAMETERS = {"int8_activations": "boolValue"}
+_LINEAR_PARAMETERS = {"int16_activations": "boolValue"}
 
 
 _SHARED_PARAMETERS = {"weights_of": "stringValue"}
@@ -118,9 +118,9 @@ class _Matrix:
     def sizes(self) -> tuple[int, int, int]:
         return self.tensor.info.rows, self.tensor.info.cols, self.group_size
 
-    def linear(self, x: NDArray[np.float32], int8_activations: bool) -> NDArray[np.float32]:
+    def linear(self, x: NDArray[np.float32], int16_activations: bool) -> NDArray[np.float32]:
         """x float32 [.., cols] -> [.., rows]."""
-        multiply = self.tensor.linear_int8 if int8_activations else self.tensor.linear_f32
+        multiply = self.tensor.linear_x16 if int16_activations else self.tensor.linear_f32
         y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -137,7 +137,7 @@ class CustomLayer:
     """A custom layer: its matrix, and for a product whether it quantizes activations."""
 
     matrix: _Matrix
-    int8_activations: bool
+    int16_activations: bool
 
 
 class CustomLayers:
@@ -165,7 +165,7 @@ class CustomLayers:
                 "and {}"
             )
             raise UnsupportedLayerError(what.format(*matrix.sizes, *stated))
-        return CustomLayer(matrix, parameters.get("int8_activations", False))
+        return CustomLayer(matrix, parameters.get("int16_activations", False))
 
     def _shared(self, name: str, fields: Sequence[WeightFields]) -> _Matrix:
         if fields:

@@ -68,7 +68,7 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     planned = artifact.details["arena_bytes"] - artifact.kv_cache_bytes
     program = CALL_BYTES * sum(artifact.operators.values())
     workspace = int(WORKSPACE_TENSORS * 4 * tokens * shape.intermediate)
-    products = tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
+    products = 4 * tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
     return RuntimeMemory(
         loaded=[
             Holder("KV cache", shape.kv_cache_bytes),
@@ -172,7 +172,7 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
         "get_max_context_len": interface.context,
         "get_max_seq_len": artifact.prefill_tokens,
         "get_eos_ids": interface.eos_token_ids,
-        "get_int8_activations": artifact.activations == "int8",
+        "get_int16_activations": artifact.activations == "int16",
     }
     problems = []
     if interface.bos_token_id is not None:

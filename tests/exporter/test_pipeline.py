@@ -139,7 +139,7 @@ def test_two_exports_differ_in_the_time_alone(
 
 def test_the_manifest_says_what_was_asked_for(bundle: Bundle, other_bundle: Bundle) -> None:
     for made, quantization, activations, prefill in (
-        (bundle, TERNARY, "int8", CONTEXT),
+        (bundle, TERNARY, "int16", CONTEXT),
         (other_bundle, SPARSE, "float32", 5),
     ):
         program = made.artifact("pte")

@@ -16,6 +16,7 @@ from tests.support.paths import GOLDEN
 CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+SIMDE = Path("/usr/include/simde")
 FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -24,11 +25,17 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def compile_program(compiler: str, flags: list[str], sources: list[Path], out: Path) -> Path:
-    """Compiles `sources` with the core, one process a file and two at a time, and links them."""
+def compile_program(
+    compiler: str, flags: list[str], sources: list[Path], out: Path, without: tuple[str, ...] = ()
+) -> Path:
+    """Compiles `sources` with the core, one process a file and two at a time, and links them.
+
+    without: names of files of the core that `sources` replace.
+    """
     root = native_dir()
     include = [f"-I{root / name}" for name in ("include", "core", "tests")]
-    sources = [*sources, *sorted((root / "core").glob("*.cc"))]
+    core = [file for folder in ("core", "encoder") for file in sorted((root / folder).glob("*.cc"))]
+    sources = [*sources, *(file for file in core if file.name not in without)]
     objects = [
         out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources
     ]
@@ -101,6 +108,26 @@ def test_on_aarch64(tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.skipif(not SIMDE.exists(), reason="NO SIMDe (libsimde-dev): AVX-512 not emulated")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the other kernels are of x86")
+def test_avx512_in_emulation(tmp_path: Path) -> None:
+    """On any x86, by intrinsics in plain C++; where AVX-512 is, the other tests run it too."""
+    assert CXX is not None
+    root = native_dir()
+    kernels = tmp_path / "kernels_avx512.cc"
+    text = (root / "core" / kernels.name).read_text()
+    targets = "avx512f,avx512bw,avx512vl,avx512vnni"
+    assert text.count(targets) == 2
+    emulation = root / "tests" / "emulation"
+    kernels.write_text(f'#include "{emulation / "avx512.h"}"\n{text.replace(targets, "avx2")}')
+    sources = [*test_sources(), kernels, emulation / "isa.cc"]
+    flags = ["-O1", "-mavx2", "-Wno-psabi", "-Wno-unused-parameter"]
+    without = (kernels.name, "isa.cc")
+    program = compile_program(CXX, flags, sources, tmp_path / "tests", without)
+    assert "0 failures, instruction sets: 1 2 5\n" in run(program, GOLDEN)
+
+
+@needs_compiler
 @pytest.mark.long
 def test_fuzz(tmp_path: Path) -> None:
     assert CXX is not None
@@ -124,16 +151,12 @@ def test_cmake_builds_the_kernels_of_an_app(tmp_path: Path) -> None:
     assert "tinyqmoe_executorch_force_float" in symbols
 
 
-def test_build_files_name_every_source() -> None:
-    """pyproject.toml and CMakeLists.txt list the core's files by hand."""
-    root = native_dir()
-    project = (root.parent.parent / "pyproject.toml").read_text()
-    cmake = (root / "CMakeLists.txt").read_text()
-    for source in sorted((root / "core").iterdir()):
-        assert f'"exporter/native/core/{source.name}"' in project, (
-            f"pyproject.toml lacks {source.name}"
-        )
-        if source.suffix == ".cc":
-            assert f"core/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
-    for source in test_sources():
-        assert f"tests/{source.name}" in cmake, f"CMakeLists.txt lacks {source.name}"
+def test_an_app_links_no_encoder(tmp_path: Path) -> None:
+    """The library of an app holds no encoder, and a program that has one links it by name."""
+    cmake = str(Path(sys.executable).parent / "cmake")  # of the test extra
+    run(cmake, "-S", native_dir(), "-B", tmp_path)
+    run(cmake, "--build", tmp_path, "--parallel", "2")
+    assert "tinyqmoe_encode" not in run("nm", tmp_path / "libtinyqmoe_core.a")
+    assert not (tmp_path / "libtinyqmoe_encoder.a").exists()
+    run(cmake, "--build", tmp_path, "--target", "tinyqmoe_encoder")
+    assert "tinyqmoe_encode_lzw" in run("nm", tmp_path / "libtinyqmoe_encoder.a")

@@ -53,7 +53,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("exporter", "runtime_ref", "tinyqmoe", "tests", "benchmarks", "docs", ".ci"):
         shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
     for file in ROOT.iterdir():
-        if file.is_file() and file.suffix in (".toml", ".md", ".in", ""):
+        if file.is_file() and file.suffix in (".toml", ".md", ".in", ".py", ""):
             shutil.copy(file, source)
     out = source.parent / "dist"
     run(sys.executable, "-m", "build", "--outdir", out, source, cwd=source.parent)
@@ -120,6 +120,7 @@ def test_the_sdist_holds_sources_tests_and_papers(dist: Path) -> None:
         "CONTRIBUTING.md",
         "LICENSE",
         "pyproject.toml",
+        "setup.py",
         ".ci/run",
     }
     golden = {

@@ -137,7 +137,7 @@ def test_the_table_names_every_check_and_the_verdict(right: tuple[Bundle, Parity
 
 
 def test_a_report_without_checks_does_not_pass() -> None:
-    assert not ParityReport("executorch", "int8", {}, []).passed
+    assert not ParityReport("executorch", "int16", {}, []).passed
 
 
 # ---- wrong weights: bytes of the program changed, and everything sealed again
@@ -411,7 +411,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no bos": ({"bos_token_id": None}, "the manifest says there is no BOS token"),
     "activations": (
         {"activations": "float32"},
-        "get_int8_activations is True, the manifest says False",
+        "get_int16_activations is True, the manifest says False",
     ),
 }
 
@@ -566,7 +566,7 @@ def test_feeding_covers_the_prompt_in_every_way() -> None:
         ways = feeding(answer(n))
         assert all(sum(pieces) == n and min(pieces) > 0 for pieces in ways.values())
         assert len(ways) == (1 if n == 1 else 2 if n == 2 else 3)
-        assert list(feeding(answer(n, "int8"))) == ["prefill"]
+        assert list(feeding(answer(n, "int16"))) == ["prefill"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -574,13 +574,13 @@ def test_logits_that_are_not_finite_are_infinitely_far(bad: float) -> None:
     reference = np.arange(5, dtype=np.float32)
     got = reference.copy()
     got[2] = bad
-    row = parity._compare(reference, got, TOLERANCES["int8"])
+    row = parity._compare(reference, got, TOLERANCES["int16"])
     assert (row.kl, row.sqnr_db, row.same) == (math.inf, -math.inf, False)
 
 
 def test_logits_of_another_size_are_infinitely_far() -> None:
     assert (
-        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int8"]).kl
+        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int16"]).kl
         == math.inf
     )
 

@@ -74,7 +74,7 @@ class Matrix:
 
     def products(self) -> list[np.ndarray]:
         """Of one token and of two, with quantized and with float activations."""
-        calls = (self.tensor.linear_int8, self.tensor.linear_f32)
+        calls = (self.tensor.linear_x16, self.tensor.linear_f32)
         return [
             call(x, self.scales, self.group_size, threads=2)
             for call in calls
@@ -247,7 +247,7 @@ import json, resource
 import test_residency as t
 matrix = t.Matrix("m", t.TERNARY, (2048, 16384), 16384)
 # no thread: it would need memory too
-product = lambda: matrix.tensor.linear_int8(matrix.x[:1], matrix.scales, 16384)
+product = lambda: matrix.tensor.linear_x16(matrix.x[:1], matrix.scales, 16384)
 as_expected = lambda: t.same_bits(product(), matrix.expected[0])
 dirty = lambda: t.stats(t.LIBRARY).dirty_bytes
 t.apply(t.LIBRARY, t.Residency("expand"))
@@ -319,7 +319,7 @@ def test_clean_budget_counts_what_passes() -> None:
     def token() -> int:
         before = stats(LIBRARY).given_back_bytes
         assert all(
-            same_bits(m.tensor.linear_int8(m.x, m.scales, 1024), m.expected[1]) for m in every
+            same_bits(m.tensor.linear_x16(m.x, m.scales, 1024), m.expected[1]) for m in every
         )
         return stats(LIBRARY).given_back_bytes - before
 

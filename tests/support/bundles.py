@@ -86,13 +86,13 @@ class Parts:
     def program(self, context: int, activations: Arithmetic) -> lowering.ProgramConfig:
         config = self.checkpoint.config
         eos = self.checkpoint.eos_token_ids
-        return lowering.ProgramConfig(context, activations == "int8", config.bos_token_id, eos)
+        return lowering.ProgramConfig(context, activations == "int16", config.bos_token_id, eos)
 
     def emit(
-        self, path: Path, context: int, activations: Arithmetic = "int8"
+        self, path: Path, context: int, activations: Arithmetic = "int16"
     ) -> lowering.EmittedProgram:
         program = self.program(context, activations)
-        layers = lowering.ProgramLayers(self.encoded, program.int8_activations)
+        layers = lowering.ProgramLayers(self.encoded, program.int16_activations)
         network = self.checkpoint.network(context, layers)
         return lowering.emit(self.encoded, network, program, path)
 
@@ -186,7 +186,7 @@ def small_manifest(**changes: Any) -> Manifest:
         format="pte",
         path=bundles.PROGRAM,
         files=[bundles.PROGRAM],
-        activations="int8",
+        activations="int16",
         prefill_tokens=16,
         kv_cache_bytes=1,
         operators={"tinyqmoe::lzw_linear.out": 1},

@@ -641,6 +641,7 @@ PRODUCTS = (  # case of decode.tsv, group_size
     ("int8_raw8_33x172", 172),
     ("int8_raw8_33x172", 128),
     ("int8_lzw16_33x172", 172),
+    ("all256_raw8_16x64", 64),
 )
 LOOKUPS = (
     ("one_level_raw2", 1),
@@ -656,20 +657,20 @@ F32 = npt.NDArray[np.float32]
 def draw_activations(seed: int, cols: int) -> F32:
     """float32 [5, cols]: usual, zeros, ties of the rounding, too small to scale, and large."""
     usual = bell(seed, cols).astype(np.float32)
-    ties = (np.floor(uniform(seed + 1, cols) * 253) - 126.5).astype(np.float32)
-    ties[0] = 127.0  # so that the scale is 1 and every .5 is a tie
+    ties = (np.floor(uniform(seed + 1, cols) * 65023) - 32511.5).astype(np.float32)
+    ties[0] = 32512.0  # so that the scale is 1 and every .5 is a tie
     tiny = np.float32(2.0**-101) * np.sign(usual)
     return np.stack([usual, np.zeros_like(usual), ties, tiny, usual * np.float32(1e30)])
 
 
-def quantize(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
-    """int8 [n_tokens, cols] and float32 [n_tokens], as `tinyqmoe_quantize_activations`."""
+def quantize(x: F32) -> tuple[npt.NDArray[np.int16], F32]:
+    """int16 [n_tokens, cols] and float32 [n_tokens], as `tinyqmoe_quantize_x16`."""
     largest = np.abs(x).max(axis=1)
     used = largest >= np.float32(2.0**-100)
     inverse = np.zeros_like(largest)
-    inverse[used] = np.float32(127) / largest[used]
-    return np.rint(x * inverse[:, None]).astype(np.int8), np.where(
-        used, largest / np.float32(127), np.float32(0)
+    inverse[used] = np.float32(32512) / largest[used]
+    return np.rint(x * inverse[:, None]).astype(np.int16), np.where(
+        used, largest / np.float32(32512), np.float32(0)
     )
 
 
@@ -677,13 +678,13 @@ def product(
     levels: npt.NDArray[np.int8],
     scales: F32,
     group_size: int,
-    q: npt.NDArray[np.int8],
+    q: npt.NDArray[np.int16],
     x_scales: F32,
 ) -> F32:
-    """float32 [n_tokens, rows], as `tinyqmoe_linear_int8`."""
+    """float32 [n_tokens, rows], as `tinyqmoe_linear_x16`."""
     starts = range(0, levels.shape[1], group_size)
     dots = [
-        q[:, i : i + group_size].astype(np.int32) @ levels[:, i : i + group_size].T.astype(np.int32)
+        q[:, i : i + group_size].astype(np.int64) @ levels[:, i : i + group_size].T.astype(np.int64)
         for i in starts
     ]
     if len(dots) == 1:

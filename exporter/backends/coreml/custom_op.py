@@ -16,13 +16,13 @@ slots p to p + S of the cache. Those are one piece of memory, so an app can let 
 (`MLPredictionOptions.outputBackings`). S is 1 to `max_tokens`, and p + S at most C: one network
 reads the prompt and generates.
 
-Custom layers, version 1 of their contract:
+Custom layers, version 2 of their contract:
 - `LZWLinear`: x [S, cols] -> x W^T [S, rows]. `LZWEmbedding`: ids [S] -> rows of W [S, cols].
 - Weights: [0] `rawValue`, the TQLZ blob; [1] `floatValue`, the scales [rows, ceil(cols /
   group_size)].
 - Parameters: `version`, `rows`, `cols`, `group_size` (int), `name` (string, of the tensor in the
-  checkpoint); for LZWLinear `int8_activations` (bool): whether activations are quantized per token
-  as `tinyqmoe_linear_int8` does.
+  checkpoint); for LZWLinear `int16_activations` (bool): whether activations are quantized per token
+  as `tinyqmoe_linear_x16` does.
 - A tied head has no weights but `weights_of` (string): the name of the layer before it that has
   them.
 - Where a protobuf would be too large for all weights, no layer has any, but: `file` (string,
@@ -451,7 +451,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
     """Writes the package into the bundle. Raises ExportError if it is not what was asked."""
     progress("write the Core ML package with custom layers", 0, 0)
     activations, max_tokens = source.config.activations, min(source.context, MAX_TOKENS)
-    config = CustomOpConfig(source.context, max_tokens, activations == "int8")
+    config = CustomOpConfig(source.context, max_tokens, activations == "int16")
     package = source.work / PACKAGE
     emitted = write(
         source.encoded,

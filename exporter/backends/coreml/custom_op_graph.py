@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LINEAR_CLASS, EMBEDDING_CLASS = "LZWLinear", "LZWEmbedding"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 
 
@@ -29,7 +29,7 @@ class CustomOpConfig:
 
     context: int
     max_tokens: int
-    int8_activations: bool
+    int16_activations: bool
 
 
 class _Builder:
@@ -127,7 +127,7 @@ class _Builder:
         return y if bias is None else self.add(y, self.constant(bias.float()))
 
     def _arithmetic(self) -> dict[str, dict[str, Any]]:
-        return {"int8_activations": {"boolValue": self.config.int8_activations}}
+        return {"int16_activations": {"boolValue": self.config.int16_activations}}
 
     def _head(self, x: str) -> str:
         if not self.model.tie_word_embeddings:

@@ -39,7 +39,7 @@ class ProgramConfig:
     """What a program is lowered for. `context` is the number of cache slots."""
 
     context: int
-    int8_activations: bool
+    int16_activations: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -86,13 +86,13 @@ class _Coded(nn.Module):
 class LZWLinear(_Coded):
     """x float32 [.., in] -> [.., out] by `tinyqmoe::lzw_linear`."""
 
-    def __init__(self, matrix: EncodedMatrix, int8_activations: bool) -> None:
+    def __init__(self, matrix: EncodedMatrix, int16_activations: bool) -> None:
         super().__init__(matrix)
-        self.int8_activations = int8_activations
+        self.int16_activations = int16_activations
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.tinyqmoe.lzw_linear(
-            x, self.blob, self.scales, self.rows, self.group_size, self.int8_activations
+            x, self.blob, self.scales, self.rows, self.group_size, self.int16_activations
         )
 
 
@@ -130,11 +130,11 @@ class CachedAttention(nn.Module):
 class ProgramLayers:
     """`models.layers.Layers` for lowering."""
 
-    def __init__(self, encoded: EncodedModel, int8_activations: bool) -> None:
-        self.encoded, self.int8_activations = encoded, int8_activations
+    def __init__(self, encoded: EncodedModel, int16_activations: bool) -> None:
+        self.encoded, self.int16_activations = encoded, int16_activations
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        return LZWLinear(self.encoded.matrices[name], self.int8_activations)
+        return LZWLinear(self.encoded.matrices[name], self.int16_activations)
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         return LZWEmbedding(self.encoded.matrices[name])
@@ -228,7 +228,7 @@ def _metadata(config: ProgramConfig) -> dict[str, Any]:
         "enable_dynamic_shape": True,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
-        "get_int8_activations": config.int8_activations,
+        "get_int16_activations": config.int16_activations,
     }
     return methods if config.bos_token_id is None else methods | {"get_bos_id": config.bos_token_id}
 

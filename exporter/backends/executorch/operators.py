@@ -4,7 +4,7 @@ C++ core.
 Importing this module registers, under `torch.ops.tinyqmoe`,
 
 - `lzw_decode(blob, rows, cols)`: TQLZ bytes -> levels, int8 [rows, cols];
-- `lzw_linear(x, blob, scales, out_features, group_size, int8_activations)`: float32 [.., in] ->
+- `lzw_linear(x, blob, scales, out_features, group_size, int16_activations)`: float32 [.., in] ->
   [.., out_features], decoding fused with the product;
 - `lzw_embedding(ids, blob, scales, embedding_dim, group_size)`: int64 [..] -> float32 [..,
   embedding_dim], decoding only the rows that are asked for;
@@ -25,7 +25,7 @@ _LIBRARY = torch.library.Library("tinyqmoe", "DEF")
 _LIBRARY.define("lzw_decode(Tensor blob, int rows, int cols) -> Tensor")
 _LIBRARY.define("lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)")
 _LINEAR_ARGS = (
-    "Tensor x, Tensor blob, Tensor scales, int out_features, int group_size, bool int8_activations"
+    "Tensor x, Tensor blob, Tensor scales, int out_features, int group_size, bool int16_activations"
 )
 _LIBRARY.define(f"lzw_linear({_LINEAR_ARGS}) -> Tensor")
 _LIBRARY.define(f"lzw_linear.out({_LINEAR_ARGS}, *, Tensor(a!) out) -> Tensor(a!)")
@@ -46,12 +46,12 @@ def _linear(
     scales: Tensor,
     out_features: int,
     group_size: int,
-    int8_activations: bool,
+    int16_activations: bool,
 ) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).contiguous().numpy()  # [.., in] -> [tokens, in]
     with NativeTensor(blob.numpy()) as tensor:
         _expect_shape(tensor, out_features, x.shape[-1])
-        multiply = tensor.linear_int8 if int8_activations else tensor.linear_f32
+        multiply = tensor.linear_x16 if int16_activations else tensor.linear_f32
         y = multiply(flat, scales.numpy(), group_size, threads=torch.get_num_threads())
     return torch.from_numpy(y).reshape(*x.shape[:-1], out_features)
 
@@ -83,7 +83,7 @@ def _linear_fake(
     scales: Tensor,
     out_features: int,
     group_size: int,
-    int8_activations: bool,
+    int16_activations: bool,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 

@@ -46,12 +46,12 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
     activations = source.config.activations
     config = lowering.ProgramConfig(
         source.context,
-        activations == "int8",
+        activations == "int16",
         checkpoint.config.bos_token_id,
         checkpoint.eos_token_ids,
     )
     path = source.work / PROGRAM
-    layers = lowering.ProgramLayers(source.encoded, config.int8_activations)
+    layers = lowering.ProgramLayers(source.encoded, config.int16_activations)
     network = checkpoint.network(source.context, layers)
     emitted = lowering.emit(source.encoded, network, config, path)
     places = {

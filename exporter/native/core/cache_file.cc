@@ -27,7 +27,7 @@ struct File {
   }
 };
 
-bool is_form_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
+bool is_copy_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
   const tinyqmoe_info& a = coded.info;
   const tinyqmoe_info& b = raw.info;
   return b.codec == kRaw && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min &&
@@ -35,18 +35,18 @@ bool is_form_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
          std::memcmp(raw.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
 }
 
-bool map_form(const tinyqmoe_tensor& coded, const char* path, MappedForm* form) {
+bool map_copy(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy) {
   const File file{open(path, O_RDONLY | O_CLOEXEC)};
   struct stat status;
   const uint64_t n_bytes = raw_blob_bytes(coded.info) + kHeaderBytes;
   if (file.fd < 0 || fstat(file.fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != n_bytes) return false;
   void* const mapped = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (mapped == MAP_FAILED) return false;
-  *form = {static_cast<uint8_t*>(mapped), n_bytes, nullptr};
-  const tinyqmoe_status opened = tinyqmoe_open(mapped, n_bytes, TINYQMOE_VERIFY_PAYLOAD, &form->tensor);
-  if (opened == TINYQMOE_OK && is_form_of(coded, *form->tensor)) return true;
-  tinyqmoe_close(form->tensor);
-  unmap(form->bytes, n_bytes);
+  *copy = {static_cast<uint8_t*>(mapped), n_bytes, nullptr};
+  const tinyqmoe_status opened = tinyqmoe_open(mapped, n_bytes, TINYQMOE_VERIFY_PAYLOAD, &copy->tensor);
+  if (opened == TINYQMOE_OK && is_copy_of(coded, *copy->tensor)) return true;
+  tinyqmoe_close(copy->tensor);
+  unmap(copy->bytes, n_bytes);
   return false;
 }
 
@@ -65,8 +65,8 @@ FileResult fill(const tinyqmoe_tensor& coded, const File& file) {
   return written && fsync(file.fd) == 0 ? FileResult::kMapped : FileResult::kFailed;
 }
 
-// One temporary name a form, locked by who writes it: what a process left that was killed is overwritten by the next.
-FileResult write_form(const tinyqmoe_tensor& coded, const char* path) {
+// One temporary name a copy, locked by who writes it: what a process left that was killed is overwritten by the next.
+FileResult write_copy(const tinyqmoe_tensor& coded, const char* path) {
   char temporary[kMaxPath + 4];
   std::snprintf(temporary, sizeof temporary, "%s.tmp", path);
   const File file{open(temporary, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
@@ -88,13 +88,13 @@ void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPat
                 load<uint32_t>(coded.header + 52), coded.info.header_crc32);
 }
 
-FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedForm* form, bool* wrote) {
+FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy, bool* wrote) {
   *wrote = false;
-  if (map_form(coded, path, form)) return FileResult::kMapped;
-  const FileResult result = write_form(coded, path);
+  if (map_copy(coded, path, copy)) return FileResult::kMapped;
+  const FileResult result = write_copy(coded, path);
   if (result != FileResult::kMapped) return result;
   *wrote = true;
-  return map_form(coded, path, form) ? FileResult::kMapped : FileResult::kFailed;
+  return map_copy(coded, path, copy) ? FileResult::kMapped : FileResult::kFailed;
 }
 
 }  // namespace tinyqmoe

@@ -1,4 +1,4 @@
-// Expanded forms in files, mapped read-only: pages that the system may drop and read again.
+// Expanded copies in files, mapped read-only: pages that the system may drop and read again.
 #ifndef TINYQMOE_CORE_CACHE_FILE_H_
 #define TINYQMOE_CORE_CACHE_FILE_H_
 
@@ -12,10 +12,10 @@ namespace tinyqmoe {
 constexpr size_t kMaxFolder = 1024;
 constexpr size_t kMaxPath = kMaxFolder + 64;
 
-// The file of a tensor's form: "DIR/tqlz-ROWSxCOLS-TABLES-PAYLOAD-HEADER.raw", the last three the CRCs of its header.
+// The file of a tensor's copy: "DIR/tqlz-ROWSxCOLS-TABLES-PAYLOAD-HEADER.raw", the last three the CRCs of its header.
 void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPath]);
 
-struct MappedForm {
+struct MappedCopy {
   uint8_t* bytes;
   uint64_t n_bytes;
   tinyqmoe_tensor* tensor;
@@ -28,8 +28,8 @@ enum class FileResult {
   kBadBlob,
 };
 
-// Opens and checks the form's file; writes it first if it is missing, damaged or of another tensor.
-FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedForm* form, bool* wrote);
+// Opens and checks the copy's file; writes it first if it is missing, damaged or of another tensor.
+FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy, bool* wrote);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_CACHE_FILE_H_

@@ -47,25 +47,25 @@ tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row
   return TINYQMOE_OK;
 }
 
-tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
-                                   const int64_t* ids, uint64_t n_ids, tinyqmoe_isa isa, float* out) {
-  if (tensor == nullptr || group_size == 0) return TINYQMOE_BAD_ARGUMENT;
-  if (n_ids == 0) return TINYQMOE_OK;
-  if (scales == nullptr || ids == nullptr || out == nullptr) return TINYQMOE_BAD_ARGUMENT;
-  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
+tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_embedding_args* args) {
+  if (args == nullptr || args->tensor == nullptr || args->group_size == 0) return TINYQMOE_BAD_ARGUMENT;
+  if (args->n_ids == 0) return TINYQMOE_OK;
+  if (args->scales == nullptr || args->ids == nullptr || args->out == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(args->isa);
   if (kernels == nullptr) return TINYQMOE_NO_ISA;
-  const uint32_t cols = tensor->info.cols;
-  const uint64_t n_groups = (uint64_t{cols} + group_size - 1) / group_size;
-  const uint8_t bias = static_cast<uint8_t>(tensor->info.level_min);
-  for (uint64_t i = 0; i < n_ids; ++i, out += cols) {
-    if (ids[i] < 0 || ids[i] >= int64_t{tensor->info.rows}) return TINYQMOE_BAD_ID;
-    const uint32_t id = static_cast<uint32_t>(ids[i]);
-    uint8_t* levels = reinterpret_cast<uint8_t*>(out) + uint64_t{cols} * 3;
+  const tinyqmoe_info& info = args->tensor->info;
+  const uint64_t n_groups = (uint64_t{info.cols} + args->group_size - 1) / args->group_size;
+  const uint8_t bias = static_cast<uint8_t>(info.level_min);
+  float* out = args->out;
+  for (uint64_t i = 0; i < args->n_ids; ++i, out += info.cols) {
+    const int64_t id = args->ids[i];
+    if (id < 0 || id >= int64_t{info.rows}) return TINYQMOE_BAD_ID;
+    uint8_t* levels = reinterpret_cast<uint8_t*>(out) + uint64_t{info.cols} * 3;
     tinyqmoe::CodedRow row;
-    tinyqmoe_status status = tinyqmoe::RowCursor(*tensor, id).next(&row);
-    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*tensor, *kernels, row, bias, levels, cols);
+    tinyqmoe_status status = tinyqmoe::RowCursor(*args->tensor, static_cast<uint32_t>(id)).next(&row);
+    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*args->tensor, *kernels, row, bias, levels, info.cols);
     if (status != TINYQMOE_OK) return status;
-    tinyqmoe::scale_in_place(out, cols, scales + id * n_groups, group_size);
+    tinyqmoe::scale_in_place(out, info.cols, args->scales + static_cast<uint64_t>(id) * n_groups, args->group_size);
   }
   return TINYQMOE_OK;
 }

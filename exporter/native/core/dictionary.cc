@@ -4,14 +4,14 @@
 #include <mutex>
 #include <new>
 
-#include "forever.h"
+#include "no_destroy.h"
 
 namespace tinyqmoe {
 namespace {
 
 // A model has a hundred tensors and a few dictionaries: a list serves.
-Forever<std::mutex> g_forever;
-std::mutex& g_mutex = g_forever.value;
+NoDestroy<std::mutex> g_mutex_storage;
+std::mutex& g_mutex = g_mutex_storage.value;
 Dictionary* g_dictionaries = nullptr;
 
 constexpr std::align_val_t kAlignment{64};

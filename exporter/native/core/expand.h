@@ -1,4 +1,4 @@
-// The expanded form of a coded tensor: a raw blob of the same levels.
+// The expanded copy of a coded tensor: a raw blob of the same levels.
 #ifndef TINYQMOE_CORE_EXPAND_H_
 #define TINYQMOE_CORE_EXPAND_H_
 
@@ -8,13 +8,13 @@
 
 namespace tinyqmoe {
 
-// Bits a level of the smallest raw form.
+// Bits of a level in the smallest raw blob.
 uint32_t raw_bits(uint32_t n_levels);
 
 // Bytes of the raw blob of a tensor with this header.
 uint64_t raw_blob_bytes(const tinyqmoe_info& info);
 
-// Writes that blob to zeroed memory. Forms go by the CRCs of the header, so the payload's is checked here.
+// Writes that blob to zeroed memory. Copies go by the CRCs of the header, so the payload's is checked here.
 tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, uint8_t* blob);
 
 // Writes it to the start of an empty file, through a small buffer. *written tells a file that could not be written

@@ -2,7 +2,9 @@
 
 #include <initializer_list>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -12,7 +14,30 @@ namespace tinyqmoe {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+// Read from the processor itself: __builtin_cpu_supports needs a compiler runtime that a plain link with lld on Android
+// does not have.
+struct X86 {
+  bool avx2 = false;
+  bool avx512 = false;  // F, BW, VL and VNNI
+};
+
+X86 x86_features() {
+  constexpr unsigned kOsXsave = 1u << 27;                              // leaf 1, ecx
+  constexpr unsigned kAvx2 = 1u << 5;                                  // leaf 7, ebx
+  constexpr unsigned kAvx512 = (1u << 16) | (1u << 30) | (1u << 31);  // leaf 7, ebx: F, BW, VL
+  constexpr unsigned kVnni = 1u << 11;                                 // leaf 7, ecx
+  constexpr unsigned kYmm = 0x06;                                      // xcr0: what the system saves
+  constexpr unsigned kZmm = 0xE6;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kOsXsave) == 0) return {};
+  unsigned xcr0, xcr0_high;
+  __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return {};
+  X86 has;
+  has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) != 0;
+  has.avx512 = has.avx2 && (xcr0 & kZmm) == kZmm && (ebx & kAvx512) == kAvx512 && (ecx & kVnni) != 0;
+  return has;
+}
 #endif
 
 #if defined(__aarch64__)
@@ -31,7 +56,8 @@ bool has_dotprod() {
 #endif
 
 tinyqmoe_isa find_best() {
-  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_NEON_DOTPROD, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX2}) {
+  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_NEON_DOTPROD, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX512,
+                                 TINYQMOE_ISA_AVX2}) {
     if (kernels_for(isa) != nullptr) return isa;
   }
   return TINYQMOE_ISA_SCALAR;
@@ -40,11 +66,15 @@ tinyqmoe_isa find_best() {
 }  // namespace
 
 const Kernels* kernels_for(tinyqmoe_isa isa) {
+#if defined(__x86_64__)
+  static const X86 has = x86_features();
+#endif
   switch (isa) {
     case TINYQMOE_ISA_AUTO: return kernels_for(tinyqmoe_best_isa());
     case TINYQMOE_ISA_SCALAR: return scalar_kernels();
 #if defined(__x86_64__)
-    case TINYQMOE_ISA_AVX2: return has_avx2() ? avx2_kernels() : nullptr;
+    case TINYQMOE_ISA_AVX2: return has.avx2 ? avx2_kernels() : nullptr;
+    case TINYQMOE_ISA_AVX512: return has.avx512 ? avx512_kernels() : nullptr;
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON: return neon_kernels();
     case TINYQMOE_ISA_NEON_DOTPROD: return has_dotprod() ? neon_dotprod_kernels() : nullptr;

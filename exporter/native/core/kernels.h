@@ -1,9 +1,7 @@
-// The inner loops, one table of functions an instruction set. All give the same bits.
+// The inner loops, one table of functions for each instruction set. All give the same bits.
 //
 // Levels travel as *offsets*: uint8, level - level_min. Products are computed on offsets and corrected once:
-//   sum(level * x) = sum((offset - shift) * x) + (level_min + shift) * sum(x)
-// with shift 0 for alphabets of up to 128 levels, whose products no 16-bit pair sum can overflow, and 128 for larger
-// ones, where offset - 128 is again an int8.
+//   sum(level * x) = sum(offset * x) + level_min * sum(x)
 #ifndef TINYQMOE_CORE_KERNELS_H_
 #define TINYQMOE_CORE_KERNELS_H_
 
@@ -15,18 +13,31 @@
 namespace tinyqmoe {
 
 constexpr uint32_t kDotRows = 4;
-constexpr uint32_t kDotTokens = 2;
 
 // Packed rows are multiplied in blocks of 32 bytes, see pack_activations in linear.cc.
 constexpr uint32_t kPackedBlock = 32;
 
+// Largest |q| of the activations; 256 * 127, so that the high plane is in [-127, 127].
+constexpr int32_t kMostActivation = 32512;
+
+// The activations q of one token, in two forms: a kernel reads the one that suits it. Both are zero for kOverrun
+// elements past the last column.
+struct X16 {
+  const int16_t* whole;
+  const int8_t* high;  // q = 256 * high + low
+  const int8_t* low;
+
+  X16 from(uint32_t column) const { return {whole + column, high + column, low + column}; }
+};
+
+// kDotRows rows times one token.
 struct DotTask {
   const uint8_t* offsets[kDotRows];
-  const int8_t* x[kDotTokens];
+  X16 x;
   uint32_t n;
-  uint8_t shift;   // 0 or 128
-  uint32_t steps;  // with shift 0: how many sums of two products an int16 can hold, at least 1
-  int32_t acc[kDotRows][kDotTokens];
+  uint32_t n_levels;
+  int32_t x_sum;  // sum of x over the n columns
+  int64_t sums[kDotRows];
 };
 
 struct Kernels {
@@ -35,23 +46,22 @@ struct Kernels {
   tinyqmoe_status (*expand_codes)(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
                                   uint8_t bias, uint8_t* out, uint64_t capacity);
 
-  // *acc = sum(offset * x) straight from the phrases. x is zero for kOverrun elements past cols. At most
-  // kDirectLevels levels.
+  // *sum = sum(offset * x) straight from the phrases. At most kNarrowLevels levels.
   tinyqmoe_status (*dot_codes)(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                               const int8_t* x, int32_t* acc);
+                               const X16& x, int64_t* sum);
 
   // Packed offsets of 2, 4 or 8 bits, plus bias, to out[0..cols). Returns the largest offset.
   uint8_t (*unpack)(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 
-  // *acc = sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits. Returns the largest offset.
+  // *sum = sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits. Returns the largest offset.
   uint8_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                        int32_t* acc);
+                        int64_t* sum);
 
   // Largest of n bytes.
   uint8_t (*largest)(const uint8_t* bytes, uint64_t n);
 
-  // acc[r][t] = sum((offsets[r] - shift) * x[t]) for all rows and the first n_tokens (1 or 2) tokens.
-  void (*dot)(DotTask* task, uint32_t n_tokens);
+  // sums[r] = sum(offsets[r] * x) for all rows.
+  void (*dot)(DotTask* task);
 
   // sums[r] = sum(w[r] * x) in the order of linear.h.
   void (*dot_f32)(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]);
@@ -59,16 +69,15 @@ struct Kernels {
   // Bits of max |x|: at least 0x7F800000 if an element is not finite.
   uint32_t (*abs_max_bits)(const float* x, uint32_t n);
 
-  // out = round_half_even(x * factor).
-  void (*quantize)(const float* x, uint32_t n, float factor, int8_t* out);
+  // q = round_half_even(x * factor), |q| <= kMostActivation, and its two planes.
+  void (*quantize)(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* high, int8_t* low);
 };
 
-// How many sums of two products of an offset and an activation an int16 can hold. 0 for more than 130 levels.
-constexpr uint32_t int16_steps(uint32_t n_levels) { return 32767 / (2 * 127 * (n_levels - 1)); }
+// Largest alphabet whose offsets are int8s; larger ones take other roads.
+constexpr uint32_t kNarrowLevels = 128;
 
-// Largest alphabet of dot_codes: its 16-bit sums are looked after once in kCodesPerCheck codewords.
-constexpr uint32_t kDirectLevels = 33;
-static_assert(int16_steps(kDirectLevels) >= kCodesPerCheck && int16_steps(kDirectLevels + 1) < kCodesPerCheck);
+// What a row of the largest offset and one plane comes to still fits an int32: kernels add up planes in it.
+static_assert(uint64_t{65535} * 255 * 128 <= INT32_MAX);
 
 // What the fast kernels fall back to when a row is wrong: checks everything and names the violation.
 tinyqmoe_status expand_codes_checked(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes,
@@ -78,6 +87,7 @@ tinyqmoe_status expand_codes_checked(const Dictionary& dictionary, const uint8_t
 const Kernels* kernels_for(tinyqmoe_isa isa);
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
 

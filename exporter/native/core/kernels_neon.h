@@ -1,5 +1,5 @@
 // AArch64 kernels. Included by two files, which define TARGET (a function attribute, or nothing) and
-// dot16(acc, a, b): acc plus the products of 16 int8, four to a lane; two products of theirs always fit an int16.
+// dot16(acc, a, b): acc plus the products of any 16 int8, four to a lane. Offsets meet the two planes of the activations.
 
 #include <arm_neon.h>
 
@@ -47,44 +47,56 @@ TARGET tinyqmoe_status expand_codes(const Dictionary& dictionary, const uint8_t*
   return expand_codes_checked(dictionary, codes, n_codes, cols, bias, out, capacity);
 }
 
-// Offsets are at most kDirectLevels - 1 here: small enough to be int8.
-template <uint32_t kCap>
-TARGET inline int32x4_t dot_phrase(int32x4_t sum, const uint8_t* phrase, const int8_t* x) {
-  for (uint32_t j = 0; j < kCap; j += 16) {
-    sum = dot16(sum, vreinterpretq_s8_u8(vld1q_u8(phrase + j)), vld1q_s8(x + j));
+// Sums of products with either plane.
+struct PlaneSums {
+  int32x4_t high = vdupq_n_s32(0);
+  int32x4_t low = vdupq_n_s32(0);
+
+  TARGET inline void add(int8x16_t offsets, const int8_t* x_high, const int8_t* x_low) {
+    high = dot16(high, offsets, vld1q_s8(x_high));
+    low = dot16(low, offsets, vld1q_s8(x_low));
   }
-  return sum;
+
+  int64_t sum() const { return 256 * int64_t{vaddvq_s32(high)} + vaddvq_s32(low); }
+};
+
+// Offsets are at most kNarrowLevels - 1 here: small enough to be int8.
+template <uint32_t kCap>
+TARGET inline void dot_phrase(PlaneSums* sums, const uint8_t* phrase, const X16& x) {
+  for (uint32_t j = 0; j < kCap; j += 16) {
+    sums->add(vreinterpretq_s8_u8(vld1q_u8(phrase + j)), x.high + j, x.low + j);
+  }
 }
 
 template <uint32_t kBits, uint32_t kCap>
 TARGET tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                 const int8_t* x, int32_t* acc) {
+                                 const X16& x, int64_t* sum) {
   const uint8_t* const phrases = dictionary.phrases;
   const uint8_t* const lengths = dictionary.lengths;
   // Two sums: a product would otherwise wait for the one before it.
-  int32x4_t even = vdupq_n_s32(0);
-  int32x4_t odd = vdupq_n_s32(0);
+  PlaneSums even;
+  PlaneSums odd;
   RowLengths row;
   uint32_t i = 0;
   for (; i + kCodesPerCheck <= n_codes && row.position < cols; i += kCodesPerCheck) {
     const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
     for (uint32_t k = 0; k < kCodesPerCheck; k += 2) {
-      even = dot_phrase<kCap>(even, phrases + uint64_t{group[k]} * kCap, x + row.position);
+      dot_phrase<kCap>(&even, phrases + uint64_t{group[k]} * kCap, x.from(row.position));
       row.add(lengths[group[k]]);
-      odd = dot_phrase<kCap>(odd, phrases + uint64_t{group[k + 1]} * kCap, x + row.position);
+      dot_phrase<kCap>(&odd, phrases + uint64_t{group[k + 1]} * kCap, x.from(row.position));
       row.add(lengths[group[k + 1]]);
     }
   }
   for (; i < n_codes && row.position < cols; ++i) {
     const uint32_t code = code_at(codes, kBits, i);
-    even = dot_phrase<kCap>(even, phrases + uint64_t{code} * kCap, x + row.position);
+    dot_phrase<kCap>(&even, phrases + uint64_t{code} * kCap, x.from(row.position));
     row.add(lengths[code]);
   }
   if (i == n_codes && row.fit(cols)) {
-    *acc = vaddvq_s32(vaddq_s32(even, odd));
+    *sum = even.sum() + odd.sum();
     return TINYQMOE_OK;
   }
-  return scalar_kernels()->dot_codes(dictionary, codes, n_codes, cols, x, acc);
+  return scalar_kernels()->dot_codes(dictionary, codes, n_codes, cols, x, sum);
 }
 
 tinyqmoe_status expand_codes_any(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
@@ -99,14 +111,14 @@ tinyqmoe_status expand_codes_any(const Dictionary& dictionary, const uint8_t* co
 }
 
 tinyqmoe_status dot_codes_any(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                              const int8_t* x, int32_t* acc) {
+                              const X16& x, int64_t* sum) {
   static constexpr decltype(&dot_codes<8, 16>) kVariants[3][2] = {
       {dot_codes<8, 16>, dot_codes<8, 32>},
       {dot_codes<12, 16>, dot_codes<12, 32>},
       {dot_codes<16, 16>, dot_codes<16, 32>},
   };
   const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, x, acc);
+  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, x, sum);
 }
 
 // ---- packed offsets ----
@@ -173,27 +185,27 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
 }
 
 template <uint32_t kBits>
-TARGET uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, int32_t* acc) {
-  int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
+TARGET uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, int64_t* sum) {
+  PlaneSums sums[2];
   uint8x16_t largest = vdupq_n_u8(0);
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
     const uint8x16_t halves[2] = {vld1q_u8(packed), vld1q_u8(packed + 16)};
-    for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += kPackedBlock) {
+    for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
       for (uint32_t h = 0; h < 2; ++h) {
         const uint8x16_t offsets = plane<kBits>(halves[h], static_cast<int>(k));
         largest = vmaxq_u8(largest, offsets);
-        sums[h] = dot16(sums[h], vreinterpretq_s8_u8(offsets), vld1q_s8(packed_x + 16 * h));
+        sums[h].add(vreinterpretq_s8_u8(offsets), packed_x + 16 * h, packed_x + kPackedBlock + 16 * h);
       }
     }
   }
-  *acc = vaddvq_s32(vaddq_s32(sums[0], sums[1]));
+  *sum = sums[0].sum() + sums[1].sum();
   return vmaxvq_u8(largest);
 }
 
 uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int32_t* acc) {
+                   int64_t* sum) {
   const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x, acc);
+  return kernel(packed, n_blocks, packed_x, sum);
 }
 
 uint8_t largest(const uint8_t* bytes, uint64_t n) {
@@ -205,50 +217,41 @@ uint8_t largest(const uint8_t* bytes, uint64_t n) {
 
 // ---- products ----
 
-// Adds the products of n columns, a multiple of 16.
-template <uint32_t kTokens>
-TARGET inline void dot_whole(const DotTask& task, uint32_t n, int32x4_t total[kDotRows][kTokens]) {
-  const uint8x16_t flip = vdupq_n_u8(task.shift);
+// Adds the products of n columns, a multiple of 16. Offsets of a large alphabet become int8s by offset - 128, which is
+// the offset with its highest bit flipped.
+TARGET inline void add_columns(const DotTask& task, uint32_t n, uint8x16_t flip, PlaneSums sums[kDotRows]) {
   for (uint32_t i = 0; i < n; i += 16) {
-    int8x16_t x[kTokens];
-    for (uint32_t t = 0; t < kTokens; ++t) x[t] = vld1q_s8(task.x[t] + i);
     for (uint32_t r = 0; r < kDotRows; ++r) {
-      const int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(task.offsets[r] + i), flip));
-      for (uint32_t t = 0; t < kTokens; ++t) total[r][t] = dot16(total[r][t], w, x[t]);
+      const uint8x16_t offsets = vld1q_u8(task.offsets[r] + i);
+      sums[r].add(vreinterpretq_s8_u8(veorq_u8(offsets, flip)), task.x.high + i, task.x.low + i);
     }
   }
 }
 
-template <uint32_t kTokens>
-TARGET void dot_tokens(DotTask* task) {
-  int32x4_t total[kDotRows][kTokens];
-  for (auto& row : total) {
-    for (int32x4_t& t : row) t = vdupq_n_s32(0);
-  }
+TARGET void dot(DotTask* task) {
+  const uint8_t shift = task->n_levels > kNarrowLevels ? 128 : 0;
+  const uint8x16_t flip = vdupq_n_u8(shift);
+  PlaneSums sums[kDotRows];
   const uint32_t whole = task->n / 16 * 16;
   const uint32_t rest = task->n - whole;
-  dot_whole<kTokens>(*task, whole, total);
+  add_columns(*task, whole, flip, sums);
   if (rest > 0) {
     // Copies, so that nothing past a row is read and nothing past a group is multiplied.
     uint8_t offsets[kDotRows][16] = {};
-    int8_t x[kTokens][16] = {};
+    int8_t high[16] = {};
+    int8_t low[16] = {};
     DotTask last = *task;
     for (uint32_t r = 0; r < kDotRows; ++r) {
       std::memcpy(offsets[r], task->offsets[r] + whole, rest);
       last.offsets[r] = offsets[r];
     }
-    for (uint32_t t = 0; t < kTokens; ++t) {
-      std::memcpy(x[t], task->x[t] + whole, rest);
-      last.x[t] = x[t];
-    }
-    dot_whole<kTokens>(last, 16, total);
+    std::memcpy(high, task->x.high + whole, rest);
+    std::memcpy(low, task->x.low + whole, rest);
+    last.x = {nullptr, high, low};
+    add_columns(last, 16, flip, sums);
   }
-  for (uint32_t r = 0; r < kDotRows; ++r) {
-    for (uint32_t t = 0; t < kTokens; ++t) task->acc[r][t] = vaddvq_s32(total[r][t]);
-  }
+  for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = sums[r].sum() + shift * int64_t{task->x_sum};
 }
-
-void dot(DotTask* task, uint32_t n_tokens) { n_tokens == 1 ? dot_tokens<1>(task) : dot_tokens<2>(task); }
 
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]) {
   float32x4_t p[kDotRows][2];
@@ -286,14 +289,18 @@ uint32_t abs_max_bits(const float* x, uint32_t n) {
   return std::max(vmaxvq_u32(value), scalar_kernels()->abs_max_bits(x + whole, n - whole));
 }
 
-void quantize(const float* x, uint32_t n, float factor, int8_t* out) {
-  const uint32_t whole = n / 8 * 8;
-  for (uint32_t i = 0; i < whole; i += 8) {
-    const int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), factor));
-    const int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), factor));
-    vst1_s8(out + i, vqmovn_s16(vcombine_s16(vqmovn_s32(low), vqmovn_s32(high))));
+void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* high, int8_t* low) {
+  const uint32_t body = n / 8 * 8;
+  for (uint32_t i = 0; i < body; i += 8) {
+    const int32x4_t first = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), factor));
+    const int32x4_t second = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), factor));
+    const int16x8_t q = vcombine_s16(vmovn_s32(first), vmovn_s32(second));
+    const int16x8_t h = vshrq_n_s16(vaddq_s16(q, vdupq_n_s16(128)), 8);
+    vst1q_s16(whole + i, q);
+    vst1_s8(high + i, vmovn_s16(h));
+    vst1_s8(low + i, vmovn_s16(vsubq_s16(q, vshlq_n_s16(h, 8))));
   }
-  scalar_kernels()->quantize(x + whole, n - whole, factor, out + whole);
+  scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
 constexpr Kernels kNeon = {expand_codes_any, dot_codes_any, unpack,       dot_packed, largest,

@@ -32,22 +32,22 @@ tinyqmoe_status expand_codes_checked(const Dictionary& dictionary, const uint8_t
 namespace {
 
 tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                          const int8_t* x, int32_t* acc) {
+                          const X16& x, int64_t* sum) {
   const DictionaryShape& shape = dictionary.shape;
   for (uint32_t i = 0; i < n_codes; ++i) {
     if (code_at(codes, shape.code_bits, i) >= shape.n_entries) return TINYQMOE_BAD_CODE;
   }
   uint32_t pos = 0;
-  int32_t sum = 0;
+  int64_t total = 0;
   for (uint32_t i = 0; i < n_codes; ++i) {
     if (pos >= cols) return TINYQMOE_BAD_ROW_LENGTH;
     const uint32_t code = code_at(codes, shape.code_bits, i);
     const uint8_t* phrase = dictionary.phrases + uint64_t{code} * shape.cap;
     const uint32_t length = dictionary.lengths[code];
-    for (uint32_t k = 0; k < length; ++k) sum += phrase[k] * x[pos + k];
+    for (uint32_t k = 0; k < length; ++k) total += phrase[k] * x.whole[pos + k];
     pos += length;
   }
-  *acc = sum;
+  *sum = total;
   return pos >= cols ? TINYQMOE_OK : TINYQMOE_BAD_ROW_LENGTH;
 }
 
@@ -64,20 +64,20 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
 }
 
 uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int32_t* acc) {
+                   int64_t* sum) {
   const uint32_t mask = (1u << code_bits) - 1;
   uint8_t largest = 0;
-  int32_t sum = 0;
+  int64_t total = 0;
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
-    for (uint32_t bit = 0; bit < 8; bit += code_bits, packed_x += kPackedBlock) {
+    for (uint32_t bit = 0; bit < 8; bit += code_bits, packed_x += 2 * kPackedBlock) {
       for (uint32_t i = 0; i < kPackedBlock; ++i) {
         const uint8_t offset = (packed[i] >> bit) & mask;
         largest = std::max(largest, offset);
-        sum += offset * packed_x[i];
+        total += offset * (256 * packed_x[i] + packed_x[kPackedBlock + i]);
       }
     }
   }
-  *acc = sum;
+  *sum = total;
   return largest;
 }
 
@@ -87,15 +87,12 @@ uint8_t largest(const uint8_t* bytes, uint64_t n) {
   return value;
 }
 
-void dot(DotTask* task, uint32_t n_tokens) {
+void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) {
-    for (uint32_t t = 0; t < n_tokens; ++t) {
-      const uint8_t* offsets = task->offsets[r];
-      const int8_t* x = task->x[t];
-      int32_t sum = 0;
-      for (uint32_t i = 0; i < task->n; ++i) sum += (offsets[i] - task->shift) * x[i];
-      task->acc[r][t] = sum;
-    }
+    const uint8_t* offsets = task->offsets[r];
+    int64_t sum = 0;
+    for (uint32_t i = 0; i < task->n; ++i) sum += offsets[i] * task->x.whole[i];
+    task->sums[r] = sum;
   }
 }
 
@@ -113,12 +110,15 @@ uint32_t abs_max_bits(const float* x, uint32_t n) {
   return largest_bits;
 }
 
-void quantize(const float* x, uint32_t n, float factor, int8_t* out) {
+void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* high, int8_t* low) {
   // Adding 1.5 * 2^23 leaves no bits below one, so the addition itself rounds half to even.
   constexpr float kRound = 12582912.0f;
   for (uint32_t i = 0; i < n; ++i) {
     const float shifted = x[i] * factor + kRound;
-    out[i] = static_cast<int8_t>(static_cast<int32_t>(shifted - kRound));
+    const int32_t q = static_cast<int32_t>(shifted - kRound);
+    whole[i] = static_cast<int16_t>(q);
+    high[i] = static_cast<int8_t>((q + 128) >> 8);
+    low[i] = static_cast<int8_t>(q - 256 * high[i]);
   }
 }
 

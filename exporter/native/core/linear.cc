@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "bytes.h"
+#include "activations.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -18,14 +18,15 @@ ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
   at.block_rows = static_cast<uint32_t>(std::clamp<uint64_t>(rows, kDotRows, 32));
   at.rows = round_up(uint64_t{n_tokens} * (info.cols / kMinFastGroup + 1) * sizeof(int32_t), 64);
   at.packed_x = at.rows + at.block_rows * at.row_stride;
-  at.float_rows = at.packed_x + round_up(info.cols, 4 * kPackedBlock);
+  at.float_rows = at.packed_x + 2 * round_up(info.cols, 4 * kPackedBlock);
   at.total = at.float_rows + round_up(uint64_t{kDotRows} * info.cols * sizeof(float), 64);
   return at;
 }
 
 namespace {
 
-int32_t sum_of(const int8_t* x, uint32_t n) {
+// Fits: 65535 columns of 32512 are less than 2^31.
+int32_t sum_of(const int16_t* x, uint32_t n) {
   int32_t sum = 0;
   for (uint32_t i = 0; i < n; ++i) sum += x[i];
   return sum;
@@ -81,26 +82,42 @@ tinyqmoe_status load_rows(const Product& p, uint32_t n, RowCursor* cursor, RowBl
   return TINYQMOE_OK;
 }
 
-// ---- int8 ----
+// ---- x16 ----
 
-struct Int8Product : Product {
-  const int8_t* x;
+struct X16Product : Product {
+  const void* quantized;
   const float* x_scales;
-  uint8_t shift;
-  int32_t correction;  // of a dot product, in units of the sum of the activations
   bool keep_sums;
 
-  uint64_t x_stride() const { return tinyqmoe_padded_cols(cols()); }
+  X16 x(uint32_t token) const { return x16_at(quantized, cols(), token); }
   int32_t* kept_sums() const { return reinterpret_cast<int32_t*>(scratch + at.x_sums); }
 
   int32_t x_sum(uint32_t token, uint32_t g) const {
     if (keep_sums) return kept_sums()[uint64_t{token} * n_groups + g];
     const uint32_t begin = g * group_size;
-    return sum_of(x + token * x_stride() + begin, group_end(g) - begin);
+    return sum_of(x(token).whole + begin, group_end(g) - begin);
+  }
+
+  // What a sum over offsets lacks to be one over levels.
+  int64_t correction(int32_t x_sum) const { return tensor.info.level_min * int64_t{x_sum}; }
+
+  // Adds a group of a row to what the groups before it gave.
+  void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t acc, float* y) const {
+    const float scale = scales_of(row)[g];
+    if (n_groups == 1) {
+      *y = static_cast<float>(acc) * (x_scales[token] * scale);
+    } else {
+      const float term = static_cast<float>(acc) * scale;
+      *y += term;
+    }
+  }
+
+  void store_row(uint32_t row, uint32_t token, float y) const {
+    *y_at(row, token) = n_groups == 1 ? y : x_scales[token] * y;
   }
 };
 
-void keep_x_sums(Int8Product* p) {
+void keep_x_sums(X16Product* p) {
   p->keep_sums = false;
   if (p->n_groups > p->cols() / kMinFastGroup + 1) return;
   int32_t* sums = p->kept_sums();
@@ -110,52 +127,34 @@ void keep_x_sums(Int8Product* p) {
   p->keep_sums = true;
 }
 
-// Rows first..first+3 of the block times tokens token..token+n_tokens-1.
-void multiply_tile(const Int8Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token,
-                   uint32_t n_tokens) {
+// Rows first..first+3 of the block times one token.
+void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token) {
   const uint32_t n_rows = std::min(kDotRows, block.n - first);
-  const bool one_group = p.n_groups == 1;
-  float sums[kDotRows][kDotTokens] = {};
+  float y[kDotRows] = {};
   for (uint32_t g = 0; g < p.n_groups; ++g) {
     const uint32_t begin = g * p.group_size;
     DotTask task;
-    task.n = p.group_end(g) - begin;
-    task.shift = p.shift;
-    task.steps = int16_steps(p.tensor.info.n_levels);
     for (uint32_t r = 0; r < kDotRows; ++r) task.offsets[r] = block.row(first + r) + begin;
-    for (uint32_t t = 0; t < n_tokens; ++t) task.x[t] = p.x + (token + t) * p.x_stride() + begin;
-    p.kernels.dot(&task, n_tokens);
-    for (uint32_t t = 0; t < n_tokens; ++t) {
-      const int32_t correction = p.correction * p.x_sum(token + t, g);
-      for (uint32_t r = 0; r < n_rows; ++r) {
-        const float acc = static_cast<float>(task.acc[r][t] + correction);
-        const float scale = p.scales_of(row0 + first + r)[g];
-        if (one_group) {
-          sums[r][t] = acc * (p.x_scales[token + t] * scale);
-        } else {
-          const float term = acc * scale;
-          sums[r][t] += term;
-        }
-      }
-    }
+    task.x = p.x(token).from(begin);
+    task.n = p.group_end(g) - begin;
+    task.n_levels = p.tensor.info.n_levels;
+    task.x_sum = p.x_sum(token, g);
+    p.kernels.dot(&task);
+    const int64_t correction = p.correction(task.x_sum);
+    for (uint32_t r = 0; r < n_rows; ++r) p.add_group(row0 + first + r, token, g, task.sums[r] + correction, y + r);
   }
-  for (uint32_t t = 0; t < n_tokens; ++t) {
-    for (uint32_t r = 0; r < n_rows; ++r) {
-      *p.y_at(row0 + first + r, token + t) = one_group ? sums[r][t] : p.x_scales[token + t] * sums[r][t];
-    }
-  }
+  for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
 
 // Rows are expanded once, a block that stays in the cache, and meet all tokens.
-tinyqmoe_status multiply_blocks(const Int8Product& p) {
+tinyqmoe_status multiply_blocks(const X16Product& p) {
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t row = p.row_begin; row < p.row_end;) {
     RowBlock block;
     const tinyqmoe_status status = load_rows(p, std::min(p.at.block_rows, p.row_end - row), &cursor, &block);
     if (status != TINYQMOE_OK) return status;
-    for (uint32_t token = 0; token < p.n_tokens; token += kDotTokens) {
-      const uint32_t n_tokens = std::min(kDotTokens, p.n_tokens - token);
-      for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token, n_tokens);
+    for (uint32_t token = 0; token < p.n_tokens; ++token) {
+      for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token);
     }
     row += block.n;
   }
@@ -163,31 +162,35 @@ tinyqmoe_status multiply_blocks(const Int8Product& p) {
 }
 
 // One token, one scale a row: phrases meet the activations without being stored.
-tinyqmoe_status multiply_codes(const Int8Product& p) {
-  const int32_t correction = p.correction * p.x_sum(0, 0);
+tinyqmoe_status multiply_codes(const X16Product& p) {
+  const X16 x = p.x(0);
+  const int64_t correction = p.correction(p.x_sum(0, 0));
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
     CodedRow row;
-    int32_t acc = 0;
+    int64_t sum = 0;
     tinyqmoe_status status = cursor.next(&row);
     if (status == TINYQMOE_OK) {
-      status = p.kernels.dot_codes(*p.tensor.dictionary, row.bytes, row.n_codes, p.cols(), p.x, &acc);
+      status = p.kernels.dot_codes(*p.tensor.dictionary, row.bytes, row.n_codes, p.cols(), x, &sum);
     }
     if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
     if (status != TINYQMOE_OK) return status;
-    *p.y_at(r, 0) = static_cast<float>(acc + correction) * (p.x_scales[0] * p.scales[r]);
+    float y;
+    p.add_group(r, 0, 0, sum + correction, &y);
+    p.store_row(r, 0, y);
   }
   return TINYQMOE_OK;
 }
 
-// Activations in the order in which packed offsets come out of 32 bytes: plane j of a block holds the activations of
-// offsets j, j + per_byte, j + 2 * per_byte, ...
-void pack_activations(const int8_t* x, uint32_t cols, uint32_t per_byte, int8_t* packed) {
+// Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
+// j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
+void pack_activations(const X16& x, uint32_t cols, uint32_t per_byte, int8_t* packed) {
   for (uint32_t block = 0; block < cols; block += kPackedBlock * per_byte) {
-    for (uint32_t j = 0; j < per_byte; ++j) {
+    for (uint32_t j = 0; j < per_byte; ++j, packed += 2 * kPackedBlock) {
       for (uint32_t i = 0; i < kPackedBlock; ++i) {
         const uint32_t from = block + i * per_byte + j;
-        *packed++ = from < cols ? x[from] : 0;
+        packed[i] = from < cols ? x.high[from] : 0;
+        packed[kPackedBlock + i] = from < cols ? x.low[from] : 0;
       }
     }
   }
@@ -195,64 +198,55 @@ void pack_activations(const int8_t* x, uint32_t cols, uint32_t per_byte, int8_t*
 
 struct PackedDot {
   uint8_t largest;
-  int32_t acc;
+  int64_t sum;
 };
 
 // n columns that start on a block; the last bytes of a row are copied so that nothing past it is read.
-PackedDot dot_packed_group(const Int8Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
+PackedDot dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
   const uint32_t bits = p.tensor.info.code_bits;
   const uint32_t n_bytes = (n * bits + 7) / 8;
   const uint32_t n_blocks = n_bytes / kPackedBlock;
   PackedDot whole{0, 0};
-  if (n_blocks > 0) whole.largest = p.kernels.dot_packed(packed, bits, n_blocks, packed_x, &whole.acc);
+  if (n_blocks > 0) whole.largest = p.kernels.dot_packed(packed, bits, n_blocks, packed_x, &whole.sum);
   const uint32_t done = n_blocks * kPackedBlock;
   if (done == n_bytes) return whole;
   uint8_t rest[kPackedBlock] = {};
   std::memcpy(rest, packed + done, n_bytes - done);
   PackedDot part{0, 0};
-  part.largest = p.kernels.dot_packed(rest, bits, 1, packed_x + uint64_t{done} * 8 / bits, &part.acc);
-  return {std::max(whole.largest, part.largest), whole.acc + part.acc};
+  part.largest = p.kernels.dot_packed(rest, bits, 1, packed_x + uint64_t{done} * 2 * 8 / bits, &part.sum);
+  return {std::max(whole.largest, part.largest), whole.sum + part.sum};
 }
 
 // One token, groups that end on blocks: packed offsets meet the activations without being stored.
-tinyqmoe_status multiply_packed(const Int8Product& p) {
+tinyqmoe_status multiply_packed(const X16Product& p) {
   const tinyqmoe_info& info = p.tensor.info;
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
-  pack_activations(p.x, p.cols(), 8 / info.code_bits, packed_x);
+  pack_activations(p.x(0), p.cols(), 8 / info.code_bits, packed_x);
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
     CodedRow row;
     tinyqmoe_status status = cursor.next(&row);
-    float sum = 0.0f;
+    float y = 0.0f;
     uint8_t largest = 0;
     for (uint32_t g = 0; g < p.n_groups; ++g) {
       const uint32_t begin = g * p.group_size;
       const PackedDot dot = dot_packed_group(p, row.bytes + uint64_t{begin} * info.code_bits / 8,
-                                             p.group_end(g) - begin, packed_x + begin);
+                                             p.group_end(g) - begin, packed_x + uint64_t{begin} * 2);
       largest = std::max(largest, dot.largest);
-      const float acc = static_cast<float>(dot.acc + p.correction * p.x_sum(0, g));
-      const float scale = p.scales_of(r)[g];
-      if (p.n_groups == 1) {
-        sum = acc * (p.x_scales[0] * scale);
-      } else {
-        const float term = acc * scale;
-        sum += term;
-      }
+      p.add_group(r, 0, g, dot.sum + p.correction(p.x_sum(0, g)), &y);
     }
     if (status == TINYQMOE_OK && largest >= info.n_levels) status = TINYQMOE_BAD_LEVEL;
     if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
     if (status != TINYQMOE_OK) return status;
-    *p.y_at(r, 0) = p.n_groups == 1 ? sum : p.x_scales[0] * sum;
+    p.store_row(r, 0, y);
   }
   return TINYQMOE_OK;
 }
 
-tinyqmoe_status multiply_int8(Int8Product* p) {
+tinyqmoe_status multiply_x16(X16Product* p) {
   const tinyqmoe_info& info = p->tensor.info;
-  p->shift = info.n_levels <= 128 ? 0 : 128;
-  p->correction = info.level_min + p->shift;
   keep_x_sums(p);
-  if (p->n_tokens == 1 && info.codec == kLzw && p->n_groups == 1 && info.n_levels <= kDirectLevels) {
+  if (p->n_tokens == 1 && info.codec == kLzw && p->n_groups == 1 && info.n_levels <= kNarrowLevels) {
     return multiply_codes(*p);
   }
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
@@ -304,25 +298,27 @@ tinyqmoe_status multiply_f32(const Product& p, const float* x) {
 
 // ---- the calls ----
 
-tinyqmoe_status check_call(const tinyqmoe_tensor* tensor, const void* scales, uint32_t group_size, const void* x,
-                           uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, const Kernels* kernels,
-                           const void* scratch, uint64_t scratch_bytes, const float* y) {
-  if (tensor == nullptr || scales == nullptr || x == nullptr || y == nullptr || scratch == nullptr) {
+tinyqmoe_status check_call(const tinyqmoe_linear_args* args, const void* x, const Kernels** kernels) {
+  if (args == nullptr || args->tensor == nullptr || args->scales == nullptr || x == nullptr || args->y == nullptr ||
+      args->scratch == nullptr) {
     return TINYQMOE_BAD_ARGUMENT;
   }
-  if (group_size == 0 || row_begin > row_end || row_end > tensor->info.rows) return TINYQMOE_BAD_ARGUMENT;
-  if (reinterpret_cast<uintptr_t>(scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
-  if (kernels == nullptr) return TINYQMOE_NO_ISA;
-  return scratch_bytes < tinyqmoe_linear_scratch_bytes(tensor, n_tokens) ? TINYQMOE_BUFFER_TOO_SMALL : TINYQMOE_OK;
+  const bool rows_exist = args->row_begin <= args->row_end && args->row_end <= args->tensor->info.rows;
+  if (args->group_size == 0 || !rows_exist) return TINYQMOE_BAD_ARGUMENT;
+  if (reinterpret_cast<uintptr_t>(args->scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
+  *kernels = kernels_for(args->isa);
+  if (*kernels == nullptr) return TINYQMOE_NO_ISA;
+  const uint64_t needed = tinyqmoe_linear_scratch_bytes(args->tensor, args->n_tokens);
+  return args->scratch_bytes < needed ? TINYQMOE_BUFFER_TOO_SMALL : TINYQMOE_OK;
 }
 
-Product make_product(const tinyqmoe_tensor& tensor, const Kernels& kernels, const float* scales, uint32_t group_size,
-                     uint32_t n_tokens, uint32_t row_begin, uint32_t row_end, void* scratch, float* y) {
-  const uint32_t size = std::min(group_size, tensor.info.cols);
-  const uint32_t n_groups = (tensor.info.cols + size - 1) / size;
+Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
+  const tinyqmoe_info& info = args.tensor->info;
+  const uint32_t size = std::min(args.group_size, info.cols);
+  const uint32_t n_groups = (info.cols + size - 1) / size;
   const Kernels& chosen = n_groups > 1 && size < kMinFastGroup ? *scalar_kernels() : kernels;
-  return {tensor, chosen, scales, size, n_groups, n_tokens, row_begin, row_end,
-          scratch_layout(tensor.info, n_tokens), static_cast<uint8_t*>(scratch), y};
+  return {*args.tensor, chosen, args.scales, size, n_groups, args.n_tokens, args.row_begin, args.row_end,
+          scratch_layout(info, args.n_tokens), static_cast<uint8_t*>(args.scratch), args.y};
 }
 
 }  // namespace
@@ -334,32 +330,22 @@ uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n
   return tinyqmoe::scratch_layout(tensor->info, n_tokens).total;
 }
 
-tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
-                                     const int8_t* quantized, const float* x_scales, uint32_t n_tokens,
-                                     uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa, void* scratch,
-                                     uint64_t scratch_bytes, float* y) {
-  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
-  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, quantized, n_tokens, row_begin,
-                                                      row_end, kernels, scratch, scratch_bytes, y);
+tinyqmoe_status tinyqmoe_linear_x16(const tinyqmoe_linear_args* args, const void* quantized, const float* x_scales) {
+  const tinyqmoe::Kernels* kernels;
+  const tinyqmoe_status status = tinyqmoe::check_call(args, quantized, &kernels);
   if (status != TINYQMOE_OK) return status;
-  if (x_scales == nullptr) return TINYQMOE_BAD_ARGUMENT;
-  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
-  tinyqmoe::Int8Product product{
-      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y),
-      quantized, x_scales, 0, 0, false};
-  return tinyqmoe::multiply_int8(&product);
+  if (x_scales == nullptr || reinterpret_cast<uintptr_t>(quantized) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
+  if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
+  tinyqmoe::X16Product product{tinyqmoe::make_product(*args, *kernels), quantized, x_scales, false};
+  return tinyqmoe::multiply_x16(&product);
 }
 
-tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales, uint32_t group_size,
-                                    const float* x, uint32_t n_tokens, uint32_t row_begin, uint32_t row_end,
-                                    tinyqmoe_isa isa, void* scratch, uint64_t scratch_bytes, float* y) {
-  const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
-  const tinyqmoe_status status = tinyqmoe::check_call(tensor, scales, group_size, x, n_tokens, row_begin, row_end,
-                                                      kernels, scratch, scratch_bytes, y);
+tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const float* x) {
+  const tinyqmoe::Kernels* kernels;
+  const tinyqmoe_status status = tinyqmoe::check_call(args, x, &kernels);
   if (status != TINYQMOE_OK) return status;
-  if (n_tokens == 0 || row_begin == row_end) return TINYQMOE_OK;
-  return tinyqmoe::multiply_f32(
-      tinyqmoe::make_product(*tensor, *kernels, scales, group_size, n_tokens, row_begin, row_end, scratch, y), x);
+  if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
+  return tinyqmoe::multiply_f32(tinyqmoe::make_product(*args, *kernels), x);
 }
 
 }  // extern "C"

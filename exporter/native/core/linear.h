@@ -1,6 +1,6 @@
 // Products of a coded matrix with activations.
 //
-// linear_int8. All sums over columns are exact integers, so their order is free. The float part is as tinyqmoe.h
+// linear_x16. All sums over columns are exact integers, so their order is free. The float part is as tinyqmoe.h
 // says; a sum over groups starts from 0.0f.
 //
 // linear_f32. Within a group of n columns, with w the level as a float, eight partial sums start from 0.0f:
@@ -26,7 +26,7 @@ struct ScratchLayout {
   uint32_t block_rows;     // rows expanded at a time, a multiple of kDotRows
   uint64_t x_sums;         // int32 [n_tokens][max groups]
   uint64_t rows;           // uint8 [block_rows][row_stride]
-  uint64_t packed_x;       // int8, see pack_activations
+  uint64_t packed_x;       // int8, two planes, see pack_activations
   uint64_t float_rows;     // float [kDotRows][cols]
   uint64_t total;
 };

@@ -31,7 +31,7 @@ uint8_t* map_memory(uint64_t bytes) {
 
 void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }
 
-void ask_for(const PageRange& range) {
+void prefetch(const PageRange& range) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(range.begin) / page_bytes() * page_bytes();
   const uintptr_t end = reinterpret_cast<uintptr_t>(range.begin) + range.bytes;
   for (uintptr_t at = begin; at < end; at += kRequestBytes) {
@@ -39,7 +39,7 @@ void ask_for(const PageRange& range) {
   }
 }
 
-void give_back(const PageRange& range) {
+void evict(const PageRange& range) {
   const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(range.begin), page_bytes());
   const uintptr_t end = (reinterpret_cast<uintptr_t>(range.begin) + range.bytes) / page_bytes() * page_bytes();
   if (begin >= end) return;

@@ -18,10 +18,10 @@ struct PageRange {
 };
 
 // Starts reading the range from its file. Only a hint: anything may lie there by now.
-void ask_for(const PageRange& range);
+void prefetch(const PageRange& range);
 
 // Takes the pages that lie wholly in the range out of memory. Nothing is lost: what is written there is written out.
-void give_back(const PageRange& range);
+void evict(const PageRange& range);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_PAGES_H_

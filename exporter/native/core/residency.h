@@ -6,7 +6,7 @@
 
 namespace tinyqmoe {
 
-// On closing a tensor: with the last of its content, its form goes.
+// On closing a tensor: with the last of its content, its expanded copy goes.
 void forget(const tinyqmoe_tensor& tensor);
 
 }  // namespace tinyqmoe

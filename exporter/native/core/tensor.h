@@ -14,7 +14,7 @@ enum Codec : uint8_t { kRaw = 0, kLzw = 1 };
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
 
-struct Entry;  // residency.cc
+struct Entry;  // residency_state.h
 
 // Checks shared by the decoder and the encoder (FORMAT.md section 2).
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap);

@@ -2,7 +2,7 @@
 //
 //   tinyqmoe::lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)
 //   tinyqmoe::lzw_linear.out(Tensor x, Tensor blob, Tensor scales, int out_features, int group_size,
-//                            bool int8_activations, *, Tensor(a!) out) -> Tensor(a!)
+//                            bool int16_activations, *, Tensor(a!) out) -> Tensor(a!)
 //   tinyqmoe::lzw_embedding.out(Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size,
 //                               *, Tensor(a!) out) -> Tensor(a!)
 
@@ -29,7 +29,7 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 
-// Set by tinyqmoe_executorch_force_float: int8 rounding is chaotic, so the structure of a program is judged without it.
+// Set by tinyqmoe_executorch_force_float: the structure of a program is judged without the rounding of activations.
 std::atomic<bool> force_float{false};
 
 constexpr uint32_t kHeaderBytes = 64;
@@ -47,7 +47,7 @@ struct OpenTensor {
   std::shared_ptr<tinyqmoe_tensor> tensor;
 };
 
-// Both outlive static destructors, as core/forever.h says why.
+// Both outlive static destructors, as core/no_destroy.h says why.
 std::mutex& cache_mutex() {
   static auto* mutex = new std::mutex();
   return *mutex;
@@ -139,22 +139,19 @@ struct Product {
   const float* scales;
   uint32_t group_size;
   uint32_t n_tokens;
-  const float* x;           // [n_tokens, cols]
-  const int8_t* quantized;  // [n_tokens, padded_cols], null with float activations
-  const float* x_scales;    // [n_tokens]
-  float* y;                 // [n_tokens, rows]
+  const float* x;         // [n_tokens, cols]
+  const void* quantized;  // of tinyqmoe_quantize_x16, null with float activations
+  const float* x_scales;  // [n_tokens]
+  float* y;               // [n_tokens, rows]
 
   tinyqmoe_status rows(uint32_t begin, uint32_t end) const {
     const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
     thread_local Kept kept;
     void* const scratch = kept.at_least(scratch_bytes);
     if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-    if (quantized == nullptr) {
-      return tinyqmoe_linear_f32(tensor, scales, group_size, x, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
-                                 scratch, scratch_bytes, y);
-    }
-    return tinyqmoe_linear_int8(tensor, scales, group_size, quantized, x_scales, n_tokens, begin, end,
-                                TINYQMOE_ISA_AUTO, scratch, scratch_bytes, y);
+    const tinyqmoe_linear_args args = {tensor, scales, group_size, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
+                                       scratch, scratch_bytes, y};
+    return quantized == nullptr ? tinyqmoe_linear_f32(&args, x) : tinyqmoe_linear_x16(&args, quantized, x_scales);
   }
 
   // A block of rows; begin is a multiple of a tile.
@@ -181,21 +178,20 @@ struct Product {
   }
 };
 
-tinyqmoe_status multiply(Product product, bool int8_activations) {
+tinyqmoe_status multiply(Product product, bool int16_activations) {
   tinyqmoe_form* acquired = nullptr;
   const tinyqmoe_status found = tinyqmoe_acquire(product.tensor, &acquired);
   if (found != TINYQMOE_OK) return found;
   const std::unique_ptr<tinyqmoe_form, ReleaseForm> form(acquired);
   product.tensor = tinyqmoe_form_tensor(acquired);
-  if (!int8_activations) return product.run(acquired);
-  const uint32_t stride = tinyqmoe_padded_cols(product.info.cols);
+  if (!int16_activations) return product.run(acquired);
   thread_local Kept quantized;
   thread_local Kept x_scales;
-  int8_t* const q = static_cast<int8_t*>(quantized.at_least(static_cast<uint64_t>(product.n_tokens) * stride));
+  void* const q = quantized.at_least(product.n_tokens * tinyqmoe_quantized_bytes(product.info.cols));
   float* const s = static_cast<float*>(x_scales.at_least(static_cast<uint64_t>(product.n_tokens) * sizeof(float)));
   if (q == nullptr || s == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-  const tinyqmoe_status status = tinyqmoe_quantize_activations(product.x, product.n_tokens, product.info.cols,
-                                                               TINYQMOE_ISA_AUTO, q, s);
+  const tinyqmoe_status status =
+      tinyqmoe_quantize_x16(product.x, product.n_tokens, product.info.cols, TINYQMOE_ISA_AUTO, q, s);
   if (status != TINYQMOE_OK) return status;
   product.quantized = q;
   product.x_scales = s;
@@ -232,7 +228,7 @@ Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_
 }
 
 Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& blob, const Tensor& scales,
-                       int64_t out_features, int64_t group_size, bool int8_activations, Tensor& out) {
+                       int64_t out_features, int64_t group_size, bool int16_activations, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
   const tinyqmoe_status opened = open_cached(blob, &tensor);
   if (opened != TINYQMOE_OK) return fail(context, "lzw_linear", opened), out;
@@ -251,7 +247,7 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
   product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
   product.x = x.const_data_ptr<float>();
   product.y = out.mutable_data_ptr<float>();
-  const tinyqmoe_status status = multiply(product, int8_activations && !force_float.load());
+  const tinyqmoe_status status = multiply(product, int16_activations && !force_float.load());
   if (status != TINYQMOE_OK) fail(context, "lzw_linear", status);
   return out;
 }
@@ -268,10 +264,14 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
                       InvalidArgument, out, "lzw_embedding: ids, scales or out do not fit a blob of %" PRIu32
                       " x %" PRIu32, info.rows, info.cols);
   ET_KERNEL_CHECK(context, resize_like(ids, 0, embedding_dim, out), InvalidArgument, out);
-  const tinyqmoe_status status = tinyqmoe_embedding(
-      tensor.get(), scales.const_data_ptr<float>(), static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
-      ids.const_data_ptr<int64_t>(), static_cast<uint64_t>(ids.numel()), TINYQMOE_ISA_AUTO,
-      out.mutable_data_ptr<float>());
+  const tinyqmoe_embedding_args args = {tensor.get(),
+                                        scales.const_data_ptr<float>(),
+                                        static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
+                                        TINYQMOE_ISA_AUTO,
+                                        ids.const_data_ptr<int64_t>(),
+                                        static_cast<uint64_t>(ids.numel()),
+                                        out.mutable_data_ptr<float>()};
+  const tinyqmoe_status status = tinyqmoe_embedding(&args);
   if (status != TINYQMOE_OK) fail(context, "lzw_embedding", status);
   return out;
 }

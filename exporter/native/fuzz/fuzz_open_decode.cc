@@ -1,7 +1,7 @@
 // Opens arbitrary bytes and reads all rows in every way, with every instruction set: no fault, and all agree.
 //
 // With libFuzzer: clang++ -fsanitize=fuzzer,address,undefined -DTINYQMOE_LIBFUZZER, this file, tests/support.cc and
-// core/*.cc, with -Iinclude -Icore -Itests; then `./fuzz_open_decode CORPUS GOLDEN/decode GOLDEN/errors`.
+// core/*.cc and encoder/*.cc, with -Iinclude -Icore -Itests; then `./fuzz_open_decode CORPUS GOLDEN/decode GOLDEN/errors`.
 // Without it: any compiler, and a main of its own that mutates seeds: `./fuzz_open_decode SECONDS SEED_FILES...`
 #include <algorithm>
 #include <cstdio>
@@ -41,13 +41,13 @@ Results read_everything(const tinyqmoe_tensor* tensor, const tinyqmoe_info& info
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 37 % 255) - 127);
   const uint32_t group_size = info.rows % 2 == 0 ? info.cols : 64;
   const Floats scales(size_t{info.rows} * (info.cols / group_size + 1), 0.5f);
-  results.one_token = linear_int8(tensor, x, scales, group_size, 1, isa);
-  results.two_tokens = linear_int8(tensor, x, scales, group_size, 2, isa);
+  results.one_token = linear_x16(tensor, x, scales, group_size, 1, isa);
+  results.two_tokens = linear_x16(tensor, x, scales, group_size, 2, isa);
   results.floats = linear_f32(tensor, x, scales, group_size, 1, isa);
   const std::vector<int64_t> ids = {info.rows - 1};
   results.embedded.resize(info.cols);
-  const tinyqmoe_status status = tinyqmoe_embedding(tensor, scales.data(), group_size, ids.data(), 1, isa,
-                                                    results.embedded.data());
+  const tinyqmoe_embedding_args args = {tensor, scales.data(), group_size, isa, ids.data(), 1, results.embedded.data()};
+  const tinyqmoe_status status = tinyqmoe_embedding(&args);
   expect(results.decoded != TINYQMOE_OK || status == TINYQMOE_OK, "decode accepts, embedding rejects");
   return results;
 }

@@ -70,14 +70,9 @@ void append_index(const std::vector<uint16_t>& row_codes, uint32_t code_bits, By
   append(row_codes.data(), row_codes.size() * 2);
 }
 
-struct FreeAligned {
-  void operator()(void* p) const { std::free(p); }
-};
+using Aligned = std::unique_ptr<void, void (*)(void*)>;
 
-// Exactly as large as asked, so that the address sanitizer sees the first byte too many.
-using Scratch = std::unique_ptr<void, FreeAligned>;
-
-Scratch make_scratch(uint64_t bytes) { return Scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+Aligned aligned(uint64_t bytes) { return Aligned(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free); }
 
 }  // namespace
 
@@ -90,6 +85,7 @@ std::string Spec::name() const {
 std::vector<tinyqmoe_isa> available_isas() {
   switch (tinyqmoe_best_isa()) {
     case TINYQMOE_ISA_AVX2: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_AVX2};
+    case TINYQMOE_ISA_AVX512: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_AVX512};
     case TINYQMOE_ISA_NEON: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_NEON};
     case TINYQMOE_ISA_NEON_DOTPROD: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_NEON, TINYQMOE_ISA_NEON_DOTPROD};
     default: return {TINYQMOE_ISA_SCALAR};
@@ -137,17 +133,16 @@ Bytes make_blob(const Spec& spec, const Levels& levels, Random& random) {
   Bytes payload(room);
   uint64_t payload_bytes = room;
   uint32_t n_entries = 0;
-  const int8_t level_min = static_cast<int8_t>(spec.level_min);
+  const tinyqmoe_encode_args args = {levels.data(),  spec.rows,      spec.cols,      static_cast<int8_t>(spec.level_min),
+                                     spec.n_levels, spec.code_bits, payload.data(), room};
   if (spec.codec == 0) {
-    require(tinyqmoe_encode_raw(levels.data(), spec.rows, spec.cols, level_min, spec.n_levels, spec.code_bits,
-                                payload.data(), room));
+    require(tinyqmoe_encode_raw(&args));
   } else {
     Bytes tree;
     std::tie(tree, n_entries) = random_tree(spec, random);
     std::vector<uint16_t> row_codes(spec.rows);
-    require(tinyqmoe_encode_lzw(levels.data(), spec.rows, spec.cols, level_min, spec.n_levels, spec.code_bits,
-                                spec.cap, n_entries, tree.data(), tree.size(), row_codes.data(), payload.data(), room,
-                                &payload_bytes));
+    const tinyqmoe_encode_dictionary dictionary = {spec.cap, n_entries, tree.data(), tree.size()};
+    require(tinyqmoe_encode_lzw(&args, &dictionary, row_codes.data(), &payload_bytes));
     blob.insert(blob.end(), tree.begin(), tree.end());
     pad(&blob, 4);
     append_index(row_codes, spec.code_bits, &blob);
@@ -179,23 +174,33 @@ tinyqmoe_status open(const Bytes& blob, uint32_t flags, Tensor* out) {
   return status;
 }
 
-Product linear_int8(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
-                    uint32_t n_tokens, tinyqmoe_isa isa) {
+Quantized::Quantized(uint32_t cols, uint32_t n_tokens)
+    : cols_(cols), bytes_(aligned(tinyqmoe_quantized_bytes(cols) * n_tokens)) {}
+
+std::vector<int16_t> Quantized::token(uint32_t t) const {
+  const char* const bytes = static_cast<const char*>(bytes_.get()) + tinyqmoe_quantized_bytes(cols_) * t;
+  std::vector<int16_t> q(cols_);
+  std::memcpy(q.data(), bytes, q.size() * sizeof(int16_t));
+  return q;
+}
+
+Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+                   uint32_t n_tokens, tinyqmoe_isa isa) {
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor, &info);
   Product product{TINYQMOE_OK, Floats(size_t{n_tokens} * info.rows)};
-  Levels quantized(size_t{n_tokens} * tinyqmoe_padded_cols(info.cols));
+  const Quantized quantized(info.cols, n_tokens);
   Floats x_scales(n_tokens);
-  product.status =
-      tinyqmoe_quantize_activations(x.data(), n_tokens, info.cols, isa, quantized.data(), x_scales.data());
+  product.status = tinyqmoe_quantize_x16(x.data(), n_tokens, info.cols, isa, quantized.bytes(), x_scales.data());
   const uint64_t bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
-  const Scratch scratch = make_scratch(bytes);
+  const Aligned scratch = aligned(bytes);
   const uint32_t half = info.rows / 2;
   const std::pair<uint32_t, uint32_t> parts[] = {{half, info.rows}, {0, half}};
   for (const auto& [begin, end] : parts) {
     if (product.status != TINYQMOE_OK) break;
-    product.status = tinyqmoe_linear_int8(tensor, scales.data(), group_size, quantized.data(), x_scales.data(),
-                                          n_tokens, begin, end, isa, scratch.get(), bytes, product.y.data());
+    const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          begin, end,
+                                       isa,    scratch.get(), bytes,      product.y.data()};
+    product.status = tinyqmoe_linear_x16(&args, quantized.bytes(), x_scales.data());
   }
   return product;
 }
@@ -206,9 +211,10 @@ Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats&
   tinyqmoe_get_info(tensor, &info);
   Product product{TINYQMOE_OK, Floats(size_t{n_tokens} * info.rows)};
   const uint64_t bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
-  const Scratch scratch = make_scratch(bytes);
-  product.status = tinyqmoe_linear_f32(tensor, scales.data(), group_size, x.data(), n_tokens, 0, info.rows, isa,
-                                       scratch.get(), bytes, product.y.data());
+  const Aligned scratch = aligned(bytes);
+  const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          0, info.rows,
+                                     isa,    scratch.get(), bytes,      product.y.data()};
+  product.status = tinyqmoe_linear_f32(&args, x.data());
   return product;
 }
 

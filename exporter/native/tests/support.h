@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "tinyqmoe/tinyqmoe.h"
+#include "tinyqmoe/tinyqmoe_encode.h"
 
 namespace tests {
 
@@ -43,7 +43,7 @@ std::pair<Bytes, uint32_t> random_tree(const Spec& spec, Random& random);
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);
 
-// Encodes with the C interface and lays the blob out. Sections of tinyqmoe.h's encoder are checked by the tests, so an
+// Encodes with the C interface and lays the blob out. What tinyqmoe_encode.h says is checked by the tests, so an
 // error here throws.
 Bytes make_blob(const Spec& spec, const Levels& levels, Random& random);
 
@@ -57,9 +57,24 @@ struct Product {
   Floats y;  // [n_tokens, rows]
 };
 
+// Quantized activations as tinyqmoe_quantize_x16 wants them: 64-byte aligned, and exactly as large as asked, so that the
+// address sanitizer sees the first byte too many.
+class Quantized {
+ public:
+  Quantized(uint32_t cols, uint32_t n_tokens);
+
+  void* bytes() const { return bytes_.get(); }
+  // q of one token, int16 [cols].
+  std::vector<int16_t> token(uint32_t t) const;
+
+ private:
+  uint32_t cols_;
+  std::unique_ptr<void, void (*)(void*)> bytes_;
+};
+
 // Quantizes x itself. Rows in two calls, to see that calls do not depend on each other.
-Product linear_int8(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
-                    uint32_t n_tokens, tinyqmoe_isa isa);
+Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+                   uint32_t n_tokens, tinyqmoe_isa isa);
 Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa);
 

@@ -44,7 +44,11 @@ void test_status_names() {
 }
 
 tinyqmoe_isa missing_isa() {
-  return tinyqmoe_best_isa() == TINYQMOE_ISA_AVX2 ? TINYQMOE_ISA_NEON : TINYQMOE_ISA_AVX2;
+#if defined(__x86_64__)
+  return TINYQMOE_ISA_NEON;
+#else
+  return TINYQMOE_ISA_AVX2;
+#endif
 }
 
 void test_open_arguments(const Bytes& blob) {
@@ -78,10 +82,13 @@ void test_row_arguments(const tinyqmoe_tensor* tensor) {
   const Floats scales(kSpec.rows, 1.0f);
   Floats out(kSpec.cols);
   for (const int64_t id : {int64_t{-1}, int64_t{kSpec.rows}, INT64_MIN, INT64_MAX}) {
-    CHECK(tinyqmoe_embedding(tensor, scales.data(), kSpec.cols, &id, 1, any, out.data()) == TINYQMOE_BAD_ID);
+    const tinyqmoe_embedding_args args = {tensor, scales.data(), kSpec.cols, any, &id, 1, out.data()};
+    CHECK(tinyqmoe_embedding(&args) == TINYQMOE_BAD_ID);
   }
   const int64_t zero = 0;
-  CHECK(tinyqmoe_embedding(tensor, scales.data(), 0, &zero, 1, any, out.data()) == TINYQMOE_BAD_ARGUMENT);
+  const tinyqmoe_embedding_args no_group = {tensor, scales.data(), 0, any, &zero, 1, out.data()};
+  CHECK(tinyqmoe_embedding(&no_group) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_embedding(nullptr) == TINYQMOE_BAD_ARGUMENT);
 }
 
 void test_linear_arguments(const tinyqmoe_tensor* tensor) {
@@ -90,12 +97,13 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   const uint64_t needed = tinyqmoe_linear_scratch_bytes(tensor, 1);
   CHECK(needed <= sizeof scratch);
   const Floats scales(kSpec.rows, 1.0f);
-  const Levels x(tinyqmoe_padded_cols(kSpec.cols));
+  const Quantized x(kSpec.cols, 1);
+  std::memset(x.bytes(), 0, tinyqmoe_quantized_bytes(kSpec.cols));
   const float x_scale = 1.0f;
   Floats y(kSpec.rows);
   const auto call = [&](uint32_t group, uint32_t begin, uint32_t end, tinyqmoe_isa isa, void* space, uint64_t bytes) {
-    return tinyqmoe_linear_int8(tensor, scales.data(), group, x.data(), &x_scale, 1, begin, end, isa, space, bytes,
-                                y.data());
+    const tinyqmoe_linear_args args = {tensor, scales.data(), group, 1, begin, end, isa, space, bytes, y.data()};
+    return tinyqmoe_linear_x16(&args, x.bytes(), &x_scale);
   };
   const tinyqmoe_isa any = TINYQMOE_ISA_AUTO;
   CHECK(call(100, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_OK);
@@ -106,6 +114,10 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   CHECK(call(0, 0, kSpec.rows, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
   CHECK(call(100, 0, kSpec.rows + 1, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
   CHECK(call(100, 0, kSpec.rows, missing_isa(), scratch, needed) == TINYQMOE_NO_ISA);
+  CHECK(tinyqmoe_linear_x16(nullptr, x.bytes(), &x_scale) == TINYQMOE_BAD_ARGUMENT);
+  const tinyqmoe_linear_args args = {tensor, scales.data(), 100, 1, 0, kSpec.rows, any, scratch, needed, y.data()};
+  CHECK(tinyqmoe_linear_x16(&args, static_cast<char*>(x.bytes()) + 2, &x_scale) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(tinyqmoe_linear_x16(&args, x.bytes(), nullptr) == TINYQMOE_BAD_ARGUMENT);
 }
 
 void test_counts() {
@@ -133,8 +145,9 @@ void test_encoder() {
   const uint32_t entries = n_entries;
   const Bytes& section = tree;
   const auto encode = [&](const Bytes& dictionary, uint8_t* payload, uint64_t capacity) {
-    return tinyqmoe_encode_lzw(levels.data(), kSpec.rows, kSpec.cols, -1, 3, 12, 16, entries, dictionary.data(),
-                               dictionary.size(), row_codes.data(), payload, capacity, &bytes);
+    const tinyqmoe_encode_args args = {levels.data(), kSpec.rows, kSpec.cols, -1, 3, 12, payload, capacity};
+    const tinyqmoe_encode_dictionary tree_args = {16, entries, dictionary.data(), dictionary.size()};
+    return tinyqmoe_encode_lzw(&args, &tree_args, row_codes.data(), &bytes);
   };
   CHECK(encode(section, nullptr, 0) == TINYQMOE_OK && bytes > 0);
   const uint64_t exact = bytes;
@@ -150,7 +163,8 @@ void test_encoder() {
   CHECK(encode(section, payload.data(), exact) == TINYQMOE_BAD_LEVEL);
   Bytes raw(size_t{kSpec.rows} * 25);
   const auto pack = [&](uint32_t bits, uint64_t capacity) {
-    return tinyqmoe_encode_raw(levels.data(), kSpec.rows, kSpec.cols, -1, 3, bits, raw.data(), capacity);
+    const tinyqmoe_encode_args args = {levels.data(), kSpec.rows, kSpec.cols, -1, 3, bits, raw.data(), capacity};
+    return tinyqmoe_encode_raw(&args);
   };
   CHECK(pack(2, raw.size()) == TINYQMOE_BAD_LEVEL);
   levels[kSpec.cols * 7] = 1;

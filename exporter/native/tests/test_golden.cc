@@ -91,7 +91,7 @@ void test_bad_rows(const tinyqmoe_tensor* tensor, tinyqmoe_status expected, bool
     for (const uint32_t n_tokens : {1u, 3u}) {
       const Floats x(size_t{n_tokens} * info.cols, 1.0f);
       const Floats scales(info.rows, 1.0f);
-      CHECK(fine(linear_int8(tensor, x, scales, info.cols, n_tokens, isa).status));
+      CHECK(fine(linear_x16(tensor, x, scales, info.cols, n_tokens, isa).status));
       CHECK(fine(linear_f32(tensor, x, scales, info.cols, n_tokens, isa).status));
     }
   }
@@ -124,18 +124,18 @@ void test_linear(const Golden& golden, const Row& row) {
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor.get(), &info);
   for (const tinyqmoe_isa isa : available_isas()) {
-    const Product product = linear_int8(tensor.get(), x, scales, group_size, n_tokens, isa);
+    const Product product = linear_x16(tensor.get(), x, scales, group_size, n_tokens, isa);
     CHECK(product.status == TINYQMOE_OK);
     CHECK(crc32_of(product.y) == hex(row, "y_crc32"));
     uint32_t quantized_crc = 0;
     Floats one_by_one;
     for (uint32_t t = 0; t < n_tokens; ++t) {
       const Floats token(x.begin() + t * info.cols, x.begin() + (t + 1) * info.cols);
-      Levels quantized(tinyqmoe_padded_cols(info.cols));
+      const Quantized quantized(info.cols, 1);
       float scale;
-      CHECK(tinyqmoe_quantize_activations(token.data(), 1, info.cols, isa, quantized.data(), &scale) == TINYQMOE_OK);
-      quantized_crc = tinyqmoe_crc32(quantized_crc, quantized.data(), info.cols);
-      const Product part = linear_int8(tensor.get(), token, scales, group_size, 1, isa);
+      CHECK(tinyqmoe_quantize_x16(token.data(), 1, info.cols, isa, quantized.bytes(), &scale) == TINYQMOE_OK);
+      quantized_crc = tinyqmoe_crc32(quantized_crc, quantized.bytes(), info.cols * sizeof(int16_t));
+      const Product part = linear_x16(tensor.get(), token, scales, group_size, 1, isa);
       one_by_one.insert(one_by_one.end(), part.y.begin(), part.y.end());
     }
     CHECK(quantized_crc == hex(row, "quantized_crc32"));
@@ -155,8 +155,9 @@ void test_embedding(const Golden& golden, const Row& row) {
   tinyqmoe_get_info(tensor.get(), &info);
   for (const tinyqmoe_isa isa : available_isas()) {
     Floats out(ids.size() * info.cols);
-    CHECK(tinyqmoe_embedding(tensor.get(), scales.data(), number(row, "group_size"), ids.data(), ids.size(), isa,
-                             out.data()) == TINYQMOE_OK);
+    const tinyqmoe_embedding_args args = {tensor.get(), scales.data(), number(row, "group_size"), isa,
+                                          ids.data(), ids.size(), out.data()};
+    CHECK(tinyqmoe_embedding(&args) == TINYQMOE_OK);
     CHECK(crc32_of(out) == hex(row, "out_crc32"));
   }
 }

@@ -29,8 +29,8 @@ Statuses read_everything(const tinyqmoe_tensor* tensor, tinyqmoe_isa isa) {
   const Floats scales(info.rows, 1.0f);
   const Floats x(size_t{2} * info.cols, 0.5f);
   return {tinyqmoe_decode_rows(tensor, 0, info.rows, isa, levels.data()),
-          linear_int8(tensor, x, scales, info.cols, 1, isa).status,
-          linear_int8(tensor, x, scales, info.cols, 2, isa).status,
+          linear_x16(tensor, x, scales, info.cols, 1, isa).status,
+          linear_x16(tensor, x, scales, info.cols, 2, isa).status,
           linear_f32(tensor, x, scales, info.cols, 2, isa).status};
 }
 

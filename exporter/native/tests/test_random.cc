@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "activations.h"
 #include "check.h"
 #include "support.h"
 #include "tests.h"
@@ -35,7 +36,7 @@ Floats random_floats(size_t n, float scale, Random& random) {
 struct Expected {
   std::vector<int> quantized;
   Floats x_scales;
-  Floats int8;
+  Floats x16;
   Floats f32;
 };
 
@@ -43,19 +44,19 @@ void quantize_token(const float* x, uint32_t cols, Expected* expected) {
   float largest = 0.0f;
   for (uint32_t i = 0; i < cols; ++i) largest = std::max(largest, std::fabs(x[i]));
   const bool zero = largest < std::ldexp(1.0f, -100);
-  expected->x_scales.push_back(zero ? 0.0f : largest / 127.0f);
-  const float factor = zero ? 0.0f : 127.0f / largest;
+  expected->x_scales.push_back(zero ? 0.0f : largest / 32512.0f);
+  const float factor = zero ? 0.0f : 32512.0f / largest;
   for (uint32_t i = 0; i < cols; ++i) {
     const float product = x[i] * factor;
     expected->quantized.push_back(static_cast<int>(std::nearbyint(product)));
   }
 }
 
-float dot_int8(const Spec& spec, const int8_t* w, const int* q, float x_scale, const float* scales, uint32_t size) {
+float dot_x16(const Spec& spec, const int8_t* w, const int* q, float x_scale, const float* scales, uint32_t size) {
   float sum = 0.0f;
   for (uint32_t begin = 0, g = 0; begin < spec.cols; begin += size, ++g) {
     int64_t acc = 0;
-    for (uint32_t i = begin; i < std::min(spec.cols, begin + size); ++i) acc += w[i] * q[i];
+    for (uint32_t i = begin; i < std::min(spec.cols, begin + size); ++i) acc += int64_t{w[i]} * q[i];
     if (size >= spec.cols) return static_cast<float>(acc) * (x_scale * scales[0]);
     const float term = static_cast<float>(acc) * scales[g];
     sum = sum + term;
@@ -89,7 +90,7 @@ Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const F
       const int8_t* w = levels.data() + size_t{r} * spec.cols;
       const float* row_scales = scales.data() + size_t{r} * groups;
       const int* q = expected.quantized.data() + size_t{t} * spec.cols;
-      expected.int8.push_back(dot_int8(spec, w, q, expected.x_scales[t], row_scales, size));
+      expected.x16.push_back(dot_x16(spec, w, q, expected.x_scales[t], row_scales, size));
       expected.f32.push_back(dot_f32(spec, w, x.data() + size_t{t} * spec.cols, row_scales, size));
     }
   }
@@ -107,8 +108,8 @@ void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels
       for (const tinyqmoe_isa isa : available_isas()) {
         g_context = spec.name() + " group " + std::to_string(group_size) + " tokens " + std::to_string(n_tokens) +
                     " isa " + std::to_string(isa);
-        const Product int8 = linear_int8(tensor, x, scales, group_size, n_tokens, isa);
-        CHECK(int8.status == TINYQMOE_OK && crc32_of(int8.y) == crc32_of(expected.int8));
+        const Product x16 = linear_x16(tensor, x, scales, group_size, n_tokens, isa);
+        CHECK(x16.status == TINYQMOE_OK && crc32_of(x16.y) == crc32_of(expected.x16));
         const Product f32 = linear_f32(tensor, x, scales, group_size, n_tokens, isa);
         CHECK(f32.status == TINYQMOE_OK && crc32_of(f32.y) == crc32_of(expected.f32));
       }
@@ -116,7 +117,7 @@ void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels
   }
 }
 
-// The largest sums there are: every level and every activation at an end of its range.
+// The largest sums there are: every level and every activation, or one of its planes, at an end of its range.
 void test_extremes(const Spec& spec) {
   Random random(99);
   for (const bool low : {false, true}) {
@@ -126,15 +127,16 @@ void test_extremes(const Spec& spec) {
     Tensor tensor;
     CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
     const Floats scales(spec.rows, 1.0f);
-    for (const float x_value : {5.0f, -5.0f}) {
-      const Floats x(size_t{2} * spec.cols, x_value);
+    for (const float q : {32512.0f, -32512.0f, 32384.0f, -32384.0f}) {
+      Floats x(size_t{2} * spec.cols, q);      // planes 127 and 0, -127 and 0, 127 and -128, -126 and -128
+      x[0] = x[spec.cols] = 32512.0f;          // so that the scale is 1
       const Expected expected = expect(spec, levels, x, scales, spec.cols, 2);
       for (const tinyqmoe_isa isa : available_isas()) {
         g_context = spec.name() + " extreme isa " + std::to_string(isa);
-        CHECK(crc32_of(linear_int8(tensor.get(), x, scales, spec.cols, 2, isa).y) == crc32_of(expected.int8));
+        CHECK(crc32_of(linear_x16(tensor.get(), x, scales, spec.cols, 2, isa).y) == crc32_of(expected.x16));
         const Floats one(x.begin(), x.begin() + spec.cols);
-        const Floats y(expected.int8.begin(), expected.int8.begin() + spec.rows);
-        CHECK(crc32_of(linear_int8(tensor.get(), one, scales, spec.cols, 1, isa).y) == crc32_of(y));
+        const Floats y(expected.x16.begin(), expected.x16.begin() + spec.rows);
+        CHECK(crc32_of(linear_x16(tensor.get(), one, scales, spec.cols, 1, isa).y) == crc32_of(y));
       }
     }
   }
@@ -155,7 +157,8 @@ void test_rows(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& le
     const Floats scales = random_floats(size_t{spec.rows} * groups, 1.0f, random);
     const std::vector<int64_t> ids = {end - 1, begin, 0, spec.rows - 1, begin};
     Floats out(ids.size() * spec.cols);
-    CHECK(tinyqmoe_embedding(tensor, scales.data(), 43, ids.data(), ids.size(), isa, out.data()) == TINYQMOE_OK);
+    const tinyqmoe_embedding_args args = {tensor, scales.data(), 43, isa, ids.data(), ids.size(), out.data()};
+    CHECK(tinyqmoe_embedding(&args) == TINYQMOE_OK);
     Floats expected;
     for (const int64_t id : ids) {
       for (uint32_t c = 0; c < spec.cols; ++c) {
@@ -172,22 +175,26 @@ void test_quantize(Random& random) {
       g_context = "quantize " + std::to_string(cols) + " " + std::to_string(scale);
       Floats x = random_floats(cols, scale, random);
       for (float& value : x) value = std::isfinite(value) ? value : scale;
-      // Halves, to see ties: 127 and k + 0.5 in units of the scale.
-      for (uint32_t i = 0; scale == 1.0f && i < cols; ++i) x[i] = static_cast<float>(i % 127) + 0.5f;
-      if (scale == 1.0f) x[0] = -127.0f;
+      // Halves, to see ties: 32512 and k + 0.5 in units of the scale.
+      for (uint32_t i = 0; scale == 1.0f && i < cols; ++i) x[i] = static_cast<float>(i * 37 % 32512) + 0.5f;
+      if (scale == 1.0f) x[0] = -32512.0f;
       Expected expected;
       quantize_token(x.data(), cols, &expected);
       for (const tinyqmoe_isa isa : available_isas()) {
-        Levels quantized(tinyqmoe_padded_cols(cols), 77);
+        const Quantized quantized(cols, 1);
+        std::memset(quantized.bytes(), 77, tinyqmoe_quantized_bytes(cols));
         float x_scale = -1.0f;
-        CHECK(tinyqmoe_quantize_activations(x.data(), 1, cols, isa, quantized.data(), &x_scale) == TINYQMOE_OK);
+        CHECK(tinyqmoe_quantize_x16(x.data(), 1, cols, isa, quantized.bytes(), &x_scale) == TINYQMOE_OK);
         CHECK(std::memcmp(&x_scale, &expected.x_scales[0], 4) == 0);
-        for (uint32_t i = 0; i < quantized.size(); ++i) CHECK(quantized[i] == (i < cols ? expected.quantized[i] : 0));
+        const tinyqmoe::X16 q = tinyqmoe::x16_at(quantized.bytes(), cols, 0);
+        for (uint32_t i = 0; i < tinyqmoe::padded_cols(cols); ++i) {
+          CHECK(q.whole[i] == (i < cols ? expected.quantized[i] : 0));
+          CHECK(256 * q.high[i] + q.low[i] == q.whole[i] && q.high[i] >= -127);
+        }
         for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
           Floats broken = x;
           broken[random() % cols] = bad;
-          CHECK(tinyqmoe_quantize_activations(broken.data(), 1, cols, isa, quantized.data(), &x_scale) ==
-                TINYQMOE_NON_FINITE);
+          CHECK(tinyqmoe_quantize_x16(broken.data(), 1, cols, isa, quantized.bytes(), &x_scale) == TINYQMOE_NON_FINITE);
         }
       }
     }
@@ -212,6 +219,8 @@ void test_random() {
   test_extremes({0, 8, 0, -127, 255, 1, 65535});
   test_extremes({1, 12, 32, -1, 3, 1, 65535});
   test_extremes({0, 2, 0, -2, 4, 1, 65535});
+  test_extremes({0, 8, 0, -128, 256, 1, 65535});
+  test_extremes({1, 12, 16, -64, 128, 1, 65535});
   test_quantize(random);
 }
 

@@ -12,7 +12,7 @@
 
 #include "check.h"
 #include "expand.h"
-#include "forever.h"
+#include "no_destroy.h"
 #include "pages.h"
 #include "support.h"
 #include "tests.h"
@@ -68,7 +68,7 @@ struct Model {
   Floats x;
   Floats scales;
   uint32_t group_size;
-  uint32_t expected_int8;
+  uint32_t expected_x16;
   uint32_t expected_f32;
 
   Model(const Spec& s, uint32_t group, uint32_t seed) : spec(s), group_size(std::min(group, s.cols)) {
@@ -80,7 +80,7 @@ struct Model {
     scales.resize(size_t{spec.rows} * ((spec.cols + group_size - 1) / group_size));
     for (float& value : x) value = normal(random);
     for (float& value : scales) value = normal(random);
-    expected_int8 = crc32_of(linear_int8(tensor.get(), x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y);
+    expected_x16 = crc32_of(linear_x16(tensor.get(), x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y);
     expected_f32 = crc32_of(linear_f32(tensor.get(), x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y);
   }
 
@@ -95,7 +95,7 @@ struct Model {
   bool multiplies() const {
     const Form form = acquire(tensor.get());
     const tinyqmoe_tensor* with = tinyqmoe_form_tensor(form.get());
-    return crc32_of(linear_int8(with, x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y) == expected_int8 &&
+    return crc32_of(linear_x16(with, x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y) == expected_x16 &&
            crc32_of(linear_f32(with, x, scales, group_size, 2, TINYQMOE_ISA_AUTO).y) == expected_f32;
   }
 
@@ -151,10 +151,10 @@ struct Counted {
   ~Counted() { ++destroyed; }
 };
 
-void test_forever() {
+void test_no_destroy() {
   g_context = "a global that is never destroyed";
   { const Counted counted; }
-  { const tinyqmoe::Forever<Counted> forever; }
+  { const tinyqmoe::NoDestroy<Counted> kept; }
   CHECK(Counted::destroyed == 1);
 }
 
@@ -250,8 +250,8 @@ void test_closing() {
       CHECK(tinyqmoe_form_tensor(used.get()) == form);
       goes.reset();
       CHECK(tinyqmoe_form_tensor(acquire(stays.get()).get()) == form && stats().dirty_bytes == form_bytes);
-      const Product y = linear_int8(form, model.x, model.scales, 300, 2, TINYQMOE_ISA_AUTO);
-      CHECK(crc32_of(y.y) == model.expected_int8);
+      const Product y = linear_x16(form, model.x, model.scales, 300, 2, TINYQMOE_ISA_AUTO);
+      CHECK(crc32_of(y.y) == model.expected_x16);
     }
     stays.reset();
     CHECK(stats().dirty_bytes == 0 && stats().tensors_known == 0);
@@ -265,8 +265,8 @@ void test_settings_change_in_a_product() {
   const Model model(kTernary, 300, 1);
   const auto is_right = [&](const Form& form) {
     const tinyqmoe_tensor* with = tinyqmoe_form_tensor(form.get());
-    const Product y = linear_int8(with, model.x, model.scales, 300, 2, TINYQMOE_ISA_AUTO);
-    return with != model.tensor.get() && crc32_of(y.y) == model.expected_int8;
+    const Product y = linear_x16(with, model.x, model.scales, 300, 2, TINYQMOE_ISA_AUTO);
+    return with != model.tensor.get() && crc32_of(y.y) == model.expected_x16;
   };
   g_context = "residency budget in a product";
   tinyqmoe_set_budget(UINT64_MAX);
@@ -303,8 +303,8 @@ void test_trim() {
     const Form used = acquire(second.tensor.get());
     tinyqmoe_trim(1, &freed);
     CHECK(freed == one && stats().budget_bytes == one && stats().dirty_bytes == 2 * one);
-    const Product y = linear_int8(tinyqmoe_form_tensor(used.get()), second.x, second.scales, 300, 2, TINYQMOE_ISA_AUTO);
-    CHECK(crc32_of(y.y) == second.expected_int8);
+    const Product y = linear_x16(tinyqmoe_form_tensor(used.get()), second.x, second.scales, 300, 2, TINYQMOE_ISA_AUTO);
+    CHECK(crc32_of(y.y) == second.expected_x16);
     CHECK(!second.is_expanded() && first.is_expanded());
   }
   CHECK(stats().dirty_bytes == one);
@@ -475,8 +475,9 @@ Floats in_blocks(const Model& model, uint32_t* n_blocks) {
   for (*n_blocks = 0; tinyqmoe_form_next_rows(form.get(), &begin, &end); ++*n_blocks) {
     CHECK(begin == expected_begin && end > begin && end <= model.spec.rows);
     CHECK(begin % 32 == 0 && (end % 32 == 0 || end == model.spec.rows));
-    CHECK(tinyqmoe_linear_f32(with, model.scales.data(), model.group_size, model.x.data(), 2, begin, end,
-                              TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()) == TINYQMOE_OK);
+    const tinyqmoe_linear_args args = {with, model.scales.data(), model.group_size, 2,
+                                       begin, end, TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()};
+    CHECK(tinyqmoe_linear_f32(&args, model.x.data()) == TINYQMOE_OK);
     expected_begin = end;
   }
   CHECK(expected_begin == model.spec.rows);
@@ -538,9 +539,9 @@ void test_threads() {
         for (const auto& model : models) {
           tinyqmoe_form* form = nullptr;
           if (tinyqmoe_acquire(model->tensor.get(), &form) != TINYQMOE_OK) ++wrong;
-          const Product y = linear_int8(tinyqmoe_form_tensor(form), model->x, model->scales, model->group_size, 2,
+          const Product y = linear_x16(tinyqmoe_form_tensor(form), model->x, model->scales, model->group_size, 2,
                                         TINYQMOE_ISA_AUTO);
-          wrong += crc32_of(y.y) != model->expected_int8;
+          wrong += crc32_of(y.y) != model->expected_x16;
           tinyqmoe_release(form);
         }
       }
@@ -581,7 +582,7 @@ void test_threads() {
 
 void test_residency() {
   reset();
-  test_forever();
+  test_no_destroy();
   test_arguments();
   test_same_bits();
   test_raw_and_close();

@@ -250,7 +250,7 @@ def test_a_failed_verdict_is_1_and_still_json(
     check = parity.Check(
         "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
     )
-    report = parity.ParityReport("executorch", "int8", {}, [check])
+    report = parity.ParityReport("executorch", "int16", {}, [check])
     monkeypatch.setattr(judging, "open_runner", lambda *_, **__: None)
     monkeypatch.setattr(judging, "judge", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")

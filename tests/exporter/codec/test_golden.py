@@ -12,7 +12,7 @@ import pytest
 
 from exporter.codec import reference
 from exporter.codec.encoder import encode
-from exporter.codec.native import Isa, NativeTensor, available_isas, quantize_activations
+from exporter.codec.native import Isa, NativeTensor, available_isas, quantize_x16
 from exporter.errors import CodecError
 from tests.support import make_golden
 from tests.support.make_golden import FORMAT_MD, GOLDEN
@@ -162,10 +162,10 @@ def scales_of(row: Row, tensor: NativeTensor) -> npt.NDArray[np.float32]:
 def test_native_products_have_the_bits_of_numpy(row: Row, isa: Isa) -> None:
     group_size, n_tokens = int(row["group_size"]), int(row["n_tokens"])
     x = np.fromfile(GOLDEN / row["activations"], "<f4").reshape(n_tokens, -1)
-    quantized, _ = quantize_activations(x, isa=isa)
+    quantized, _ = quantize_x16(x, isa=isa)
     assert crc(quantized) == row["quantized_crc32"]
     with NativeTensor(blob_of(row, "blob")) as tensor:
-        y = tensor.linear_int8(x, scales_of(row, tensor), group_size, isa=isa)
+        y = tensor.linear_x16(x, scales_of(row, tensor), group_size, isa=isa)
     assert y.shape == (n_tokens, tensor.info.rows)
     assert crc(y) == row["y_crc32"]
 

@@ -41,21 +41,21 @@ CODECS = [
 SHAPES = [(1, 1), (33, 43), (7, 172), (66, 300), (4, 2048)]
 
 
-def quantize(x: npt.NDArray[np.float32]) -> tuple[Levels, npt.NDArray[np.float32]]:
+def quantize(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
     """The formula of tinyqmoe.h."""
     largest = np.abs(x).max(axis=1, keepdims=True)
     zero = largest < F32(2.0**-100)
     safe = np.where(zero, F32(1), largest)
-    quantized = np.rint(x * (F32(127) / safe))
-    scales = np.where(zero, F32(0), largest / F32(127))
-    return np.where(zero, 0, quantized).astype(np.int8), scales[:, 0]
+    quantized = np.rint(x * (F32(32512) / safe))
+    scales = np.where(zero, F32(0), largest / F32(32512))
+    return np.where(zero, 0, quantized).astype(np.int16), scales[:, 0]
 
 
 def groups(cols: int, group_size: int) -> list[slice]:
     return [slice(begin, min(begin + group_size, cols)) for begin in range(0, cols, group_size)]
 
 
-def linear_int8(x: Any, levels: Levels, scales: Any, group_size: int) -> npt.NDArray[np.float32]:
+def linear_x16(x: Any, levels: Levels, scales: Any, group_size: int) -> npt.NDArray[np.float32]:
     quantized, x_scales = quantize(x)
     spans = groups(levels.shape[1], group_size)
     accs = [quantized[:, s].astype(np.int64) @ levels[:, s].astype(np.int64).T for s in spans]
@@ -111,12 +111,12 @@ def test_products(codec: tuple[str, int, int, int, int], tokens: int) -> None:
         with NativeTensor(make_blob(levels, *codec)) as tensor:
             for group_size in (shape[1], 128, 100, 32, 7):
                 scales = rng.standard_normal((shape[0], -(-shape[1] // group_size)), F32)
-                expected = linear_int8(x, levels, scales, group_size)
+                expected = linear_x16(x, levels, scales, group_size)
                 floats = linear_f32(x, levels, scales, group_size)
                 for isa in ISAS:
-                    assert same_bits(tensor.linear_int8(x, scales, group_size, isa=isa), expected)
+                    assert same_bits(tensor.linear_x16(x, scales, group_size, isa=isa), expected)
                     assert same_bits(tensor.linear_f32(x, scales, group_size, isa=isa), floats)
-                assert same_bits(tensor.linear_int8(x, scales, group_size, threads=3), expected)
+                assert same_bits(tensor.linear_x16(x, scales, group_size, threads=3), expected)
                 assert same_bits(tensor.linear_f32(x, scales, group_size, threads=2), floats)
 
 
@@ -147,7 +147,7 @@ def test_quantize_any_floats(values: list[float]) -> None:
     with np.errstate(over="ignore", under="ignore"):
         expected = quantize(x)
     for isa in ISAS:
-        got = native.quantize_activations(x, isa=isa)
+        got = native.quantize_x16(x, isa=isa)
         assert same_bits(got[0], expected[0])
         assert same_bits(got[1], expected[1])
 
@@ -172,7 +172,7 @@ def test_non_finite(bad: float) -> None:
     x[1, 99] = bad
     for isa in ISAS:
         with pytest.raises(CodecError) as caught:
-            native.quantize_activations(x, isa=isa)
+            native.quantize_x16(x, isa=isa)
         assert caught.value.status == "NON_FINITE"
 
 
@@ -243,9 +243,9 @@ def test_arguments() -> None:
     with NativeTensor(make_blob(levels, "raw", 2, 0, -1, 3)) as tensor:
         scales = np.ones((5, 1), F32)
         with pytest.raises(ValueError, match="scales must be"):
-            tensor.linear_int8(np.ones((1, 60), F32), scales, 30)
+            tensor.linear_x16(np.ones((1, 60), F32), scales, 30)
         with pytest.raises(ValueError, match="activations must be"):
-            tensor.linear_int8(np.ones((1, 61), F32), scales, 60)
+            tensor.linear_x16(np.ones((1, 61), F32), scales, 60)
         with pytest.raises(ValueError, match=r"rows 0\.\.6"):
             tensor.decode_rows(0, 6)
         missing = next(isa for isa in ("neon", "avx2") if isa not in ISAS)

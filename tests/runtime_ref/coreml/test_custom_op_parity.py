@@ -87,7 +87,7 @@ def test_a_right_package_passes(ios: Bundle) -> None:
     assert {check.verdict for check in checks} == {"levels", "logits", "greedy", "context"}
     assert {check.arithmetic for check in checks if check.verdict == "logits"} == {
         "float32",
-        "int8",
+        "int16",
     }
 
 
@@ -413,7 +413,7 @@ def test_a_manifest_that_is_not_the_packages_is_an_error(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"prefill_tokens": 8}, "input_ids"), ({"activations": "float32"}, "int8 activations: True")],
+    [({"prefill_tokens": 8}, "input_ids"), ({"activations": "float32"}, "int16 activations: True")],
 )
 def test_an_artifact_that_is_not_the_package_is_an_error(
     copied: Bundle, changes: dict[str, Any], named: str

@@ -114,7 +114,7 @@ def neural_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for key, value in {"version": 1, "rows": N, "cols": N, "group_size": N}.items():
             layer.custom.parameters[key].intValue = value
         layer.custom.parameters["name"].stringValue = f"y{i}"
-        layer.custom.parameters["int8_activations"].boolValue = False
+        layer.custom.parameters["int16_activations"].boolValue = False
         layer.custom.weights.add().rawValue = encoder.encode(
             levels(i), -127, 255, "raw"
         ).blob.tobytes()

@@ -146,7 +146,7 @@ def add_custom(
         layer.custom.parameters[key].intValue = value
     layer.custom.parameters["name"].stringValue = name
     if class_name == "LZWLinear":
-        layer.custom.parameters["int8_activations"].boolValue = False
+        layer.custom.parameters["int16_activations"].boolValue = False
     layer.custom.weights.add().rawValue = weights[0]
     layer.custom.weights.add().floatValue.extend(weights[1].reshape(-1).tolist())
 
@@ -218,7 +218,7 @@ def shared(model: Any, name: str, *, keep: bool = False) -> None:
 
 def another_product(model: Any) -> None:
     add_custom(model, "more", "LZWLinear", "table", HEAD, 6)
-    parameter(model, 2, "int8_activations").boolValue = True
+    parameter(model, 2, "int16_activations").boolValue = True
 
 
 def patched_blob(model: Any, at: int) -> None:
@@ -317,8 +317,8 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
         "another type: rows",
     ),
     "an embedding with activations": (
-        lambda m: setattr(parameter(m, 0, "int8_activations"), "boolValue", True),
-        "another type: int8_activations",
+        lambda m: setattr(parameter(m, 0, "int16_activations"), "boolValue", True),
+        "another type: int16_activations",
     ),
     "another version": (
         lambda m: setattr(parameter(m, 1, "version"), "intValue", 2),

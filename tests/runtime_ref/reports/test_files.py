@@ -145,7 +145,7 @@ def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
     ]
     assert [r[0] for r in rows] == ["executorch", "executorch on A phone", "executorch"]
     assert rows[0][1:] == [
-        "int8",
+        "int16",
         "pass",
         "pass, KL 2.0e-09, 61.5 dB, top-1 8/8",
         "pass, tokens 3/4",

@@ -3,7 +3,7 @@
  * No exception crosses this interface, nothing here starts a thread, and the inner loops do not
  * allocate. A tensor borrows its bytes: they must outlive it. Functions that take a const tensor may be
  * called from several threads at once; callers split work by rows. Every implementation
- * (scalar, AVX2, NEON) gives the same bits. */
+ * (scalar, AVX2, AVX-512, NEON) gives the same bits. The encoder has a header of its own, tinyqmoe_encode.h. */
 #ifndef TINYQMOE_TINYQMOE_H_
 #define TINYQMOE_TINYQMOE_H_
 
@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define TINYQMOE_ABI_VERSION 2 /* 2: residency */
+#define TINYQMOE_ABI_VERSION 4 /* 4: products with 16-bit activations */
 
 /* Pinned values: golden-error vectors and other languages name them. */
 typedef enum tinyqmoe_status {
@@ -57,7 +57,8 @@ typedef enum tinyqmoe_isa {
   TINYQMOE_ISA_SCALAR = 1,
   TINYQMOE_ISA_AVX2 = 2,
   TINYQMOE_ISA_NEON = 3,         /* Armv8.0 */
-  TINYQMOE_ISA_NEON_DOTPROD = 4  /* Armv8.2 sdot */
+  TINYQMOE_ISA_NEON_DOTPROD = 4, /* Armv8.2 sdot */
+  TINYQMOE_ISA_AVX512 = 5        /* with BW, VL and VNNI */
 } tinyqmoe_isa;
 
 typedef struct tinyqmoe_tensor tinyqmoe_tensor;
@@ -97,68 +98,86 @@ TINYQMOE_API void tinyqmoe_get_info(const tinyqmoe_tensor* tensor, tinyqmoe_info
 TINYQMOE_API tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin,
                                                   uint32_t row_end, tinyqmoe_isa isa, int8_t* levels);
 
-/* out: float [n_ids, cols] = level * scale. scales: float [rows, ceil(cols / group_size)]. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_tensor* tensor, const float* scales,
-                                                uint32_t group_size, const int64_t* ids, uint64_t n_ids,
-                                                tinyqmoe_isa isa, float* out);
+typedef struct tinyqmoe_embedding_args {
+  const tinyqmoe_tensor* tensor;
+  const float* scales; /* [rows, ceil(cols / group_size)] */
+  uint32_t group_size; /* columns of a scale; above cols: one a row */
+  tinyqmoe_isa isa;
+  const int64_t* ids;  /* [n_ids], each a row of the tensor */
+  uint64_t n_ids;
+  float* out;          /* [n_ids, cols]: level * scale */
+} tinyqmoe_embedding_args;
 
-/* Elements of one padded row of quantized activations; what lies past cols must be zero. cols: at most 65535. */
-TINYQMOE_API uint32_t tinyqmoe_padded_cols(uint32_t cols);
+TINYQMOE_API tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_embedding_args* args);
 
-/* Symmetric int8 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
- * q = round_half_even(x * (127 / a)), scale = a / 127; all in float32 without contraction. So q is in [-127, 127].
- * x: float [n_tokens, cols]; quantized: int8 [n_tokens, padded_cols], padding written as zero; x_scales: float [n_tokens]. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_activations(const float* x, uint32_t n_tokens, uint32_t cols,
-                                                           tinyqmoe_isa isa, int8_t* quantized, float* x_scales);
+/* Bytes of one token of quantized activations, a multiple of 64. cols: at most 65535. */
+TINYQMOE_API uint64_t tinyqmoe_quantized_bytes(uint32_t cols);
 
-/* Bytes of scratch one call of tinyqmoe_linear_* needs; 64-byte aligned. */
+/* x16: symmetric int16 per token. a = max |x|; if a < 2^-100: scale 0 and all zero; else
+ * q = round_half_even(x * (32512 / a)), scale = a / 32512; all in float32 without contraction. So q is in
+ * [-32512, 32512], and q = 256 * high + low with high = (q + 128) >> 8 in [-127, 127] and low in [-128, 127].
+ * x: float [n_tokens, cols]; quantized: 64-byte aligned, tinyqmoe_quantized_bytes a token, which begin with q as
+ * int16 [cols]; what follows is the core's own, and differs between versions of it. x_scales: float [n_tokens]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_quantize_x16(const float* x, uint32_t n_tokens, uint32_t cols, tinyqmoe_isa isa,
+                                                   void* quantized, float* x_scales);
+
+/* Bytes of scratch one call of tinyqmoe_linear_* needs. */
 TINYQMOE_API uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tensor, uint32_t n_tokens);
 
-/* Rows [row_begin, row_end) of y = W x. Levels may be any int8; quantized must lie in [-127, 127].
- * One group per row: y = (float)acc * (x_scale * scale), acc the exact int32 dot product of levels and quantized.
+/* Rows [row_begin, row_end) of y = W x: all but the activations. */
+typedef struct tinyqmoe_linear_args {
+  const tinyqmoe_tensor* tensor;
+  const float* scales;    /* [rows, ceil(cols / group_size)] */
+  uint32_t group_size;    /* columns of a scale; above cols: one a row */
+  uint32_t n_tokens;
+  uint32_t row_begin;
+  uint32_t row_end;
+  tinyqmoe_isa isa;
+  void* scratch;          /* 64-byte aligned, for this call only */
+  uint64_t scratch_bytes; /* at least tinyqmoe_linear_scratch_bytes */
+  float* y;               /* [n_tokens, rows]; only columns row_begin..row_end are written */
+} tinyqmoe_linear_args;
+
+/* Products with the activations of tinyqmoe_quantize_x16. Levels may be any int8.
+ * acc is the exact integer sum of level * q over a group, and (float)acc is that integer rounded once, to the nearest
+ * float32, ties to even; it may need more than 32 bits.
+ * One group per row: y = (float)acc * (x_scale * scale).
  * More groups: y = x_scale * sum_g((float)acc_g * scale_g), summed in float32 from 0.0f and group 0 up, without
- * contraction. A group_size above cols means one group.
- * scales: float [rows, ceil(cols / group_size)]; y: float [n_tokens, rows]; only columns row_begin..row_end of y are written. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_linear_int8(const tinyqmoe_tensor* tensor, const float* scales,
-                                                  uint32_t group_size, const int8_t* quantized,
-                                                  const float* x_scales, uint32_t n_tokens, uint32_t row_begin,
-                                                  uint32_t row_end, tinyqmoe_isa isa, void* scratch,
-                                                  uint64_t scratch_bytes, float* y);
+ * contraction. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_linear_x16(const tinyqmoe_linear_args* args, const void* quantized,
+                                                 const float* x_scales);
 
 /* The same with float activations x: float [n_tokens, cols]. The order of the float sums is fixed (eight interleaved
  * partial sums a group, see core/linear.h), so here too every implementation agrees. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_tensor* tensor, const float* scales,
-                                                 uint32_t group_size, const float* x, uint32_t n_tokens,
-                                                 uint32_t row_begin, uint32_t row_end, tinyqmoe_isa isa,
-                                                 void* scratch, uint64_t scratch_bytes, float* y);
+TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const float* x);
 
 /* Residency: where the weights of a product lie.
  *
- * A coded tensor can be multiplied straight from its codes, or from an expanded form: a raw blob of the same levels,
+ * A coded tensor can be multiplied straight from its codes, or from an expanded copy: a raw blob of the same levels,
  * which is faster and mostly larger. Every product has the same bits either way. One manager a process (a copy of this
- * library) holds the forms, under the content of the 64-byte header, which has the CRCs of all that follows. All these
+ * library) holds the copies, under the content of the 64-byte header, which has the CRCs of all that follows. All these
  * functions may be called from any thread at any time. Nothing expands until a budget or a folder is set. */
 
-/* Anonymous memory that expanded forms may take, in bytes; 0 (the default): none, UINT64_MAX: all expand. What saves
+/* Anonymous memory that expanded copies may take, in bytes; 0 (the default): none, UINT64_MAX: all expand. What saves
  * most time a byte is expanded first, among equals what is used first. Lowering it frees at once what no product uses,
  * and the rest when its product ends. */
 TINYQMOE_API void tinyqmoe_set_budget(uint64_t bytes);
 
-/* For memory warnings. Frees expanded forms of at least n_bytes, or all of them, those that save least first, and
- * lowers the budget to what is kept, so that they do not come back. A form in use is freed when its product ends.
- * *freed (may be null): the bytes of these forms. Mapped files are not touched: their pages are clean. */
+/* For memory warnings. Frees expanded copies of at least n_bytes, or all of them, those that save least first, and
+ * lowers the budget to what is kept, so that they do not come back. A copy in use is freed when its product ends.
+ * *freed (may be null): the bytes of these copies. Mapped files are not touched: their pages are clean. */
 TINYQMOE_API void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed);
 
-/* Forms that the budget does not hold are kept as files in this folder, which must exist, and are mapped: clean pages.
+/* Copies that the budget does not hold are kept as files in this folder, which must exist, and are mapped: clean pages.
  * Files are written whole or not at all, checked in full when they are opened, used again at the next start, and
  * replaced when they are damaged. Where that fails (a full disk) the tensor is multiplied from its codes, and
  * file_failures counts it. Null (the default): no files. BAD_ARGUMENT: a path of more than 1023 bytes. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_set_cache_dir(const char* path);
 
 /* Memory that clean pages of weights may take, in bytes; UINT64_MAX (the default): the system decides. When what the
- * products read, in turn, does not fit, then a part of the pages stays, and the rest passes through in blocks of at
- * most 4 MiB, asked for in time and given back after use (tinyqmoe_form_next_rows), so that a token reads little more
- * than what is missing. What saves most when it is expanded stays first. What was read before this call does not
+ * products read, in turn, does not fit, then a part of the pages is pinned, and the rest is prefetched and evicted in
+ * blocks of at most 4 MiB (tinyqmoe_form_next_rows), so that a token reads little more than what is missing. What saves
+ * most when it is expanded is pinned first. What was read before this call does not
  * count: call it again after another model was loaded. */
 TINYQMOE_API void tinyqmoe_set_clean_budget(uint64_t bytes);
 
@@ -166,7 +185,7 @@ typedef struct tinyqmoe_residency_stats {
   uint64_t struct_bytes; /* set by the caller to sizeof; nothing past it is written */
   uint64_t budget_bytes;
   uint64_t clean_budget_bytes;
-  uint64_t dirty_bytes;       /* anonymous, held now, forms whose product has not ended included */
+  uint64_t dirty_bytes;       /* anonymous, held now, copies whose product has not ended included */
   uint64_t dirty_peak_bytes;
   uint64_t file_bytes;        /* mapped now, of cache files */
   uint64_t tensors_known;     /* open, and acquired at least once: the sum of the next four */
@@ -180,8 +199,8 @@ typedef struct tinyqmoe_residency_stats {
   uint64_t products_from_forms;
   uint64_t file_failures;     /* tensors that have no cache file since the folder was set, though they should */
   uint64_t code_bytes_read;   /* by products from codes since the start */
-  uint64_t pinned_bytes;      /* clean, of tensors whose pages stay; 0 without a clean budget */
-  uint64_t given_back_bytes;  /* clean, given back since the start, to be read again */
+  uint64_t pinned_bytes;      /* clean; 0 without a clean budget */
+  uint64_t given_back_bytes;  /* clean, evicted since the start, to be read again */
 } tinyqmoe_residency_stats;
 
 /* BAD_ARGUMENT: null, or struct_bytes below 8. */
@@ -189,33 +208,16 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_stats(tinyqmoe_residency_stats* out);
 
 typedef struct tinyqmoe_form tinyqmoe_form;
 
-/* What to multiply with: an expanded form, or the tensor itself. Acquire before a product, in one thread, and release
+/* What to multiply with: an expanded copy, or the tensor itself. Acquire before a product, in one thread, and release
  * when all its parts are done; the tensor must stay open until then. May expand the tensor, which takes as long as
  * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** form);
 TINYQMOE_API const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form);
 
 /* The rows to multiply next, until it returns false: all at once, or under a clean budget a block of them, whose pages
- * go before those of the block after the next come. For one thread; the parts of a block may be shared among several. */
+ * are evicted before those of the block after the next are prefetched. For one thread; the parts of a block may be shared among several. */
 TINYQMOE_API bool tinyqmoe_form_next_rows(tinyqmoe_form* form, uint32_t* begin, uint32_t* end);
 TINYQMOE_API void tinyqmoe_release(tinyqmoe_form* form); /* null is fine */
-
-/* Encoder side. counts: uint64 [256], counts[level + 128]. */
-TINYQMOE_API tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t* counts);
-
-/* Codes rows with the dictionary given as in FORMAT.md section 3. row_codes: uint16 [rows] codewords a row. payload may be
- * null: then only row_codes and *payload_bytes are computed (the exact size). BAD_LEVEL: a level outside the alphabet;
- * BAD_SECTION: the payload would pass 2^32 - 1 bytes; parameters as on opening (BAD_CODEC to BAD_ENTRIES,
- * BAD_DICTIONARY). */
-TINYQMOE_API tinyqmoe_status tinyqmoe_encode_lzw(const int8_t* levels, uint32_t rows, uint32_t cols,
-                                                 int8_t level_min, uint32_t n_levels, uint32_t code_bits,
-                                                 uint32_t cap, uint32_t n_entries, const uint8_t* dictionary,
-                                                 uint64_t dictionary_bytes, uint16_t* row_codes, uint8_t* payload,
-                                                 uint64_t payload_capacity, uint64_t* payload_bytes);
-
-TINYQMOE_API tinyqmoe_status tinyqmoe_encode_raw(const int8_t* levels, uint32_t rows, uint32_t cols,
-                                                 int8_t level_min, uint32_t n_levels, uint32_t code_bits,
-                                                 uint8_t* payload, uint64_t payload_capacity);
 
 #ifdef __cplusplus
 }

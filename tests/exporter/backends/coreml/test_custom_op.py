@@ -99,7 +99,7 @@ def worst_sqnr(made: Made, pieces: Sequence[int], *, as_declared: bool = False) 
     network, tokens = made.open(), made.tokens(sum(pieces))
     with contextlib.nullcontext() if as_declared else network.float_activations():
         got = feed(network, tokens, pieces, new_cache(network))
-    expected = expected_logits(made.parts, tokens, pieces, "int8" if as_declared else "float32")
+    expected = expected_logits(made.parts, tokens, pieces, "int16" if as_declared else "float32")
     return min(map(sqnr_db, expected, got))
 
 
@@ -116,11 +116,11 @@ def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
 def test_logits_match_pytorch_in_int8(made: Made) -> None:
     """A difference in the last bit can flip a rounding; parity's gates allow for that."""
     network, pieces = made.open(), [7, 1, 1, 5, 1]
-    assert network.int8_activations
+    assert network.int16_activations
     tokens = made.tokens(sum(pieces))
     got = feed(network, tokens, pieces, new_cache(network)).astype(np.float64)
-    expected = expected_logits(made.parts, tokens, pieces, "int8").astype(np.float64)
-    figures, gate = sorted(map(sqnr_db, expected, got)), TOLERANCES["int8"]
+    expected = expected_logits(made.parts, tokens, pieces, "int16").astype(np.float64)
+    figures, gate = sorted(map(sqnr_db, expected, got)), TOLERANCES["int16"]
     assert figures[0] >= gate.worst_sqnr_db
     assert figures[len(figures) // 2] >= gate.median_sqnr_db
     log_p, log_q = (torch.log_softmax(torch.from_numpy(x), -1) for x in (expected, got))
@@ -146,7 +146,7 @@ def test_the_two_arithmetics_differ(made: Made) -> None:
 
 def test_float_activations_can_be_declared(raw: Parts, tmp_path: Path) -> None:
     made = emit(raw, tmp_path / "m.mlpackage", int8=False)
-    assert not made.open().int8_activations
+    assert not made.open().int16_activations
     assert worst_sqnr(made, [9, 1, 1]) > 90
     network, tokens = made.open(), made.tokens(9)
     plain = feed(network, tokens, [9], new_cache(network))
@@ -185,7 +185,7 @@ def test_outputs_can_be_written_into_the_cache_that_is_read(made: Made) -> None:
     call_at_once = call(network, tokens, 0, whole)
     with network.float_activations():
         exact = call(network, tokens, 0, new_cache(network))
-        assert sqnr_db(exact["logits"], call_at_once["logits"]) > TOLERANCES["int8"].worst_sqnr_db
+        assert sqnr_db(exact["logits"], call_at_once["logits"]) > TOLERANCES["int16"].worst_sqnr_db
     assert not np.shares_memory(call_at_once["kv_new"], whole)
     np.testing.assert_allclose(cache[:6], call_at_once["kv_new"][:6], atol=0.5)
 

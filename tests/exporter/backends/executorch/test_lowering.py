@@ -126,7 +126,7 @@ def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
 def test_logits_match_pytorch_in_int8(made: Made) -> None:
     """A difference in the last bit can flip a rounding, so this gate is looser; the operators' own
     bits are exact."""
-    assert worst_sqnr(made, [7, 1, 1, 5, 1], "int8") > 20
+    assert worst_sqnr(made, [7, 1, 1, 5, 1], "int16") > 20
 
 
 @pytest.mark.usefixtures("float_activations")
@@ -170,7 +170,7 @@ def test_metadata_says_what_a_runner_needs(made: Made) -> None:
         "enable_dynamic_shape",
         "use_kv_cache",
         "use_sdpa_with_kv_cache",
-        "get_int8_activations",
+        "get_int16_activations",
     ):
         assert program.constant(name) == [True], name
 
@@ -240,7 +240,7 @@ class DenseLinear(nn.Module):
 
     weight: torch.Tensor
 
-    def __init__(self, matrix: EncodedMatrix, int8_activations: bool) -> None:
+    def __init__(self, matrix: EncodedMatrix, int16_activations: bool) -> None:
         super().__init__()
         with matrix.open() as coded:
             self.register_buffer("weight", torch.from_numpy(coded.decode_rows()).float())
@@ -254,9 +254,9 @@ def test_a_dense_weight_fails_the_export(tmp_path: Path, monkeypatch: pytest.Mon
     parts = encode(checkpoint, tmp_path / "encoded", INT8)
     real = lowering.LZWLinear
 
-    def linear(matrix: EncodedMatrix, int8_activations: bool) -> nn.Module:
+    def linear(matrix: EncodedMatrix, int16_activations: bool) -> nn.Module:
         kind = DenseLinear if "down_proj" in matrix.name else real
-        return kind(matrix, int8_activations)
+        return kind(matrix, int16_activations)
 
     monkeypatch.setattr(lowering, "LZWLinear", linear)
     with pytest.raises(ExportError) as caught:

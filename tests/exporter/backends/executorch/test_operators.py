@@ -78,14 +78,14 @@ def activations(tokens: int, cols: int, seed: int = 0) -> np.ndarray:
     x = x.astype(np.float32)
     x[-1] = 0
     x[0] = np.round(x[0] * 2) / 2
-    x[0, 0] = 127.0
+    x[0, 0] = 32512.0
     return x
 
 
-def linear_int8(x: np.ndarray, m: Matrix) -> np.ndarray:
+def linear_x16(x: np.ndarray, m: Matrix) -> np.ndarray:
     """The arithmetic of DESIGN and tinyqmoe.h, written down again in numpy."""
     largest = np.abs(x).max(-1, keepdims=True)
-    one = np.float32(127)
+    one = np.float32(32512)
     usable = largest >= np.float32(2.0**-100)
     safe = np.where(usable, largest, one)
     q = np.rint(x * np.where(usable, one / safe, np.float32(0))).astype(np.int64)
@@ -107,12 +107,12 @@ def linear_int8(x: np.ndarray, m: Matrix) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 17])
-def test_linear_int8_gives_the_same_bits_as_numpy(coded: Matrix, tokens: int) -> None:
+def test_linear_x16_gives_the_same_bits_as_numpy(coded: Matrix, tokens: int) -> None:
     rows, cols = coded.levels.shape
     x = activations(tokens, cols)
     y = OPS.lzw_linear(torch.from_numpy(x), *coded.tensors, rows, coded.group_size, True)
     assert y.dtype == torch.float32
-    expected = linear_int8(x, coded)
+    expected = linear_x16(x, coded)
     assert expected.dtype == np.float32
     assert np.array_equal(y.numpy().view(np.int32), expected.view(np.int32))
 
@@ -255,7 +255,7 @@ def test_an_id_outside_the_embedding_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_activations_that_are_not_finite_are_refused_in_int8(value: float) -> None:
+def test_activations_that_are_not_finite_are_refused_in_x16(value: float) -> None:
     x = torch.zeros(2, 20)
     x[1, 3] = value
     with pytest.raises(CodecError, match="NON_FINITE"):
@@ -347,7 +347,7 @@ class Product(nn.Module):
     blob: Tensor
     scales: Tensor
 
-    def __init__(self, m: Matrix, int8_activations: bool) -> None:
+    def __init__(self, m: Matrix, int16_activations: bool) -> None:
         super().__init__()
         blob, scales = m.tensors
         self.register_buffer("blob", blob)
@@ -355,7 +355,7 @@ class Product(nn.Module):
         self.rows, self.cols, self.group_size, self.mode = (
             *m.levels.shape,
             m.group_size,
-            int8_activations,
+            int16_activations,
         )
 
     def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -365,14 +365,14 @@ class Product(nn.Module):
         )
 
 
-@pytest.mark.parametrize("int8_activations", [True, False])
-def test_executorch_gives_the_same_bits_as_pytorch(tmp_path: Path, int8_activations: bool) -> None:
+@pytest.mark.parametrize("int16_activations", [True, False])
+def test_executorch_gives_the_same_bits_as_pytorch(tmp_path: Path, int16_activations: bool) -> None:
     m = matrix(333, 100, 24, "int8", "raw")  # enough rows for several tasks of the thread pool
     inputs = (torch.tensor([[3, 332, 0]]), torch.from_numpy(activations(9, 100))[None])
-    lower(Product(m, int8_activations), inputs, tmp_path / "product.pte")
+    lower(Product(m, int16_activations), inputs, tmp_path / "product.pte")
     program, forward = method(tmp_path / "product.pte")
     for got, expected in zip(
-        forward.execute(inputs), Product(m, int8_activations)(*inputs), strict=True
+        forward.execute(inputs), Product(m, int16_activations)(*inputs), strict=True
     ):
         assert torch.equal(got, expected)
     with pytest.raises(RuntimeError):

@@ -5,6 +5,7 @@
 
 #include "bytes.h"
 #include "tensor.h"
+#include "tinyqmoe/tinyqmoe_encode.h"
 
 namespace tinyqmoe {
 namespace {
@@ -121,27 +122,48 @@ tinyqmoe_status put_row(const uint16_t* codes, uint32_t n_codes, uint32_t code_b
   return TINYQMOE_OK;
 }
 
-tinyqmoe_status encode_rows(const int8_t* levels, uint32_t rows, uint32_t cols, int8_t level_min,
-                            const DictionaryShape& shape, const Machine& machine, LzwOutput* out) {
+tinyqmoe_status encode_rows(const tinyqmoe_encode_args& args, const Machine& machine, LzwOutput* out) {
+  const uint32_t cols = args.cols;
+  const int8_t level_min = args.level_min;
   const std::unique_ptr<uint16_t[]> codes(new (std::nothrow) uint16_t[kLanes * (uint64_t{cols} + 1)]);
   if (codes == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-  const bool has_zero = level_min <= 0 && level_min + static_cast<int32_t>(shape.n_levels) > 0;
+  const bool has_zero = level_min <= 0 && level_min + static_cast<int32_t>(args.n_levels) > 0;
   Parser parser{machine, cols, static_cast<uint8_t>(level_min), static_cast<uint8_t>(has_zero ? -level_min : 0),
                 codes.get(), {}};
-  for (uint64_t row = 0; row < rows; row += kLanes) {
-    const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(kLanes, rows - row));
-    const int8_t* first = levels + row * cols;
-    if (!inside_alphabet(first, uint64_t{n} * cols, level_min, shape.n_levels)) return TINYQMOE_BAD_LEVEL;
+  for (uint64_t row = 0; row < args.rows; row += kLanes) {
+    const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(kLanes, args.rows - row));
+    const int8_t* first = args.levels + row * cols;
+    if (!inside_alphabet(first, uint64_t{n} * cols, level_min, args.n_levels)) return TINYQMOE_BAD_LEVEL;
     const int8_t* lanes[kLanes];
     for (uint32_t k = 0; k < kLanes; ++k) lanes[k] = first + uint64_t{std::min(k, n - 1)} * cols;
     parser.parse(lanes);
     for (uint32_t k = 0; k < n; ++k) {
-      const tinyqmoe_status status = put_row(parser.codes_of(k), parser.n_codes[k], shape.code_bits,
+      const tinyqmoe_status status = put_row(parser.codes_of(k), parser.n_codes[k], args.code_bits,
                                              static_cast<uint32_t>(row + k), out);
       if (status != TINYQMOE_OK) return status;
     }
   }
   return TINYQMOE_OK;
+}
+
+tinyqmoe_status check_layout(Codec codec, uint32_t cap, const tinyqmoe_encode_args& args) {
+  tinyqmoe_status status = check_codec(codec, args.code_bits, cap);
+  if (status == TINYQMOE_OK) status = check_alphabet(args.code_bits, args.level_min, args.n_levels);
+  return status == TINYQMOE_OK ? check_shape(args.rows, args.cols) : status;
+}
+
+// One raw row.
+void pack_levels(const int8_t* levels, const tinyqmoe_encode_args& args, uint8_t* out) {
+  const uint32_t per_byte = 8 / args.code_bits;
+  const uint8_t bias = static_cast<uint8_t>(args.level_min);
+  for (uint32_t c = 0; c < args.cols; c += per_byte) {
+    uint32_t byte = 0;
+    for (uint32_t k = 0; k < per_byte && c + k < args.cols; ++k) {
+      byte |= static_cast<uint32_t>(static_cast<uint8_t>(static_cast<uint8_t>(levels[c + k]) - bias))
+              << (k * args.code_bits);
+    }
+    *out++ = static_cast<uint8_t>(byte);
+  }
 }
 
 }  // namespace
@@ -158,54 +180,39 @@ tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t
   return TINYQMOE_OK;
 }
 
-tinyqmoe_status tinyqmoe_encode_lzw(const int8_t* levels, uint32_t rows, uint32_t cols, int8_t level_min,
-                                    uint32_t n_levels, uint32_t code_bits, uint32_t cap, uint32_t n_entries,
-                                    const uint8_t* dictionary, uint64_t dictionary_bytes, uint16_t* row_codes,
-                                    uint8_t* payload, uint64_t payload_capacity, uint64_t* payload_bytes) {
+tinyqmoe_status tinyqmoe_encode_lzw(const tinyqmoe_encode_args* args, const tinyqmoe_encode_dictionary* dictionary,
+                                    uint16_t* row_codes, uint64_t* payload_bytes) {
   using namespace tinyqmoe;
-  if (levels == nullptr || dictionary == nullptr || row_codes == nullptr || payload_bytes == nullptr) {
+  if (args == nullptr || dictionary == nullptr || row_codes == nullptr || payload_bytes == nullptr) {
     return TINYQMOE_BAD_ARGUMENT;
   }
-  tinyqmoe_status status = check_codec(kLzw, code_bits, cap);
-  if (status == TINYQMOE_OK) status = check_alphabet(code_bits, level_min, n_levels);
-  if (status == TINYQMOE_OK) status = check_shape(rows, cols);
-  if (status == TINYQMOE_OK) status = check_entries(kLzw, code_bits, n_levels, n_entries);
+  if (args->levels == nullptr || dictionary->bytes == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  const DictionaryShape shape{args->code_bits, dictionary->cap, args->n_levels, dictionary->n_entries};
+  tinyqmoe_status status = check_layout(kLzw, dictionary->cap, *args);
+  if (status == TINYQMOE_OK) status = check_entries(kLzw, shape.code_bits, shape.n_levels, shape.n_entries);
   if (status != TINYQMOE_OK) return status;
-  const DictionaryShape shape{code_bits, cap, n_levels, n_entries};
-  if (dictionary_bytes != shape.section_bytes()) return TINYQMOE_BAD_DICTIONARY;
+  if (dictionary->n_bytes != shape.section_bytes()) return TINYQMOE_BAD_DICTIONARY;
   Machine machine;
-  status = build_machine(shape, dictionary, &machine);
+  status = build_machine(shape, dictionary->bytes, &machine);
   if (status != TINYQMOE_OK) return status;
-  LzwOutput out{row_codes, payload, payload_capacity, 0};
-  status = encode_rows(levels, rows, cols, level_min, shape, machine, &out);
+  LzwOutput out{row_codes, args->payload, args->payload_capacity, 0};
+  status = encode_rows(*args, machine, &out);
   *payload_bytes = out.bytes;
   if (status != TINYQMOE_OK) return status;
   return out.bytes <= 0xFFFFFFFFu ? TINYQMOE_OK : TINYQMOE_BAD_SECTION;
 }
 
-tinyqmoe_status tinyqmoe_encode_raw(const int8_t* levels, uint32_t rows, uint32_t cols, int8_t level_min,
-                                    uint32_t n_levels, uint32_t code_bits, uint8_t* payload,
-                                    uint64_t payload_capacity) {
+tinyqmoe_status tinyqmoe_encode_raw(const tinyqmoe_encode_args* args) {
   using namespace tinyqmoe;
-  if (levels == nullptr || payload == nullptr) return TINYQMOE_BAD_ARGUMENT;
-  tinyqmoe_status status = check_codec(kRaw, code_bits, 0);
-  if (status == TINYQMOE_OK) status = check_alphabet(code_bits, level_min, n_levels);
-  if (status == TINYQMOE_OK) status = check_shape(rows, cols);
+  if (args == nullptr || args->levels == nullptr || args->payload == nullptr) return TINYQMOE_BAD_ARGUMENT;
+  const tinyqmoe_status status = check_layout(kRaw, 0, *args);
   if (status != TINYQMOE_OK) return status;
-  const uint64_t row_bytes = coded_bytes(cols, code_bits);
-  if (payload_capacity < row_bytes * rows) return TINYQMOE_BUFFER_TOO_SMALL;
-  const uint32_t per_byte = 8 / code_bits;
-  const uint8_t bias = static_cast<uint8_t>(level_min);
-  for (uint32_t row = 0; row < rows; ++row, levels += cols) {
-    if (!inside_alphabet(levels, cols, level_min, n_levels)) return TINYQMOE_BAD_LEVEL;
-    for (uint32_t c = 0; c < cols; c += per_byte) {
-      uint32_t byte = 0;
-      for (uint32_t k = 0; k < per_byte && c + k < cols; ++k) {
-        byte |= static_cast<uint32_t>(static_cast<uint8_t>(static_cast<uint8_t>(levels[c + k]) - bias))
-                << (k * code_bits);
-      }
-      *payload++ = static_cast<uint8_t>(byte);
-    }
+  const uint64_t row_bytes = coded_bytes(args->cols, args->code_bits);
+  if (args->payload_capacity < row_bytes * args->rows) return TINYQMOE_BUFFER_TOO_SMALL;
+  for (uint64_t row = 0; row < args->rows; ++row) {
+    const int8_t* const levels = args->levels + row * args->cols;
+    if (!inside_alphabet(levels, args->cols, args->level_min, args->n_levels)) return TINYQMOE_BAD_LEVEL;
+    pack_levels(levels, *args, args->payload + row * row_bytes);
   }
   return TINYQMOE_OK;
 }

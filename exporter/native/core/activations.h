@@ -1,0 +1,21 @@
+// How the activations of one token lie in the buffer of tinyqmoe_quantize_x16: int16 q, then its high plane, then its low
+// plane, each padded_cols elements, zero past cols.
+#ifndef TINYQMOE_CORE_ACTIVATIONS_H_
+#define TINYQMOE_CORE_ACTIVATIONS_H_
+
+#include "bytes.h"
+#include "kernels.h"
+
+namespace tinyqmoe {
+
+// dot_codes may run kOverrun elements past cols, other kernels to the next multiple of 64.
+inline uint64_t padded_cols(uint32_t cols) { return round_up(uint64_t{cols} + kOverrun, 64); }
+
+inline X16 x16_at(const void* quantized, uint32_t cols, uint64_t token) {
+  const uint64_t padded = padded_cols(cols);
+  const int8_t* const bytes = static_cast<const int8_t*>(quantized) + token * tinyqmoe_quantized_bytes(cols);
+  return {reinterpret_cast<const int16_t*>(bytes), bytes + 2 * padded, bytes + 3 * padded};
+}
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_ACTIVATIONS_H_

@@ -1,0 +1,141 @@
+// Expanded copies: made in memory within the budget, or in a cache file, and freed with their last use.
+#include <algorithm>
+#include <new>
+
+#include "expand.h"
+#include "residency_state.h"
+
+namespace tinyqmoe {
+namespace {
+
+enum class Target { kNone, kMemory, kFile };
+
+struct Expansion {
+  Target target;
+  uint64_t settings;
+  char path[kMaxPath];
+};
+
+// Reserves the memory that the copy will take, so that the budget holds while it is made.
+void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expansion) {
+  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  expansion->target = Target::kNone;
+  expansion->settings = g_manager.settings;
+  if (entry->gain <= 0 || entry->bad || entry->building || is_dirty(*entry)) return;
+  if (entry->wanted && g_manager.stats.dirty_bytes + entry->copy_bytes <= g_manager.budget) {
+    g_manager.stats.dirty_bytes += entry->copy_bytes;
+    g_manager.stats.dirty_peak_bytes = std::max(g_manager.stats.dirty_peak_bytes, g_manager.stats.dirty_bytes);
+    expansion->target = Target::kMemory;
+  } else if (entry->copy == nullptr && !entry->wanted && !entry->bad_file && g_manager.cache_dir[0] != '\0') {
+    cache_path(g_manager.cache_dir, coded, expansion->path);
+    expansion->target = Target::kFile;
+  }
+  entry->building = expansion->target != Target::kNone;
+}
+
+ExpandedCopy* new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes) {
+  ExpandedCopy* const copy = new (std::nothrow) ExpandedCopy{map_memory(n_bytes), n_bytes, nullptr, true, 1, nullptr};
+  if (copy == nullptr) return nullptr;
+  tinyqmoe_status status = copy->bytes == nullptr ? TINYQMOE_OUT_OF_MEMORY : expand_to_memory(coded, copy->bytes);
+  if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
+  if (status == TINYQMOE_OK) return copy;
+  if (copy->bytes != nullptr) unmap(copy->bytes, n_bytes);
+  delete copy;
+  return nullptr;
+}
+
+ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const char* path, FileResult* result, bool* wrote) {
+  MappedCopy mapped;
+  *result = open_cached(coded, path, &mapped, wrote);
+  if (*result != FileResult::kMapped) return nullptr;
+  ExpandedCopy* const copy =
+      new (std::nothrow) ExpandedCopy{mapped.bytes, mapped.n_bytes, mapped.tensor, false, 1, nullptr};
+  if (copy != nullptr) return copy;
+  tinyqmoe_close(mapped.tensor);
+  unmap(mapped.bytes, mapped.n_bytes);
+  *result = FileResult::kFailed;
+  return nullptr;
+}
+
+// Keeps a new copy if it is still wanted; if not, the product it was made for is the only one to use it.
+void keep(Entry* entry, ExpandedCopy* copy, bool is_wanted, Garbage* garbage) {
+  if (!is_wanted || is_dirty(*entry)) return;
+  if (entry->copy != nullptr) garbage->drop_copy(entry);
+  ++copy->references;
+  entry->copy = copy;
+  g_manager.clean_plan_stale = true;
+}
+
+ExpandedCopy* expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded) {
+  ExpandedCopy* const copy = new_memory_copy(coded, entry->copy_bytes);
+  Garbage garbage;
+  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  entry->building = false;
+  if (copy != nullptr) {
+    ++g_manager.stats.expansions;
+    keep(entry, copy, entry->wanted, &garbage);
+  } else {
+    g_manager.stats.dirty_bytes -= entry->copy_bytes;
+    entry->bad = true;
+    plan_budget(&garbage);
+  }
+  return copy;
+}
+
+ExpandedCopy* expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const Expansion& expansion) {
+  FileResult result;
+  bool wrote;
+  ExpandedCopy* const copy = new_file_copy(coded, expansion.path, &result, &wrote);
+  Garbage garbage;
+  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  entry->building = false;
+  const bool same_folder = expansion.settings == g_manager.settings;
+  if (copy != nullptr) {
+    g_manager.stats.expansions += wrote;
+    g_manager.stats.file_bytes += copy->n_bytes;
+    keep(entry, copy, same_folder && !entry->wanted, &garbage);
+  } else if (result != FileResult::kBusy && same_folder) {
+    entry->bad = result == FileResult::kBadBlob;
+    entry->bad_file = true;  // so that it is counted once, also when a new budget lets it try memory again
+    ++g_manager.stats.file_failures;
+    plan_budget(&garbage);
+  }
+  return copy;
+}
+
+}  // namespace
+
+Garbage::~Garbage() {
+  while (first != nullptr) {
+    ExpandedCopy* const copy = first;
+    first = copy->next;
+    tinyqmoe_close(copy->tensor);
+    unmap(copy->bytes, copy->n_bytes);
+    {
+      const std::lock_guard<std::mutex> lock(g_manager.mutex);
+      (copy->dirty ? g_manager.stats.dirty_bytes : g_manager.stats.file_bytes) -= copy->n_bytes;
+    }
+    delete copy;
+  }
+}
+
+void Garbage::unreference(ExpandedCopy* copy) {
+  if (--copy->references > 0) return;
+  copy->next = first;
+  first = copy;
+}
+
+void Garbage::drop_copy(Entry* entry) {
+  unreference(entry->copy);
+  entry->copy = nullptr;
+  g_manager.clean_plan_stale = true;
+}
+
+ExpandedCopy* make_copy(Entry* entry, const tinyqmoe_tensor& coded) {
+  Expansion expansion;
+  plan_expansion(entry, coded, &expansion);
+  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded);
+  return expansion.target == Target::kFile ? expand_into_file(entry, coded, expansion) : nullptr;
+}
+
+}  // namespace tinyqmoe

@@ -1,0 +1,46 @@
+/* Tiny-QMoE encoder: the C interface of what writes TQLZ payloads (exporter/codec/FORMAT.md). An app that only reads
+ * them links tinyqmoe_core alone; these functions are in tinyqmoe_encoder. */
+#ifndef TINYQMOE_TINYQMOE_ENCODE_H_
+#define TINYQMOE_TINYQMOE_ENCODE_H_
+
+#include "tinyqmoe/tinyqmoe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* counts: uint64 [256], counts[level + 128]. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_count_levels(const int8_t* levels, uint64_t n, uint64_t* counts);
+
+typedef struct tinyqmoe_encode_args {
+  const int8_t* levels; /* [rows, cols] */
+  uint32_t rows;
+  uint32_t cols;
+  int8_t level_min;
+  uint32_t n_levels;
+  uint32_t code_bits;
+  uint8_t* payload;     /* lzw: may be null, then only the sizes are computed */
+  uint64_t payload_capacity;
+} tinyqmoe_encode_args;
+
+typedef struct tinyqmoe_encode_dictionary {
+  uint32_t cap;
+  uint32_t n_entries;
+  const uint8_t* bytes; /* as in FORMAT.md section 3 */
+  uint64_t n_bytes;
+} tinyqmoe_encode_dictionary;
+
+/* Codes rows with the dictionary. row_codes: uint16 [rows] codewords of a row; *payload_bytes: the exact size.
+ * BAD_LEVEL: a level outside the alphabet; BAD_SECTION: the payload would pass 2^32 - 1 bytes; parameters as on opening
+ * (BAD_CODEC to BAD_ENTRIES, BAD_DICTIONARY). */
+TINYQMOE_API tinyqmoe_status tinyqmoe_encode_lzw(const tinyqmoe_encode_args* args,
+                                                 const tinyqmoe_encode_dictionary* dictionary, uint16_t* row_codes,
+                                                 uint64_t* payload_bytes);
+
+/* Packs levels as level - level_min, each row to a whole number of bytes. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_encode_raw(const tinyqmoe_encode_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TINYQMOE_TINYQMOE_ENCODE_H_ */
