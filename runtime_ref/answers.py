@@ -1,4 +1,4 @@
-"""The answers that a package is judged by: `reference.safetensors` of a bundle."""
+"""Answers that a package is judged by, read from the `reference.safetensors` of a bundle."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from exporter.errors import BundleError
 
-ANSWERS = {
-    "float32": "float32",
-    "int8": "int8",
-    "float16": "float32",
-}  # by the arithmetic a package is judged in
+# By the arithmetic a package is judged in: the reference it is compared with.
+ANSWERS = {"float32": "float32", "int8": "int8", "float16": "float32"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt of the reference: tokens int64 [S], logits float32 [n, V], greedy tokens int64
-    [n]."""
+    """One prompt of the reference, with its answer in one arithmetic.
+
+    `logits` is float32 [n, V], `tokens` are the n greedy tokens, `prompt` has S token ids.
+    """
 
     arithmetic: str
     prompt: list[int]
@@ -31,15 +30,18 @@ class Answer:
 
 
 def arithmetics(artifact: Artifact) -> tuple[str, ...]:
-    """In which arithmetics a package is judged: its structure in float32, and as it is declared to
-    compute."""
+    """Names of the arithmetics that a package is judged in.
+
+    Its structure is judged in float32, and the package as it is declared to compute.
+    """
     return tuple(dict.fromkeys(("float32", artifact.activations)))
 
 
 def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
-    """The answers a package is judged by, the one that fills the context only for its structure.
+    """Answers that a package is judged by, in the order of the file.
 
-    Raises BundleError if they are not whole.
+    The answer that fills the context judges the structure only. Raises BundleError if they are not
+    whole.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -70,6 +72,7 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
 
 
 def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
+    """Everything that is wrong with the answers of a bundle; empty if nothing is."""
     vocab = bundle.manifest.interface.vocab_size
     problems = []
     for i, a in enumerate(answers):

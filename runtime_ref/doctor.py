@@ -1,4 +1,4 @@
-"""Is everything here that an export and a run need?"""
+"""Check-up of the machine: is everything here that an export and a run need?"""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Python, package versions, the C++ core, the compiler, the ExecuTorch kernels and the disk, in
-    this order."""
+    """Findings about everything that an export and a run need, in this order.
+
+    Python, package versions, the C++ core, the compiler, the ExecuTorch kernels and the disk.
+    """
     again = f"install {DISTRIBUTION} again in a fresh virtual environment"
     return [
         _python(),
@@ -46,8 +48,10 @@ def examine() -> list[Finding]:
 
 
 def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
-    """What a probe found; where it fails, why. `do` is for failures that do not name the next step
-    themselves."""
+    """Finding of a probe; where it fails, the reason.
+
+    `do` is for failures that do not name the next step themselves.
+    """
     try:
         found = probe()
     except TinyQMoEError as error:
@@ -67,7 +71,7 @@ def _python() -> Finding:
 
 
 def _versions() -> list[Finding]:
-    """Each requirement of this package against what is installed."""
+    """Findings for each requirement of this package, against what is installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -88,6 +92,7 @@ def _versions() -> list[Finding]:
 
 
 def _version(name: str, specifier: str) -> Finding:
+    """Finding for one requirement."""
     from packaging.specifiers import SpecifierSet
 
     do = f"pip install '{name}{specifier}'"
@@ -132,7 +137,10 @@ def _cache() -> Path:
 
 
 def _disk() -> Finding:
-    """The kernels are compiled into the cache; bundles go where the user says."""
+    """Finding about the disk of the cache, into which kernels are compiled.
+
+    Bundles go where the user says.
+    """
     folder = _cache()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):

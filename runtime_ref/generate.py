@@ -1,4 +1,4 @@
-"""Text in, text out: tokenizer and chat template of a bundle, sampling, and the token loop."""
+"""Generation of text: tokenizer and chat template of a bundle, sampling, and the token loop."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """A loaded package. Position 0 starts a new sequence."""
+    """Loaded package. Position 0 starts a new sequence."""
 
     name: str
     artifact: Artifact
     context: int
 
     def file(self, relative: str) -> Path:
-        """Where a file of the package lies; `relative` as in the manifest."""
+        """Path of a file of the package; `relative` as in the manifest."""
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
-        """Runs `tokens` at `position` onward; logits float32 [vocab] of the last. Raises
-        ContextError."""
+        """Logits of the last position, float32 [V].
+
+        `tokens` are run at `position` onward. Raises ContextError if they do not fit.
+        """
 
     def float_activations(self) -> AbstractContextManager[None]:
-        """Inside, everything is computed in float32, whatever the package declares."""
+        """Context in which everything is computed in float32, whatever the package declares."""
 
 
 def check_room(tokens: Sequence[int], position: int, context: int) -> None:
-    """Raises ContextError if `tokens` from `position` on do not fit the context."""
+    """Checks that `tokens` from `position` on fit the context. Raises ContextError, ValueError."""
     if not tokens:
         raise ValueError("no tokens")
     if position + len(tokens) > context:
@@ -51,8 +53,11 @@ def check_room(tokens: Sequence[int], position: int, context: int) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the likeliest tokens of
-    that probability."""
+    """How the next token is chosen.
+
+    Temperature 0 is greedy; `top_p` keeps the likeliest tokens of that probability. Raises
+    UsageError.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -70,13 +75,14 @@ class Sampling:
             raise UsageError("wrong sampling options", problems=problems)
 
     def chooser(self) -> Callable[[NDArray[np.float32]], int]:
-        """A function logits float32 [vocab] -> token id, with a random state of its own."""
+        """Function from logits float32 [V] to a token id, with a random state of its own."""
         if self.temperature == 0:
             return lambda logits: int(logits.argmax())
         rng = np.random.default_rng(self.seed)
         return lambda logits: int(rng.choice(logits.size, p=self._probabilities(logits)))
 
     def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities of all tokens, float64 [V]."""
         scaled = logits.astype(np.float64) / self.temperature
         p: NDArray[np.float64] = np.exp(scaled - scaled.max())
         p /= p.sum()
@@ -90,7 +96,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave. `stopped` says why it ended: eos, limit or context."""
+    """Result of a run. `stopped` says why it ended: eos, limit or context."""
 
     prompt_tokens: list[int]
     tokens: list[int]
@@ -101,12 +107,15 @@ class RunResult:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Without the first token, which the prefill gives."""
+        """Decode speed in tokens a second.
+
+        It is without the first token, which the prefill gives.
+        """
         return (len(self.tokens) - 1) * 1000 / self.decode_ms if self.decode_ms else 0.0
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer that ships in the bundle. Raises BundleError."""
+    """Tokenizer that ships in the bundle. Raises BundleError."""
     from tokenizers import Tokenizer
 
     path = bundle.path / "tokenizer.json"
@@ -122,10 +131,10 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a prompt, beginning with the model's BOS token; with `chat`, through the model's
-    chat template.
+    """Token ids of a prompt, beginning with the model's BOS token.
 
-    Raises UsageError if there are none, ContextError if there are too many.
+    With `chat`, the prompt goes through the model's chat template. Raises UsageError if there are
+    none, ContextError if there are too many.
     """
     tokenizer = load_tokenizer(bundle)
     if chat:
@@ -146,7 +155,7 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
 
 
 def check_fits(prompt: Sequence[int], context: int) -> None:
-    """Raises ContextError if a prompt has more tokens than the context."""
+    """Checks that a prompt has no more tokens than the context. Raises ContextError."""
     if len(prompt) > context:
         raise ContextError(
             f"the prompt has {len(prompt)} tokens, the package was exported with a context of "
@@ -156,8 +165,10 @@ def check_fits(prompt: Sequence[int], context: int) -> None:
 
 
 def render_chat(bundle: Bundle, prompt: str) -> str:
-    """One user turn in the model's chat format, ready for the answer. Raises UsageError without a
-    template."""
+    """One user turn in the model's chat format, ready for the answer.
+
+    Raises UsageError without a template, BundleError for one that does not render.
+    """
     from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerFast
 
@@ -182,7 +193,7 @@ def generate(
     sampling: Sampling,
     eos: Sequence[int],
 ) -> Iterator[int]:
-    """Yields token ids until an EOS id (which is not yielded) or the limit.
+    """Token ids, one by one, until an EOS id (which is not yielded) or the limit.
 
     Raises ContextError if the prompt does not fit.
     """

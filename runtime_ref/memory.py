@@ -1,5 +1,4 @@
-"""What the runtime of a package format takes in memory besides the weights: the terms of a runner's
-`memory`."""
+"""Terms in which a runner predicts the memory of its runtime, in bytes, without the weights."""
 
 from __future__ import annotations
 
@@ -10,8 +9,10 @@ MB = 10**6
 
 @dataclass(frozen=True)
 class Holder:
-    """One part of the memory of a run, in bytes: `dirty` cannot be dropped, `clean` is pages of
-    files."""
+    """Part of the memory of a run, in bytes.
+
+    Dirty memory cannot be dropped, clean memory is pages of files.
+    """
 
     what: str
     dirty_bytes: int = 0
@@ -37,8 +38,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """Holders of a runtime: those it has from loading on, and those that come with the first
-    call."""
+    """Holders of a runtime.
+
+    It has those of `loaded` from loading on; those of `used` come with the first call.
+    """
 
     loaded: list[Holder]
     used: list[Holder]

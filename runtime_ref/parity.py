@@ -1,5 +1,6 @@
-"""Does the package answer like the model it was made from? Verdicts against
-`reference.safetensors`, never mixed.
+"""Parity: does the package answer like the model it was made from?
+
+Verdicts against `reference.safetensors`, never mixed:
 
 1. levels: every matrix in the file decodes to the levels the quantizer gave (CRC-32);
 2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and
@@ -38,8 +39,10 @@ BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The gates of one arithmetic: KL in nats and signal-to-noise ratio in dB, of the median and
-    the worst position."""
+    """Gates of one arithmetic, of the median and the worst position.
+
+    KL is in nats, the signal-to-noise ratio in dB.
+    """
 
     median_kl: float
     median_sqnr_db: float
@@ -47,23 +50,24 @@ class Tolerance:
     worst_sqnr_db: float
 
     def near_tie(self, reference: NDArray[np.floating]) -> float:
-        """A margin between two logits that noise of the permitted size can close: twice its
-        standard deviation."""
+        """Margin between two logits that noise of the permitted size can close.
+
+        It is twice the standard deviation of that noise.
+        """
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
 
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
-    "int16": Tolerance(
-        median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0
-    ),  # docs/parity.md
+    # Measured as docs/parity.md says.
+    "int16": Tolerance(median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0),
     "float16": Tolerance(median_kl=1e-4, median_sqnr_db=35.0, worst_kl=1e-3, worst_sqnr_db=30.0),
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report."""
+    """One check, with what it measured: a line of the report."""
 
     verdict: str  # levels | logits | greedy | context
     arithmetic: str
@@ -81,7 +85,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All checks of one backend. `passed` only if every one did."""
+    """All checks of one package. `passed` only if every one did."""
 
     backend: str
     activations: str
@@ -93,12 +97,12 @@ class ParityReport:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """With the verdict; figures that are not finite are as they are."""
+        """Report with its verdict as plain values; figures that are not finite stay so."""
         return {"passed": self.passed, **asdict(self)}
 
 
 def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]) -> ParityReport:
-    """Runs all checks; `progress` is told the tokens that were run (`work_tokens` in all)."""
+    """Report of all checks; `progress` is told the tokens that were run."""
     artifact = runner.artifact
     checks = [check_levels(bundle, runner)]
     for answer in load_reference(bundle, artifact):
@@ -110,6 +114,7 @@ def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]
 
 
 def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> list[Check]:
+    """Checks of one answer."""
     if answer.fills_context:
         return _check_full_context(runner, answer, progress)
     ways = feeding(answer)
@@ -118,7 +123,7 @@ def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None
 
 
 def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
-    """How many tokens `check_parity` runs."""
+    """Number of tokens that `check_parity` runs."""
     return sum(
         len(a.prompt)
         if a.fills_context
@@ -128,8 +133,10 @@ def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the chunks. How it is split is structure, so it
-    is judged once."""
+    """Ways to feed a prompt: names and lengths of the chunks, in tokens.
+
+    How it is split is structure, so it is judged once.
+    """
     n = len(answer.prompt)
     ways = {"prefill": [n]}
     if n >= 3 and answer.arithmetic == "float32":
@@ -140,8 +147,10 @@ def feeding(answer: Answer) -> dict[str, list[int]]:
 
 
 def check_levels(bundle: Bundle, runner: Runner) -> Check:
-    """Decodes every matrix out of the artifact itself and compares the CRC-32 of its levels with
-    the quantizer's."""
+    """Check of all levels: every matrix is decoded out of the artifact itself.
+
+    The CRC-32 of its levels is compared with that of the quantizer.
+    """
     wrong = []
     for entry in bundle.manifest.tensors:
         place = runner.artifact.places.get(entry.name)
@@ -168,8 +177,10 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
 
 
 def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> int:
-    """CRC-32 of the levels int8 [rows, cols], decoded in blocks. Raises CodecError for what cannot
-    be decoded."""
+    """CRC-32 of the levels int8 [rows, cols], decoded in blocks.
+
+    Raises CodecError for what cannot be decoded.
+    """
     if form == "tqlz":
         with NativeTensor(stored, verify=True) as tensor:
             if (tensor.info.rows, tensor.info.cols) != (entry.rows, entry.cols):
@@ -192,6 +203,7 @@ def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> i
 
 
 def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
+    """CRC-32 of blocks, one after another."""
     crc = 0
     for block in blocks:
         crc = zlib.crc32(block.data, crc)
@@ -200,8 +212,11 @@ def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
 
 @dataclass(frozen=True)
 class _Difference:
-    """One position: KL(reference || package) in nats, SQNR in dB, largest difference, whether the
-    best token agrees."""
+    """Difference of logits at one position.
+
+    KL(reference || package) in nats, SQNR in dB, the largest difference, and whether the best token
+    agrees.
+    """
 
     kl: float
     sqnr_db: float
@@ -212,8 +227,10 @@ class _Difference:
 def _compare(
     reference: NDArray[np.float32], got: NDArray[np.float32], gate: Tolerance
 ) -> _Difference:
-    """Two rows of logits float32 [V]. The mean of a row says nothing (softmax ignores it), so it is
-    no signal."""
+    """Difference of two rows of logits float32 [V].
+
+    The mean of a row says nothing (softmax ignores it), so it is no signal.
+    """
     if got.shape != reference.shape or not np.isfinite(got).all():
         return _Difference(math.inf, -math.inf, math.inf, False)
     ref, new = reference.astype(np.float64), got.astype(np.float64)
@@ -226,17 +243,17 @@ def _compare(
 
 
 def _log_sum_exp(x: NDArray[np.float64]) -> float:
+    """Logarithm of the sum of exponentials of x, float64 [V]."""
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
 def _logits_check(
     arithmetic: str, what: str, rows: Sequence[_Difference], gate: Tolerance
 ) -> Check:
+    """Check of logits from the differences at all positions."""
     kl, sqnr = [r.kl for r in rows], [r.sqnr_db for r in rows]
-    kl_median, sqnr_median = (
-        sorted(kl)[len(rows) // 2],
-        sorted(sqnr)[(len(rows) - 1) // 2],
-    )  # the worse of two middles
+    # Of two middles, the worse counts.
+    kl_median, sqnr_median = sorted(kl)[len(rows) // 2], sorted(sqnr)[(len(rows) - 1) // 2]
     passed = (
         kl_median <= gate.median_kl
         and max(kl) <= gate.worst_kl
@@ -260,6 +277,7 @@ def _logits_check(
 
 
 def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> NDArray[np.float32]:
+    """Logits of the last position of a prompt fed in chunks, float32 [V]."""
     position = 0
     for n in chunks:
         logits = runner.forward(tokens[position : position + n], position)
@@ -270,7 +288,7 @@ def _feed(runner: Runner, tokens: Sequence[int], chunks: Sequence[int]) -> NDArr
 def _teacher_forced(
     runner: Runner, answer: Answer, chunks: Sequence[int]
 ) -> Iterator[NDArray[np.float32]]:
-    """The package's logits at each position of the answer, fed with the reference's tokens."""
+    """Logits at each position of the answer, fed with the reference's tokens: float32 [V] each."""
     yield _feed(runner, answer.prompt, chunks)
     for step, token in enumerate(answer.tokens[:-1]):
         yield runner.forward([token], len(answer.prompt) + step)
@@ -279,6 +297,7 @@ def _teacher_forced(
 def _check_logits(
     runner: Runner, answer: Answer, how: str, chunks: Sequence[int], progress: Callable[[int], None]
 ) -> Check:
+    """Check of the logits of an answer for one way to feed its prompt."""
     gate = TOLERANCES[answer.arithmetic]
     got = _teacher_forced(runner, answer, chunks)
     rows = [
@@ -292,8 +311,10 @@ def _check_logits(
 
 
 def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> Check:
-    """The package generates on its own; it may leave the reference only where the reference is
-    undecided."""
+    """Check of the tokens that the package generates on its own.
+
+    It may leave the reference only where the reference is undecided.
+    """
     gate = TOLERANCES[answer.arithmetic]
     logits = _feed(runner, answer.prompt, [len(answer.prompt)])
     same, detail, passed = 0, "", True
@@ -319,7 +340,10 @@ def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None
 def _check_full_context(
     runner: Runner, answer: Answer, progress: Callable[[int], None]
 ) -> list[Check]:
-    """Fills every cache slot, the last ones token by token, and sees that one more is refused."""
+    """Checks of a context that is full: its last logits, and that one more token is refused.
+
+    The last slots of the cache are filled token by token.
+    """
     gate = TOLERANCES[answer.arithmetic]
     n = len(answer.prompt)
     steps = min(4, n - 1)

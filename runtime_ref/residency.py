@@ -1,9 +1,9 @@
-"""Where the weights of products lie: coded as shipped, expanded in memory under a budget, or
-expanded in files.
+"""Residency: where the weights of products lie.
 
-Every mode gives the same bits. The managers are in the C++ core
-(exporter/native/include/tinyqmoe/tinyqmoe.h), one in each shared library: `native.library()` for
-what the codec's extension computes, `kernels.load()` for ExecuTorch.
+They are coded as shipped, expanded in memory under a budget, or expanded in files. Every mode gives
+the same bits. The managers are in the C++ core (exporter/native/include/tinyqmoe/tinyqmoe.h), one
+in each shared library: `native.library()` for what the codec's extension computes, `kernels.load()`
+for ExecuTorch.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ LZW_NS = {
 
 @dataclass(frozen=True)
 class Residency:
-    """`stream`: products read the codes. `expand`: all expanded in memory. `file`: all expanded in
-    files.
+    """Choice of where the weights of products lie.
 
-    `auto`: expanded in memory up to `budget_bytes`, the rest in `cache_dir` if one is given, else
-    streamed. `cache_dir`: the folder of the files; None is, for `file`, the user's cache.
-    `clean_budget_bytes`: memory that pages of mapped weights may take where memory is short; None
-    leaves it to the system. Raises UsageError.
+    `stream`: products read the codes. `expand`: all are expanded in memory. `file`: all are
+    expanded in files. `auto`: expanded in memory up to `budget_bytes`, the rest in `cache_dir` if
+    one is given, else streamed. `cache_dir`: the folder of the files; None is, for `file`, the
+    user's cache. `clean_budget_bytes`: memory that pages of mapped weights may take where memory is
+    short; None leaves it to the system. Raises UsageError.
     """
 
     mode: Mode = "stream"
@@ -84,28 +84,30 @@ class Residency:
 
     @property
     def folder(self) -> Path | None:
-        """Where expanded forms are files; None: nowhere."""
+        """Folder of expanded forms; None if they are not in files."""
         if self.mode == "file" and self.cache_dir is None:
             return default_cache_dir()
         return self.cache_dir
 
     @property
     def budget(self) -> int:
-        """Bytes of expanded forms in memory."""
+        """Size that expanded forms may take in memory, in bytes."""
         return UNLIMITED if self.mode == "expand" else self.budget_bytes or 0
 
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """A matrix that products read, as its package stores it."""
+    """Matrix that products read, as its package stores it."""
 
     name: str
     header: Header
 
     @classmethod
     def of_entry(cls, entry: TensorEntry) -> CodedTensor:
-        """From the manifest alone: everything but the name of its cache file, which has checksums
-        in it."""
+        """Matrix as the manifest describes it.
+
+        All is known but the name of its cache file, which has checksums in it.
+        """
         codec = CodecId.LZW if entry.codec == "lzw" else CodecId.RAW
         header = Header(
             codec, entry.code_bits, entry.cap, 0, entry.n_levels, entry.rows, entry.cols, 0, 0
@@ -114,13 +116,15 @@ class CodedTensor:
 
     @property
     def raw_bits(self) -> int:
-        """Bits of a level in the expanded form."""
+        """Number of bits of a level in the expanded form."""
         return next(bits for bits in RAW_NS if self.header.n_levels <= 1 << bits)
 
     @property
     def gain(self) -> float:
-        """Nanoseconds that a product saves for a byte of the expanded form; 0 where there is
-        nothing to expand."""
+        """Time that a product saves for a byte of the expanded form, in nanoseconds.
+
+        It is 0 where there is nothing to expand.
+        """
         if self.header.codec == CodecId.RAW:
             return 0.0
         saved = LZW_NS[self.header.code_bits][self.raw_bits] - RAW_NS[self.raw_bits]
@@ -128,33 +132,32 @@ class CodedTensor:
 
     @property
     def blob_bytes(self) -> int:
-        """The expanded form, a raw blob."""
+        """Size of the expanded form, a raw blob, in bytes."""
         payload = self.header.rows * packed_bytes(self.header.cols, self.raw_bits)
         return align(HEADER_BYTES + payload + TAIL_BYTES, ALIGNMENT)
 
     @property
     def form_bytes(self) -> int:
-        """What the budget counts for it: whole pages."""
+        """Size that the budget counts for the expanded form, in bytes: whole pages."""
         return align(self.blob_bytes, mmap.PAGESIZE)
 
     @property
     def file_bytes(self) -> int:
-        """Its cache file."""
+        """Size of its cache file, in bytes."""
         return self.blob_bytes + HEADER_BYTES
 
     @property
     def file_name(self) -> str:
-        """Its cache file's name."""
+        """Name of its cache file."""
         h = self.header
         sealed = int.from_bytes(h.pack()[-4:], "little")
         return f"tqlz-{h.rows}x{h.cols}-{h.tables_crc32:08x}-{h.payload_crc32:08x}-{sealed:08x}.raw"
 
 
 def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
-    """The TQLZ blobs that the products of a package read, in the order of use: a tied head comes
-    last.
+    """TQLZ blobs that the products of a package read, in the order of use.
 
-    Raises BundleError, CodecError.
+    A tied head comes last. Raises BundleError, CodecError.
     """
     places = bundle.artifact(wanted).places
     used = in_order_of_use([t for t in bundle.manifest.tensors if places[t.name].form == "tqlz"])
@@ -165,14 +168,17 @@ def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
 
 
 def in_order_of_use(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
-    """The matrices that are multiplied, the head last; an embedding that is no head is only looked
-    up."""
+    """Matrices that are multiplied, the head last.
+
+    An embedding that is no head is only looked up.
+    """
     untied = any(t.name == HEAD for t in entries)
     used = [t for t in entries if not (untied and t.name == EMBEDDING)]
     return sorted(used, key=lambda t: t.name in (EMBEDDING, HEAD))
 
 
 def _header(bundle: Bundle, relative: str, offset: int) -> Header:
+    """Header of a blob in a file of the bundle. Raises BundleError, CodecError."""
     path = bundle.file(relative)
     try:
         with path.open("rb") as file:
@@ -183,8 +189,10 @@ def _header(bundle: Bundle, relative: str, offset: int) -> Header:
 
 
 def plan(tensors: Sequence[CodedTensor], budget_bytes: int) -> set[str]:
-    """Names of those that the core expands in memory: the most time saved a byte first, among
-    equals the first used."""
+    """Names of the matrices that the core expands in memory.
+
+    The most time saved a byte comes first, among equals the first used.
+    """
     names = set()
     for tensor in sorted(tensors, key=lambda t: -t.gain):
         if tensor.gain > 0 and tensor.form_bytes <= budget_bytes:
@@ -194,16 +202,15 @@ def plan(tensors: Sequence[CodedTensor], budget_bytes: int) -> set[str]:
 
 
 def default_cache_dir() -> Path:
-    """Where expanded forms of this user lie."""
+    """Folder where expanded forms of this user lie."""
     return platformdirs.user_cache_path("tiny-qmoe") / "expanded"
 
 
 def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTensor] = ()) -> None:
-    """Sets how the products of `library` find their weights, from the next product on; makes the
-    cache directory.
+    """Sets how the products of `library` find their weights, from the next product on.
 
-    `tensors`: those that will be multiplied, to see before anything is written whether the disk
-    holds their files. Raises OutOfSpaceError.
+    It makes the cache directory. `tensors`: those that will be multiplied, to see before anything
+    is written whether the disk holds their files. Raises OutOfSpaceError.
     """
     folder = residency.folder
     if folder is not None:
@@ -216,6 +223,7 @@ def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTen
 
 
 def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor]) -> None:
+    """Makes the cache directory. Raises OutOfSpaceError if its files would not fit the disk."""
     do = "free disk space, give another cache directory, or choose another mode"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,11 +242,13 @@ def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor
 
 
 def stats(library: ctypes.CDLL) -> ResidencyStats:
-    """What the core in `library` holds now, and has done."""
+    """Memory that the core in `library` holds now, in bytes, and counts of what it did."""
     return ResidencyManager(library).stats()
 
 
 def trim(library: ctypes.CDLL, n_bytes: int) -> int:
-    """Frees expanded forms of at least `n_bytes` if there are; returns the bytes freed. For any
-    thread, at any time."""
+    """Size of the expanded forms that were freed, in bytes: at least `n_bytes` if there are.
+
+    It may be called from any thread, at any time.
+    """
     return ResidencyManager(library).trim(n_bytes)

@@ -1,4 +1,4 @@
-"""The runner of each package format, imported when it is needed.
+"""Runners of the package formats, each in a module that is imported when it is needed.
 
 A format is one module, named in MODULES and nowhere else: what is known of a format when it runs
 (how it is opened, which libraries it needs, what it takes in memory) stands there.
@@ -26,7 +26,7 @@ MODULES = {
 
 
 class RunnerModule(Protocol):
-    """The interface of a module in MODULES.
+    """Interface of a module in MODULES.
 
     NAME: how its runner is called in reports. HAS_RESIDENCY: whether its products read coded
     weights, which can be streamed or expanded. SPEED_IS_REAL: whether it is the runtime that ships,
@@ -47,27 +47,30 @@ class RunnerModule(Protocol):
         """Imports and loads what a runner needs and an app has not, before memory is counted."""
 
     def core(self) -> ctypes.CDLL | None:
-        """The library whose products the runner uses, with a residency manager of its own.
+        """Handle of the library whose products the runner uses, with its residency manager.
 
         None for a format that needs none.
         """
 
     def open(self, bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
-        """The loaded package. Raises BundleError, MissingComponentError, OutOfSpaceError."""
+        """Runner of a loaded package.
+
+        Raises BundleError, MissingComponentError, OutOfSpaceError.
+        """
 
     def memory(self, artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
         """Predicted memory of the runtime itself, in bytes, without the weights."""
 
 
 def module(package_format: str) -> RunnerModule:
-    """The runner module of a package format, a key of MODULES."""
+    """Runner module of a package format, a key of MODULES."""
     return cast(RunnerModule, importlib.import_module(MODULES[package_format]))
 
 
 def open_runner(
     bundle: Bundle, artifact: Artifact, residency: Residency, progress: Progress
 ) -> Runner:
-    """A loaded package with its weights where they are wanted.
+    """Runner of a loaded package with its weights where they are wanted.
 
     The residency is that of all packages of its kind in this process, until set anew. Raises
     UsageError for a residency the format does not know; BundleError, MissingComponentError,
@@ -81,12 +84,15 @@ def open_runner(
 
 
 def check_residency(artifact: Artifact, residency: Residency) -> None:
-    """Raises UsageError for a package without coded weights: nothing of it can be expanded."""
+    """Checks that a package knows a residency.
+
+    Raises UsageError for a package without coded weights: nothing of it can be expanded.
+    """
     if residency != Residency() and not module(artifact.format).HAS_RESIDENCY:
         raise no_residency(residency.mode)
 
 
 def no_residency(mode: residencies.Mode) -> UsageError:
-    """The error of a residency `mode` for a package that has no coded weights when it runs."""
+    """Error of a residency `mode` for a package that has no coded weights when it runs."""
     what = f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
     return UsageError(what, do="choose another --backend, or leave --residency away")

@@ -1,5 +1,4 @@
-"""Runs the custom-op package of a bundle: a network in an interpreter, its custom layers in our C++
-core."""
+"""Runner of the custom-op format: a network in an interpreter, custom layers in our C++ core."""
 
 from __future__ import annotations
 
@@ -46,14 +45,14 @@ def prepare() -> None:
 
 
 def core() -> ctypes.CDLL | None:
-    """The codec's extension, whose products the custom layers use."""
+    """Handle of the library whose products the custom layers use: the codec's extension."""
     from exporter.codec import native
 
     return native.library()
 
 
 def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
-    """A loaded network. Raises BundleError."""
+    """Runner of a network that is loaded and checked. Raises BundleError."""
     return CustomOpRunner(bundle, artifact)
 
 
@@ -80,8 +79,10 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
 
 
 class CustomOpRunner:
-    """A network with custom layers, which run in the C++ core that ships, and a cache as an app
-    keeps it."""
+    """Runner of a network with custom layers, and of a KV cache as an app keeps it.
+
+    The custom layers run in the C++ core that ships.
+    """
 
     name = NAME
 
@@ -99,15 +100,21 @@ class CustomOpRunner:
         self._cache = np.zeros([n for n, _ in sizes], np.float32)  # [C, L, 2, KV, D]
 
     def file(self, relative: str) -> Path:
+        """Path of a file of the package; `relative` as in the manifest."""
         return self._bundle.file(relative)
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
+        """Context in which products are computed with float activations, whatever is declared."""
         with self._network.float_activations():
             yield
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
-        """As an app feeds it: what is new in the cache goes into its place there."""
+        """Logits of the last position, float32 [V].
+
+        It is fed as an app feeds it: new rows of the cache go into their place there. Raises
+        ContextError.
+        """
         check_room(tokens, position, self.context)
         for begin in range(0, len(tokens), self.artifact.prefill_tokens):
             chunk = np.array(tokens[begin : begin + self.artifact.prefill_tokens], np.int32)
@@ -120,7 +127,7 @@ class CustomOpRunner:
 
 
 def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -> None:
-    """The package and the manifest must say the same."""
+    """Compares the interface of the package with the manifest. Raises BundleError."""
     interface = bundle.manifest.interface
     declared = {name: info.sizes for name, info in (network.inputs | network.outputs).items()}
     first = {name: sizes[0] if sizes else None for name, sizes in declared.items()}

@@ -1,5 +1,7 @@
-"""Rebuilds the `.mlpackage` of an ML Program from the coded weights in a bundle, as an app does at
-install."""
+"""Expansion of the `.mlpackage` of an ML Program from the coded weights in a bundle.
+
+An app does the same at install.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from exporter.codec import weight_file
 
 
 def load_recipe(bundle: Bundle, artifact: Artifact) -> weight_file.Recipe:
-    """How the package of an ML Program is rebuilt. Raises BundleError."""
+    """Recipe by which the package of an ML Program is rebuilt. Raises BundleError."""
     return weight_file.Recipe.from_json(
         bundle.file(artifact.details["recipe"]).read_text(encoding="utf-8")
     )
@@ -20,7 +22,10 @@ def load_recipe(bundle: Bundle, artifact: Artifact) -> weight_file.Recipe:
 def expand(
     bundle: Bundle, recipe: weight_file.Recipe, target: Path, progress: Callable[[int, int], None]
 ) -> None:
-    """`weight_file.expand` with the bytes done and in all for `progress`."""
+    """Writes the package to `target`; `progress` is told the bytes done and in all.
+
+    Raises BundleError, CodecError, OutOfSpaceError as `weight_file.expand`.
+    """
     total, done = sum(file.n_bytes for file in recipe.weight_files), 0
 
     def advance(n: int) -> None:

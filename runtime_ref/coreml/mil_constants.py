@@ -30,8 +30,11 @@ _FIELDS = {"ints": np.int32, "floats": np.float32, "bools": np.bool_, "longInts"
 
 
 def immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue) -> Constant:
-    """A constant inside the program. Small types lie in `bytes` as in a weight file, int16 and
-    uint16 in `ints`."""
+    """Constant from a value inside the program.
+
+    Small types lie in the field `bytes` as in a weight file, int16 and uint16 in `ints`. Raises
+    UnsupportedOperationError.
+    """
     field = tensor.WhichOneof("value")
     if type_.dtype == "string" or field == "strings":
         return Constant(
@@ -60,11 +63,12 @@ def immediate(type_: Type, shape: tuple[int, ...], tensor: MIL_pb2.TensorValue) 
 
 
 def _content_key(type_: Type, raw: NDArray[np.uint8]) -> str:
+    """Key of a constant: equal for equal types and contents."""
     return f"{type_} {hashlib.sha256(raw.tobytes()).hexdigest()}"
 
 
 def array_of(constant: Constant) -> NDArray[Any]:
-    """All values [*shape]; a tensor of rank 0 is an array of rank 0."""
+    """Array of all values of a constant, [*shape]; a tensor of rank 0 is an array of rank 0."""
     if isinstance(constant.value, np.ndarray):
         return constant.value
     if isinstance(constant.value, Stored):
@@ -107,6 +111,7 @@ COMPRESSED: dict[str, tuple[set[str], set[str]]] = {
 def dense_constant(
     kind: str, arguments: dict[str, list[Value]], output: Type, arithmetic: Arithmetic
 ) -> Constant:
+    """Constant that a compressed one stands for. Raises UnsupportedOperationError."""
     required, optional = COMPRESSED[kind]
     if unknown := set(arguments) - required - optional:
         raise UnsupportedOperationError(f"parameters {sorted(unknown)} are not supported")
@@ -135,6 +140,7 @@ def dense_constant(
 
 
 def _looked_up(given: dict[str, Constant]) -> LookedUp:
+    """Rows of a constant that is indices into tables. Raises UnsupportedOperationError."""
     indices = given["indices"].value
     if not isinstance(indices, Stored):
         raise UnsupportedOperationError("indices that are compressed themselves are not supported")
@@ -142,6 +148,7 @@ def _looked_up(given: dict[str, Constant]) -> LookedUp:
 
 
 def _shifted_scaled(given: dict[str, Constant], held: torch.dtype) -> ShiftedScaled:
+    """Rows of a constant that is integers with scales. Raises UnsupportedOperationError."""
     if (
         isinstance(data := given["data"].value, np.ndarray)
         or given["scale"].type.dtype not in FLOATS

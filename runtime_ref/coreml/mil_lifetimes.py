@@ -1,4 +1,4 @@
-"""When values of an ML Program die, and which updates of a state may be done in place."""
+"""Lifetimes of the values of an ML Program, and updates of states that are done in place."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from runtime_ref.coreml.mil_steps import Source, Step
 
 
 def with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
-    """Marks after which step a value is not read any more, and which updates may be done in
-    place."""
+    """Steps with their lifetimes: which values die after each, and which updates are in place.
+
+    `kept` are the names of values that live to the end.
+    """
     last: dict[str, int] = {}
     for i, step in enumerate(steps):
         last |= dict.fromkeys([*step.reads(), *(output.name for output in step.outputs)], i)
@@ -36,8 +38,10 @@ def with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
 
 
 def _is_written_next(steps: list[Step], i: int, state: str) -> bool:
-    """Whether the next access to the state stores what update `i` gives, or further updates of
-    it."""
+    """Whether the next access to the state stores the result of update `i`.
+
+    Further updates of that result count as the result.
+    """
     names: set[Source] = {steps[i].outputs[0].name}
     for step in steps[i + 1 :]:
         if step.state == state:

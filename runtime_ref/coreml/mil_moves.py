@@ -1,4 +1,4 @@
-"""The operations of ML Programs that move values and compute none, and those that give sizes."""
+"""Operations of ML Programs that move values and compute none, and those that give sizes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ def gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Tensor:
-    """Slices of x along `axis`. An index outside is an error: without `validate_indices` a device
-    gives anything."""
+    """Slices of x along `axis`, one for each index.
+
+    Raises IndexError for an index outside, where a device without `validate_indices` gives
+    anything.
+    """
     rank = len(x.shape)
     axis %= rank
     if isinstance(x, Weight):
@@ -67,8 +70,11 @@ def gather(
 
 @operation(moves=True)
 def reshape(x: Anything, shape: Sizes) -> Tensor:
-    """0 stands for the size of x on the axis that is as far from the last one, or 1 if x has no
-    such axis."""
+    """Values of x in another shape.
+
+    In it 0 stands for the size of x on the axis that is as far from the last one, or 1 if x has no
+    such axis.
+    """
     wanted = shape.tolist()
     sizes = [1] * len(wanted) + list(x.shape)
     return x.reshape([n if n else sizes[i - len(wanted)] for i, n in enumerate(wanted)])
@@ -130,8 +136,10 @@ def slice_by_index(
     end_mask: list[bool] | None = None,
     squeeze_mask: list[bool] | None = None,
 ) -> Tensor:
-    """`x[begin:end:stride]` on every axis as in NumPy; a mask says on which axes to take the whole,
-    or one element."""
+    """Slice `x[begin:end:stride]` on every axis, as in NumPy.
+
+    A mask says on which axes to take the whole, or one element.
+    """
     for axis, (places, _) in enumerate(
         _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     ):
@@ -155,8 +163,10 @@ def slice_update(
     end_mask: list[bool] | None = None,
     squeeze_mask: list[bool] | None = None,
 ) -> Tensor:
-    """Writes `update` into a slice of x, IN PLACE: the interpreter gives it a tensor that nothing
-    else reads."""
+    """Tensor x with `update` written into a slice of it, IN PLACE.
+
+    The interpreter gives it a tensor that nothing else reads. Raises ValueError.
+    """
     slices = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     expected = [len(places) for places, squeezed in slices if not squeezed]
     if list(update.shape) != expected:
@@ -180,7 +190,7 @@ def _slices(
     end_mask: list[bool] | None,
     squeeze_mask: list[bool] | None,
 ) -> list[tuple[range, bool]]:
-    """For each axis the places that are taken, and whether the axis goes away."""
+    """Indices that are taken on each axis, and whether the axis goes away."""
     no = [False] * x.dim()
     found = []
     for n, first, last, step, from_start, to_end, squeezed in zip(

@@ -1,5 +1,4 @@
-"""What an operation of an ML Program is: a function, and what its signature says of its
-parameters."""
+"""Definition of an operation of an ML Program: a function, and what its signature says."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ BOOLS = frozenset({"bool"})
 
 @dataclass(frozen=True)
 class Domain:
-    """The types a tensor parameter may have. All `shared` ones of an operation, and its results,
-    have one type.
+    """Types that a tensor parameter may have.
 
-    `lazy`: the function takes a Weight as it is, and dequantizes what it needs.
+    All `shared` parameters of an operation, and its results, have one type. `lazy`: the function
+    takes a Weight as it is, and dequantizes what it needs.
     """
 
     types: frozenset[str]
@@ -72,8 +71,10 @@ Matrix = Annotated[Tensor | Weight, Domain(FLOATS, shared=False, lazy=True)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter: with a `domain` a tensor (or `several`), without one a constant of type
-    `constant`."""
+    """Parameter of an operation.
+
+    With a `domain` it is a tensor (or `several`), without one a constant of type `constant`.
+    """
 
     required: bool
     domain: Domain | None
@@ -83,8 +84,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operation:
-    """A function and what its signature says. `result` is the type of its results, if it is not the
-    inputs' one."""
+    """Function of an operation, and what its signature says.
+
+    `result` is the type of its results, if it is not that of the inputs.
+    """
 
     compute: Callable[..., Any]
     moves: bool
@@ -104,7 +107,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def operation(
     name: str | None = None, *, moves: bool = False, result: str | None = None
 ) -> Callable[[_Function], _Function]:
-    """Puts a function into BY_NAME."""
+    """Decorator that puts a function into BY_NAME, under its own name or another."""
 
     def register(function: _Function) -> _Function:
         BY_NAME[name or function.__name__] = Operation(
@@ -116,6 +119,7 @@ def operation(
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """Parameters of a function by name, read from its signature."""
     hints = typing.get_type_hints(function, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():

@@ -1,5 +1,4 @@
-"""The operations of ML Programs (opsets of iOS 17 and 18) that the interpreter computes, as
-functions on tensors.
+"""Operations of ML Programs (opsets of iOS 17 and 18) that compute, as functions on tensors.
 
 The signature of a function is its definition: positional parameters are tensors, and their
 annotation says of which types; keyword-only parameters are constants of the program. `BY_NAME` is
@@ -133,8 +132,10 @@ def cast(
     *,
     dtype: Literal["fp16", "fp32", "int32", "int16", "uint16", "int8", "uint8", "bool"],
 ) -> Tensor:
-    """Towards zero if it loses a fraction. Floats become halves when the interpreter rounds the
-    result."""
+    """Values in another type, towards zero where a fraction is lost.
+
+    Floats become halves when the interpreter rounds the result.
+    """
     to = {
         "fp16": torch.float32,
         "fp32": torch.float32,
@@ -165,6 +166,7 @@ def reduce_max(x: Number, *, axes: list[int] | None = None, keep_dims: bool = Fa
 
 
 def _axes(x: Tensor, axes: list[int] | None) -> list[int]:
+    """Numbers of the axes that are meant: all of x without a list."""
     return list(range(x.dim())) if axes is None else axes
 
 
@@ -208,14 +210,16 @@ def batch_norm(
 
 @operation()
 def linear(x: Float, weight: Matrix, bias: Vector | None = None) -> Tensor:
-    """x [.., in], weight [out, in], bias [out] -> [.., out]."""
+    """Product with bias: x [.., in], weight [out, in], bias [out] -> [.., out]."""
     y = _times_rows(x, weight) if isinstance(weight, Weight) else functional.linear(x, weight)
     return y if bias is None else y + bias
 
 
 def _times_rows(x: Tensor, weight: Weight) -> Tensor:
-    """x [.., in] times the transpose of weight [out, in], block by block if it is not held
-    dense."""
+    """Product of x [.., in] and the transpose of weight [out, in].
+
+    It is computed block by block if the weight is not held dense.
+    """
     if (dense := weight.kept()) is not None:
         return functional.linear(x, dense)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -240,8 +244,10 @@ def matmul(
 def scaled_dot_product_attention(
     query: Float, key: Float, value: Float, attn_mask: Mask | None = None
 ) -> Tensor:
-    """query [.., L, E], key [.., S, E], value [.., S, V], mask broadcast to [.., L, S], added or
-    True where to look."""
+    """Attention of query [.., L, E] over key [.., S, E] and value [.., S, V] -> [.., L, V].
+
+    The mask, broadcast to [.., L, S], is added, or is True where to look.
+    """
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, -math.inf)
@@ -262,7 +268,7 @@ def conv(
     dilations: list[int] | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """x [N, C_in, *D], weight [C_out, C_in / groups, *K]."""
+    """Convolution of x [N, C_in, *D] with weight [C_out, C_in / groups, *K]."""
     ones = [1] * (x.dim() - 2)
     function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(ones)]
     return function(
@@ -310,8 +316,10 @@ def avg_pool(
 
 
 def _padded(x: Tensor, pad_type: str, pad: list[int] | None, value: float) -> Tensor:
-    """`pad` is (before, after) of each axis in order; PyTorch wants the last axis first. `valid`
-    ignores it."""
+    """Tensor x with a border of `value`; unchanged for `pad_type` valid.
+
+    `pad` is (before, after) of each axis in order, where PyTorch wants the last axis first.
+    """
     if pad_type == "valid" or not pad or not any(pad):
         return x
     return functional.pad(

@@ -1,5 +1,4 @@
-"""Executes one function of an ML Program: the shipped protobuf and weight files, operation by
-operation.
+"""Interpreter of one function of an ML Program: shipped protobuf and weights, step by step.
 
 Two arithmetics. "float16" rounds every result as the program types it, and computes inside an
 operation in float32. "float32" computes in float32 whatever the program says, so that only what is
@@ -26,16 +25,17 @@ from runtime_ref.coreml.package import BlobFiles, CoreMLPackage, load_spec
 if TYPE_CHECKING:
     from coremltools.proto.Model_pb2 import Model
 
+# By the number in FeatureTypes.proto's ArrayDataType.
 _ARRAY_TYPES = {
     65552: "float16",
     65568: "float32",
     131104: "int32",
-}  # numbers of FeatureTypes.proto's ArrayDataType
+}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input, output or state as the model's description declares it; `dtype` is NumPy's name."""
+    """Shape and NumPy dtype of an input, output or state, as the description declares them."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -57,7 +57,7 @@ class MLProgram:
         self._open(package, load_spec(package.model_file), function, arithmetic, blobs, cache)
 
     def sibling(self, function: str) -> MLProgram:
-        """Another function of the same package. Dense weights and their budget are shared."""
+        """Program of another function of the package. Dense weights and their budget are shared."""
         other = MLProgram.__new__(MLProgram)
         other._open(self.package, self._spec, function, self.arithmetic, self._blobs, self._cache)
         return other
@@ -89,7 +89,7 @@ class MLProgram:
         }
 
     def new_state(self) -> dict[str, Tensor]:
-        """Zeros for every state, in the arithmetic's type."""
+        """State of zeros by name, in the type of the arithmetic."""
         return {
             name: torch.zeros(info.shape, dtype=self._held[name])
             for name, info in self.states.items()
@@ -98,10 +98,10 @@ class MLProgram:
     def predict(
         self, inputs: dict[str, NDArray[Any]], state: dict[str, Tensor]
     ) -> dict[str, NDArray[Any]]:
-        """Runs the function; `state` is updated in place. Outputs have the declared shapes and
-        types.
+        """Outputs of one call by name, of the declared shapes and types.
 
-        In float32 arithmetic a float16 output is not rounded either: it is given as float32.
+        `state` is updated in place. In float32 arithmetic a float16 output is not rounded either:
+        it is given as float32.
 
         Raises UsageError if inputs or states are not as declared, BundleError if an operation
         fails.
@@ -155,7 +155,7 @@ class MLProgram:
             del values[name]
 
     def _typed(self, output: Computed, result: Tensor) -> Tensor:
-        """The result as the program types it, with the arithmetic's rounding."""
+        """Result as the program types it, rounded as the arithmetic says. Raises ValueError."""
         declared, held = output.type, held_as(output.type.dtype, self.arithmetic)
         if not _shapes_agree(declared.shape, result.shape) or _kind(result.dtype) != _kind(held):
             raise ValueError(
@@ -166,10 +166,10 @@ class MLProgram:
 
 
 def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> Sequence[Tensor]:
+    """Results of a step, in the order of its outputs."""
     if step.kind == "read_state":
-        return [
-            state[step.state]
-        ]  # no copy: `_may_write` and `_write_state` see to it that it keeps its value
+        # This is no copy: `_may_write` and `_write_state` see to it that the value is kept.
+        return [state[step.state]]
     arguments = {
         name: _argument(step.operation, name, source, values)
         for name, source in step.tensors.items()
@@ -186,7 +186,7 @@ def _results(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) ->
 def _argument(
     operation: Operation | None, name: str, source: Source, values: dict[str, Tensor]
 ) -> Any:
-    """What an operation is given: floats as float32, unless it only moves values."""
+    """Argument of an operation: floats as float32, unless it only moves values."""
     if isinstance(source, list):
         return [_argument(operation, name, one, values) for one in source]
     moves = operation is None or operation.moves
@@ -199,15 +199,15 @@ def _argument(
 
 
 def _memory(tensor: Tensor) -> int:
+    """Address of the memory that a tensor lies in."""
     return tensor.untyped_storage().data_ptr()
 
 
 def _may_write(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Whether a `slice_update` may write into the memory of its `x`: nothing else that lives may
-    see it change.
+    """Whether a `slice_update` may write into the memory of its `x`.
 
-    If it is the memory of a state, that state has to be written with the result before it is read
-    again.
+    Nothing else that lives may see it change. If it is the memory of a state, that state has to be
+    written with the result before it is read again.
     """
     name = step.tensors["x"]
     if not step.chain or name not in step.dies or not isinstance(name, str):
@@ -221,8 +221,10 @@ def _may_write(step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) 
 
 
 def _write_state(target: Tensor, data: Tensor, values: dict[str, Tensor]) -> None:
-    """Stores `data` in a state; what was read from the state before, and still lives, keeps its
-    value."""
+    """Stores `data` in a state.
+
+    Values that were read from the state before, and still live, keep what they are.
+    """
     if data.data_ptr() == target.data_ptr() and data.stride() == target.stride():
         return  # it was updated in place
     if _memory(data) == _memory(target):
@@ -238,14 +240,18 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 def _shapes_agree(declared: Sequence[int | None], got: Sequence[int]) -> bool:
+    """Whether a shape is the declared one; a declared size of None is any."""
     return len(declared) == len(got) and all(
         n in (None, m) for n, m in zip(declared, got, strict=True)
     )
 
 
 def _described(package: CoreMLPackage, spec: Model, function: str | None) -> tuple[str, Any]:
-    """The function's name and its description, which is the model's own if that describes no
-    functions."""
+    """Name and description of a function.
+
+    The description is the model's own if that describes no functions. Raises BundleError,
+    UsageError.
+    """
     if spec.WhichOneof("Type") != "mlProgram":
         raise BundleError(
             f"{package.path} holds a {spec.WhichOneof('Type')}, not an ML Program", do=DO
@@ -261,8 +267,10 @@ def _described(package: CoreMLPackage, spec: Model, function: str | None) -> tup
 
 
 def _interface(where: str, features: Iterable[Any]) -> dict[str, TensorInfo]:
-    """Inputs, outputs or states by name. Raises BundleError for what is no array of a fixed
-    shape."""
+    """Inputs, outputs or states by name.
+
+    Raises BundleError for what is no array of a fixed shape.
+    """
     found, problems = {}, []
     for feature in features:
         kind = feature.type.WhichOneof("Type")
@@ -289,7 +297,7 @@ def _interface(where: str, features: Iterable[Any]) -> dict[str, TensorInfo]:
 def _check_interface(
     where: str, resolved: Resolved, given: dict[str, TensorInfo], outputs: dict[str, TensorInfo]
 ) -> None:
-    """Raises BundleError if the description and the function do not agree."""
+    """Compares the description with the function. Raises BundleError if they do not agree."""
     computed = {output.name: output.type for output in resolved.outputs}
     problems = _difference("described input or state", set(resolved.types), set(given))
     problems += _difference("described output", set(computed), set(outputs))
@@ -303,6 +311,7 @@ def _check_interface(
 
 
 def _difference(what: str, expected: set[str], got: set[str]) -> list[str]:
+    """Problems of names that are missing or not known."""
     return [f"{what} {name} is missing" for name in sorted(expected - got)] + [
         f"{what} {name} is not known" for name in sorted(got - expected)
     ]

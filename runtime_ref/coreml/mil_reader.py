@@ -1,4 +1,4 @@
-"""Resolves a function of an ML Program into steps that can run: names, types, constants, lifetimes.
+"""Resolution of a function of an ML Program into steps: names, types, constants, lifetimes.
 
 Whatever cannot be computed is found here, before anything runs.
 """
@@ -54,7 +54,10 @@ def resolve(
     cache: WeightCache,
     where: str,
 ) -> Resolved:
-    """Raises BundleError naming all operations that cannot be computed, or what else is wrong."""
+    """Function of an ML Program that is resolved and can run.
+
+    Raises BundleError naming all operations that cannot be computed, or what else is wrong.
+    """
     if function.opset not in OPSETS or function.opset not in function.block_specializations:
         raise BundleError(
             f"{where} is of opset {function.opset!r}, this computes {', '.join(OPSETS)}", do=DO
@@ -62,22 +65,26 @@ def resolve(
     return _Reader(blobs, arithmetic, cache).function(function, where)
 
 
+# These define or change a name, and compute nothing.
 _BOUND_TO_NAMES = (
     "const",
     "read_state",
     "write_state",
-)  # which define or change a name, and compute nothing
+)
 
 
 class _Reader:
-    """`names` are the values seen so far; None is one of an operation that could not be
-    resolved."""
+    """Reader of one function.
+
+    `names` are the values seen so far; None is one of an operation that could not be resolved.
+    """
 
     def __init__(self, blobs: BlobFiles, arithmetic: Arithmetic, cache: WeightCache) -> None:
         self.blobs, self.arithmetic, self.cache = blobs, arithmetic, cache
         self.names: dict[str, Value | None] = {}
 
     def function(self, function: MIL_pb2.Function, where: str) -> Resolved:
+        """Resolved function. Raises BundleError naming everything that cannot be computed."""
         block = function.block_specializations[function.opset]
         steps, problems = [], []
         for given in function.inputs:
@@ -110,6 +117,7 @@ class _Reader:
         return Resolved(with_lifetimes(steps, set(block.outputs)), outputs, types)
 
     def input(self, given: MIL_pb2.NamedValueType) -> Value:
+        """Value of an input or state. Raises UnsupportedOperationError."""
         if given.type.WhichOneof("type") == "stateType":
             return State(given.name, self.computed_type(given.type.stateType.wrappedType))
         return Computed(given.name, self.computed_type(given.type))
@@ -124,8 +132,10 @@ class _Reader:
         return found
 
     def operation(self, op: MIL_pb2.Operation, where: str) -> list[Step]:
-        """The step of an operation; none for a constant. Raises ValueError for what cannot be
-        computed."""
+        """Step of an operation; none for a constant.
+
+        Raises ValueError for what cannot be computed.
+        """
         if op.blocks:
             raise UnsupportedOperationError(
                 "operations with blocks inside (loops, conditions) are not supported"
@@ -162,6 +172,7 @@ class _Reader:
         return [step]
 
     def value(self, value: MIL_pb2.Value) -> Constant:
+        """Constant from the program or from a weight file. Raises UnsupportedOperationError."""
         found = tensor_type(value.type)
         shape = tuple(n for n in found.shape if n is not None)
         if len(shape) != len(found.shape):
@@ -181,6 +192,7 @@ class _Reader:
         return immediate(found, shape, value.immediateValue.tensor)
 
     def bound(self, binding: MIL_pb2.Argument.Binding) -> Value:
+        """Value that is bound to a parameter. Raises UnsupportedOperationError."""
         if binding.WhichOneof("binding") == "value":
             return self.value(binding.value)
         if binding.name not in self.names:
@@ -196,8 +208,11 @@ class _Reader:
         arguments: dict[str, list[Value]],
         outputs: tuple[Computed, ...],
     ) -> Step:
-        """`coreml_update_state` of the builder is stored as `write_state` and, if it is used,
-        `read_state`."""
+        """Step that reads or writes a state.
+
+        `coreml_update_state` of the builder is stored as `write_state` and, if it is used,
+        `read_state`. Raises UnsupportedOperationError.
+        """
         expected = {"input"} if kind == "read_state" else {"input", "data"}
         if set(arguments) != expected or any(len(values) != 1 for values in arguments.values()):
             raise UnsupportedOperationError(
@@ -221,6 +236,7 @@ class _Reader:
         arguments: dict[str, list[Value]],
         outputs: tuple[Computed, ...],
     ) -> Step:
+        """Step that computes. Raises UnsupportedOperationError."""
         operation = BY_NAME[kind]
         parameters = operation.parameters
         if unknown := set(arguments) - set(parameters):
@@ -242,8 +258,7 @@ class _Reader:
         return Step(where, kind, operation, tensors, constants, outputs)
 
     def source(self, value: Value, parameter: str) -> Tensor | Weight | str:
-        """What a step reads: the name of a computed value, a Weight, or a small constant as a
-        tensor."""
+        """Name of a computed value, a Weight, or a small constant as a tensor."""
         if isinstance(value, Computed):
             return value.name
         if isinstance(value, State):
@@ -261,10 +276,14 @@ class _Reader:
 
 
 class _FollowsError(UnsupportedOperationError):
-    """An operation that cannot be resolved because one before it could not: not worth naming."""
+    """Error of an operation that needs one before it which could not be resolved.
+
+    It is not worth naming.
+    """
 
 
 def _node_name(op: MIL_pb2.Operation) -> str:
+    """Name of an operation for messages."""
     names = (
         op.attributes["name"].immediateValue.tensor.strings.values
         if "name" in op.attributes

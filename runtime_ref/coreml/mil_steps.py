@@ -1,4 +1,4 @@
-"""A function of an ML Program as it is run: the types of its values, and its steps."""
+"""Terms of a function of an ML Program that can run: types, values and steps."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _HELD = {
 
 
 class UnsupportedOperationError(ValueError):
-    """Something in an operation that this does not compute, or that makes no sense."""
+    """Error of an operation that this does not compute, or that makes no sense."""
 
 
 def held_as(dtype: str, arithmetic: Arithmetic) -> torch.dtype:
-    """The PyTorch type of a value that the program types `dtype`.
+    """PyTorch type of a value that the program types `dtype`.
 
     Raises UnsupportedOperationError for a type that only constants have.
     """
@@ -72,7 +72,7 @@ def held_as(dtype: str, arithmetic: Arithmetic) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Type:
-    """The type of a value inside the program. A size that is not fixed is None."""
+    """Type of a value inside the program. A size that is not fixed is None."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -83,7 +83,7 @@ class Type:
 
 @dataclass(frozen=True)
 class State:
-    """A state: something that only `read_state` and `write_state` take."""
+    """State of a program, which only `read_state` and `write_state` take."""
 
     name: str
     type: Type
@@ -91,7 +91,7 @@ class State:
 
 @dataclass(frozen=True)
 class Computed:
-    """A value that is computed while the program runs, or an input."""
+    """Value that is computed while the program runs, or an input."""
 
     name: str
     type: Type
@@ -99,8 +99,10 @@ class Computed:
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of the program. `key` is equal for equal contents; strings, flags and 64-bit
-    integers are arrays."""
+    """Constant of the program. `key` is equal for equal contents.
+
+    Strings, flags and 64-bit integers are arrays.
+    """
 
     type: Type
     value: Rows | NDArray[Any]
@@ -115,7 +117,7 @@ Source = Tensor | Weight | str | list[Tensor | Weight | str]  # a str names a co
 
 @dataclass(frozen=True)
 class Step:
-    """One operation, resolved. `dies` are the values that nothing reads after it.
+    """One resolved operation. `dies` are the values that nothing reads after it.
 
     `early` is the state in whose memory a `slice_update` may write already, though the
     `write_state` follows later. `chain` is set if its `x` comes from `read_state` or another
@@ -134,7 +136,7 @@ class Step:
     early: str = ""
 
     def reads(self) -> list[str]:
-        """The computed values it is given."""
+        """Names of the computed values that the step is given."""
         sources = [
             s
             for source in self.tensors.values()
@@ -145,7 +147,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A function that can run. `types` are those of its inputs and states."""
+    """Function that can run. `types` are those of its inputs and states."""
 
     steps: list[Step]
     outputs: list[Computed]

@@ -1,5 +1,4 @@
-"""Constants of an ML Program that stay as they lie in the weight file, and are dequantized a few
-rows at a time."""
+"""Constants of an ML Program that stay packed, and are dequantized a few rows at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ BLOCK_WEIGHTS = 1 << 19  # dequantized at a time: 2 MB, which stays in a cache
 
 
 class Rows(Protocol):
-    """Something that has rows along axis 0 and gives them as float32."""
+    """Source of a tensor that gives its rows along axis 0 as float32."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,7 +28,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """Values as they are in the file."""
+    """Rows of values as they are in the file."""
 
     packed: Packed
 
@@ -38,15 +37,18 @@ class Stored:
         return self.packed.shape
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """float32 [end - begin, *shape[1:]]; a view if the file holds float32."""
+        """Rows `begin` to `end`, float32 [end - begin, *shape[1:]].
+
+        They are a view if the file holds float32.
+        """
         return torch.from_numpy(self.packed.rows(begin, end)).to(torch.float32)
 
 
 class LookedUp:
-    """`constexpr_lut_to_dense`: indices [*shape] into tables [*groups, NUM, 1], one for each block
-    of the tensor.
+    """Rows of `constexpr_lut_to_dense`: indices [*shape] into tables [*groups, NUM, 1].
 
-    Raises ValueError if the tables do not fit the indices, or hold vectors.
+    There is a table for each block of the tensor. Raises ValueError if the tables do not fit the
+    indices, or hold vectors.
     """
 
     def __init__(self, indices: Packed, tables: Tensor) -> None:
@@ -67,7 +69,7 @@ class LookedUp:
         self._one = _one_table(self.tables)
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """float32 [end - begin, *shape[1:]]."""
+        """Rows `begin` to `end`, float32 [end - begin, *shape[1:]]."""
         if self._one is not None:  # four times as fast as the general way
             table, scales = self._one
             found = torch.from_numpy(self.indices.look_up(table, begin, end))
@@ -84,7 +86,10 @@ class LookedUp:
 
 
 def _one_table(tables: Tensor) -> tuple[NDArray[np.float32], Tensor] | None:
-    """(table [NUM], scales [*groups]) if each of the tables is exactly that one times its scale."""
+    """Table [NUM] and scales [*groups], if each table is exactly that one times its scale.
+
+    None if it is not.
+    """
     scales = tables.abs().amax(dim=-1)
     where = int(scales.argmax())
     if tables[..., 0].numel() == 1:
@@ -94,11 +99,10 @@ def _one_table(tables: Tensor) -> tuple[NDArray[np.float32], Tensor] | None:
 
 
 class ShiftedScaled:
-    """`constexpr_blockwise_shift_scale`: (data - offset) * scale, scale and offset [*groups], one
-    for each block.
+    """Rows of `constexpr_blockwise_shift_scale`: (data - offset) * scale.
 
-    `rounded`: difference and product are rounded to half precision. Raises ValueError if the shapes
-    do not fit.
+    Scale and offset are [*groups], one for each block. `rounded`: difference and product are
+    rounded to half precision. Raises ValueError if the shapes do not fit.
     """
 
     def __init__(self, data: Rows, scale: Tensor, offset: Tensor | None, rounded: bool) -> None:
@@ -112,7 +116,7 @@ class ShiftedScaled:
         self.offset = None if offset is None else offset.to(torch.float32)
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """float32 [end - begin, *shape[1:]]."""
+        """Rows `begin` to `end`, float32 [end - begin, *shape[1:]]."""
         values = self.data.rows(begin, end)
         if self.offset is not None:
             values = self._round(self.blocks.apply(values, self.offset, begin, torch.sub))
@@ -123,8 +127,7 @@ class ShiftedScaled:
 
 
 class _Blocks:
-    """A tensor [*shape] in equal blocks, [*groups] of them. Raises ValueError if a size is not
-    divided."""
+    """Division of a tensor [*shape] into [*groups] equal blocks. Raises ValueError."""
 
     def __init__(self, shape: tuple[int, ...], groups: tuple[int, ...]) -> None:
         if len(shape) != len(groups) or any(
@@ -145,8 +148,10 @@ class _Blocks:
         begin: int,
         operation: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """`operation(value, parameter of its block)` of rows from `begin` on; parameters
-        [*groups]."""
+        """Results of `operation(value, parameter of its block)` for rows from `begin` on.
+
+        Parameters are [*groups].
+        """
         count = rows.shape[0]
         block = torch.arange(begin, begin + count) // self.rows_in_block
         of_rows = parameters[block].reshape(count, *self._parameter_shape)
@@ -162,7 +167,7 @@ class WeightCache:
 
 
 class Weight:
-    """A floating-point constant that is dequantized when it is needed.
+    """Floating-point constant that is dequantized when it is needed.
 
     `held` is the type a computed value of its type would be held as. `key` names its content in the
     cache.
@@ -174,13 +179,13 @@ class Weight:
         self._cache = cache
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """float32 [end - begin, *shape[1:]]."""
+        """Rows `begin` to `end`, float32 [end - begin, *shape[1:]]."""
         if (kept := self._cache.dense.get(self.key)) is not None:
             return kept[begin:end]
         return self.source.rows(begin, end)
 
     def take(self, indices: Tensor) -> Tensor:
-        """float32 [*indices.shape, *shape[1:]]: the rows with these numbers. Raises IndexError."""
+        """Rows with these numbers, float32 [*indices.shape, *shape[1:]]. Raises IndexError."""
         numbers = indices.reshape(-1).tolist()
         if any(not 0 <= n < self.shape[0] for n in numbers):
             raise IndexError(
@@ -190,7 +195,7 @@ class Weight:
         return torch.cat([self.rows(0, 0), *rows]).reshape(*indices.shape, *self.shape[1:])
 
     def kept(self) -> Tensor | None:
-        """All values, if they are held or now find a place in the cache."""
+        """All values, float32 [*shape], if the cache holds them or has room now; else None."""
         if self.key not in self._cache.dense:
             n_bytes = 0 if self._is_view else 4 * math.prod(self.shape)
             if n_bytes > self._cache.free_bytes:
@@ -200,13 +205,15 @@ class Weight:
         return self._cache.dense[self.key]
 
     def all(self) -> Tensor:
-        """float32 [*shape]."""
+        """All values, float32 [*shape]."""
         kept = self.kept()
         return self._decoded() if kept is None else kept
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) over all, small enough to stay in a processor's cache while they are
-        used."""
+        """First row and rows of each block of the tensor, in order.
+
+        A block is small enough to stay in a processor's cache while it is used.
+        """
         step = max(1, BLOCK_WEIGHTS // max(1, math.prod(self.shape[1:])))
         for begin in range(0, self.shape[0], step):
             yield begin, self.rows(begin, min(begin + step, self.shape[0]))

@@ -1,4 +1,4 @@
-"""Runs the ML Program of a bundle in an interpreter: Core ML itself is on Apple's systems only."""
+"""Runner of ML Programs in an interpreter: Core ML itself is on Apple's systems only."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def prepare() -> None:
 
 
 def core() -> ctypes.CDLL | None:
-    """None: an ML Program has no products of ours."""
+    """No library: an ML Program has no products of ours."""
     return None
 
 
 def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
-    """A loaded ML Program, expanded first if the bundle was not. Raises BundleError."""
+    """Runner of an ML Program, expanded first if the bundle was not. Raises BundleError."""
     return MLProgramRunner(
         bundle, artifact, lambda done, total: progress("expand the weights", done, total)
     )
@@ -79,7 +79,7 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
 
 
 class MLProgramRunner:
-    """The two functions of an ML Program, which share a state. Position 0 starts a new sequence.
+    """Runner of the two functions of an ML Program, which share a state.
 
     A bundle that was not expanded is expanded into the directory for temporary files, as long as
     the runner lives.
@@ -95,9 +95,8 @@ class MLProgramRunner:
         self._root = bundle.path
         if not bundle.file(artifact.path).is_dir():
             recipe = expansion.load_recipe(bundle, artifact)
-            self._temporary = tempfile.TemporaryDirectory(
-                prefix="tinyqmoe-"
-            )  # removed with the runner
+            # The directory is removed with the runner.
+            self._temporary = tempfile.TemporaryDirectory(prefix="tinyqmoe-")
             self._root = Path(self._temporary.name)
             expansion.expand(bundle, recipe, self._root / recipe.package, progress)
         self._package = CoreMLPackage.open(self._root / artifact.path)
@@ -105,10 +104,12 @@ class MLProgramRunner:
         _check_interface(self._functions, bundle, artifact)
 
     def file(self, relative: str) -> Path:
+        """Path of a file of the package; `relative` as in the manifest."""
         return self._root / relative
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
+        """Context in which everything is computed in float32, with a new state."""
         self._functions = _Functions(self._package, "float32")
         try:
             yield
@@ -116,8 +117,11 @@ class MLProgramRunner:
             self._functions = _Functions(self._package, "float16")
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
-        """As an app feeds it: `prefill` with padding while its slots fit, else `decode` token by
-        token."""
+        """Logits of the last position, float32 [V].
+
+        It is fed as an app feeds it: `prefill` with padding while its slots fit, else `decode`
+        token by token. Raises ContextError.
+        """
         check_room(tokens, position, self.context)
         size = self.artifact.prefill_tokens
         at = 0
@@ -130,7 +134,7 @@ class MLProgramRunner:
 
 
 class _Functions:
-    """`decode` and `prefill` in one arithmetic, with their state."""
+    """Functions `decode` and `prefill` in one arithmetic, with their state."""
 
     def __init__(self, package: CoreMLPackage, arithmetic: Literal["float32", "float16"]) -> None:
         from runtime_ref.coreml.mil_program import MLProgram
@@ -140,7 +144,10 @@ class _Functions:
         self.state: dict[str, Tensor] = self.decode.new_state()
 
     def call(self, tokens: Sequence[int], position: int, size: int) -> NDArray[np.float32]:
-        """Logits float32 [vocab] of the last of `tokens`; a `prefill` is padded to `size`."""
+        """Logits of the last of `tokens`, float32 [V].
+
+        A `prefill` is padded to `size` tokens.
+        """
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
         inputs = {"input_ids": padded, "position": np.array([position], np.int32)}
@@ -154,7 +161,7 @@ class _Functions:
 
 
 def _check_interface(functions: _Functions, bundle: Bundle, artifact: Artifact) -> None:
-    """The package and the manifest must say the same."""
+    """Compares the interface of the package with the manifest. Raises BundleError."""
     interface = bundle.manifest.interface
     problems = []
     for name, program, n in (

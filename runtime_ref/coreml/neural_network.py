@@ -1,8 +1,8 @@
-"""Executes a Core ML neural network with our custom layers: the shipped protobuf, layer by layer,
-on any machine.
+"""Interpreter of Core ML neural networks with our custom layers, layer by layer.
 
-The weights of custom layers stay in the file, which is memory-mapped: only the rest of the protobuf
-is parsed. Everything in it is resolved and checked when it is opened, before anything runs.
+It executes the shipped protobuf on any machine. The weights of custom layers stay in the file,
+which is memory-mapped: only the rest of the protobuf is parsed. Everything in it is resolved and
+checked when it is opened, before anything runs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ _DTYPES = {65568: "float32", 131104: "int32"}  # numbers of FeatureTypes.proto's
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """An input or output as declared: NumPy's name of its dtype, and (smallest, largest) of every
-    size.
+    """Declared NumPy dtype of an input or output, and (smallest, largest) of every size.
 
     A largest size of None has no limit; `sizes` None, which only outputs have, is not declared.
     """
@@ -63,7 +62,7 @@ class ArrayInfo:
 
 @dataclass(frozen=True)
 class _Step:
-    """A layer ready to run, and the values that nothing after it uses."""
+    """Layer that is ready to run, and the values that nothing after it uses."""
 
     where: str
     compute: Compute
@@ -73,11 +72,10 @@ class _Step:
 
 
 class NeuralNetwork:
-    """A network read from a `.mlmodel`; `side_dir` is where files of weights lie that its layers
-    name.
+    """Network read from a `.mlmodel`, ready to run.
 
-    `inputs` and `outputs` are as declared. Raises BundleError with all that is damaged or cannot be
-    computed.
+    `side_dir` is where files of weights lie that its layers name. `inputs` and `outputs` are as
+    declared. Raises BundleError with all that is damaged or cannot be computed.
     """
 
     def __init__(self, model_file: Path, side_dir: Path) -> None:
@@ -96,8 +94,7 @@ class NeuralNetwork:
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
-        """Inside, every product is computed with float activations, whatever the network
-        declares."""
+        """Context in which products are computed with float activations, whatever is declared."""
         self._forced_float = True
         try:
             yield
@@ -105,9 +102,10 @@ class NeuralNetwork:
             self._forced_float = False
 
     def predict(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs the network once. Inputs are not copied, outputs never share memory with them.
+        """Outputs of one run by name.
 
-        Raises UsageError if the inputs are not as declared, BundleError if a layer fails.
+        Inputs are not copied, outputs never share memory with them. Raises UsageError if the inputs
+        are not as declared, BundleError if a layer fails.
         """
         self._check_inputs(inputs)
         values = {name: x.astype(np.float32, copy=False) for name, x in inputs.items()}
@@ -126,6 +124,7 @@ class NeuralNetwork:
             del values[name]
 
     def _output(self, name: str, info: ArrayInfo, value: NDArray[np.float32]) -> NDArray[Any]:
+        """Value of an output as it is declared. Raises BundleError."""
         result = value.astype(info.dtype)
         if not info.fits(result):
             what = (
@@ -136,6 +135,7 @@ class NeuralNetwork:
         return result
 
     def _check_inputs(self, inputs: dict[str, NDArray[Any]]) -> None:
+        """Compares inputs with the declared ones. Raises UsageError."""
         problems = [f"input {name} is missing" for name in self.inputs if name not in inputs]
         problems += [f"there is no input {name}" for name in inputs if name not in self.inputs]
         for name, info in self.inputs.items():
@@ -148,6 +148,7 @@ class NeuralNetwork:
             raise UsageError(what, problems=problems, do="give the inputs it declares")
 
     def _parsed(self) -> tuple[Model, list[list[WeightFields]]]:
+        """Model, and the custom weights of each layer. Raises BundleError."""
         from google.protobuf.message import DecodeError
 
         try:
@@ -172,6 +173,7 @@ class NeuralNetwork:
         return model, weights
 
     def _interface(self, features: Sequence[Any]) -> dict[str, ArrayInfo]:
+        """Declared inputs or outputs by name. Raises BundleError."""
         found, problems = {}, []
         for feature in features:
             array = feature.type.multiArrayType
@@ -190,7 +192,7 @@ class NeuralNetwork:
     def _resolved(
         self, model: Model, weights: list[list[WeightFields]], side_dir: Path
     ) -> list[_Step]:
-        """Prepares every layer, in the order in which they are run."""
+        """Steps of all layers, in the order in which they are run. Raises BundleError."""
         made, steps, problems = set(self.inputs), [], []
         customs = CustomLayers(side_dir)
         for layer, fields in zip(model.neuralNetwork.layers, weights, strict=True):
@@ -226,7 +228,7 @@ class NeuralNetwork:
     def _prepared(
         self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields], customs: CustomLayers
     ) -> Compute:
-        """The function a layer computes. Raises UnsupportedLayerError, CodecError."""
+        """Function that a layer computes. Raises UnsupportedLayerError, CodecError."""
         kind = layer.WhichOneof("layer")
         if len(layer.output) != 1:
             raise UnsupportedLayerError(f"it makes {len(layer.output)} values, expected 1")
@@ -249,15 +251,17 @@ class NeuralNetwork:
 
 
 def _sizes(array: Any) -> tuple[tuple[int, int | None], ...] | None:
-    """The permitted sizes that an ArrayFeatureType declares."""
+    """Permitted sizes that an ArrayFeatureType declares; None if it declares none."""
     if ranges := array.shapeRange.sizeRanges:
         return tuple((r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in ranges)
     return tuple((n, n) for n in array.shape) or None
 
 
 def _with_lifetimes(steps: Sequence[_Step], outputs: set[str]) -> list[_Step]:
-    """Says after which layer each value can be freed; one that nothing uses, right after it was
-    made."""
+    """Steps with the values that die after each.
+
+    A value that nothing uses dies right after it was made.
+    """
     seen = set(outputs)
     result = []
     for step in reversed(steps):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _elementwise(name: str, compute: Compute) -> None:
-    """Of any number of inputs, or of one with the constant `alpha`."""
+    """Registers a layer of any number of inputs, or of one with the constant `alpha`."""
 
     def prepare(params: Any) -> Compute:
         alpha = np.float32(params.alpha)
@@ -46,9 +46,8 @@ def _slice_of_one_axis(params: Any) -> Compute:
         params.SliceAxis.Name(params.axis)
     ) - 3
     begin, end, stride = params.startIndex, params.endIndex, params.stride or 1
-    require(
-        0 <= begin < end, f"a slice from {begin} to {end}"
-    )  # what a negative end means is not documented alike
+    # What a negative end means is not documented alike everywhere.
+    require(0 <= begin < end, f"a slice from {begin} to {end}")
 
     def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         if end > x.shape[axis]:
@@ -96,7 +95,7 @@ def _scale(params: Any) -> Compute:
 
 
 def _by_channel(params: WeightParams, shape: Sequence[int], what: str) -> NDArray[np.float32]:
-    """[1], [C] as [C, 1, 1], [1, H, W] or [C, H, W]."""
+    """Weights of one value, channels or places: [1, 1, 1], [C, 1, 1], [1, H, W] or [C, H, W]."""
     require(len(shape) in (1, 3), f"{what} of shape {list(shape)}")
     return weights(params, tuple(shape) if len(shape) == 3 else (shape[0], 1, 1), what)
 
@@ -155,13 +154,14 @@ def _pooling(params: Any) -> Compute:
 
 
 def _pair(values: Sequence[int], default: int) -> tuple[int, int]:
+    """Two sizes, for height and width. Raises UnsupportedLayerError."""
     pair = tuple(values) or (default, default)
     require(len(pair) == 2 and min(pair) > 0, f"sizes {list(pair)}, expected two")
     return pair[0], pair[1]
 
 
 def _padding(params: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(before, after) of height and width; only explicit amounts are known."""
+    """Border (before, after) of height and width, in values; only explicit amounts are known."""
     require(
         "valid" in {field.name for field, _ in params.ListFields()}, "padding other than `valid`"
     )
@@ -174,6 +174,7 @@ def _padding(params: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 def _padded(
     x: NDArray[np.float32], amounts: tuple[tuple[int, int], tuple[int, int]], value: float
 ) -> NDArray[np.float32]:
+    """Array [.., H, W] with a border of `value`."""
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + list(amounts), constant_values=value)
 
 
@@ -183,7 +184,7 @@ def _windows(
     strides: tuple[int, int],
     dilation: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """[.., H, W] -> [.., H', W', kh, kw], a view."""
+    """View of all windows of x: [.., H, W] -> [.., H', W', kh, kw]."""
     height, width = ((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     windows = sliding_window_view(sliding_window_view(x, height, -2), width, -2)
     return windows[..., :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]

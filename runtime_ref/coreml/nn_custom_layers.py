@@ -1,4 +1,4 @@
-"""The custom layers of our networks: LZWLinear and LZWEmbedding, computed by the C++ core."""
+"""Custom layers of our networks: LZWLinear and LZWEmbedding, computed by the C++ core."""
 
 from __future__ import annotations
 
@@ -52,12 +52,15 @@ _FILE_PARAMETERS = {
 
 
 def mapped(path: Path) -> NDArray[np.uint8]:
-    """uint8 [n_bytes], memory-mapped. Raises OSError, or ValueError for an empty file."""
+    """Bytes of a file, uint8 [n_bytes], memory-mapped. Raises OSError; ValueError if empty."""
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
-    """Part of a file beside the package, memory-mapped. Raises UnsupportedLayerError."""
+    """Part of a file beside the package, uint8 [n_bytes], memory-mapped.
+
+    Raises UnsupportedLayerError for a place outside the bundle or the file.
+    """
     relative, path = PurePosixPath(name), side_dir / name
     outside = (
         relative.is_absolute()
@@ -107,8 +110,10 @@ def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """An opened blob and its scales: float32 [rows, n_groups], as they lie in the file, which is
-    not aligned."""
+    """Opened blob of a matrix, and its scales float32 [rows, n_groups].
+
+    The scales are as they lie in the file, which is not aligned.
+    """
 
     tensor: NativeTensor
     scales: NDArray[np.float32]
@@ -119,13 +124,13 @@ class _Matrix:
         return self.tensor.info.rows, self.tensor.info.cols, self.group_size
 
     def linear(self, x: NDArray[np.float32], int16_activations: bool) -> NDArray[np.float32]:
-        """x float32 [.., cols] -> [.., rows]."""
+        """Product of x float32 [.., cols] and the matrix -> float32 [.., rows]."""
         multiply = self.tensor.linear_x16 if int16_activations else self.tensor.linear_f32
         y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def embedding(self, ids: NDArray[np.float32]) -> NDArray[np.float32]:
-        """ids as whole numbers [..] -> float32 [.., cols]."""
+        """Rows of the matrix for ids, whole numbers [..] -> float32 [.., cols]."""
         return self.tensor.embedding(whole_numbers(ids), self._aligned_scales(), self.group_size)
 
     def _aligned_scales(self) -> NDArray[np.float32]:
@@ -134,21 +139,21 @@ class _Matrix:
 
 @dataclass(frozen=True)
 class CustomLayer:
-    """A custom layer: its matrix, and for a product whether it quantizes activations."""
+    """Matrix of a custom layer, and for a product whether it quantizes activations."""
 
     matrix: _Matrix
     int16_activations: bool
 
 
 class CustomLayers:
-    """Opens custom layers, in the order of the network."""
+    """Custom layers of a network, opened in its order."""
 
     def __init__(self, side_dir: Path) -> None:
         self._side_dir = side_dir
         self._matrices: dict[str, _Matrix] = {}
 
     def open(self, layer: NeuralNetworkLayer, fields: Sequence[WeightFields]) -> CustomLayer:
-        """The opened custom layer.
+        """Custom layer that is opened and checked.
 
         Raises UnsupportedLayerError if it contradicts itself or our contract, CodecError if its
         blob is damaged.
@@ -208,6 +213,7 @@ class CustomLayers:
 
 
 def _from_model(fields: Sequence[WeightFields]) -> list[NDArray[np.uint8]]:
+    """Blob and scales of a layer that has them itself. Raises UnsupportedLayerError."""
     kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
     if kinds != expected:
         raise UnsupportedLayerError(

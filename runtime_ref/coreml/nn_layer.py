@@ -1,5 +1,4 @@
-"""What a standard layer of a Core ML neural network is: how many inputs it takes, and its
-function."""
+"""Definition of a standard layer of a Core ML neural network: its inputs and its function."""
 
 from __future__ import annotations
 
@@ -19,13 +18,15 @@ Compute = Callable[..., NDArray[np.float32]]
 
 
 class UnsupportedLayerError(ValueError):
-    """Something in a layer that this does not compute, or that makes no sense."""
+    """Error of a layer that this does not compute, or that makes no sense."""
 
 
 @dataclass(frozen=True)
 class Standard:
-    """A type of layer: how many inputs it takes, and how its message becomes a function on them. It
-    has one output."""
+    """Type of a layer with one output: how many inputs it takes, and how it is prepared.
+
+    `prepare` makes of its message a function on the inputs.
+    """
 
     inputs: range
     prepare: Callable[[Any], Compute]
@@ -37,7 +38,7 @@ STANDARD: dict[str, Standard] = {}
 def standard(
     name: str, at_least: int, at_most: int | None = None
 ) -> Callable[[Callable[[Any], Compute]], None]:
-    """Registers `prepare` for a type of layer; without `at_most`, exactly `at_least` inputs."""
+    """Decorator that registers a layer; without `at_most`, it has exactly `at_least` inputs."""
 
     def register(prepare: Callable[[Any], Compute]) -> None:
         STANDARD[name] = Standard(
@@ -48,8 +49,7 @@ def standard(
 
 
 def whole_numbers(x: NDArray[np.float32]) -> NDArray[np.int64]:
-    """float32 -> int64 of the same shape. Raises ValueError unless every value is a whole
-    number."""
+    """Whole numbers float32 [..] as int64 [..]. Raises ValueError for a fraction."""
     numbers = np.rint(x).astype(np.int64)
     if not np.array_equal(numbers, x):
         raise ValueError("indices or sizes that are not whole numbers")
@@ -57,12 +57,13 @@ def whole_numbers(x: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def require(condition: bool, problem: str) -> None:
+    """Checks a condition. Raises UnsupportedLayerError with `problem` unless it holds."""
     if not condition:
         raise UnsupportedLayerError(problem)
 
 
 def weights(params: WeightParams, shape: Sequence[int], what: str) -> NDArray[np.float32]:
-    """float32 [*shape] of values stored as float32 or float16."""
+    """Weights of a layer, float32 [*shape], stored as float32 or float16."""
     kinds = [field.name for field, _ in params.ListFields()]
     require(
         kinds in (["floatValue"], ["float16Value"]),

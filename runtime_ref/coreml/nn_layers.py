@@ -1,4 +1,4 @@
-"""The standard layers of Core ML neural networks that the interpreter computes, in float32 NumPy.
+"""Standard layers of Core ML neural networks that the interpreter computes, in float32 NumPy.
 
 Every value is a float32 array, as inside Core ML: sizes, indices and truth values too. A layer is
 prepared from its message once, when a network is opened, which refuses what cannot be computed; the
@@ -150,6 +150,8 @@ def _gather(params: Any) -> Compute:
 
 
 def _broadcast(name: str, compute: Compute, inputs: int = 2) -> None:
+    """Registers a layer that computes element by element, with broadcasting."""
+
     def prepare(_: Any) -> Compute:
         return lambda *values: compute(*values).astype(np.float32, copy=False)
 
@@ -164,7 +166,7 @@ _broadcast("whereBroadcastable", lambda condition, x, y: np.where(condition != 0
 
 
 def _comparison(name: str, compute: Compute) -> None:
-    """Of two inputs, or of one with the constant `alpha`; 1 for true, 0 for false."""
+    """Registers a comparison of two inputs, or of one with the constant `alpha`."""
 
     def prepare(params: Any) -> Compute:
         return lambda x, *y: compute(x, y[0] if y else np.float32(params.alpha)).astype(np.float32)
@@ -196,6 +198,7 @@ def _activation(params: Any) -> Compute:
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sigmoid of x, float32 [..], without overflow."""
     small = np.exp(-np.abs(x))  # at most 1: nothing overflows
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
@@ -213,6 +216,8 @@ def _softmax(params: Any) -> Compute:
 
 
 def _reduction(name: str, compute: Callable[..., NDArray[np.float32]]) -> None:
+    """Registers a layer that reduces axes."""
+
     def prepare(params: Any) -> Compute:
         axes = None if params.reduceAll else tuple(params.axes)
         require(axes is None or len(axes) > 0, "no axes")

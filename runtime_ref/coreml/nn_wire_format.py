@@ -1,4 +1,4 @@
-"""Reads a Core ML neural network so that the weights of its custom layers stay in the mapped file.
+"""Reader of a Core ML neural network that leaves the weights of custom layers in the file.
 
 Only the rest of the protobuf is parsed.
 """
@@ -31,12 +31,12 @@ MODEL_NETWORK, NETWORK_LAYERS, LAYER_CUSTOM, CUSTOM_WEIGHTS, WEIGHT_FLOATS, WEIG
 
 
 class _WireError(ValueError):
-    """The bytes are no protobuf message."""
+    """Error of bytes that are no protobuf message."""
 
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of a message: its number and wire type, where it starts, and where its value lies."""
+    """Field of a message: its number and wire type, where it starts, and where its value lies."""
 
     number: int
     wire_type: int
@@ -46,7 +46,7 @@ class _Field:
 
 
 def _fields(data: NDArray[np.uint8], begin: int, end: int) -> Iterator[_Field]:
-    """The fields of the message at data[begin:end]. Raises _WireError."""
+    """Fields of the message at data[begin:end], in order. Raises _WireError."""
     while begin < end:
         key, at = _varint(data, begin, end)
         wire_type, value = key & 7, at
@@ -66,7 +66,7 @@ def _fields(data: NDArray[np.uint8], begin: int, end: int) -> Iterator[_Field]:
 
 
 def _varint(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
-    """The unsigned integer at `at`, and where it ends."""
+    """Unsigned integer at offset `at`, and the offset where it ends. Raises _WireError."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:
@@ -83,8 +83,10 @@ WeightFields = dict[int, NDArray[np.uint8]]  # a WeightParams: bytes uint8 by fi
 
 
 def read_model(data: NDArray[np.uint8]) -> tuple[Model, list[list[WeightFields]]]:
-    """The model without the weights of its custom layers, and these for each layer. Raises
-    _WireError, DecodeError."""
+    """Model without the weights of its custom layers, and these for each layer.
+
+    Raises _WireError, DecodeError.
+    """
     with quiet():
         from coremltools.proto.Model_pb2 import Model
     model, weights = Model(), []
@@ -105,7 +107,7 @@ def read_model(data: NDArray[np.uint8]) -> tuple[Model, list[list[WeightFields]]
 def _read_layer(
     data: NDArray[np.uint8], field: _Field, layer: NeuralNetworkLayer
 ) -> list[WeightFields]:
-    """Fills `layer` but for custom weights, which are returned."""
+    """Weights of a custom layer; everything else goes into `layer`. Raises _WireError."""
     weights = []
     for part in _fields(data, field.begin, field.end):
         if part.number != LAYER_CUSTOM or part.wire_type != 2:
@@ -121,7 +123,8 @@ def _read_layer(
 
 
 def _read_weights(data: NDArray[np.uint8], field: _Field) -> WeightFields:
+    """Bytes of a WeightParams by field number. Raises _WireError."""
     found = list(_fields(data, field.begin, field.end))
     if len({f.number for f in found}) != len(found) or any(f.wire_type != 2 for f in found):
-        raise _WireError(f"weights at byte {field.begin} that are not one run of bytes a kind")
+        raise _WireError(f"weights at byte {field.begin} that are not one piece of bytes a kind")
     return {f.number: data[f.begin : f.end] for f in found}

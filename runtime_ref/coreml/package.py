@@ -1,5 +1,4 @@
-"""Reads `.mlpackage` folders: their manifest, the model, and the weight files (MILBlob storage,
-version 2).
+"""Reader of `.mlpackage` folders: manifest, model, and weight files (MILBlob, version 2).
 
 A file is taken for hostile: every offset and size is checked against the file before anything is
 read through it.
@@ -34,8 +33,7 @@ STORAGE_VERSION, SENTINEL = 2, 0xDEADBEEF
 
 @dataclass(frozen=True)
 class Storage:
-    """How values of one type lie in a weight file: MILBlob's number of the type, bits, and the type
-    when unpacked."""
+    """Type of values in a weight file: MILBlob's number, bits, and the NumPy type when unpacked."""
 
     number: int
     bits: int
@@ -66,7 +64,7 @@ _NAMES = {storage.number: name for name, storage in STORAGE.items()}
 
 @dataclass(frozen=True)
 class CoreMLPackage:
-    """An `.mlpackage`. `weights_dir` is None if the manifest lists no weights."""
+    """Paths of an `.mlpackage`. `weights_dir` is None if the manifest lists no weights."""
 
     path: Path
     model_file: Path
@@ -74,8 +72,11 @@ class CoreMLPackage:
 
     @classmethod
     def open(cls, path: Path) -> CoreMLPackage:
-        """Raises BundleError if it is no package, its root is missing, or an item is absent or
-        points outside."""
+        """Package at `path`, whose manifest was checked.
+
+        Raises BundleError if it is no package, its root is missing, or an item is absent or points
+        outside.
+        """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version, root_id = manifest["fileFormatVersion"], manifest["rootModelIdentifier"]
@@ -111,6 +112,7 @@ class CoreMLPackage:
 
 
 def _item_problems(package: Path, item: str) -> list[str]:
+    """Problems of one item of the manifest; empty if there is none."""
     relative = PurePosixPath(item)
     if relative.is_absolute() or ".." in relative.parts or "\\" in item:
         return [f"{item!r} points outside the package"]
@@ -118,7 +120,7 @@ def _item_problems(package: Path, item: str) -> list[str]:
 
 
 def load_spec(model_file: Path) -> Model:
-    """The model as protobuf. Raises BundleError if the file is not one."""
+    """Model as protobuf. Raises BundleError if the file is not one."""
     with quiet():
         from coremltools.proto.Model_pb2 import Model
         from google.protobuf.message import DecodeError
@@ -134,8 +136,10 @@ def load_spec(model_file: Path) -> Model:
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as it lies in a file: `raw` uint8 [n_bytes], values of `dtype` one after another,
-    lowest bits first."""
+    """Tensor as it lies in a file: `raw` uint8 [n_bytes], values of `dtype`.
+
+    Values follow one another, lowest bits first.
+    """
 
     raw: NDArray[np.uint8]
     dtype: str
@@ -147,23 +151,26 @@ class Packed:
 
     @property
     def row_elements(self) -> int:
+        """Number of values of a row along axis 0."""
         return math.prod(self.shape[1:])
 
     def array(self) -> NDArray[Any]:
-        """All values [*shape]: a view where a value takes whole bytes, unpacked to (u)int8
-        otherwise."""
+        """All values, [*shape].
+
+        They are a view where a value takes whole bytes, unpacked to (u)int8 otherwise.
+        """
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
     def rows(self, begin: int, end: int) -> NDArray[Any]:
-        """Values [end - begin, *shape[1:]] of some rows, as `array` has them."""
+        """Values of rows `begin` to `end`, [end - begin, *shape[1:]], as `array` has them."""
         row = self.row_elements
         return self._values(begin * row, end * row).reshape(end - begin, *self.shape[1:])
 
     def look_up(self, table: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
-        """`table[value]` of every value of some rows, [end - begin, *shape[1:]]; `table` is [2 **
-        bits].
+        """Entries `table[value]` for rows `begin` to `end`, [end - begin, *shape[1:]].
 
-        For unsigned types. Where a byte holds whole values, all of them are looked up at once.
+        `table` is [2 ** bits]. For unsigned types. Where a byte holds whole values, all of them are
+        looked up at once.
         """
         row, bits = self.row_elements, self.storage.bits
         first, last = begin * row, end * row
@@ -187,19 +194,19 @@ class Packed:
 
 
 def _table_of_bytes(table: NDArray[Any], bits: int) -> NDArray[Any]:
-    """For each byte what all its values mean, as one opaque element."""
+    """Entries of all values in a byte, for each byte, as one opaque element: [256]."""
     shifts = np.arange(0, 8, bits)
     rows = table[(np.arange(256)[:, None] >> shifts) & (2**bits - 1)]  # [256, values in a byte]
     return np.ascontiguousarray(rows).view(f"V{rows.shape[1] * rows.itemsize}").reshape(256)
 
 
 def packed_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes, the last one filled up."""
+    """Size of a packed tensor in bytes, the last one filled up."""
     return -(-math.prod(shape) * STORAGE[dtype].bits // 8)
 
 
 class BlobFile:
-    """A weight file, memory-mapped. Raises BundleError if it is not one."""
+    """Weight file, memory-mapped. Raises BundleError if it is not one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -221,7 +228,7 @@ class BlobFile:
             )
 
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Packed:
-        """The tensor whose metadata lies at `offset`.
+        """Tensor whose metadata lies at `offset`, in bytes.
 
         Raises BundleError, naming what was found, if there is no such blob or it is not of this
         type and shape.
@@ -257,7 +264,7 @@ class BlobFile:
 
 
 class BlobFiles:
-    """The weight files of a package, opened when they are first named."""
+    """Weight files of a package, opened when they are first named."""
 
     PREFIX = "@model_path/weights/"
 
@@ -266,7 +273,7 @@ class BlobFiles:
         self._open = functools.cache(BlobFile)
 
     def read(self, name: str, offset: int, dtype: str, shape: tuple[int, ...]) -> Packed:
-        """A tensor of the file that a program calls `name`.
+        """Tensor of the file that a program calls `name`.
 
         Raises BundleError as BlobFile does, or for a name that leads outside the folder.
         """

@@ -1,9 +1,8 @@
-"""Memory limits the kernel enforces on a process, and what it counts: Linux control groups, or
-resource limits.
+"""Memory limits that the kernel enforces on a process, and counters of its memory.
 
-Both kinds of phone kill for memory that cannot be dropped (anonymous pages) and take clean file
-pages back instead. So does a control group: its limit holds for both, an anonymous page that does
-not fit kills, a file page is evicted.
+They are Linux control groups, or resource limits. Both kinds of phone kill for memory that cannot
+be dropped (anonymous pages) and take clean file pages back instead. So does a control group: its
+limit holds for both, an anonymous page that does not fit kills, a file page is evicted.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from typing import Protocol
 
 PREFIX = "tinyqmoe"
 RLIMIT_SLACK_BYTES = 64 << 20  # above the watchdog's limit: it acts first unless it is starved
-CHARGE_BYTES = (
-    1 << 20
-)  # more than a group is ever charged at once: it is full when less than that is left
+# More than a group is ever charged at once: it is full when less than that is left.
+CHARGE_BYTES = 1 << 20
 REMOVE_SECONDS = 5.0  # the kernel needs a moment to empty the group of a process that was killed
 _MARKED = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\w+")
 _numbers = itertools.count()
@@ -31,8 +29,10 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Counters:
-    """A process, from /proc/PID/status, in bytes; `hwm`: the largest resident set since the mark
-    was last reset."""
+    """Memory of a process from /proc/PID/status, in bytes, and its major page faults.
+
+    `hwm`: the largest resident set since the mark was last reset.
+    """
 
     anonymous_bytes: int  # and shared memory, and what of both is swapped out
     file_bytes: int
@@ -47,8 +47,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class Usage:
-    """What is counted against a limit, in bytes. `refaulted`: file pages that were evicted and read
-    again."""
+    """Memory that is counted against a limit, in bytes.
+
+    `refaulted`: file pages that were evicted and read again.
+    """
 
     anonymous_bytes: int
     file_bytes: int
@@ -58,33 +60,35 @@ class Usage:
 
 
 class Limit(Protocol):
-    """A limit that a child puts itself under (`join`), and that its parent watches and removes."""
+    """Limit that a child puts itself under (`join`), and that its parent watches and removes."""
 
     mechanism: str
     interval_s: float  # how often the parent looks
 
     def join(self) -> str | int:
-        """For `sandbox_child`: the file that takes its process id, or the bytes its RLIMIT_DATA may
-        grow."""
+        """How `sandbox_child` comes under the limit.
+
+        A text is the file that takes its process id; a number, the bytes its RLIMIT_DATA may grow.
+        """
 
     def usage(self, pid: int, at_join: Counters) -> Usage | None:
-        """Now; None when the process is gone."""
+        """Memory that is counted now; None when the process is gone."""
 
     def must_kill(self, usage: Usage) -> bool:
-        """Whether the parent has to do what the kernel does elsewhere."""
+        """Whether the parent has to kill, as the kernel does elsewhere."""
 
     def peak_bytes(self) -> int | None:
-        """The most that was ever counted, exactly; None where the kernel does not say."""
+        """Most that was ever counted, exactly, in bytes; None where the kernel does not say."""
 
     def killed(self) -> bool:
-        """Whether the kernel killed for this limit."""
+        """Whether the kernel killed a process for this limit."""
 
     def remove(self) -> None:
-        """Takes the limit away; its processes have ended."""
+        """Removes the limit, whose processes have ended."""
 
 
 def counters(pid: int | str = "self") -> Counters | None:
-    """Of a running process; None when it is gone."""
+    """Counters of a running process; None when it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -105,15 +109,17 @@ def counters(pid: int | str = "self") -> Counters | None:
         mapped_peak_bytes=kib["VmPeak"],
         data_bytes=kib["VmData"],
         locked_bytes=kib["VmLck"],
-        major_faults=int(
-            stat.rpartition(")")[2].split()[9]
-        ),  # the name in parentheses may hold spaces
+        # The name in parentheses may hold spaces.
+        major_faults=int(stat.rpartition(")")[2].split()[9]),
     )
 
 
 @dataclass(frozen=True)
 class _Files:
-    """How a version of control groups names things. Counts are in files of lines "name value"."""
+    """Names of files and counts in a version of control groups.
+
+    Counts are in files of lines "name value".
+    """
 
     mechanism: str
     limit: str
@@ -142,8 +148,10 @@ _V2 = _Files("cgroup v2 memory", "memory.max", "memory.swap.max", False,
 
 
 class Cgroup:
-    """A control group of its own. The first to touch a page pays for it: what was cached before is
-    not counted."""
+    """Control group of one run, with a limit.
+
+    The first to touch a page pays for it: what was cached before is not counted.
+    """
 
     interval_s = 0.01
 
@@ -177,11 +185,11 @@ class Cgroup:
         return int(peak.read_text()) if peak.exists() else None
 
     def killed(self) -> bool:
-        """For this limit, and not for one of a group above or because the machine had no more.
+        """Whether the kernel killed for this limit.
 
-        Version 2 counts how often this very limit left no way out. Version 1 does not: there, a
-        limit that was never reached did not kill; one that file pages had reached before is taken
-        for the cause.
+        Not for one of a group above, nor because the machine had no more. Version 2 counts how
+        often this very limit left no way out. Version 1 does not: there, a limit that was never
+        reached did not kill; one that file pages had reached before is taken for the cause.
         """
         events = _numbers_of(self._folder / self._files.events)
         if not events["oom_kill"]:
@@ -192,18 +200,20 @@ class Cgroup:
         return peak is None or peak >= self._limit_bytes - CHARGE_BYTES
 
     def remove(self) -> None:
-        """Leaves the folder to `remove_stale` if the kernel does not let go of it in time."""
+        """Removes the group, or leaves it to `remove_stale`.
+
+        The kernel may not let go of it in time.
+        """
         deadline = time.monotonic() + REMOVE_SECONDS
         while not _removed(self._folder) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
 class Watchdog:
-    """Without control groups: the parent reads the process's counters and kills it; RLIMIT_DATA
-    stands behind.
+    """Limit without control groups: the parent reads the counters of the process and kills it.
 
-    Only anonymous memory is limited. RLIMIT_DATA counts what was allocated and not yet touched, and
-    refuses it.
+    RLIMIT_DATA stands behind. Only anonymous memory is limited. RLIMIT_DATA counts what was
+    allocated and not yet touched, and refuses it.
     """
 
     mechanism = "RLIMIT_DATA and a watchdog"
@@ -238,12 +248,14 @@ class Watchdog:
         return False
 
     def remove(self) -> None:
-        """It ended with the process."""
+        """Removes nothing: the limit ended with the process."""
 
 
 def v2_limit(limit_bytes: int) -> Limit | None:
-    """A group below the nearest of ours whose memory controller is handed down to us; None if there
-    is none."""
+    """Limit in control groups of version 2; None if there is none.
+
+    It is a group below the nearest of ours whose memory controller is handed down to us.
+    """
     own = _own_group("cgroup2", "", "0")
     if own is None:
         return None
@@ -259,21 +271,25 @@ def v2_limit(limit_bytes: int) -> Limit | None:
 
 
 def v1_limit(limit_bytes: int) -> Limit | None:
-    """A group below our own, so that limits we are under hold too; None if we may not make one."""
+    """Limit in control groups of version 1; None if we may not make a group.
+
+    It is below our own group, so that limits we are under hold too.
+    """
     own = _own_group("cgroup", "memory", "memory")
     return _new_group(own[1], _V1, limit_bytes) if own else None
 
 
+# The first that works is used.
 MECHANISMS: tuple[Callable[[int], Limit | None], ...] = (
     v2_limit,
     v1_limit,
     Watchdog,
-)  # the first that works is used
+)
 
 
 @contextlib.contextmanager
 def open_limit(limit_bytes: int) -> Iterator[Limit]:
-    """The best limit this machine has, removed when the block ends, however it ends."""
+    """Context of the best limit this machine has, which is removed when the block ends."""
     limit = next(found for make in MECHANISMS if (found := make(limit_bytes)) is not None)
     try:
         yield limit
@@ -282,8 +298,10 @@ def open_limit(limit_bytes: int) -> Iterator[Limit]:
 
 
 def _own_group(fs_type: str, option: str, controller: str) -> tuple[Path, Path] | None:
-    """Mount point and folder of the group this process is in; `controller` as /proc/self/cgroup has
-    it, 0 is v2."""
+    """Mount point and folder of the group this process is in; None if there is none.
+
+    `controller` as /proc/self/cgroup has it, 0 is version 2.
+    """
     found = _mount(fs_type, option)
     if found is None:
         return None
@@ -298,7 +316,7 @@ def _own_group(fs_type: str, option: str, controller: str) -> tuple[Path, Path] 
 
 
 def _mount(fs_type: str, option: str) -> tuple[Path, str] | None:
-    """Where a file system of this type is mounted, and which folder of it."""
+    """Mount point of a file system of this type, and which folder of it; None if there is none."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, tail = line.partition(" - ")
         found, _, options = tail.split(" ", 2)
@@ -308,8 +326,11 @@ def _mount(fs_type: str, option: str) -> tuple[Path, str] | None:
 
 
 def _new_group(parent: Path, files: _Files, limit_bytes: int) -> Limit | None:
-    """Named by process, its start and a number, so that several live side by side and stale ones
-    are known."""
+    """New control group with a limit; None if it cannot be made.
+
+    It is named by process, its start and a number, so that several live side by side and stale ones
+    are known.
+    """
     remove_stale(parent)
     folder = parent / f"{mark()}-{next(_numbers)}"
     try:
@@ -324,12 +345,12 @@ def _new_group(parent: Path, files: _Files, limit_bytes: int) -> Limit | None:
 
 
 def mark() -> str:
-    """What the names of all that this process makes begin with: itself, by number and start."""
+    """First part of the names of all that this process makes: itself, by number and start."""
     return f"{PREFIX}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
 def stale(parent: Path) -> list[Path]:
-    """What a process has made in a folder that was killed before it could remove it."""
+    """Paths in a folder whose process was killed before it could remove them."""
     named = [(path, _MARKED.fullmatch(path.name)) for path in parent.glob(f"{PREFIX}-*")]
     return [path for path, name in named if name and _start_time(int(name[1])) != name[2]]
 
@@ -341,7 +362,7 @@ def remove_stale(parent: Path) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """In clock ticks since the machine started; "" if there is no such process."""
+    """Start of a process, in clock ticks of the machine; "" if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (FileNotFoundError, ProcessLookupError):
@@ -349,6 +370,7 @@ def _start_time(pid: int) -> str:
 
 
 def _removed(folder: Path) -> bool:
+    """Whether a folder is gone now."""
     try:
         folder.rmdir()
     except FileNotFoundError:
@@ -359,5 +381,6 @@ def _removed(folder: Path) -> bool:
 
 
 def _numbers_of(file: Path) -> dict[str, int]:
+    """Counts of a file with lines "name value", by name."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {name: int(value) for name, value in lines}

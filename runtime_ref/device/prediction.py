@@ -1,4 +1,4 @@
-"""How much memory a package will take, said before it runs, and by whom.
+"""Prediction of the memory that a package takes, before it runs, and of who holds it.
 
 Counted as phones count. *Dirty* memory was written and cannot be dropped: the limits of phones are
 about it. *Clean* memory is pages of files, which the system takes back when it is short and reads
@@ -28,27 +28,29 @@ MAPPED_BESIDES = 30 * MB  # stacks of threads, and what allocators reserve
 
 @dataclass(frozen=True)
 class PhasePrediction:
-    """Who holds how much while one part of a run is at its peak."""
+    """Predicted memory of each holder while one phase of a run is at its peak."""
 
     name: str  # load | prefill | decode
     holders: tuple[Holder, ...]
 
     @property
     def dirty_bytes(self) -> int:
+        """Dirty memory of all holders, in bytes."""
         return sum(h.dirty_bytes for h in self.holders)
 
     @property
     def clean_bytes(self) -> int:
+        """Clean memory of all holders, in bytes."""
         return sum(h.clean_bytes for h in self.holders)
 
     def largest(self, n: int = 3) -> list[Holder]:
-        """Those that hold most dirty memory, the largest first."""
+        """Holders of most dirty memory, the largest first."""
         return sorted((h for h in self.holders if h.dirty_bytes), key=lambda h: -h.dirty_bytes)[:n]
 
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """The phases of a run that fills the context, and the address space it maps, in bytes."""
+    """Predicted phases of a run that fills the context, and the address space in bytes."""
 
     format: str
     residency: str
@@ -57,21 +59,24 @@ class MemoryPrediction:
 
     @property
     def peak(self) -> PhasePrediction:
-        """The phase with most dirty memory."""
+        """Phase with most dirty memory."""
         return max(self.phases, key=lambda p: p.dirty_bytes)
 
     @property
     def dirty_bytes(self) -> int:
+        """Dirty memory at its peak, in bytes."""
         return self.peak.dirty_bytes
 
     @property
     def clean_bytes(self) -> int:
-        """Of files that are read in the course of a run: more than there is room for is read again
-        and again."""
+        """Size of the files that are read in the course of a run, in bytes.
+
+        More than there is room for is read again and again.
+        """
         return max(p.clean_bytes for p in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with the sums."""
+        """Prediction as plain values, with the sums."""
         phases = [
             {"phase": p.name, "dirty_bytes": p.dirty_bytes, "clean_bytes": p.clean_bytes,
              "holders": [vars(h) for h in p.holders]}
@@ -90,7 +95,7 @@ class MemoryPrediction:
 def predict(
     manifest: Manifest, artifact: Artifact, residency: Residency, context: int | None = None
 ) -> MemoryPrediction:
-    """The memory of a run that fills the context, in bytes.
+    """Predicted memory of a run that fills the context, in bytes.
 
     `context`: positions, if it were exported with others than it was. Raises BundleError for a
     model that is not described whole.
@@ -132,8 +137,11 @@ def _model_shape(manifest: Manifest, artifact: Artifact, context: int) -> ModelS
 
 
 def _weights(manifest: Manifest, artifact: Artifact, residency: Residency) -> list[Holder]:
-    """Of every package its file; of a coded one the tables of its dictionaries and what residency
-    makes of it."""
+    """Holders of the weights, by residency.
+
+    Every package has its file, a coded one also the tables of its dictionaries and what is
+    expanded.
+    """
     holders = [Holder("package, as it lies in its files", 0, package_bytes(manifest, artifact))]
     coded = coded_entries(manifest, artifact)
     if not coded:
@@ -152,7 +160,10 @@ def _weights(manifest: Manifest, artifact: Artifact, residency: Residency) -> li
 
 
 def package_bytes(manifest: Manifest, artifact: Artifact) -> int:
-    """Of the files a runtime maps: those of an ML Program exist after `tinyqmoe expand`."""
+    """Size of the files a runtime maps, in bytes.
+
+    Those of an ML Program exist after `tinyqmoe expand`.
+    """
     inside = artifact.path + "/"
     if expanded := [f.n_bytes for f in manifest.expanded if f.path.startswith(inside)]:
         return sum(expanded)
@@ -160,20 +171,25 @@ def package_bytes(manifest: Manifest, artifact: Artifact) -> int:
 
 
 def coded_entries(manifest: Manifest, artifact: Artifact) -> list[CodedTensor]:
-    """The matrices that the products of a package read in TQLZ form, in the order of use."""
+    """Matrices that the products of a package read in TQLZ form, in the order of use."""
     return [CodedTensor.of_entry(t) for t in in_order_of_use(_tqlz(manifest, artifact))]
 
 
 def _tqlz(manifest: Manifest, artifact: Artifact) -> list[TensorEntry]:
+    """Entries of the matrices that a package has in TQLZ form."""
     return [t for t in manifest.tensors if artifact.places[t.name].form == "tqlz"]
 
 
 def _lzw(manifest: Manifest, artifact: Artifact) -> list[TensorEntry]:
+    """Entries of the matrices that a package has coded with a dictionary."""
     return [t for t in _tqlz(manifest, artifact) if t.codec == "lzw"]
 
 
 def _table_bytes(t: TensorEntry) -> int:
-    """A dictionary as it is in memory: a phrase of `cap` bytes and its length for each codeword."""
+    """Size of a dictionary in memory, in bytes.
+
+    It has a phrase of `cap` bytes and its length for each codeword.
+    """
     return (1 << t.code_bits) * (t.cap + 1)
 
 
@@ -181,7 +197,7 @@ def _table_bytes(t: TensorEntry) -> int:
 
 
 def problems(prediction: MemoryPrediction, budget: MemoryBudget) -> list[str]:
-    """Why a package does not fit a device; empty if it does."""
+    """Reasons why a package is predicted not to fit a device; empty if it fits."""
     found = []
     if prediction.dirty_bytes > budget.dirty_bytes:
         found.append(

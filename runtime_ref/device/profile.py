@@ -1,8 +1,8 @@
-"""Phones and tablets: what is known of each, from where, and how sure it is; and the memory an app
-has there.
+"""Profiles of phones and tablets, and the memory that an app may use there.
 
-A device is a TOML file in `devices/`, its name the file's. Every number is a table { value, source,
-confidence } and has its unit in its key; MB and GB are powers of ten, as device makers count.
+A profile says what is known, from where, and how sure it is. A device is a TOML file in `devices/`,
+its name the file's. Every number is a table { value, source, confidence } and has its unit in its
+key; MB and GB are powers of ten, as device makers count.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ORDER = (  # the first is at most the second
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, the public reference it is from, and how far to trust it: high, medium or low."""
+    """Number with the public reference it is from, and its confidence: high, medium or low."""
 
     value: float
     source: str
@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """A device. What is not known is None.
+    """Profile of a device. What is not known is None.
 
     limit_mb: of an iOS app's footprint, and with the increased-memory-limit entitlement. mapped_gb:
     ceiling of its mapped address space. available_mb: what an Android app finds free.
@@ -75,7 +75,7 @@ class DeviceProfile:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Whose packages run there."""
+        """Names of the backends whose packages run there."""
         return ("executorch", "coreml") if self.platform == "ios" else ("executorch",)
 
     @property
@@ -92,7 +92,7 @@ class DeviceProfile:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What an app may use on a device, in bytes.
+    """Memory that an app may use on a device, in bytes.
 
     dirty_bytes: of memory that cannot be dropped, in the sense of `counted`; the app is killed
     above it. available_bytes: of everything in memory, clean pages of files too; more is evicted
@@ -108,7 +108,7 @@ class MemoryBudget:
 
 
 def load(name: str) -> DeviceProfile:
-    """A device that ships with the package. Raises UsageError, with names that are alike."""
+    """Profile that ships with the package. Raises UsageError, with names that are alike."""
     names = _names()
     if name not in names:
         alike = difflib.get_close_matches(name.lower().replace(" ", "-"), names, n=3, cutoff=0.5)
@@ -118,17 +118,20 @@ def load(name: str) -> DeviceProfile:
 
 
 def all_devices() -> list[DeviceProfile]:
-    """All that ship with the package, by name."""
+    """All profiles that ship with the package, by name."""
     return [load_file(FOLDER / f"{name}.toml") for name in _names()]
 
 
 def _names() -> list[str]:
+    """Names of all devices that ship with the package, sorted."""
     return sorted(file.stem for file in FOLDER.glob("*.toml"))
 
 
 def load_file(path: Path) -> DeviceProfile:
-    """A device from a file. Raises UsageError if there is none, TinyQMoEError with everything that
-    is wrong in it."""
+    """Profile from a file.
+
+    Raises UsageError if there is none, TinyQMoEError with everything that is wrong in it.
+    """
     if not path.is_file():
         raise UsageError(
             f"there is no file {path}", do="`tinyqmoe devices` lists the devices that need none"
@@ -145,7 +148,7 @@ def load_file(path: Path) -> DeviceProfile:
 
 
 def memory_budget(profile: DeviceProfile, *, entitlement: bool) -> MemoryBudget:
-    """What an app may use; `entitlement` is iOS's increased-memory-limit.
+    """Memory that an app may use; `entitlement` is iOS's increased-memory-limit.
 
     How much room iOS leaves to clean pages is not public: the limit stands in for it. On Android,
     dirty memory can be no more than what is available. Raises UsageError where the entitlement
@@ -174,12 +177,12 @@ def memory_budget(profile: DeviceProfile, *, entitlement: bool) -> MemoryBudget:
 
 
 def _mb(figure: Figure | None) -> int:
-    """In bytes, of a figure that a file must have."""
+    """Bytes of a figure in MB that a file must have."""
     return int(cast(Figure, figure).value * 1e6)
 
 
 def _problems(raw: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with a file."""
+    """Everything that is wrong with a file; empty if nothing is."""
     known = {f.name: f for f in fields(DeviceProfile) if f.name != "name"}
     platform = raw.get("platform")
     found = [f"{key} is unknown" for key in raw if key not in known]
@@ -202,6 +205,7 @@ def _problems(raw: dict[str, Any]) -> list[str]:
 
 
 def _figure_problems(key: str, raw: object) -> list[str]:
+    """Everything that is wrong with one figure; empty if nothing is."""
     if not isinstance(raw, dict):
         return [f"{key} must be {{ value, source, confidence }}, got {raw!r}"]
     found = [
@@ -223,11 +227,12 @@ def _figure_problems(key: str, raw: object) -> list[str]:
 
 
 def _is_text(value: object) -> bool:
+    """Whether a value is a text that says something."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def _order_problems(raw: dict[str, Any]) -> list[str]:
-    """Figures that contradict each other."""
+    """Figures that contradict each other; empty if none do."""
     found = []
     for less, more in _ORDER:
         if less in raw and more in raw:

@@ -1,12 +1,14 @@
-"""How fast a package might decode on a device: a projection from bytes and cores, never a
-measurement.
+"""Projection of how fast a package might decode on a device, from bytes and cores.
+
+It is never a measurement:
 
     token_ms = max(memory_ms, compute_ms) + flash_ms
 
-    memory_ms  = (weights_bytes + kv_bytes) / (share x DRAM bandwidth)      share of the peak: 0.5
-    and 0.6 compute_ms = 1000 / measured tokens/s x measured threads / performance cores of the
-    device flash_ms   = shortfall_bytes / flash bandwidth shortfall_bytes = max(0, clean_bytes -
-    (available_bytes - dirty_bytes))
+    memory_ms = (weights_bytes + kv_bytes) / (share x DRAM bandwidth)
+    share of the peak bandwidth: 0.5 to 0.6
+    compute_ms = 1000 / measured tokens/s x measured threads / performance cores of the device
+    flash_ms = shortfall_bytes / flash bandwidth
+    shortfall_bytes = max(0, clean_bytes - (available_bytes - dirty_bytes))
 
 What it cannot know: clocks and instructions per clock (a performance core counts as one of the
 machine measured), what NEON makes of the kernels, heat, other apps, and how well cores share the
@@ -27,7 +29,7 @@ BANDWIDTH_SHARES = (0.5, 0.6)  # of the peak that decoding reaches on phones
 
 @dataclass(frozen=True)
 class TokenTraffic:
-    """What one decoded token reads, in bytes.
+    """Memory that one decoded token reads, in bytes.
 
     weights_bytes: matrices in the form they are held in, with their scales. kv_bytes: of the cache,
     as far as it is filled. clean_bytes: how much of the weights lies in clean pages of files, and
@@ -53,11 +55,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Projection:
-    """A projected speed with all that went in. Ranges are from the lower to the upper share of the
-    bandwidth.
+    """Projected speed with all that went in.
 
-    missing: figures of the device that are needed and not known; then there are no tokens per
-    second.
+    Ranges are from the lower to the upper share of the bandwidth. missing: figures of the device
+    that are needed and not known; then there are no tokens per second.
     """
 
     device: str
@@ -75,10 +76,10 @@ class Projection:
 def token_traffic(
     manifest: Manifest, artifact: Artifact, residency: Residency, fill_tokens: int
 ) -> TokenTraffic:
-    """Of a package with its weights where `residency` has them, and `fill_tokens` of the context
-    filled.
+    """Memory that a token reads, in bytes.
 
-    An embedding apart from the head is read by one row a token, and left out.
+    The weights are where `residency` has them, and `fill_tokens` of the context are filled. An
+    embedding apart from the head is read by one row a token, and left out.
     """
     used = in_order_of_use(manifest.tensors)
     coded = {
@@ -111,7 +112,7 @@ def project(
     dirty_bytes: int,
     measured: Measured,
 ) -> Projection:
-    """The formula of this module; `dirty_bytes` are what the run was seen to use."""
+    """Projected speed by the formula above; `dirty_bytes` are what the run was seen to use."""
     shortfall = max(0, traffic.clean_bytes - max(0, budget.available_bytes - dirty_bytes))
     moved = traffic.weights_bytes + traffic.kv_bytes
     low, high = (moved / (share * profile.dram_gb_per_s.value * 1e6) for share in BANDWIDTH_SHARES)

@@ -1,5 +1,7 @@
-"""A package on a simulated phone: the memory it is predicted to take, and what it took under the
-phone's limit."""
+"""Plan and run of a package on a simulated phone.
+
+A plan has the memory it is predicted to take, a run what it took under the limit of the phone.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,13 @@ from runtime_ref.device.sandbox_report import SandboxReport
 from runtime_ref.residency import Mode, Residency
 
 MIN_CONTEXT = 256  # less is of no use to a chat
-RESERVE_SHARE, RESERVE_BYTES = (
-    0.1,
-    8_000_000,
-)  # of a prediction: what `auto` leaves free, as predictions are not exact
+# What `auto` leaves free beside a prediction: a share of it, and bytes. Predictions are not exact.
+RESERVE_SHARE, RESERVE_BYTES = 0.1, 8_000_000
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A package on a device, before it runs."""
+    """Package on a device, before it runs: its budget, residency and predicted memory."""
 
     profile: DeviceProfile
     budget: MemoryBudget
@@ -43,17 +43,20 @@ class DevicePlan:
 
     @property
     def problems(self) -> list[str]:
-        """Why it is predicted not to fit; empty if it does."""
+        """Reasons why it is predicted not to fit; empty if it fits."""
         return predictions.problems(self.prediction, self.budget)
 
     @property
     def shortfall_bytes(self) -> int:
-        """Of files that find no room beside dirty memory: what a token has to read again."""
+        """Size of files that find no room beside dirty memory, in bytes.
+
+        A token has to read them again.
+        """
         room = max(0, self.budget.available_bytes - self.prediction.dirty_bytes)
         return max(0, self.prediction.clean_bytes - room)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Plan as plain values."""
         return {
             "device": self.profile.name,
             "format": self.artifact.format,
@@ -68,7 +71,7 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """A package after its run. `problems` says why it does not fit; empty if it does."""
+    """Package after its run. `problems` says why it does not fit; empty if it fits."""
 
     plan: DevicePlan
     report: SandboxReport
@@ -76,10 +79,11 @@ class DeviceRun:
 
     @property
     def fits(self) -> bool:
+        """Whether the run kept within the limits of the device."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; what was predicted to be wrong gives way to what was."""
+        """Run as plain values; measured problems take the place of predicted ones."""
         measured = {"fits": self.fits, "problems": self.problems, "report": self.report.to_dict()}
         return self.plan.to_dict() | measured
 
@@ -92,10 +96,11 @@ def plan_run(
     entitlement: bool,
     mode: Mode | None,
 ) -> DevicePlan:
-    """Chooses what is expanded where. `mode` None: `auto`, where the package has coded weights.
+    """Plan of a package on a device: what is expanded where.
 
-    `auto` expands into what the limit leaves; where the files do not fit beside that, a part of
-    them is kept in memory. Raises UsageError for an ML Program with a mode, and as `memory_budget`.
+    `mode` None is `auto`, where the package has coded weights. `auto` expands into what the limit
+    leaves; where the files do not fit beside that, a part of them is kept in memory. Raises
+    UsageError for an ML Program with a mode, and as `memory_budget`.
     """
     budget = memory_budget(profile, entitlement=entitlement)
     if not runners.module(artifact.format).HAS_RESIDENCY:
@@ -122,15 +127,17 @@ def plan_run(
 
 
 def reserve(dirty_bytes: int) -> int:
-    """What is left free beside a prediction."""
+    """Memory that is left free beside a prediction, in bytes."""
     return int(RESERVE_SHARE * dirty_bytes) + RESERVE_BYTES
 
 
 def run(
     bundle: Bundle, plan: DevicePlan, task: str, arguments: dict[str, Any], progress: Progress
 ) -> DeviceRun:
-    """`task` of sandbox_tasks, with what it needs besides the package, under the limits of the
-    device."""
+    """Run of a task of sandbox_tasks under the limits of the device.
+
+    `arguments` are what it needs besides the package.
+    """
     artifact, budget, residency = plan.artifact, plan.budget, plan.residency
     common = {
         "bundle": str(bundle.path),
@@ -153,7 +160,10 @@ def run(
 
 
 def _problems(report: SandboxReport, plan: DevicePlan) -> list[str]:
-    """Why a run does not fit; for one that was killed also who, as predicted, holds most."""
+    """Reasons why a run does not fit; empty if it fits.
+
+    For one that was killed also who, as predicted, holds most.
+    """
     found = sandbox_report.problems(report, plan.budget)
     if report.outcome == "killed":
         largest = (
@@ -166,8 +176,10 @@ def _problems(report: SandboxReport, plan: DevicePlan) -> list[str]:
 def run_each(
     bundle: Bundle, plans: Sequence[DevicePlan], task: str, progress: Progress
 ) -> list[DeviceRun]:
-    """`task` for each; devices that make no difference to the run share one, and have a verdict
-    each."""
+    """Runs of `task` for each plan, in their order.
+
+    Devices that make no difference to the run share one, and have a verdict each.
+    """
     done: dict[Any, SandboxReport] = {}
     runs = []
     for number, p in enumerate(plans, 1):
@@ -182,10 +194,10 @@ def run_each(
 
 
 def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
-    """From the tokens a second of a generation by ExecuTorch; None if there was none, or too few
-    tokens to tell.
+    """Projected speed from the tokens a second of a generation.
 
-    An interpreter's speed says nothing of Core ML's.
+    None if there was none, too few tokens to tell, or the runner is an interpreter. An
+    interpreter's speed says nothing of Core ML's.
     """
     result, is_real = done.report.result, runners.module(done.plan.artifact.format).SPEED_IS_REAL
     if result is None or len(result.get("tokens", [])) < 2 or not is_real:
@@ -203,7 +215,7 @@ def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:
 
 
 def advice(manifest: Manifest, plan: DevicePlan) -> list[str]:
-    """What would make a package fit that does not, each for itself, with what it brings."""
+    """Changes that would make a package fit that does not, each with what it brings."""
     artifact, profile, budget = plan.artifact, plan.profile, plan.budget
     found: list[str] = []
     if not plan.problems:
@@ -225,6 +237,7 @@ def advice(manifest: Manifest, plan: DevicePlan) -> list[str]:
 
 
 def _said(what: str, prediction: MemoryPrediction, budget: MemoryBudget) -> str:
+    """Line of advice: a change, its predicted memory, and whether it would do."""
     does = "would not do alone" if predictions.problems(prediction, budget) else "fits"
     return (
         f"{what}: {prediction.dirty_bytes / 1e6:,.0f} MB of {budget.dirty_bytes / 1e6:,.0f} "

@@ -1,5 +1,4 @@
-"""Runs a task in a child process under a memory limit that the kernel enforces, and says what the
-task used.
+"""Sandbox: a task in a child process under a memory limit that the kernel enforces.
 
 What is enforced: everything the task touches first after it has come under the limit. Anonymous
 memory that does not fit gets the child killed, as an app is; clean pages of files are evicted and
@@ -53,7 +52,7 @@ def run(
     *,
     dirty_limit_bytes: int | None = None,
 ) -> SandboxReport:
-    """Calls `task`, "module:function", in a child process under a limit.
+    """Report of `task`, "module:function", called in a child process under a limit.
 
     The function takes (arguments, report_phase) and returns a dict for JSON; its module may have a
     `prepare(arguments)`, which is called before the limit holds, for imports. `files_to_drop` leave
@@ -91,8 +90,10 @@ def run(
 def _child(
     request: dict[str, Any], output: IO[bytes]
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A child that has its request, and where its messages come from. It does not outlive the
-    block, nor do its temporary files; those of a run that was killed itself go with the next.
+    """Context of a child that has its request, and the pipe its messages come from.
+
+    It does not outlive the block, nor do its temporary files; those of a run that was killed itself
+    go with the next.
     """
     for left in memory_limits.stale(Path(tempfile.gettempdir())):
         shutil.rmtree(left, ignore_errors=True)
@@ -124,14 +125,17 @@ def _child(
 
 
 def _last_words(output: IO[bytes]) -> str:
+    """End of the output of a child, as text."""
     output.seek(max(0, output.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
     return output.read().decode(errors="replace").strip()
 
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit, so that nothing is left behind; a handler that is there
-    stays."""
+    """Context in which SIGTERM raises SystemExit, so that nothing is left behind.
+
+    A handler that is there stays.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,5 +1,4 @@
-"""The child of `runtime_ref.device.sandbox`: a fresh interpreter that puts itself under a limit and
-does one task.
+"""Child of `runtime_ref.device.sandbox`: a fresh interpreter under a limit, for one task.
 
 What an app does not have, the Python runtime and its libraries, is loaded before the limit holds.
 What an app has comes after: the files of the bundle, which are dropped from the page cache first,
@@ -34,8 +33,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Reads the request from stdin; writes messages, one JSON object a line, to the descriptor in
-    the arguments."""
+    """Main function of the child: request from stdin, messages to a descriptor.
+
+    Messages are one JSON object a line; the descriptor is in the arguments.
+    """
     faulthandler.enable()
     request = json.load(sys.stdin)
     forbid_locking()  # before any thread starts: each has capabilities of its own
@@ -54,6 +55,7 @@ def main() -> None:
 
 
 def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
+    """Result of the task in a request."""
     module_name, _, name = request["task"].partition(":")
     module = importlib.import_module(module_name)
     if hasattr(module, "prepare"):
@@ -70,8 +72,10 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
 
 
 def _join(how: str | int) -> Counters:
-    """Comes under the limit, as small as it can be: freed memory that is reused would not be
-    counted again."""
+    """Counters at the moment it comes under the limit, as small as it can be.
+
+    Freed memory that is reused would not be counted again.
+    """
     release_free_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _own_counters()
@@ -83,17 +87,18 @@ def _join(how: str | int) -> Counters:
 
 
 def _own_counters() -> Counters:
+    """Counters of this process."""
     now = counters()
     assert now is not None, "a process that asks is there"
     return now
 
 
 def forbid_locking() -> None:
-    """ExecuTorch's loader for Python locks the pages it maps, and goes on where that fails, as it
-    does on a phone.
+    """Forbids this process to lock pages.
 
-    Locked pages are clean and yet cannot be evicted. Root may lock whatever the limit says, hence
-    the capability.
+    ExecuTorch's loader for Python locks the pages it maps, and goes on where that fails, as it does
+    on a phone. Locked pages are clean and yet cannot be evicted. Root may lock whatever the limit
+    says, hence the capability.
     """
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
@@ -107,15 +112,17 @@ def forbid_locking() -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Ends with the parent, also when that is killed."""
+    """Makes this process end with its parent, also when that is killed."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the parent has gone")
 
 
 def drop_from_page_cache(file: Path) -> int:
-    """Writes a file back and asks the kernel to forget it; the bytes that are cached
-    nevertheless."""
+    """Size of what stays cached of a file that the kernel was asked to forget, in bytes.
+
+    The file is written back first.
+    """
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -123,7 +130,7 @@ def drop_from_page_cache(file: Path) -> int:
 
 
 def cached_bytes(opened: BinaryIO) -> int:
-    """How much of a file lies in the page cache, by mincore."""
+    """Size of what lies in the page cache of a file, in bytes, by mincore."""
     n_bytes = os.fstat(opened.fileno()).st_size
     if n_bytes == 0:
         return 0
@@ -139,6 +146,7 @@ def cached_bytes(opened: BinaryIO) -> int:
 
 
 def _tell(messages: BinaryIO, **message: Any) -> None:
+    """Writes one message to the parent."""
     messages.write(json.dumps(message).encode() + b"\n")
     messages.flush()
 

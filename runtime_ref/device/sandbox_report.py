@@ -1,5 +1,4 @@
-"""What became of a run in a sandbox: memory by phase and over time, and why it does not fit a
-device."""
+"""Report of a run in a sandbox: memory by phase and over time, and why it does not fit."""
 
 from __future__ import annotations
 
@@ -9,9 +8,8 @@ from typing import Any, Literal
 from runtime_ref.device.memory_limits import Counters
 from runtime_ref.device.profile import MemoryBudget
 
-LIBRARIES_BYTES = (
-    64 << 20
-)  # of the interpreter and its libraries, in memory already, that a task may come to touch
+# What a task may come to touch of the interpreter and its libraries, which are in memory already.
+LIBRARIES_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class PhaseStart:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was counted against the limit at one moment, in bytes; anonymous is what kills."""
+    """Memory counted against the limit at one moment, in bytes; anonymous is what kills."""
 
     ms: float
     anonymous_bytes: int
@@ -35,9 +33,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What became of a run. Peaks are of samples, taken every 1 to 10 ms, except
-    `peak_group_bytes`, which is exact.
+    """Report of a run in a sandbox.
 
+    Peaks are of samples, taken every 1 to 10 ms, except `peak_group_bytes`, which is exact.
     outcome: ok; killed, for its memory; or failed, of something else. phase: the last one the child
     reported. peak_group_bytes: everything charged, None where the kernel does not count it.
     peak_dirty_bytes: anonymous memory, by the group or by the process, whichever is more.
@@ -72,12 +70,12 @@ class SandboxReport:
         return self.peak_group_bytes is not None and self.peak_group_bytes > 0.95 * self.limit_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Report as plain values, with all of its parts."""
         return asdict(self)
 
 
 def problems(report: SandboxReport, budget: MemoryBudget) -> list[str]:
-    """Why a run does not fit a device; empty if it does."""
+    """Reasons why a run does not fit a device; empty if it fits."""
     found = []
     if report.outcome != "ok":
         found.append(f"{report.outcome} in phase {report.phase!r}: {report.detail}")

@@ -1,8 +1,7 @@
-"""What runs in a sandbox: `sandbox.run("runtime_ref.device.sandbox_tasks:generate", ...)` and
-`:parity`.
+"""Tasks that run in a sandbox: `generate` and `parity`.
 
-Arguments are plain values. Common to both: `bundle`, a path; `format` of the artifact; `residency`,
-from `plain`.
+`sandbox.run("runtime_ref.device.sandbox_tasks:generate", ...)` runs one. Arguments are plain
+values. Common to both: `bundle`, a path; `format` of the artifact; `residency`, from `plain`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ReportPhase = Callable[..., None]  # (phase, done=0, total=0)
 
 
 def plain(residency: Residency) -> dict[str, Any]:
-    """As JSON can hold it."""
+    """Residency as values that JSON can hold."""
     return asdict(residency) | {"cache_dir": residency.cache_dir and str(residency.cache_dir)}
 
 
@@ -44,8 +43,11 @@ def prepare(arguments: dict[str, Any]) -> None:
 
 
 def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> list[Path]:
-    """What a task reads: the package, expanded too where it is, the reference, the tokenizer,
-    expanded weights."""
+    """Files that a task reads, sorted.
+
+    They are the package, expanded too where it is, the reference, the tokenizer and expanded
+    weights.
+    """
     package = bundle.file(artifact.path)
     files = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
     files += map(bundle.file, [*artifact.files, REFERENCE, "tokenizer.json"])
@@ -56,11 +58,10 @@ def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> l
 
 
 def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
-    """Generates from `prompt`, token ids, at most `max_new_tokens`, with `sampling`: tokens, text,
-    milliseconds, speed.
+    """Tokens, text, milliseconds and speed of a generation from `prompt`, token ids.
 
-    The tokenizer comes first, and what reading it took is returned: an app that does so needs less
-    at its peak.
+    It has at most `max_new_tokens`, chosen with `sampling`. The tokenizer comes first, and what
+    reading it took is returned: an app that does so needs less at its peak.
     """
     report_phase("load")
     begin = time.perf_counter()
@@ -83,7 +84,7 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
 
 
 def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
-    """In a thread, which has a heap of its own.
+    """Tokenizer, read in a thread that has a heap of its own.
 
     Reading leaves large holes. glibc would put arrays into them and then not return these, as the
     allocators of phones do: they keep large blocks apart from small ones.
@@ -95,7 +96,7 @@ def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:
 
 
 class _Watched:
-    """A runner that says how far it is."""
+    """Runner that reports how far it is."""
 
     def __init__(
         self, runner: Runner, prompt_tokens: int, limit: int, report_phase: ReportPhase
@@ -110,6 +111,7 @@ class _Watched:
         self.file, self.float_activations = runner.file, runner.float_activations
 
     def forward(self, tokens: Sequence[int], position: int) -> Any:
+        """Logits of the last position, float32 [V], as the runner gives them."""
         if position == 0:
             self._report("prefill", 0, self._prompt_tokens)
         else:
@@ -120,7 +122,7 @@ class _Watched:
 def _tokens_only(
     runner: Runner, prompt: Sequence[int], limit: int, sampling: Sampling, eos: Sequence[int]
 ) -> dict[str, Any]:
-    """For a model without a tokenizer, as `generate.run`."""
+    """Generation of a model without a tokenizer, with the keys of `generate.RunResult`."""
     tokens: list[int] = []
     begin = first = time.perf_counter()
     for token in generate_tokens(runner, prompt, limit, sampling, eos):
@@ -149,13 +151,14 @@ def parity(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, An
 
 
 def parity_report(result: dict[str, Any]) -> ParityReport:
-    """What `parity` gave, as it was."""
+    """Report of a result of `parity`, as it was made."""
     tolerances = {name: Tolerance(**gates) for name, gates in result["tolerances"].items()}
     checks = [Check(**check) for check in result["checks"]]
     return ParityReport(result["backend"], result["activations"], tolerances, checks)
 
 
 def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) -> Runner:
+    """Runner of the package that the arguments name."""
     wanted = arguments["residency"]
     folder = wanted["cache_dir"] and Path(wanted["cache_dir"])
     artifact = bundle.artifact(arguments["format"])
@@ -164,6 +167,6 @@ def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) 
 
 
 def _stats(runner: Runner) -> dict[str, int] | None:
-    """What the core held and did; None for a package that does not use it."""
+    """Memory that the core held and what it did; None for a package that does not use it."""
     core = runners.module(runner.artifact.format).core()
     return None if core is None else asdict(residencies.stats(core))

@@ -1,5 +1,4 @@
-"""Watches a child of the sandbox: hears its messages, looks at its memory, and kills it at its
-limit."""
+"""Watch over a child of the sandbox: its messages, its memory, and its end at the limit."""
 
 from __future__ import annotations
 
@@ -20,14 +19,12 @@ from runtime_ref.device.sandbox_report import PhaseStart, Sample, SandboxReport
 MAX_SAMPLES = 2000
 
 
-SHORTEST_INTERVAL_S, LOOKS = (
-    0.001,
-    200,
-)  # between two looks at a child: the time it has had, in so many parts
+# Between two looks at a child there is the time it has had, divided by LOOKS, or the shortest.
+SHORTEST_INTERVAL_S, LOOKS = 0.001, 200
 
 
 class Watch:
-    """What is known of a child while it runs."""
+    """State of a child while it runs, as far as it is known."""
 
     def __init__(
         self,
@@ -66,7 +63,10 @@ class Watch:
         self._end = time.perf_counter()
 
     def _interval_s(self) -> float:
-        """Short at first: what a small model needs comes and goes within a millisecond or two."""
+        """Time between two looks, in seconds.
+
+        It is short at first: what a small model needs comes and goes within a millisecond or two.
+        """
         return min(self._limit.interval_s, max(SHORTEST_INTERVAL_S, self._ms() / 1e3 / LOOKS))
 
     def _hear(self, message: dict[str, Any]) -> None:
@@ -91,6 +91,7 @@ class Watch:
             self._phases.append(PhaseStart(name, self._ms(), now))
 
     def _ms(self) -> float:
+        """Time since the child joined the limit, in milliseconds."""
         return (time.perf_counter() - self._begin) * 1e3
 
     def _see(self, now: Counters) -> None:
@@ -98,7 +99,7 @@ class Watch:
         self._peaks.see_process(self._at_join, now)
 
     def _look(self) -> None:
-        """Before the child has joined there is nothing to see."""
+        """Counts the memory of the child, and kills it above a limit, once it has joined."""
         if self._at_join is None:
             return
         if now := counters(self._pid):
@@ -117,12 +118,11 @@ class Watch:
 
     def _kill(self) -> None:
         self._killed = True
-        os.kill(
-            self._pid, signal.SIGKILL
-        )  # it is not reaped before the end, so the number is still its own
+        # The child is not reaped before the end, so the number is still its own.
+        os.kill(self._pid, signal.SIGKILL)
 
     def report(self, return_code: int, last_words: str) -> SandboxReport:
-        """After the end of the child."""
+        """Report of the run, after the end of the child."""
         self._look()
         killed = self._result is None and (self._killed or self._limit.killed())
         outcome: Literal["ok", "killed", "failed"] = "ok" if self._result is not None else "failed"
@@ -156,8 +156,10 @@ class Watch:
 
 @dataclass
 class Peaks:
-    """The most that was seen of each, in bytes, and the samples: every one at first, thinned out in
-    a long run."""
+    """Peaks of what was seen, in bytes, and the samples.
+
+    There is every sample at first; they are thinned out in a long run.
+    """
 
     dirty_bytes: int = 0
     clean_bytes: int = 0
@@ -195,7 +197,7 @@ class Peaks:
 
 
 def _rebuilt(message: dict[str, Any]) -> TinyQMoEError:
-    """The error as the child raised it: class, message and parts."""
+    """Error as the child raised it: class, message and parts."""
     kind = getattr(errors, message["error"])
     error: TinyQMoEError = kind.__new__(kind, message["message"])
     vars(error).update(message["attributes"])
@@ -203,6 +205,7 @@ def _rebuilt(message: dict[str, Any]) -> TinyQMoEError:
 
 
 def _ending(return_code: int) -> str:
+    """How a child ended, from its return code."""
     if return_code >= 0:
         return f"the child ended with exit code {return_code} and without a result"
     return (

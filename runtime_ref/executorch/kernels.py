@@ -1,8 +1,8 @@
-"""The ExecuTorch kernel library: compiled against the installed executorch on first need, then
-loaded from one path.
+"""Library of ExecuTorch kernels, compiled on first need and loaded from one path.
 
-The operators register themselves when the library is loaded, and a second copy of it would abort
-the process: hence one canonical path, named by a hash of the sources, the flags and the versions.
+It is compiled against the installed executorch. The operators register themselves when the library
+is loaded, and a second copy of it would abort the process: hence one canonical path, named by a
+hash of the sources, the flags and the versions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ FLAGS = (
 
 
 def compiler() -> list[str]:
-    """The C++ compiler, with its options: $CXX, or c++, g++ or clang++ of the PATH. Raises
-    MissingComponentError."""
+    """Command of the C++ compiler: $CXX, or c++, g++ or clang++ of the PATH.
+
+    Raises MissingComponentError.
+    """
     wanted = [os.environ["CXX"]] if os.environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
     for words in map(shlex.split, wanted):
         if path := shutil.which(words[0]):
@@ -46,7 +48,7 @@ def compiler() -> list[str]:
 
 
 def sources() -> list[Path]:
-    """The C++ files of the kernel library."""
+    """C++ files of the kernel library. Raises MissingComponentError."""
     found = [
         *sorted((native_dir() / "core").glob("*.cc")),
         *sorted((native_dir() / "executorch").glob("*.cpp")),
@@ -59,7 +61,7 @@ def sources() -> list[Path]:
 
 
 def library_path() -> Path:
-    """Where the library for these sources, flags and versions lies or will lie."""
+    """Path of the library for these sources, flags and versions, where it lies or will lie."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for version in ("executorch", "torch"):
         digest.update(f"{version} {importlib.metadata.version(version)}".encode())
@@ -71,7 +73,7 @@ def library_path() -> Path:
 
 
 def build() -> Path:
-    """Compiles the library unless it is there; returns its path.
+    """Path of the library, which is compiled unless it is there.
 
     Raises MissingComponentError with the compiler's words.
     """
@@ -114,8 +116,10 @@ def build() -> Path:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Makes the operators known to the ExecuTorch runtime of this process. Raises
-    MissingComponentError."""
+    """Handle of the library, whose operators the ExecuTorch runtime of this process then knows.
+
+    Raises MissingComponentError.
+    """
     with quiet():  # these log what optional parts of theirs are not there
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers `llama::`)
         from executorch.runtime import Runtime
@@ -139,6 +143,7 @@ def load() -> ctypes.CDLL:
 
 
 def _executorch_root() -> Path:
+    """Folder of the installed executorch. Raises MissingComponentError."""
     try:
         files = importlib.metadata.files("executorch")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Runs the `.pte` of a bundle with the real ExecuTorch runtime and the real C++ operators."""
+"""Runner of `.pte` files: the real ExecuTorch runtime with the real C++ operators."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def prepare() -> None:
 
 
 def core() -> ctypes.CDLL | None:
-    """The kernel library. Raises MissingComponentError."""
+    """Handle of the kernel library. Raises MissingComponentError."""
     return kernels.load()
 
 
 def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
-    """A loaded program. Raises BundleError, MissingComponentError."""
+    """Runner of a program that is loaded. Raises BundleError, MissingComponentError."""
     return ExecuTorchRunner(bundle)
 
 
@@ -80,7 +80,7 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
 
 
 class ExecuTorchRunner:
-    """One loaded program with its KV cache. Position 0 starts a new sequence.
+    """Runner of one loaded program with its KV cache.
 
     The file is memory-mapped by the runtime. Raises MissingComponentError when an operator is
     missing, BundleError when the program is not the one the manifest describes.
@@ -107,13 +107,12 @@ class ExecuTorchRunner:
         self._method = _load_forward(loaded, bundle)
 
     def file(self, relative: str) -> Path:
-        """Where a file of the package lies."""
+        """Path of a file of the package; `relative` as in the manifest."""
         return self._bundle.file(relative)
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
-        """Inside, every product is computed with float activations, whatever the program
-        declares."""
+        """Context in which products are computed with float activations, whatever is declared."""
         self._kernels.tinyqmoe_executorch_force_float(1)
         try:
             yield
@@ -121,10 +120,10 @@ class ExecuTorchRunner:
             self._kernels.tinyqmoe_executorch_force_float(0)
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
-        """Runs `tokens` at `position` onward, in calls of at most `prefill_tokens`; float32 [vocab]
-        logits of the last.
+        """Logits of the last position, float32 [V].
 
-        Raises ContextError before anything runs if they do not fit.
+        `tokens` are run at `position` onward, in calls of at most `prefill_tokens`. Raises
+        ContextError before anything runs if they do not fit.
         """
         check_room(tokens, position, self.context)
         step = self.artifact.prefill_tokens
@@ -133,6 +132,7 @@ class ExecuTorchRunner:
         return logits
 
     def _call(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
+        """Logits of the last position of one call, float32 [V]. Raises BundleError."""
         import torch
 
         inputs = (
@@ -150,6 +150,7 @@ class ExecuTorchRunner:
 
 
 def _load_forward(program: Program, bundle: Bundle) -> Any:
+    """Method that computes logits. Raises MissingComponentError, BundleError."""
     from executorch.runtime import Runtime
 
     available = Runtime.get().operator_registry.operator_names
@@ -166,7 +167,7 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
 
 
 def _check_contract(program: Program, bundle: Bundle) -> None:
-    """The metadata inside the program and the manifest must say the same."""
+    """Compares the metadata inside the program with the manifest. Raises BundleError."""
     interface, artifact = bundle.manifest.interface, bundle.artifact("pte")
     expected: dict[str, object] = {
         "get_max_context_len": interface.context,

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing of files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Under a temporary name first; what was at `path` stays until then. Raises the OSError of a
-    full disk.
+    """Writes a file under a temporary name first; what was at `path` stays until then.
 
-    A device, a pipe or a link (/dev/stdout is one) is written to and not replaced.
+    Raises the OSError of a full disk. A device, a pipe or a link (/dev/stdout is one) is written to
+    and not replaced.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Verdicts as files that continuous integration and people keep: JUnit, Markdown, HTML.
+"""Files of verdicts that continuous integration and people keep: JUnit, Markdown, HTML.
 
 A file is whole or not there; the OSError of a full disk or of a path that cannot be written goes to
 the caller.
@@ -33,16 +33,17 @@ CAVEATS_RUN = (
     "cannot be dropped and is what a phone kills for; clean memory is pages of files, evicted "
     "and read again."
 )
-_NO_XML = re.compile(
-    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-)  # what XML 1.0 has no way to say
+# Characters that XML 1.0 has no way to say.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A package, judged here (no run), or on a device in the sandbox (no parity if that ended
-    before its verdict)."""
+    """Verdict on a package, judged here or on a device in the sandbox.
+
+    Here there is no run; in a sandbox there is no parity if the run ended before its verdict.
+    """
 
     parity: ParityReport | None
     run: DeviceRun | None
@@ -53,11 +54,12 @@ class Judged:
 
     @property
     def passed(self) -> bool:
+        """Whether all that was judged passed."""
         return (self.parity is None or self.parity.passed) and (self.run is None or self.run.fits)
 
     @property
     def package(self) -> str:
-        """As its runner is called."""
+        """Name of the package, as its runner is called."""
         if self.parity is not None:
             return self.parity.backend
         assert self.run is not None
@@ -65,7 +67,7 @@ class Judged:
 
     @property
     def name(self) -> str:
-        """The package, and the device if it was judged on one."""
+        """Name of the package, and of the device if it was judged on one."""
         return (
             self.package if self.run is None else f"{self.package} on {device_title(self.run.plan)}"
         )
@@ -75,7 +77,7 @@ class Judged:
 
 
 def write_junit(results: Sequence[Judged], path: Path) -> None:
-    """A suite for each package and device, a case for each check, and one for whether it fits."""
+    """Writes a suite for each package and device, with a case for each check and the fit."""
     xml: Any = JUnitXml("tinyqmoe parity")  # its methods have no types
     for result in results:
         xml.append(_suite(result))
@@ -109,7 +111,7 @@ def _case(
 
 
 def _xml(text: str) -> str:
-    """Without what neither XML nor HTML can hold, whoever wrote it."""
+    """Text without what neither XML nor HTML can hold, whoever wrote it."""
     return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -117,13 +119,13 @@ def _xml(text: str) -> str:
 
 
 def write_markdown(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
-    """A short report to paste into a pull request."""
+    """Writes a short report to paste into a pull request."""
     template = _environment(autoescape=False).get_template("report.md")
     write_whole(path, _xml(template.render(_content(results, bundle))).encode())
 
 
 def write_html(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
-    """The same and a figure of each run, in one file that needs no other."""
+    """Writes the same report with a figure of each run, in one file that needs no other."""
     pngs = [(result.name, plot.memory_png(run)) for result, run in _runs(results)]
     figures = [(name, base64.b64encode(png).decode("ascii")) for name, png in pngs]
     template = _environment(autoescape=True).get_template("report.html")
@@ -144,12 +146,12 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
 
 
 def _markdown(text: str) -> str:
-    """One line that means nothing to Markdown or HTML, for a cell of a table too."""
+    """Text as one line that means nothing to Markdown or HTML, for a cell of a table too."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def _content(results: Sequence[Judged], bundle: Bundle) -> dict[str, Any]:
-    """What both templates show, as texts."""
+    """Texts that both templates show, by name."""
     failed = [result.name for result in results if not result.passed]
     reports = [result.parity for result in results if result.parity is not None]
     runs = _runs(results)
@@ -172,10 +174,12 @@ def _content(results: Sequence[Judged], bundle: Bundle) -> dict[str, Any]:
 
 
 def _runs(results: Sequence[Judged]) -> list[tuple[Judged, DeviceRun]]:
+    """Verdicts that have a run, each with it."""
     return [(result, result.run) for result in results if result.run is not None]
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    """Facts about the bundle: names and texts."""
     m = bundle.manifest
     return [
         (
@@ -196,14 +200,15 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
 
 
-TableCells: TypeAlias = tuple[
-    Sequence[str], list[tuple[str, ...]]
-]  # of a table: the head, and what is below
+# The head of a table, and the rows below.
+TableCells: TypeAlias = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
 def _checks_table(results: Sequence[Judged]) -> TableCells:
-    """A row for each package, devices with the same figures in one; a column for each verdict and
-    arithmetic."""
+    """Table with a row for each package, and a column for each verdict and arithmetic.
+
+    Devices with the same figures are one row.
+    """
     judged = [(result, result.parity) for result in results if result.parity is not None]
     groups = list(
         dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks)
@@ -222,7 +227,7 @@ def _checks_table(results: Sequence[Judged]) -> TableCells:
 
 
 def _cell(checks: Sequence[Check]) -> str:
-    """The worst of a group of checks."""
+    """Text of the worst of a group of checks."""
     if not checks:
         return "-"
     kl = [c.kl_worst for c in checks if c.kl_worst is not None]
@@ -240,7 +245,10 @@ def _cell(checks: Sequence[Check]) -> str:
 
 
 def _agreeing(check: Check) -> str:
-    """What `top1` counts: a greedy check ends where a near tie was decided in another way."""
+    """Name of what `top1` counts.
+
+    A greedy check ends where a near tie was decided in another way.
+    """
     return "tokens" if check.verdict == "greedy" else "top-1"
 
 
@@ -257,7 +265,7 @@ def _what(check: Check) -> str:
 
 
 def _figures(check: Check) -> str:
-    """All that was measured, in a line."""
+    """Text of all that was measured, in a line."""
     parts = []
     if check.kl_median is not None and check.kl_worst is not None:
         parts.append(f"KL {check.kl_median:.1e} median, {check.kl_worst:.1e} worst")
@@ -271,7 +279,7 @@ def _figures(check: Check) -> str:
 
 
 def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> TableCells:
-    """A row for each run, memory in MB."""
+    """Table with a row for each run, memory in MB."""
     head = (
         "device",
         "package",

@@ -1,4 +1,4 @@
-"""Parity reports as tables on a terminal."""
+"""Tables of parity reports on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime_ref.parity import Check, ParityReport, Tolerance
 
 
 def parity_table(report: ParityReport) -> Table:
-    """One line a check, the gates in the title, the verdict in the caption."""
+    """Table with a line for each check, the gates in the title, the verdict in the caption."""
     verdict, like = (
         ("[bold green]PASS", "like") if report.passed else ("[bold red]FAIL", "NOT like")
     )
@@ -45,7 +45,7 @@ def parity_table(report: ParityReport) -> Table:
 
 
 def gate_text(arithmetic: str, gate: Tolerance) -> str:
-    """What is asked of an arithmetic, KL in nats."""
+    """Text of the gates of an arithmetic, KL in nats."""
     worst_kl = f"KL <= {gate.worst_kl:g} and " if math.isfinite(gate.worst_kl) else ""
     return (
         f"{arithmetic} activations: median KL <= {gate.median_kl:g} and SQNR >= "
@@ -70,7 +70,10 @@ def _figures(check: Check) -> list[str]:
 
 
 def side_by_side(reports: Sequence[ParityReport]) -> Table:
-    """One line a check, one column a package: worst SQNR, agreement of the best tokens, result."""
+    """Table with a line for each check and a column for each package.
+
+    A cell has the worst SQNR, the agreement of the best tokens, and the result.
+    """
     caption = "\n".join(
         f"{r.backend}: {'; '.join(gate_text(*item) for item in r.tolerances.items())}: "
         + ("[bold green]PASS" if r.passed else "[bold red]FAIL")
@@ -94,8 +97,10 @@ def side_by_side(reports: Sequence[ParityReport]) -> Table:
 
 
 def judged_in(check: Check) -> tuple[str, str]:
-    """Packages compute in different arithmetics: each has its structure judged, and what it
-    declares."""
+    """Verdict and kind of arithmetic of a check, alike for all packages.
+
+    Packages compute in different arithmetics: each has its structure judged, and what it declares.
+    """
     if check.verdict in ("levels", "context"):
         return check.verdict, "exactly"
     return check.verdict, "in float32" if check.arithmetic == "float32" else "as declared"

@@ -1,4 +1,4 @@
-"""A figure of one run: memory over time by kind, under the device's limit."""
+"""Figure of one run: memory over time by kind, under the limit of the device."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def plot_memory(run: DeviceRun, path: Path) -> None:
 
 
 def memory_png(run: DeviceRun) -> bytes:
-    """The figure as a PNG."""
+    """Figure as the bytes of a PNG."""
     png = io.BytesIO()
     memory_figure(run).savefig(png, format="png")
     return png.getvalue()
 
 
 def memory_figure(run: DeviceRun) -> Figure:
-    """Stacked dirty and clean memory in MB over seconds; where phases begin; the limits; what was
-    predicted."""
+    """Figure of stacked dirty and clean memory, in MB over seconds.
+
+    It shows where phases begin, the limits, and what was predicted.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained")
@@ -68,10 +70,10 @@ def _caption(run: DeviceRun) -> str:
 
 
 def _draw_areas(axes: Axes, run: DeviceRun) -> None:
+    """Draws dirty and clean memory over time."""
     report = run.report
-    samples = [
-        s for s in report.samples if s.ms <= report.wall_ms
-    ]  # the last look comes after the end
+    # The last look comes after the end of the run.
+    samples = [s for s in report.samples if s.ms <= report.wall_ms]
     seconds = [s.ms / 1e3 for s in samples]
     dirty, clean = [s.anonymous_bytes / MB for s in samples], [s.file_bytes / MB for s in samples]
     labels = ["dirty: anonymous memory", "clean: pages of files, charged"]
@@ -84,7 +86,10 @@ def _draw_areas(axes: Axes, run: DeviceRun) -> None:
 
 
 def _draw_lines(axes: Axes, run: DeviceRun) -> None:
-    """The scale follows what was used and predicted, and the limits where they are near."""
+    """Draws the limits and what was predicted.
+
+    The scale follows what was used and predicted, and the limits where they are near.
+    """
     budget, predicted, samples = (
         run.plan.budget,
         run.plan.prediction.dirty_bytes,
@@ -116,8 +121,10 @@ def _draw_lines(axes: Axes, run: DeviceRun) -> None:
 
 
 def _draw_phases(axes: Axes, run: DeviceRun) -> list[Annotation]:
-    """A line where each phase begins, and where a run ended before it was done. Labels stand above
-    the figure."""
+    """Draws a line where each phase begins, and where a run ended before it was done.
+
+    Labels, which are returned, stand above the figure.
+    """
     report = run.report
     marks = [(phase.start_ms, phase.name, PHASE) for phase in report.phases]
     marks += [] if report.outcome == "ok" else [(report.wall_ms, report.outcome, LIMIT)]
@@ -139,7 +146,7 @@ def _draw_phases(axes: Axes, run: DeviceRun) -> list[Annotation]:
 
 
 def _spread(figure: Figure, labels: Sequence[Annotation]) -> int:
-    """Moves labels up until none covers another; returns the rows they take."""
+    """Number of rows that labels take, moved up until none covers another."""
     figure.draw_without_rendering()
     ends: list[float] = []  # of the last label in each row, in pixels
     for label in labels:

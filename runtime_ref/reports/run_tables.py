@@ -1,4 +1,4 @@
-"""Runs under the limits of a device as tables on a terminal. Memory is in MB, powers of ten."""
+"""Tables of runs under the limits of a device. Memory is in MB, powers of ten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from runtime_ref.reports.tables import (
 
 
 def outcome(run: DeviceRun) -> str:
-    """In a few words: fits, does not fit, killed or failed in a phase."""
+    """Outcome in a few words: fits, does not fit, killed or failed in a phase."""
     report = run.report
     if report.outcome != "ok":
         return f"{report.outcome} in phase {report.phase or 'start'}"
@@ -32,7 +32,7 @@ def outcome(run: DeviceRun) -> str:
 
 
 def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
-    """What was predicted and measured, phase by phase, and how fast the device might be."""
+    """View of what was predicted and measured, phase by phase, and of the projected speed."""
     plan, report = run.plan, run.report
     what = f"{plan.package} on {escape(device_title(plan))}, residency {plan.residency.mode}"
     parts: list[RenderableType] = [
@@ -50,7 +50,7 @@ def run_view(run: DeviceRun, projection: Projection | None) -> RenderableType:
 
 
 def run_table(runs: Sequence[DeviceRun]) -> Table:
-    """One line a package on a device: what it took, and whether it fits."""
+    """Table with a line for each package on a device: what it took, and whether it fits."""
     left, right = (
         ("device", "package", "residency"),
         ("predicted", "dirty", "limit", "share", "clean"),
@@ -79,8 +79,10 @@ def run_table(runs: Sequence[DeviceRun]) -> Table:
 
 
 def _measured_table(run: DeviceRun) -> Table:
-    """Measured and predicted compare only after a whole run; clean memory is what there was room
-    for."""
+    """Table of predicted and measured memory, in MB.
+
+    The two compare only after a whole run; clean memory is what there was room for.
+    """
     budget, prediction, report = run.plan.budget, run.plan.prediction, run.report
     table = columns(
         "Memory, in MB", ("",), ("predicted", "measured", "difference", "limit"), ("counted",)
@@ -118,7 +120,10 @@ def _measured_table(run: DeviceRun) -> Table:
 
 
 def _phases_table(report: SandboxReport) -> Table:
-    """Peaks are of the samples in a phase: one that was over before the next look has none."""
+    """Table of the phases, with their peaks in MB.
+
+    Peaks are of the samples in a phase: one that was over before the next look has none.
+    """
     table = columns(
         "Phases", ("phase",), ("begins at, s", "dirty MB at its peak", "clean MB at its peak")
     )
@@ -132,7 +137,7 @@ def _phases_table(report: SandboxReport) -> Table:
 
 
 def _remarks(report: SandboxReport) -> list[str]:
-    """What to know of a run beside its peaks."""
+    """Remarks about a run beside its peaks."""
     known = (
         (
             report.refaulted_bytes if report.filled else 0,
@@ -146,6 +151,7 @@ def _remarks(report: SandboxReport) -> list[str]:
 
 
 def _projection_table(profile: DeviceProfile, p: Projection) -> Table:
+    """Table of the projected speed and what went in."""
     title = "Speed: a projection, not a measurement"
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     lacking = " and no ".join(name.replace("_", " ") for name in p.missing)
@@ -181,8 +187,10 @@ def _projection_table(profile: DeviceProfile, p: Projection) -> Table:
 
 
 def _span(low: float, high: float) -> str:
+    """Text of a range."""
     return " to ".join(dict.fromkeys(map(digits, (low, high))))
 
 
 def _ms(value: float | None) -> str:
+    """Text of a time in milliseconds."""
     return "unknown" if value is None else f"{digits(value)} ms"

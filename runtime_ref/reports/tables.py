@@ -1,4 +1,4 @@
-"""Devices and predictions as tables on a terminal. Memory is in MB, powers of ten."""
+"""Tables of devices and predictions on a terminal. Memory is in MB, powers of ten."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from runtime_ref.device.run import DevicePlan
 from runtime_ref.memory import MB
 
 TIGHT = 0.9  # of a limit, predicted: an update of the system, or of the app, may need what is left
+# By the end of a key, the longest first.
 _UNITS = {
     "_gb_per_s": "GB/s",
     "_gb": "GB",
     "_mb": "MB",
     "_kib": "KiB",
-}  # by the end of a key, the longest first
+}
 
 
 def mb_text(n_bytes: int) -> str:
-    """In MB, with a decimal where there are few."""
+    """Text of a size in MB, with a decimal where there are few."""
     return f"{n_bytes / MB:,.1f}" if abs(n_bytes) < 100 * MB else f"{n_bytes / MB:,.0f}"
 
 
 def device_title(plan: DevicePlan) -> str:
-    """The device, and whether the app has the entitlement there."""
+    """Name of the device, and whether the app has the entitlement there."""
     return plan.profile.title + (", with entitlement" if plan.budget.entitlement else "")
 
 
 def columns(
     title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()
 ) -> Table:
-    """Columns of texts, of numbers, and of texts again."""
+    """Empty table with columns of texts, of numbers, and of texts again."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for name in (*left, *right, *last):
         table.add_column(name, justify="right" if name in right else "left")
@@ -45,8 +46,10 @@ def columns(
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
-    """One line a device. The limit is of an iOS app's footprint, or Android's of anonymous
-    memory."""
+    """Table with a line for each device.
+
+    The limit is of an iOS app's footprint, or Android's of anonymous memory.
+    """
     right = (
         "RAM\nGB",
         "limit\nMB",
@@ -80,7 +83,7 @@ def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
 
 
 def device_view(profile: DeviceProfile) -> RenderableType:
-    """Every figure that is known, with where it is from."""
+    """Table of every figure that is known of a device, with where it is from."""
     title = f"{escape(profile.title)} ({escape(profile.name)}, {profile.platform})"
     table = columns(title, ("figure",), ("value",), ("unit", "confidence", "source"))
     for key, figure in profile.figures():
@@ -94,6 +97,7 @@ def device_view(profile: DeviceProfile) -> RenderableType:
 
 
 def figure_text(figure: Figure | None) -> str:
+    """Text of a figure; "-" if it is not known."""
     return "-" if figure is None else f"{figure.value:,.10g}"
 
 
@@ -101,7 +105,7 @@ def figure_text(figure: Figure | None) -> str:
 
 
 def fit_table(plans: Sequence[DevicePlan]) -> Table:
-    """One line a package on a device: whether it is predicted to fit."""
+    """Table with a line for each package on a device: whether it is predicted to fit."""
     left, right = ("device", "package", "residency"), ("dirty MB", "limit MB", "share", "clean MB")
     table = columns("Predicted memory", (*left, "peak"), right, ("verdict",))
     table.caption = (
@@ -127,7 +131,10 @@ def fit_table(plans: Sequence[DevicePlan]) -> Table:
 
 
 def fit_verdict(plan: DevicePlan) -> str:
-    """fits, slow (files are read again for each token), tight or does not fit: as predicted."""
+    """Predicted verdict: fits, slow, tight or does not fit.
+
+    Slow means that files are read again for each token.
+    """
     if plan.problems:
         return "does not fit"
     if plan.shortfall_bytes:
@@ -136,12 +143,13 @@ def fit_verdict(plan: DevicePlan) -> str:
 
 
 def verdict_text(text: str) -> str:
+    """Verdict in its colour."""
     colour = {"fits": "green", "tight": "yellow", "slow": "yellow"}.get(text, "bold red")
     return f"[{colour}]{escape(text)}[/]"
 
 
 def fit_view(plan: DevicePlan, advice: Sequence[str]) -> RenderableType:
-    """Who holds how much in which phase, what is too much, and what would help."""
+    """View of who holds how much in which phase, what is too much, and what would help."""
     prediction, limit = plan.prediction, plan.budget.dirty_bytes
     largest = [f"{h.what} {mb_text(h.dirty_bytes)} MB" for h in prediction.peak.largest()]
     lines = [
@@ -158,7 +166,7 @@ def fit_view(plan: DevicePlan, advice: Sequence[str]) -> RenderableType:
 
 
 def _slow(plan: DevicePlan) -> list[str]:
-    """What it means that files do not find room."""
+    """Line that says what it means if files do not find room; none if they do."""
     missing, flash = plan.shortfall_bytes, plan.profile.flash_gb_per_s
     if not missing:
         return []
@@ -174,8 +182,10 @@ def _slow(plan: DevicePlan) -> list[str]:
 
 
 def _holders_table(plan: DevicePlan) -> Table:
-    """Dirty memory of each holder by phase, and the clean memory of the phase that has most of
-    it."""
+    """Table of the dirty memory of each holder by phase, in MB.
+
+    Clean memory is of the phase that has most of it.
+    """
     phases = plan.prediction.phases
     most = max(phases, key=lambda p: p.clean_bytes)
     title = (
@@ -198,5 +208,5 @@ def _holders_table(plan: DevicePlan) -> Table:
 
 
 def digits(value: float) -> str:
-    """Three that count."""
+    """Text of a number with three digits that count."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -142,7 +142,7 @@ def add_custom(
 ) -> None:
     layer = model.neuralNetwork.layers.add(name=name, input=[source], output=[name])
     layer.custom.className = class_name
-    for key, value in {"version": 1, "rows": rows, "cols": 8, "group_size": 8}.items():
+    for key, value in {"version": 2, "rows": rows, "cols": 8, "group_size": 8}.items():
         layer.custom.parameters[key].intValue = value
     layer.custom.parameters["name"].stringValue = name
     if class_name == "LZWLinear":
@@ -321,8 +321,8 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
         "another type: int16_activations",
     ),
     "another version": (
-        lambda m: setattr(parameter(m, 1, "version"), "intValue", 2),
-        "version is 2, this computes 1",
+        lambda m: setattr(parameter(m, 1, "version"), "intValue", 3),
+        "version is 3, this computes 2",
     ),
     "groups of nothing": (
         lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 0),
