@@ -146,7 +146,7 @@ def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -
     ]
     if network.int16_activations != (artifact.activations == "int16"):
         problems.append(
-            f"int8 activations: {network.int16_activations}, the manifest says "
+            f"int16 activations: {network.int16_activations}, the manifest says "
             f"{artifact.activations}"
         )
     if problems:

@@ -34,23 +34,35 @@ SMALL: dict[str, Any] = {
 
 
 def hf_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
-    """A random transformers LlamaForCausalLM in eval mode. Weights have std 0.1 and norms vary, so
-    that errors show."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random transformers LlamaForCausalLM in eval mode."""
+    return random_family("llama", dtype=dtype, seed=seed, **overrides)
+
+
+def random_family(
+    family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> Any:
+    """A random transformers model of a family in eval mode. Weights have std 0.1, norms and biases
+    vary, so that errors show."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     values = SMALL | overrides
-    theta, scaling = (
-        values.pop("rope_theta"),
-        values.pop("rope_scaling", None) or {"rope_type": "default"},
-    )
+    theta = values.pop("rope_theta")
+    scaling = values.pop("rope_scaling", None) or {"rope_type": "default"}
+    if family == "qwen3":
+        values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(**values, rope_parameters=scaling | {"rope_theta": theta})
-    ).eval()
+    config = AutoConfig.for_model(family, **values, rope_parameters=scaling | {"rope_theta": theta})
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.1)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.1)
     return model.to(dtype)
+
+
+def write_family(directory: Path, family: str, **options: Any) -> Path:
+    """Writes `random_family(...)` with save_pretrained and returns `directory`."""
+    random_family(family, **options).save_pretrained(directory)
+    return directory
 
 
 def write_llama(
