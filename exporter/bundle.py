@@ -265,8 +265,9 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: str | Path) -> Bundle:
         """Reads the manifest; `verify` reads the rest. Raises BundleError."""
+        path = Path(path)
         file = path / MANIFEST
         if not file.is_file():
             what = "no such directory" if not path.is_dir() else f"it has no {MANIFEST}"

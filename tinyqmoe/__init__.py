@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from runtime_ref.generate import Runner, RunResult, TextStream
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
-    from runtime_ref.residency import Residency
+    from runtime_ref.residency import Mode, Residency
 
 FORMATS = tuple(BACKENDS)
 """Names of all package formats, in the order in which they are made."""
@@ -60,6 +60,7 @@ __all__ = [
     "FitVerdict",
     "Judged",
     "MissingComponentError",
+    "Mode",
     "OutOfSpaceError",
     "ParityReport",
     "Progress",
@@ -87,6 +88,7 @@ _LAZY = {
     "DeviceProfile": "runtime_ref.device.profile",
     "DeviceRun": "runtime_ref.device.run",
     "Judged": "runtime_ref.reports.files",
+    "Mode": "runtime_ref.residency",
     "ParityReport": "runtime_ref.parity",
     "QuantConfig": "exporter.quant.config",
     "Residency": "runtime_ref.residency",

@@ -79,11 +79,9 @@ def open_runner(
 
 def prepare(artifact: Artifact, progress: Progress) -> None:
     """Compiles the kernels that a package needs, the first time: here and not in a sandbox."""
-    if artifact.format == "pte":
-        from runtime_ref.executorch import kernels
+    from runtime_ref import runners
 
-        progress("compile the kernels, the first time", 0, 0)
-        kernels.build()
+    runners.module(artifact.format).build(progress)
 
 
 def as_residency(given: Mode | Residency | None) -> Residency:

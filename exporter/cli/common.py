@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tinyqmoe
 from exporter.cli.console import out_console
 from exporter.cli.options import ResidencyMode
-
-if TYPE_CHECKING:
-    from exporter.bundle import Bundle
-    from runtime_ref.residency import Mode
 
 
 def check_device_options(
@@ -23,16 +18,19 @@ def check_device_options(
 ) -> None:
     """Raises UsageError for options that mean nothing without a device, and for two devices where
     one can be."""
-    from exporter.errors import UsageError
-
     do = "give --device NAME; `tinyqmoe devices` lists them"
     if not profiles and residency is ResidencyMode.AUTO:
-        raise UsageError("--residency auto fills the limit of a device, and there is none", do=do)
+        raise tinyqmoe.UsageError(
+            "--residency auto fills the limit of a device, and there is none", do=do
+        )
     if not profiles and (entitlement or plot):
-        raise UsageError(f"--{'entitlement' if entitlement else 'plot'} needs a device", do=do)
+        raise tinyqmoe.UsageError(
+            f"--{'entitlement' if entitlement else 'plot'} needs a device", do=do
+        )
 
 
-def residency_mode(residency: ResidencyMode | None) -> Mode | None:
+def residency_mode(residency: ResidencyMode | None) -> tinyqmoe.Mode | None:
+    """The mode that an option gives, as the library knows it."""
     return None if residency is None else residency.value
 
 
@@ -47,6 +45,6 @@ def show_fit(verdicts: Sequence[tinyqmoe.FitVerdict], *, one: bool) -> None:
         out_console.print(tables.fit_table([verdict.plan for verdict in verdicts]))
 
 
-def open_verified(path: Path) -> Bundle:
+def open_verified(path: Path) -> tinyqmoe.Bundle:
     """The bundle at `path`, whose files are as its manifest says."""
     return tinyqmoe.open_bundle(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -34,10 +34,6 @@ from exporter.cli.options import (
     TopPOption,
 )
 from exporter.errors import OutOfSpaceError
-
-if TYPE_CHECKING:
-    from runtime_ref.generate import RunResult
-    from runtime_ref.parity import ParityReport
 
 
 def run(
@@ -191,7 +187,7 @@ def _show_verdict(verdict: tinyqmoe.BundleParity) -> None:
         out_console.print(run_table(runs))
 
 
-def show_parity(reports: list[ParityReport]) -> None:
+def show_parity(reports: list[tinyqmoe.ParityReport]) -> None:
     """One package in detail, several side by side and in detail only those that fail."""
     from runtime_ref.reports.parity_tables import parity_table, side_by_side
 
@@ -202,7 +198,7 @@ def show_parity(reports: list[ParityReport]) -> None:
         out_console.print(side_by_side(reports))
 
 
-def _show_run(result: RunResult) -> None:
+def _show_run(result: tinyqmoe.RunResult) -> None:
     out_console.print()
     why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[
         result.stopped
@@ -216,7 +212,7 @@ def _show_run(result: RunResult) -> None:
     )
 
 
-def run_json(result: RunResult) -> dict[str, Any]:
+def run_json(result: tinyqmoe.RunResult) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {**asdict(result), "decode_tokens_per_second": result.decode_tokens_per_second}
