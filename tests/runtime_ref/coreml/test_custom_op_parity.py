@@ -27,7 +27,7 @@ from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
 FORMAT = "custom-op"
 GATE, UP = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
-MODEL = f"{custom_op.CUSTOM_OP_PACKAGE}/{mlpackage.MODEL_FILE}"
+MODEL = f"{custom_op.PACKAGE}/{mlpackage.MODEL_FILE}"
 SIDE = "model-custom-op.weights"
 Layer = Callable[..., str]
 
