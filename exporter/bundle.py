@@ -54,7 +54,7 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its
     own, the scales.
 
@@ -124,7 +124,7 @@ class Artifact:
     prefill_tokens: int
     kv_cache_bytes: int
     operators: dict[str, int]
-    places: dict[str, Place]
+    places: dict[str, Location]
     details: dict[str, Any]
 
     @property
@@ -178,7 +178,7 @@ class Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"{MANIFEST} has schema version {version!r}, this tool reads {SCHEMA_VERSION}",
-                do="export again, or use the version of tiny-qmoe the bundle was made with",
+                hint="export again, or use the version of tiny-qmoe the bundle was made with",
             )
         problems: list[str] = []
         manifest = _build(cls, raw, "", problems)
@@ -195,7 +195,7 @@ class Manifest:
             ]
             problems += [] if manifest.artifacts else ["there is no artifact"]
         if problems:
-            raise BundleError(f"{MANIFEST} is not valid", problems=problems, do="export again")
+            raise BundleError(f"{MANIFEST} is not valid", problems=problems, hint="export again")
         return manifest
 
 
@@ -221,7 +221,7 @@ _NESTED: dict[str, Any] = {
     c.__name__: c
     for c in (
         TensorEntry,
-        Place,
+        Location,
         FileEntry,
         LedgerRow,
         ModelEntry,
@@ -272,12 +272,12 @@ class Bundle:
         if not file.is_file():
             what = "no such directory" if not path.is_dir() else f"it has no {MANIFEST}"
             raise BundleError(
-                f"{path} is not a bundle: {what}", do="make one with `tinyqmoe export MODEL OUT`"
+                f"{path} is not a bundle: {what}", hint="make one with `tinyqmoe export MODEL OUT`"
             )
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"{file} is not JSON: {error}", do="export again") from error
+            raise BundleError(f"{file} is not JSON: {error}", hint="export again") from error
         return cls(path, Manifest.from_dict(raw))
 
     def verify(self) -> None:
@@ -310,7 +310,7 @@ class Bundle:
         ]
         if problems:
             raise BundleError(
-                f"{self.path} is damaged", problems=problems, do="copy it again, or export again"
+                f"{self.path} is damaged", problems=problems, hint="copy it again, or export again"
             )
 
     def _file_problems(self, entry: FileEntry) -> list[str]:
@@ -331,7 +331,8 @@ class Bundle:
                 return a
         there = ", ".join(f"{a.format} ({a.backend})" for a in self.manifest.artifacts)
         raise UsageError(
-            f"{self.path} has no package for {wanted}: it has {there}", do="export it with --target"
+            f"{self.path} has no package for {wanted}: it has {there}",
+            hint="export it with --target",
         )
 
     def file(self, relative: str) -> Path:
@@ -386,8 +387,8 @@ def check_target(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(
-            f"{out} already exists", do="choose another directory, or give --force to replace it"
+            f"{out} already exists", hint="choose another directory, or give --force to replace it"
         )
     if out.is_symlink() or not (out / MANIFEST).is_file():
         what = f"{out} exists and is not a bundle; --force replaces only bundles"
-        raise UsageError(what, do="choose another directory")
+        raise UsageError(what, hint="choose another directory")

@@ -139,7 +139,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
         raise OutOfSpaceError(
             f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, "
             f"{free / 1e9:.1f} GB are free",
-            do="free space, or choose another OUT",
+            hint="free space, or choose another OUT",
         )
 
 

@@ -55,7 +55,7 @@ def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
     try:
         found = probe()
     except TinyQMoEError as error:
-        return Finding(what, False, "\n".join([error.what, *error.problems]), error.do or do)
+        return Finding(what, False, "\n".join([error.what, *error.problems]), error.hint or do)
     except (
         ImportError,
         OSError,

@@ -166,7 +166,7 @@ def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
                 raise CodecError(
                     "BAD_LEVEL",
                     f"rows {begin} to {end} do not decode to what was coded",
-                    do="report this as a bug",
+                    hint="report this as a bug",
                 )
             release(blob)
 

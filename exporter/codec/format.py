@@ -281,11 +281,11 @@ def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
         raise CodecError(
             "BAD_MAGIC",
             f"got {magic!r}, expected {MAGIC!r}",
-            do="check that the file is a TQLZ blob",
+            hint="check that the file is a TQLZ blob",
         )
     if version != VERSION:
         raise CodecError(
-            "BAD_VERSION", f"got version {version}, expected {VERSION}", do="update tinyqmoe"
+            "BAD_VERSION", f"got version {version}, expected {VERSION}", hint="update tinyqmoe"
         )
     if header_bytes != HEADER_BYTES:
         raise CodecError("BAD_VERSION", f"got header_bytes {header_bytes}, expected {HEADER_BYTES}")

@@ -218,23 +218,25 @@ def library() -> ctypes.CDLL:
     found = sorted(native_dir().glob("_tinyqmoe*.so"))
     rebuild = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
     if not found:
-        raise MissingComponentError(f"the compiled codec is not in {native_dir()}", do=rebuild)
+        raise MissingComponentError(f"the compiled codec is not in {native_dir()}", hint=rebuild)
     loaded = ctypes.CDLL(str(found[0]))
     _declare(loaded, _SIGNATURES, rebuild)
     if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
         raise MissingComponentError(
-            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild
+            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", hint=rebuild
         )
     return loaded
 
 
 def _declare(
-    loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], do: str
+    loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], hint: str
 ) -> None:
     for name, (result, arguments) in signatures.items():
         function = getattr(loaded, f"tinyqmoe_{name}", None)
         if function is None:
-            raise MissingComponentError(f"{Path(loaded._name).name} lacks tinyqmoe_{name}", do=do)
+            raise MissingComponentError(
+                f"{Path(loaded._name).name} lacks tinyqmoe_{name}", hint=hint
+            )
         function.restype = result
         function.argtypes = arguments
 

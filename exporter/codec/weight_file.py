@@ -83,11 +83,11 @@ class Recipe:
             recipe = cls(**raw | {"weight_files": files})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BundleError(
-                f"the recipe of the weight file is damaged: {error}", do="export again"
+                f"the recipe of the weight file is damaged: {error}", hint="export again"
             ) from error
         if problems := recipe._problems():
             raise BundleError(
-                "the recipe of the weight file is not valid", problems=problems, do="export again"
+                "the recipe of the weight file is not valid", problems=problems, hint="export again"
             )
         return recipe
 
@@ -193,7 +193,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
             f"the coded file ends at {coded.size:,} bytes, a piece at "
             f"{piece.coded_offset + piece.coded_bytes:,}"
         )
-        raise BundleError(what, do="copy the bundle again")
+        raise BundleError(what, hint="copy the bundle again")
     if piece.form == "bytes":
         yield source
         return
@@ -229,9 +229,9 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
     """
     if target.is_symlink() or (target.exists() and not (target / PACKAGE_MANIFEST).is_file()):
         raise UsageError(
-            f"{target} exists and is not a Core ML package", do="choose another TARGET"
+            f"{target} exists and is not a Core ML package", hint="choose another TARGET"
         )
-    work = partial_path(target)
+    work = staging_path(target)
     package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
     _check_disk(recipe, package, target.parent)
@@ -247,7 +247,7 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
     shutil.rmtree(work)
 
 
-def partial_path(target: Path) -> Path:
+def staging_path(target: Path) -> Path:
     """Where an expansion to `target` works."""
     return target.with_name(f".{target.name}.partial")
 
@@ -263,7 +263,7 @@ def _check_disk(recipe: Recipe, package: Path, disk: Path) -> None:
     if free < needed:
         what = f"the package needs {needed / 1e9:.2f} GB in {disk}, {free / 1e9:.2f} GB are free"
         raise OutOfSpaceError(
-            what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET"
+            what, hint="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET"
         )
 
 
@@ -286,14 +286,14 @@ def _expand_file(
                     progress(block.size)
             except CodecError as error:
                 raise BundleError(
-                    f"{path.name} cannot be rebuilt: {error}", do="copy the bundle again"
+                    f"{path.name} cannot be rebuilt: {error}", hint="copy the bundle again"
                 ) from error
         out.truncate()
     if digest.hexdigest() != file.sha256:
         path.unlink()  # so that the next try begins anew
         what = f"{file.path} was rebuilt with another SHA-256 than it was exported with"
         raise BundleError(
-            what, do="run `tinyqmoe expand` again; if that fails, copy the bundle again"
+            what, hint="run `tinyqmoe expand` again; if that fails, copy the bundle again"
         )
 
 

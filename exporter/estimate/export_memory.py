@@ -49,7 +49,7 @@ def check_memory(max_ram: int, checkpoint: Checkpoint, config: ExportConfig, con
         raise OutOfSpaceError(
             f"--max-ram {max_ram / MB:,.0f} MB is too little: {most.what} takes the process up "
             f"to {smallest:,} MB",
-            do=f"give --max-ram {smallest}MB or more",
+            hint=f"give --max-ram {smallest}MB or more",
         )
 
 

@@ -121,7 +121,7 @@ class ConfigReader:
             raise CheckpointError(
                 "config.json describes a model this tool cannot export",
                 problems=self.problems,
-                do="use an unquantized Hugging Face checkpoint of a family that this tool supports",
+                hint="use an unquantized Hugging Face checkpoint of a family this tool supports",
             )
 
 

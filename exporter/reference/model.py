@@ -209,5 +209,5 @@ def finite(logits: Tensor) -> Tensor:
         return logits
     raise CheckpointError(
         "the model computes logits that are not finite: its weights overflow float32",
-        do="check the checkpoint: does it generate text with transformers?",
+        hint="check the checkpoint: does it generate text with transformers?",
     )

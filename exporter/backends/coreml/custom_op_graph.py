@@ -32,7 +32,7 @@ class CustomOpConfig:
     int16_activations: bool
 
 
-class _Builder:
+class NetworkBuilder:
     """Writes the graph. Methods take and return names of values; letters in shapes are those of the
     module."""
 

@@ -41,7 +41,7 @@ class MLProgramConfig:
         return min(self.context, PREFILL_TOKENS)
 
 
-class _Builder:
+class ProgramBuilder:
     """Builds both functions. `mb` keeps a stack of open blocks, so operations go where they are
     written."""
 
@@ -299,6 +299,6 @@ def half(name: str, values: np.ndarray, *, largest_level: int = 1) -> np.ndarray
     if largest * largest_level > 65504 or 0 < largest < 2.0**-14:
         raise ExportError(
             f"{name} has scales or values up to {largest:.3g}: they do not fit half precision",
-            do="export for Android, or with --coreml-format custom-op, which keep float32",
+            hint="export for Android, or with --coreml-format custom-op, which keep float32",
         )
     return values.astype(np.float16)

@@ -166,7 +166,7 @@ def emit(
     if absent:
         problems = [f"{name} is not in the program" for name in absent]
         what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
     emitted = EmittedProgram(
         blob_offsets={m.name: offsets[m.blob_path] for m in encoded.matrices.values()},
         scales_offsets={m.name: offsets[m.scales_path] for m in encoded.matrices.values()},
@@ -331,4 +331,4 @@ def _check(emitted: EmittedProgram, encoded: EncodedModel, path: Path) -> None:
         problems.append(f"{what}: are weights stored dense?")
     if problems:
         what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
