@@ -181,7 +181,7 @@ class Manifest:
                 hint="export again, or use the version of tiny-qmoe the bundle was made with",
             )
         problems: list[str] = []
-        manifest = _build(cls, raw, "", problems)
+        manifest: Manifest = _build(cls, raw, "", problems)
         if not problems:
             problems = [
                 f"format {a.format!r} is unknown"

@@ -414,9 +414,10 @@ class NativeTensor:
         quantized, x_scales = _quantize(array, isa)
 
         def part(args: _CLinearArgs) -> int:
-            return library().tinyqmoe_linear_x16(
+            status: int = library().tinyqmoe_linear_x16(
                 ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
             )
+            return status
 
         return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
@@ -433,7 +434,8 @@ class NativeTensor:
         array = _activations(x, self.info.cols)
 
         def part(args: _CLinearArgs) -> int:
-            return library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
+            status: int = library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
+            return status
 
         return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 

@@ -19,16 +19,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
-RECIPE_VERSION = 1
-BLOCK_WEIGHTS = (
-    1 << 22
-)  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
+Levels = NDArray[np.int8]
+Octets = NDArray[np.uint8]
 
+RECIPE_VERSION = 1
+# Levels decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes.
+BLOCK_WEIGHTS = 1 << 22
 FORMS = ("bytes", "int8", "int4", "uint2")
 PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
@@ -132,13 +134,13 @@ class PlainForm:
         """Size of so many levels, in bytes."""
         return -(-n_levels * self.bits // 8)
 
-    def pack(self, levels: np.ndarray) -> np.ndarray:
+    def pack(self, levels: Levels) -> Octets:
         """Levels int8 [..] -> uint8 [n_bytes]."""
         if self.bits == 2:
             return pack_uint2(levels)
         return pack_int4(levels) if self.bits == 4 else levels.reshape(-1).view(np.uint8)
 
-    def unpack(self, packed: np.ndarray, n: int) -> np.ndarray:
+    def unpack(self, packed: Octets, n: int) -> Levels:
         """Inverse of `pack`: int8 [n]."""
         if self.bits == 2:
             return unpack_uint2(packed, n)
@@ -154,37 +156,41 @@ def plain_form(n_levels: int) -> PlainForm:
     return PLAIN_FORMS[name]
 
 
-def pack_int4(levels: np.ndarray) -> np.ndarray:
+def pack_int4(levels: Levels) -> Octets:
     """Levels int8 [n] from -8 to 7 -> uint8 [ceil(n / 2)], the first in the lower four bits."""
     nibbles = np.zeros(-(-levels.size // 2) * 2, np.uint8)
     nibbles[: levels.size] = levels.reshape(-1).view(np.uint8) & 15
     low, high = nibbles.reshape(-1, 2).T
-    return low | (high << 4)
+    packed: Octets = low | (high << np.uint8(4))
+    return packed
 
 
-def unpack_int4(packed: np.ndarray, n: int) -> np.ndarray:
+def unpack_int4(packed: Octets, n: int) -> Levels:
     """Inverse of `pack_int4`: int8 [n]."""
     nibbles = (packed[:, None] >> np.array([0, 4], np.uint8)) & 15
     return ((nibbles ^ 8).astype(np.int8) - 8).reshape(-1)[:n]
 
 
-def pack_uint2(levels: np.ndarray) -> np.ndarray:
+def pack_uint2(levels: Levels) -> Octets:
     """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the
     lowest."""
     indices = np.zeros(-(-levels.size // 4) * 4, np.uint8)
     np.add(levels.reshape(-1), 1, out=indices[: levels.size], casting="unsafe")
     first, second, third, fourth = indices.reshape(-1, 4).T
-    return first | (second << 2) | (third << 4) | (fourth << 6)
+    packed: Octets = (
+        first | (second << np.uint8(2)) | (third << np.uint8(4)) | (fourth << np.uint8(6))
+    )
+    return packed
 
 
-def unpack_uint2(packed: np.ndarray, n: int) -> np.ndarray:
+def unpack_uint2(packed: Octets, n: int) -> Levels:
     """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix
     has."""
     shifted = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)
     return ((shifted & 3).astype(np.int8) - 1).reshape(-1)[:n]
 
 
-def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
+def expanded(coded: Octets, piece: Piece) -> Iterator[Octets]:
     """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded
     file is wrong."""
     source = coded[piece.coded_offset : piece.coded_offset + piece.coded_bytes]
@@ -206,7 +212,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
             release(coded)
 
 
-def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], None]) -> str:
+def sha256_of(coded: Octets, pieces: list[Piece], progress: Callable[[int], None]) -> str:
     """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the
     bytes done."""
     digest = hashlib.sha256()
@@ -268,7 +274,7 @@ def _check_disk(recipe: Recipe, package: Path, disk: Path) -> None:
 
 
 def _expand_file(
-    coded: np.ndarray, file: WeightFile, path: Path, progress: Callable[[int], None]
+    coded: Octets, file: WeightFile, path: Path, progress: Callable[[int], None]
 ) -> None:
     digest = hashlib.sha256()
     with path.open("r+b" if path.exists() else "w+b") as out:

@@ -69,7 +69,8 @@ class Biased(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.bias
+        y: Tensor = self.linear(x) + self.bias
+        return y
 
 
 class Block(nn.Module):
@@ -111,7 +112,8 @@ class Block(nn.Module):
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         x = x + self.o(self.attention(q, k, v, input_pos).flatten(2))
         h = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        x = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return x
 
 
 class Decoder(nn.Module):
@@ -142,11 +144,13 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, cos, sin, input_pos)
-        return self.norm(x)
+        h: Tensor = self.norm(x)
+        return h
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [.., hidden] -> [.., vocab]."""
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         """Logits of the last position only, float32 [1, vocab]: all of them would cost S x vocab
@@ -202,7 +206,8 @@ class DenseLayers:
         return module
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
-        return nn.Embedding.from_pretrained(self.weight(name).float())
+        module: nn.Module = nn.Embedding.from_pretrained(self.weight(name).float())
+        return module
 
     def attention(self, config: ModelConfig, context: int) -> nn.Module:
         return TorchAttention(config, context)

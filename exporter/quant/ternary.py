@@ -62,8 +62,9 @@ def expected_entropy(config: Config) -> float:
 
 def sparsity_problems(sparsity: object) -> list[str]:
     """Empty for None or a number from 0 up to, but not including, 1."""
-    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
-    if sparsity is None or (number and 0 <= sparsity < 1):  # type: ignore[operator]
+    if sparsity is None:
+        return []
+    if isinstance(sparsity, int | float) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
         return []
     return [f"sparsity must be a number from 0 up to, but not including, 1; got {sparsity!r}"]
 

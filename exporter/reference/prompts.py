@@ -101,4 +101,5 @@ def _cycle(tokens: Sequence[int], n: int) -> list[int]:
 
 def random_tokens(vocab_size: int, n: int) -> list[int]:
     """Fixed token ids for a model without a usable tokenizer."""
-    return np.random.default_rng(0).integers(0, vocab_size, n).tolist()
+    tokens: list[int] = np.random.default_rng(0).integers(0, vocab_size, n).tolist()
+    return tokens

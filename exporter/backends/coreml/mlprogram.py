@@ -185,7 +185,7 @@ def _translate(program: Program, encoded: EncodedModel, layout: BlobLayout) -> M
     from coremltools.converters.mil.backend.mil import helper
     from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 
-    class Exporter(MILProtoExporter):
+    class Exporter(MILProtoExporter):  # type: ignore[misc]  # coremltools has no types
         def create_file_value(self, var: Var) -> Value:
             key = var.op.weight_id
             if key is None:

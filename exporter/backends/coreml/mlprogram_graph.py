@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.backends.coreml import mlpackage
 from exporter.codec.weight_file import plain_form
@@ -244,7 +245,7 @@ class ProgramBuilder:
             bias = self.constant(bias_of(name), half(bias_of(name), own.numpy()))
         return self.mb.linear(x=x, weight=self.weight(name), bias=bias)
 
-    def constant(self, key: str, value: np.ndarray) -> Var:
+    def constant(self, key: str, value: NDArray[Any]) -> Var:
         """A constant that both functions share, if both have it with these values."""
         if key not in self.constants:
             var = self.mb.const(val=value, name=key)
@@ -286,13 +287,13 @@ class ProgramBuilder:
         return var
 
 
-def half_scales(matrix: EncodedMatrix) -> np.ndarray:
+def half_scales(matrix: EncodedMatrix) -> NDArray[np.float16]:
     """Scales float16 [rows, groups]. Raises ExportError where half precision cannot hold the
     weights."""
     return half(matrix.name, np.asarray(matrix.scales()), largest_level=matrix.n_levels // 2)
 
 
-def half(name: str, values: np.ndarray, *, largest_level: int = 1) -> np.ndarray:
+def half(name: str, values: NDArray[np.float32], *, largest_level: int = 1) -> NDArray[np.float16]:
     """The same values in float16. Raises ExportError where half precision cannot hold them, or
     their products with a level."""
     largest = float(np.abs(values).max())
