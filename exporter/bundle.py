@@ -23,11 +23,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Arithmetic = Literal["int16", "float32"]
 ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int16", "float32")
 ACTIVATIONS = ("int16", "float32", "float16")
-BACKENDS = {
-    "pte": "executorch",
-    "mlprogram": "coreml",
-    "custom-op": "coreml",
-}  # by format of an artifact
+# The backend of each format of an artifact.
+BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
 
 
 @dataclass(frozen=True)
@@ -160,9 +157,8 @@ class Manifest:
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
-    expanded: list[FileEntry] = field(
-        default_factory=list
-    )  # what `tinyqmoe expand` makes, beside the files
+    # These are made by `tinyqmoe expand`, beside the files.
+    expanded: list[FileEntry] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Indented JSON with a final newline."""
@@ -244,9 +240,8 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
     if kind.startswith("list[") and isinstance(raw, list):
         inner = kind.removeprefix("list[").removesuffix("]")
         return [_value(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(raw)]
-    if kind.startswith("dict[") and isinstance(
-        raw, dict
-    ):  # the keys of a JSON object are always texts
+    # The keys of a JSON object are always texts.
+    if kind.startswith("dict[") and isinstance(raw, dict):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
     if kind == "Any" or (

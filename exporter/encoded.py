@@ -167,13 +167,8 @@ def _read_record(path: Path) -> EncodedMatrix | None:
             _summary(file) == record["files"][name] for name, file in paths.items()
         )
         return EncodedMatrix(**record["matrix"], **paths) if whole else None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ):  # one that cannot be used is as good as none
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # One that cannot be used is as good as none.
         return None
 
 

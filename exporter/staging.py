@@ -120,9 +120,8 @@ def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
     path = place.root / LOCK
     while True:
         place.root.mkdir(exist_ok=True)
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # the export that held it has just ended and removed it
+        with contextlib.suppress(FileNotFoundError):
+            # The export that held it has just ended and removed it.
             file = path.open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

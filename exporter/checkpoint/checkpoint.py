@@ -225,9 +225,8 @@ def _match(
                 problems.append(
                     f"{HEAD} differs from {EMBEDDING}, though tie_word_embeddings is true"
                 )
-        elif not name.endswith(
-            "rotary_emb.inv_freq"
-        ):  # a buffer that old versions saved; computed from the config
+        elif not name.endswith("rotary_emb.inv_freq"):
+            # Old versions saved this buffer, which is computed from the config.
             problems.append(f"{name} is not part of this model")
     return {name: found[name] for name in expected if name in found}
 

@@ -80,9 +80,8 @@ def _download(repo_id: str, *, show_bars: bool) -> Path:
         raise CheckpointError(
             f"{repo_id} is no local directory, and the hub cannot be reached", hint=hint
         ) from error
-    except (
-        Exception
-    ) as error:  # whatever the hub's HTTP library raises: that library changes between versions
+    except Exception as error:
+        # This is whatever the hub's HTTP library raises: that library changes between versions.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OutOfSpaceError(
                 f"the disk is full: {error}", hint="free space; the download will resume"

@@ -50,9 +50,8 @@ class EncodedTensor:
     entropy_bits: float
     zeros: float  # share of the levels
     levels_crc32: int
-    sizes_bytes: dict[
-        str, int
-    ]  # of every candidate considered, such as {"raw2": ..., "lzw12": ...}
+    # Of every candidate considered, such as {"raw2": ..., "lzw12": ...}.
+    sizes_bytes: dict[str, int]
 
     @property
     def code_bits(self) -> int:

@@ -20,9 +20,8 @@ MAGIC = b"TQLZ"
 VERSION = 1
 HEADER_BYTES = 64
 TILE_ROWS = 32
-TAIL_BYTES = (
-    16  # readable zeros after the payload, so that a decoder may load eight bytes at any codeword
-)
+# There are readable zeros after the payload, so that a decoder may load 8 bytes at any codeword.
+TAIL_BYTES = 16
 ALIGNMENT = 64
 
 RAW_CODE_BITS = (2, 4, 8)

@@ -40,9 +40,8 @@ _ISA_NUMBER: dict[str, int] = {
 # are CodecErrors.
 _ARGUMENT_STATUSES = frozenset({"BAD_ARGUMENT", "BUFFER_TOO_SMALL", "NO_ISA"})
 
-Bytes = (
-    bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
-)  # anything with the buffer protocol, as an mmap
+# Anything with the buffer protocol will do, as an mmap.
+Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
 Int8Array = npt.NDArray[np.int8]
 Int16Array = npt.NDArray[np.int16]
 FloatArray = npt.NDArray[np.float32]

@@ -278,9 +278,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     if config.rope is None:
         return freqs
     rope = config.rope
-    turns = (
-        rope.original_max_position_embeddings * freqs / (2 * math.pi)
-    )  # full turns within the original context
+    # Full turns within the original context.
+    turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
     keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(
         0, 1
     )

@@ -40,9 +40,8 @@ def token_sequences(
     return ["random ids: the checkpoint has no tokenizer.json"], [random_tokens(vocab, 64)]
 
 
-SMALL_MODEL = (
-    50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
-)
+# Parameters of a small model; for larger ones each answer takes seconds, so fewer are computed.
+SMALL_MODEL = 50_000_000
 
 
 SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space

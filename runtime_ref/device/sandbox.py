@@ -116,10 +116,8 @@ def _child(
             stack.callback(process.wait)
             stack.callback(process.kill)
         assert process.stdin is not None
-        with (
-            contextlib.suppress(BrokenPipeError),
-            process.stdin,
-        ):  # where it died at once, its return code says of what
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            # Where it died at once, its return code says of what.
             process.stdin.write(json.dumps(request).encode())
         yield process, messages
 

@@ -71,9 +71,8 @@ TEMPLATE, PACKAGE = "model.template.mlpackage", "model.mlpackage"
 CODED_FILE, RECIPE_FILE = "model.weights.tqlz", "expand.json"
 
 SPECIFICATION_VERSION = 9  # iOS 18, the first with states and 2-bit tables
-BYTES_PER_LAYER = (
-    64 << 10
-)  # of a program without weights, at most; two such for what is outside of layers
+# Of a program without weights, at most; two such for what is outside of layers.
+BYTES_PER_LAYER = 64 << 10
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 DECODE, PREFILL = "decode", "prefill"
 
 
-PREFILL_TOKENS = (
-    128  # of one call of `prefill`; its shapes are fixed, as the Neural Engine wants them
-)
+# The tokens of one call of `prefill`; its shapes are fixed, as the Neural Engine wants them.
+PREFILL_TOKENS = 128
 
 
 MASKED = -3e4  # exp of it is 0, and half precision holds it

@@ -120,9 +120,8 @@ def _write_coded_file(blobs: list[WeightBlob], coded: BinaryIO) -> list[Piece]:
             continue
         literal_end = coded.tell() + len(literal)
         flush()
-        coded.write(
-            bytes(_aligned(literal_end) - literal_end)
-        )  # a blob's own sections are aligned to 64
+        # A blob's own sections are aligned to 64.
+        coded.write(bytes(_aligned(literal_end) - literal_end))
         pieces.append(Piece(blob.kind, blob.n_bytes, coded.tell(), blob.source.blob_bytes))
         with blob.source.blob_path.open("rb") as source:
             shutil.copyfileobj(source, coded, 1 << 20)

@@ -17,12 +17,8 @@ from pathlib import Path
 
 Fragment = bytes | Path
 
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = (
-    0,
-    1,
-    2,
-    5,
-)  # wire types; 2 is messages, bytes, strings, packed numbers
+# The wire types; 2 is messages, bytes, strings, packed numbers.
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = (0, 1, 2, 5)
 COPY_BYTES = 1 << 20
 KEPT_BYTES = 64  # of a shortened value, a multiple of the size of every packed number of fixed size
 

@@ -102,10 +102,8 @@ def _register(name: str, compute: Callable[..., Tensor], fake: Callable[..., Ten
 
     def compute_out(*args: Any, out: Tensor) -> Tensor:
         result = compute(*args)
-        if (out.shape, out.dtype) != (
-            result.shape,
-            result.dtype,
-        ):  # copy_ would broadcast and convert
+        # copy_ would broadcast and convert.
+        if (out.shape, out.dtype) != (result.shape, result.dtype):
             raise ValueError(
                 f"out is {out.dtype} {list(out.shape)}, expected {result.dtype} "
                 f"{list(result.shape)}"
