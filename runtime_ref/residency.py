@@ -28,7 +28,7 @@ from exporter.codec.format import (
     align,
     packed_bytes,
 )
-from exporter.codec.native import UNLIMITED, ResidencyManager, ResidencyStats
+from exporter.codec.native_residency import UNLIMITED, ResidencyManager, ResidencyStats
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
 
 Mode = Literal["stream", "expand", "file", "auto"]
