@@ -64,12 +64,25 @@ INLINE Lanes splat(float value) {
   return out;
 }
 
+// Part by part: a copy of all sixteen would pass through the stack.
+INLINE void load(const float* from, Part* out) { std::memcpy(out, from, sizeof *out); }
+template <typename T>
+INLINE void load(const float* from, Pair<T>* out) {
+  load(from, &out->low);
+  load(from + sizeof(T) / sizeof(float), &out->high);
+}
 INLINE Lanes load_lanes(const float* from) {
   Lanes out;
-  std::memcpy(&out, from, sizeof out);
+  load(from, &out);
   return out;
 }
-INLINE void store_lanes(Lanes from, float* to) { std::memcpy(to, &from, sizeof from); }
+
+INLINE void store_lanes(Part from, float* to) { std::memcpy(to, &from, sizeof from); }
+template <typename T>
+INLINE void store_lanes(Pair<T> from, float* to) {
+  store_lanes(from.low, to);
+  store_lanes(from.high, to + sizeof(T) / sizeof(float));
+}
 
 // The first n of sixteen, the others +0.0.
 INLINE Lanes load_some(const float* from, uint64_t n) {
