@@ -183,7 +183,7 @@ TARGET void attend(const AttentionTask& task) {
   }
 }
 
-constexpr LayerKernels kLayerKernels = {rms_norm, swiglu, {attend<float>, attend<uint16_t>, attend<int8_t>}};
+constexpr LayerKernels kLayerKernels = {rms_norm, swiglu, {attend<uint16_t>, attend<float>, attend<int8_t>}};
 
 }  // namespace
 }  // namespace tinyqmoe

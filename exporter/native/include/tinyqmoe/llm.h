@@ -64,7 +64,7 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_rope(const tinyqmoe_rope_args* args, uint3
  * each part on a multiple of 64 bytes. FLOAT16 is IEEE half precision, rounded to nearest even; INT8 has one scale a
  * head and token: a = max |x|; if a < 2^-100 scale 0 and all zero, else scale = a / 127 and the level is
  * round_half_even(x * (127 / a)). A cache must be zero when it is first used. */
-typedef enum tinyqmoe_kv_type { TINYQMOE_KV_FLOAT32 = 0, TINYQMOE_KV_FLOAT16 = 1, TINYQMOE_KV_INT8 = 2 } tinyqmoe_kv_type;
+typedef enum tinyqmoe_kv_type { TINYQMOE_KV_FLOAT16 = 0, TINYQMOE_KV_FLOAT32 = 1, TINYQMOE_KV_INT8 = 2 } tinyqmoe_kv_type;
 
 typedef struct tinyqmoe_kv_cache {
   void* bytes; /* aligned to 64 bytes */

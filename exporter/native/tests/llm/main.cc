@@ -1,4 +1,4 @@
-// Exit status 0 when every check holds. Prints a digest of all results, which must be equal on all machines.
+// llm_tests, or llm_tests BUNDLE...: the parts, or sessions over bundles. Exit status 0 when every check holds. Prints a digest of all results, which must be equal on all machines.
 #include <cstdio>
 
 #include "support.h"
@@ -24,10 +24,15 @@ uint32_t current_digest() { return g_digest; }
 
 }  // namespace tests
 
-int main() {
-  tests::test_half();
-  tests::test_layer();
-  tests::test_attention();
+int main(int argc, char** argv) {
+  if (argc == 1) {
+    tests::test_half();
+    tests::test_layer();
+    tests::test_attention();
+    tests::test_json();
+    tests::test_pool();
+  }
+  for (int i = 1; i < argc; ++i) tests::test_session(argv[i]);
   std::printf("%d checks, %d failures, digest %08x, instruction sets:", tests::g_checks, tests::g_failures,
               tests::current_digest());
   for (const tinyqmoe_isa isa : tests::llm_isas()) std::printf(" %d", isa);

@@ -3,6 +3,7 @@
 #define TINYQMOE_TESTS_LLM_SUPPORT_H_
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
@@ -45,6 +46,9 @@ uint32_t current_digest();
 void test_half();
 void test_layer();
 void test_attention();
+void test_json();
+void test_pool();
+void test_session(const std::string& bundle);
 
 }  // namespace tests
 
