@@ -30,7 +30,8 @@ tinyqmoe_status Runner::open(Bundle* bundle, std::string* error) {
   }
   if (!find_weights(bundle, error)) return TINYQMOE_BAD_ARGUMENT;
   const tinyqmoe_status status = take_memory();
-  if (status != TINYQMOE_OK) *error = "no memory for the KV cache and the buffers";
+  if (status == TINYQMOE_BAD_ARGUMENT) *error = "options: no cache has this type or this size";
+  if (status == TINYQMOE_OUT_OF_MEMORY) *error = "no memory for the KV cache and the buffers";
   return status;
 }
 

@@ -11,8 +11,9 @@
  * p[k] += p[k + 8] for k < 8, p[k] += p[k + 4] for k < 4, p[k] += p[k + 2] for k < 2, and p[0] + p[1].
  *
  * exp(x): 0 below -64, and exp(88) above 88. Else t = x * 0x1.715476p+0 + 0x1.8p+23, n = t - 0x1.8p+23,
- * r = (x - n * 0x1.63p-1) - n * -0x1.bd0106p-13, and the result is (p(r) * (r * r) + r + 1) * 2^n with p the
- * polynomial of layer_kernels_lanes.h by Horner's rule. */
+ * r = (x - n * 0x1.63p-1) - n * -0x1.bd0106p-13, and the result is ((p * (r * r) + r) + 1) * 2^n, where by Horner's
+ * rule p = 1.9875691500e-4 r^5 + 1.3981999507e-3 r^4 + 8.3334519073e-3 r^3 + 4.1665795894e-2 r^2 +
+ * 1.6666665459e-1 r + 5.0000001201e-1. */
 #ifndef TINYQMOE_LLM_H_
 #define TINYQMOE_LLM_H_
 
