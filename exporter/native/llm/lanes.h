@@ -1,14 +1,19 @@
 // Sixteen floats, held in as many registers as the instruction set needs.
 //
 // A file of kernels defines TARGET, the attribute that its functions carry, and LANE_WIDTH, the floats of one register
-// (1, 4, 8 or 16), and includes this header. Every operation here is one IEEE operation a lane, so the width does not
-// change a bit. The vectors are those of GCC and Clang, which both turn into plain instructions.
+// (4, 8 or 16; 1 for plain loops), and includes this header. Every operation here is one IEEE operation a lane, so the
+// width does not change a bit. The vectors are those of GCC and Clang, which both turn into plain instructions.
 #include <cstdint>
 #include <cstring>
 
+#include "half.h"
 #include "layer_kernels.h"
 
+#if LANE_WIDTH == 1
+#define INLINE inline  // sixteen times the text in every place takes a sanitizer minutes to compile
+#else
 #define INLINE TARGET __attribute__((always_inline)) inline
+#endif
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -19,13 +24,16 @@
 namespace tinyqmoe {
 namespace {
 
+// ---- operations: + - * /, splat, load_lanes, store_lanes, and these two ----
+// select_less(a, b, yes, no)   a < b ? yes : no. A NaN is less than nothing.
+// times_power(value, t)        value * 2^n, for t = n + 0x1.8p23, whose lowest bits are n.
+
 #if LANE_WIDTH == 1
-typedef float Part;
-typedef uint32_t PartBits;
+#include "lanes_plain.h"
 #else
+
 typedef float Part __attribute__((vector_size(4 * LANE_WIDTH)));
 typedef uint32_t PartBits __attribute__((vector_size(4 * LANE_WIDTH)));
-#endif
 
 template <typename T>
 struct Pair {
@@ -36,12 +44,9 @@ struct Pair {
 using Lanes = Part;
 #elif LANE_WIDTH == 8
 using Lanes = Pair<Part>;
-#elif LANE_WIDTH == 4
-using Lanes = Pair<Pair<Part>>;
 #else
-using Lanes = Pair<Pair<Pair<Pair<Part>>>>;
+using Lanes = Pair<Pair<Part>>;
 #endif
-static_assert(sizeof(Lanes) == kLanes * sizeof(float));
 
 template <typename T>
 INLINE Pair<T> operator+(Pair<T> a, Pair<T> b) { return {a.low + b.low, a.high + b.high}; }
@@ -84,26 +89,12 @@ INLINE void store_lanes(Pair<T> from, float* to) {
   store_lanes(from.high, to + sizeof(T) / sizeof(float));
 }
 
-// The first n of sixteen, the others +0.0.
-INLINE Lanes load_some(const float* from, uint64_t n) {
-  float all[kLanes] = {};
-  std::memcpy(all, from, n * sizeof(float));
-  return load_lanes(all);
-}
-INLINE void store_some(Lanes from, uint64_t n, float* to) {
-  float all[kLanes];
-  store_lanes(from, all);
-  std::memcpy(to, all, n * sizeof(float));
-}
-
-// a < b ? yes : no. A NaN is less than nothing.
 INLINE Part select_less(Part a, Part b, Part yes, Part no) { return a < b ? yes : no; }
 template <typename T>
 INLINE Pair<T> select_less(Pair<T> a, Pair<T> b, Pair<T> yes, Pair<T> no) {
   return {select_less(a.low, b.low, yes.low, no.low), select_less(a.high, b.high, yes.high, no.high)};
 }
 
-// value * 2^n, for t = n + 0x1.8p23, whose lowest bits are n.
 INLINE Part times_power(Part value, Part t) {
   PartBits bits;
   std::memcpy(&bits, &t, sizeof bits);
@@ -115,6 +106,23 @@ INLINE Part times_power(Part value, Part t) {
 template <typename T>
 INLINE Pair<T> times_power(Pair<T> value, Pair<T> t) {
   return {times_power(value.low, t.low), times_power(value.high, t.high)};
+}
+
+#endif
+static_assert(sizeof(Lanes) == kLanes * sizeof(float));
+
+// ---- what follows from them ----
+
+// The first n of sixteen, the others +0.0.
+INLINE Lanes load_some(const float* from, uint64_t n) {
+  float all[kLanes] = {};
+  std::memcpy(all, from, n * sizeof(float));
+  return load_lanes(all);
+}
+INLINE void store_some(Lanes from, uint64_t n, float* to) {
+  float all[kLanes];
+  store_lanes(from, all);
+  std::memcpy(to, all, n * sizeof(float));
 }
 
 // The end of sum16 (llm.h).

@@ -1,6 +1,4 @@
 // Plain C++, one float at a time; with WebAssembly's vectors, four.
-#include "half.h"
-
 #define TARGET
 #if defined(__wasm_simd128__)
 #define LANE_WIDTH 4
