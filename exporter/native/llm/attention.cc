@@ -8,8 +8,8 @@
 namespace tinyqmoe {
 namespace {
 
-// An item is one token's query heads, at most kMaxQueries, of one head of the cache. Tokens vary fastest: neighbours read
-// the same keys and values.
+// An item is one token's query heads, at most kMaxQueries, of one head of the cache. Tokens vary fastest: neighbours
+// read the same keys and values.
 struct Plan {
   KvLayout layout;
   uint32_t queries_per_head;

@@ -207,7 +207,8 @@ uint64_t Bundle::mapped_bytes() const {
 
 const Matrix* Bundle::matrix(const std::string& name, uint32_t rows, uint32_t cols) {
   const auto found = matrices_.find(name);
-  if (found == matrices_.end() || found->second.matrix.rows != rows || found->second.matrix.cols != cols) return nullptr;
+  if (found == matrices_.end()) return nullptr;
+  if (found->second.matrix.rows != rows || found->second.matrix.cols != cols) return nullptr;
   found->second.used = true;
   return &found->second.matrix;
 }

@@ -1,6 +1,7 @@
 // A strict reader of JSON (RFC 8259) for manifests.
 //
-// A document is read once into a tree that keeps views of its text, which must outlive it. Names in an object are unique.
+// A document is read once into a tree that keeps views of its text, which must outlive it. Names in an object are
+// unique.
 #ifndef TINYQMOE_LLM_JSON_H_
 #define TINYQMOE_LLM_JSON_H_
 

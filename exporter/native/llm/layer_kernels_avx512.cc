@@ -11,7 +11,8 @@
 namespace tinyqmoe {
 namespace {
 
-// The forms with a mask, which is all ones: GCC 12 warns that the plain ones read an uninitialised register (bug 105593).
+// The forms with a mask, which is all ones: GCC 12 warns that the plain ones read an uninitialised register (bug
+// 105593).
 constexpr __mmask16 kAll = 0xFFFF;
 
 INLINE Lanes load_lanes(const uint16_t* halves) {

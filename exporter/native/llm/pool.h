@@ -25,8 +25,8 @@ class Pool {
 
   uint32_t n_threads() const { return static_cast<uint32_t>(workers_.size()) + 1; }
 
-  // body(begin, end, thread) over [0, n) in pieces of `grain`, thread below n_threads(). Returns when all are done. For one
-  // caller at a time; a body starts no loop.
+  // body(begin, end, thread) over [0, n) in pieces of `grain`, thread below n_threads(). Returns when all are done.
+  // For one caller at a time; a body starts no loop.
   template <typename Body>
   void run(uint64_t n, uint64_t grain, const Body& body) {
     const auto call = [](const void* context, uint64_t begin, uint64_t end, uint32_t thread) {

@@ -27,7 +27,9 @@ bool Buffer::reserve(uint64_t n_bytes) {
 }
 
 Products::Products(Pool* pool, tinyqmoe_isa isa)
-    : pool_(pool), isa_(isa == TINYQMOE_LLM_ISA_AVX512 ? TINYQMOE_ISA_AUTO : isa), scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
+    : pool_(pool),
+      isa_(isa == TINYQMOE_LLM_ISA_AVX512 ? TINYQMOE_ISA_AUTO : isa),
+      scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
 
 tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
   tinyqmoe_status status = quantize(x, n_tokens, products[0].matrix->cols);

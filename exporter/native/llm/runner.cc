@@ -20,7 +20,8 @@ tinyqmoe_status first_of(std::initializer_list<tinyqmoe_status> all) {
 
 }  // namespace
 
-Runner::Runner(Pool* pool, const RunnerOptions& options) : pool_(pool), options_(options), products_(pool, options.isa) {}
+Runner::Runner(Pool* pool, const RunnerOptions& options)
+    : pool_(pool), options_(options), products_(pool, options.isa) {}
 
 tinyqmoe_status Runner::open(Bundle* bundle, std::string* error) {
   net_ = bundle->network();

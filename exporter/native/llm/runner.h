@@ -1,7 +1,7 @@
 // A decoder of Llama's shape over the functions of llm.h and the products.
 //
-// What a family adds is told by the vectors that a bundle has: biases of q, k and v (Qwen2), norms of each head of q and k
-// (Qwen3), and by a head of its own. A vector or a matrix that the runner does not use is an error.
+// What a family adds is told by the vectors that a bundle has: biases of q, k and v (Qwen2), norms of each head of q
+// and k (Qwen3), and by a head of its own. A vector or a matrix that the runner does not use is an error.
 #ifndef TINYQMOE_LLM_RUNNER_H_
 #define TINYQMOE_LLM_RUNNER_H_
 
@@ -29,8 +29,8 @@ class Runner {
   // Finds every weight and takes all memory. *error names what does not fit.
   tinyqmoe_status open(Bundle* bundle, std::string* error);
 
-  // Tokens from `position` on: at most batch_tokens, and at most to the context's end. logits: float [vocab] of the last
-  // token, or null, which spares the head. On failure the cache holds what it held before `position`.
+  // Tokens from `position` on: at most batch_tokens, and at most to the context's end. logits: float [vocab] of the
+  // last token, or null, which spares the head. On failure the cache holds what it held before `position`.
   tinyqmoe_status forward(const int32_t* tokens, uint32_t n_tokens, uint32_t position, float* logits);
 
   uint64_t kv_cache_bytes() const { return kv_memory_.size(); }

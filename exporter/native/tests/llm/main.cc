@@ -1,4 +1,5 @@
-// llm_tests, or llm_tests BUNDLE...: the parts, or sessions over bundles. Exit status 0 when every check holds. Prints a digest of all results, which must be equal on all machines.
+// llm_tests, or llm_tests BUNDLE...: the parts, or sessions over bundles. Exit status 0 when every check holds.
+// Prints a digest of all results, which must be equal on all machines.
 #include <cstdio>
 
 #include "support.h"

@@ -1,5 +1,5 @@
-// Cache and attention: every type and instruction set against the definition, tokens split at random into calls, and the
-// items of a call over threads.
+// Cache and attention: every type and instruction set against the definition, tokens split at random into calls, and
+// the items of a call over threads.
 #include <atomic>
 #include <cmath>
 #include <memory>

@@ -1,4 +1,5 @@
-// The pool: each part of a loop runs once, threads are told apart, and loops follow each other at once or after a pause.
+// The pool: each part of a loop runs once, threads are told apart, and loops follow each other at once or after a
+// pause.
 #include <chrono>
 #include <thread>
 
