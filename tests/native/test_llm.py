@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.codec import native
 from exporter.codec.native import native_dir
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
 
@@ -51,11 +52,6 @@ def compile_objects(compiler: str, flags: list[str], sources: list[Path], out: P
     return objects
 
 
-def link(compiler: str, flags: list[str], objects: list[Path], out: Path) -> Path:
-    subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(out)], check=True)
-    return out
-
-
 def library_sources() -> list[Path]:
     return [s for name in ("core", "llm") for s in sorted((native_dir() / name).glob("*.cc"))]
 
@@ -69,7 +65,9 @@ test_sources.__test__ = False  # type: ignore[attr-defined]
 
 def compile_tests(compiler: str, flags: list[str], out: Path) -> Path:
     objects = compile_objects(compiler, flags, [*library_sources(), *test_sources()], out)
-    return link(compiler, flags, objects, out / "tests")
+    program = out / "tests"
+    subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(program)], check=True)
+    return program
 
 
 def run(*command: str | Path) -> str:
@@ -91,31 +89,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 
 
 @pytest.fixture(scope="module")
-def library_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """As a release has them, and fit for a shared library."""
+def digests(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of the parts, and of sessions over every family, each with all instruction sets of this
+    machine; under the sanitizers for addresses and undefined behaviour."""
     assert CXX is not None
-    out = tmp_path_factory.mktemp("library")
-    return compile_objects(CXX, ["-O3", "-fPIC"], library_sources(), out)
-
-
-@pytest.fixture(scope="module")
-def digests(
-    models: dict[str, Model], library_objects: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, str]:
-    """Of the parts, and of sessions over every family."""
-    assert CXX is not None
-    out = tmp_path_factory.mktemp("fast")
-    objects = compile_objects(CXX, ["-O2"], test_sources(), out)
-    program = link(CXX, [], [*library_objects, *objects], out / "tests")
+    program = compile_tests(CXX, SANITIZE, tmp_path_factory.mktemp("address"))
     return digest(run(program)), digest(run(program, *(m.bundle for m in models.values())))
 
 
-@pytest.mark.parametrize(
-    "flags", [SANITIZE, ["-O1", "-fsanitize=thread"]], ids=["address", "thread"]
-)
-def test_under_sanitizers(
+def test_under_sanitizers(digests: tuple[str, str]) -> None:
+    assert all(digests)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flags", [["-O3"], ["-O1", "-fsanitize=thread"]], ids=["O3", "thread"])
+def test_other_builds_give_the_same_bits(
     flags: list[str], models: dict[str, Model], digests: tuple[str, str], tmp_path: Path
 ) -> None:
+    """As a release is compiled, and under the sanitizer for threads."""
     assert CXX is not None
     program = compile_tests(CXX, flags, tmp_path)
     assert digest(run(program)) == digests[0]
@@ -128,7 +119,7 @@ def test_aarch64_gives_the_same_bits(
 ) -> None:
     assert ARM_CXX is not None
     assert QEMU is not None
-    program = compile_tests(ARM_CXX, ["-O2", "-static"], tmp_path)
+    program = compile_tests(ARM_CXX, ["-O1", "-static"], tmp_path)
     assert digest(run(QEMU, "-cpu", "cortex-a53", program)) == digests[0]
     bundles = [m.bundle for m in models.values()]
     assert digest(run(QEMU, "-cpu", "max", program, *bundles)) == digests[1]
@@ -150,10 +141,9 @@ class Options(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def library(library_objects: list[Path]) -> ctypes.CDLL:
-    assert CXX is not None
-    out = library_objects[0].parent / "libllm.so"
-    loaded = ctypes.CDLL(str(link(CXX, ["-shared"], library_objects, out)))
+def library() -> ctypes.CDLL:
+    """The one that is installed; a handle of its own, for what native.py does not declare."""
+    loaded = ctypes.CDLL(native.library()._name)
     loaded.tinyqmoe_session_feed.argtypes = [
         ctypes.c_void_p,
         ctypes.c_void_p,
@@ -198,10 +188,9 @@ def sqnr(signal: np.ndarray, other: np.ndarray) -> float:
 def test_a_session_computes_what_transformers_does(
     family: str, models: dict[str, Model], library: ctypes.CDLL
 ) -> None:
-    """Both with int8 products. Where no rounding of theirs flips, float32 agrees to its own noise;
-    a flip costs down to 30 dB."""
+    """Both with x16 products, of which few roundings flip: with a cache in float32 they agree by 79
+    to 142 dB, or in all bits."""
     rng = np.random.default_rng(3)
-    exact = []
     for n in (1, 2, 9, 33, CONTEXT):
         tokens = rng.integers(0, VOCABULARY, n).tolist()
         expected = models[family].logits(tokens)
@@ -209,11 +198,9 @@ def test_a_session_computes_what_transformers_does(
             kind: sqnr(expected, native_logits(library, models[family].bundle, tokens, kind))
             for kind in (FLOAT32, FLOAT16, INT8)
         }
-        exact.append(values[FLOAT32])
-        assert values[FLOAT32] > 30
-        assert values[FLOAT16] > 27
-        assert values[INT8] > 20
-    assert np.median(exact) > 110
+        assert values[FLOAT32] > 70
+        assert values[FLOAT16] > 50
+        assert values[INT8] > 30
 
 
 def test_an_expanded_model_has_the_same_bits(

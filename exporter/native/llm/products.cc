@@ -1,4 +1,4 @@
-// Products with int8 activations, one scale a token.
+// Products with 16-bit activations: x16 of tinyqmoe.h.
 #include "products.h"
 
 #include <algorithm>
@@ -28,7 +28,7 @@ bool Buffer::reserve(uint64_t n_bytes) {
 
 Products::Products(Pool* pool, tinyqmoe_isa isa)
     : pool_(pool),
-      isa_(isa == TINYQMOE_LLM_ISA_AVX512 ? TINYQMOE_ISA_AUTO : isa),
+      isa_(isa),
       scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
 
 tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
@@ -38,16 +38,16 @@ tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Prod
 }
 
 tinyqmoe_status Products::quantize(const float* x, uint32_t n_tokens, uint32_t cols) {
-  const uint64_t padded = tinyqmoe_padded_cols(cols);
-  if (!quantized_.reserve(n_tokens * padded) || !x_scales_.reserve(n_tokens * sizeof(float))) {
+  const uint64_t token_bytes = tinyqmoe_quantized_bytes(cols);
+  if (!quantized_.reserve(n_tokens * token_bytes) || !x_scales_.reserve(n_tokens * sizeof(float))) {
     return TINYQMOE_OUT_OF_MEMORY;
   }
-  int8_t* const quantized = static_cast<int8_t*>(quantized_.data());
+  uint8_t* const quantized = static_cast<uint8_t*>(quantized_.data());
   float* const x_scales = static_cast<float*>(x_scales_.data());
   Failure failure;
   pool_->run(n_tokens, 4, [&](uint64_t begin, uint64_t end, uint32_t) {
-    failure.note(tinyqmoe_quantize_activations(x + begin * cols, static_cast<uint32_t>(end - begin), cols, isa_,
-                                               quantized + begin * padded, x_scales + begin));
+    failure.note(tinyqmoe_quantize_x16(x + begin * cols, static_cast<uint32_t>(end - begin), cols, isa_,
+                                       quantized + begin * token_bytes, x_scales + begin));
   });
   return failure.status();
 }
@@ -75,17 +75,24 @@ tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_t
   const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((end - begin + pieces - 1) / pieces, 4));
   Failure failure;
   pool_->run(end - begin, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
-    failure.note(tinyqmoe_linear_int8(tensor, matrix.scales, matrix.group_size,
-                                      static_cast<const int8_t*>(quantized_.data()),
-                                      static_cast<const float*>(x_scales_.data()), n_tokens,
-                                      begin + static_cast<uint32_t>(from), begin + static_cast<uint32_t>(to), isa_,
-                                      scratch_[thread].data(), scratch_bytes, product.y));
+    const tinyqmoe_linear_args args = {tensor,
+                                       matrix.scales,
+                                       matrix.group_size,
+                                       n_tokens,
+                                       begin + static_cast<uint32_t>(from),
+                                       begin + static_cast<uint32_t>(to),
+                                       isa_,
+                                       scratch_[thread].data(),
+                                       scratch_bytes,
+                                       product.y};
+    failure.note(tinyqmoe_linear_x16(&args, quantized_.data(), static_cast<const float*>(x_scales_.data())));
   });
   return failure.status();
 }
 
 tinyqmoe_status Products::embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out) {
-  return tinyqmoe_embedding(matrix.tensor, matrix.scales, matrix.group_size, ids, n_ids, isa_, out);
+  const tinyqmoe_embedding_args args = {matrix.tensor, matrix.scales, matrix.group_size, isa_, ids, n_ids, out};
+  return tinyqmoe_embedding(&args);
 }
 
 uint64_t Products::buffer_bytes() const {

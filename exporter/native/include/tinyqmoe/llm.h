@@ -23,10 +23,8 @@
 extern "C" {
 #endif
 
-/* Functions that take an instruction set accept every tinyqmoe_isa and this; the sdot form counts as NEON. */
-#define TINYQMOE_LLM_ISA_AVX512 ((tinyqmoe_isa)5)
-
-/* What AUTO stands for in this header. */
+/* What AUTO stands for in this header. Functions that take an instruction set accept each that the products have on this
+ * machine; for the sdot form NEON's is used, and AVX2's needs F16C too, which all but emulated processors have. */
 TINYQMOE_API tinyqmoe_isa tinyqmoe_llm_best_isa(void);
 
 /* RMSNorm of rows: m = sum16(x[i] * x[i]) / cols, r = 1 / sqrt(m + eps), y[i] = (x[i] * r) * weight[i]. A row is a
