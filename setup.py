@@ -1,7 +1,7 @@
-"""The C++ core and the encoder, one library with a C ABI that is opened with ctypes.
+"""The C++ core, sessions and the encoder, one library with a C ABI that is opened with ctypes.
 
 All else is in pyproject.toml. The folders are the list of sources, here, in CMakeLists.txt and in
-runtime_ref/kernels.py.
+runtime_ref/executorch/kernels.py.
 """
 
 from glob import glob
@@ -9,17 +9,20 @@ from glob import glob
 from setuptools import Extension, setup
 
 NATIVE = "exporter/native"
+FOLDERS = ("core", "llm", "encoder")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+THREADS = ["-pthread"]  # of a session
 
 setup(
     ext_modules=[
         Extension(
             "exporter.native._tinyqmoe",
-            sources=sorted(glob(f"{NATIVE}/core/*.cc") + glob(f"{NATIVE}/encoder/*.cc")),
-            depends=sorted(glob(f"{NATIVE}/core/*.h") + glob(f"{NATIVE}/include/tinyqmoe/*.h")),
+            sources=sorted(f for name in FOLDERS for f in glob(f"{NATIVE}/{name}/*.cc")),
+            depends=sorted(glob(f"{NATIVE}/*/*.h") + glob(f"{NATIVE}/include/tinyqmoe/*.h")),
             include_dirs=[f"{NATIVE}/include", f"{NATIVE}/core"],
             language="c++",
-            extra_compile_args=FLAGS,
+            extra_compile_args=FLAGS + THREADS,
+            extra_link_args=THREADS,
         )
     ]
 )

@@ -26,8 +26,9 @@ from exporter.quiet import quiet
 
 OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
 FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-DNDEBUG",
-    "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL", "-DET_EVENT_TRACER_ENABLED",
+    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off",
+    "-DNDEBUG", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
+    "-DET_EVENT_TRACER_ENABLED",
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def sources() -> list[Path]:
     """C++ files of the kernel library. Raises MissingComponentError."""
     found = [
         *sorted((native_dir() / "core").glob("*.cc")),
+        *sorted((native_dir() / "llm").glob("*.cc")),
         *sorted((native_dir() / "executorch").glob("*.cpp")),
     ]
     if not found:

@@ -31,6 +31,7 @@ with native.NativeTensor(encoded.blob, verify=True) as tensor:
 assert len(encoded.blob) < levels.size / 4
 import tinyqmoe
 assert tinyqmoe.demo_model().is_dir()
+assert native.library().tinyqmoe_session_open(None, None, None, 0) == 64  # BAD_ARGUMENT
 print(native.__file__)
 """
 
@@ -90,7 +91,8 @@ def needed_files() -> list[str]:
     folders = ("device/profiles", "reports/templates")
     data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
-    return ["exporter/codec/FORMAT.md", *model, *native_sources(), *files]
+    formats = ["exporter/codec/FORMAT.md", "exporter/native/llm/MANIFEST.md"]
+    return [*formats, *model, *native_sources(), *files]
 
 
 def test_the_wheel_holds_what_is_needed(wheel_names: list[str]) -> None:
@@ -164,5 +166,6 @@ def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
     native_dir = Path(run(script, "native-dir", cwd=tmp_path).strip())
     assert native_dir.resolve() == (packages / "exporter" / "native").resolve()
     assert (native_dir / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
+    assert (native_dir / "include" / "tinyqmoe" / "session.h").is_file()
     assert "iphone-13" in run(script, "devices", cwd=tmp_path)
     assert Path(run(python, "-c", ROUND_TRIP, cwd=tmp_path).strip()).is_relative_to(packages)

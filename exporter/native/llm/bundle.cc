@@ -1,0 +1,233 @@
+#include "bundle.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <string_view>
+
+namespace tinyqmoe {
+namespace {
+
+constexpr uint64_t kNetworkVersion = 1;
+constexpr uint64_t kMaxManifestBytes = 16u << 20;
+constexpr uint64_t kMaxSize = 1u << 24;  // of any dimension: products of two stay far below 2^64
+
+bool get_size(const Json& object, const char* name, uint32_t* out, std::string* error) {
+  const Json* const value = object.find(name);
+  uint64_t number = 0;
+  if (value != nullptr && value->get(&number) && number > 0 && number <= kMaxSize) {
+    *out = static_cast<uint32_t>(number);
+    return true;
+  }
+  *error = std::string("manifest.json: network.") + name + " must be a whole number from 1 to 2^24";
+  return false;
+}
+
+bool get_text(const Json& object, const char* name, std::string* out) {
+  const Json* const value = object.find(name);
+  return value != nullptr && value->get(out);
+}
+
+bool get_number(const Json& object, const char* name, uint64_t* out) {
+  const Json* const value = object.find(name);
+  return value != nullptr && value->get(out);
+}
+
+// A manifest may name files in its folder only.
+bool is_inside(const std::string& path) {
+  if (path.empty() || path[0] == '/' || path.find('\\') != std::string::npos || path.find('\0') != std::string::npos) {
+    return false;
+  }
+  const std::string slashed = "/" + path + "/";
+  return slashed.find("/../") == std::string::npos;
+}
+
+// The package whose weights the runner reads: the first that says where its vectors lie.
+const Json* find_artifact(const Json& manifest) {
+  const Json* const artifacts = manifest.find("artifacts");
+  if (artifacts == nullptr) return nullptr;
+  for (const Json& artifact : artifacts->items()) {
+    if (artifact.find("vectors") != nullptr && artifact.find("places") != nullptr) return &artifact;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+MappedFile::~MappedFile() {
+  if (bytes_ != nullptr) munmap(bytes_, size_);
+}
+
+bool MappedFile::open(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  struct stat status;
+  void* mapped = MAP_FAILED;
+  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+    size_ = static_cast<uint64_t>(status.st_size);
+    mapped = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+  }
+  close(fd);
+  if (mapped == MAP_FAILED) return false;
+  bytes_ = static_cast<uint8_t*>(mapped);
+  return true;
+}
+
+Bundle::~Bundle() {
+  for (auto& [name, named] : matrices_) tinyqmoe_close(named.matrix.tensor);
+}
+
+tinyqmoe_status Bundle::open(const std::string& folder, std::string* error) {
+  folder_ = folder;
+  MappedFile text;
+  if (!text.open(folder + "/manifest.json") || text.size() > kMaxManifestBytes) {
+    *error = folder + " has no manifest.json that can be read";
+    return TINYQMOE_BAD_ARGUMENT;
+  }
+  Json manifest;
+  std::string problem;
+  if (!Json::parse({reinterpret_cast<const char*>(text.bytes()), text.size()}, &manifest, &problem)) {
+    *error = "manifest.json: " + problem;
+    return TINYQMOE_BAD_ARGUMENT;
+  }
+  const Json* const artifact = find_artifact(manifest);
+  if (artifact == nullptr) {
+    *error = "manifest.json: no artifact has both places and vectors: export again";
+    return TINYQMOE_BAD_ARGUMENT;
+  }
+  if (!read_network(manifest, error) || !read_vectors(*artifact, error)) return TINYQMOE_BAD_ARGUMENT;
+  return read_matrices(manifest, *artifact, error);
+}
+
+bool Bundle::read_network(const Json& manifest, std::string* error) {
+  const Json* const network = manifest.find("network");
+  uint64_t version = 0;
+  if (network == nullptr || !get_number(*network, "version", &version) || version != kNetworkVersion) {
+    *error = "manifest.json: network must be of version 1: export again, or use the runner of the bundle's release";
+    return false;
+  }
+  const std::pair<const char*, uint32_t*> sizes[] = {
+      {"hidden", &network_.hidden},     {"inner", &network_.inner},       {"layers", &network_.layers},
+      {"heads", &network_.heads},       {"kv_heads", &network_.kv_heads}, {"head_dim", &network_.head_dim},
+      {"vocab", &network_.vocab},       {"context", &network_.context}};
+  for (const auto& [name, out] : sizes) {
+    if (!get_size(*network, name, out, error)) return false;
+  }
+  const Json* const eps = network->find("eps");
+  double value = 0.0;
+  if (eps == nullptr || !eps->get(&value) || !(value > 0.0)) {
+    *error = "manifest.json: network.eps must be a positive number of at most 15 digits";
+    return false;
+  }
+  network_.eps = static_cast<float>(value);
+  return true;
+}
+
+const MappedFile* Bundle::file(const std::string& name) {
+  if (!is_inside(name)) return nullptr;
+  MappedFile& file = files_[name];
+  return file.bytes() != nullptr || file.open(folder_ + "/" + name) ? &file : nullptr;
+}
+
+// Null when they do not lie in a file of the bundle.
+const uint8_t* Bundle::bytes_at(const Json& place, const char* offset_name, uint64_t n_bytes) {
+  std::string name;
+  uint64_t offset = 0;
+  if (!get_text(place, "file", &name) || !get_number(place, offset_name, &offset)) return nullptr;
+  const MappedFile* const in = file(name);
+  if (in == nullptr || offset > in->size() || n_bytes > in->size() - offset) return nullptr;
+  return in->bytes() + offset;
+}
+
+bool Bundle::read_vectors(const Json& artifact, std::string* error) {
+  for (const auto& [name, place] : artifact.find("vectors")->members()) {
+    uint64_t n = 0;
+    const bool counted = get_number(place, "n", &n) && n > 0 && n <= kMaxSize;
+    const uint8_t* const bytes = counted ? bytes_at(place, "offset", n * sizeof(float)) : nullptr;
+    if (bytes == nullptr || reinterpret_cast<uintptr_t>(bytes) % alignof(float) != 0) {
+      *error = "manifest.json: vectors." + name + " does not lie in a file of the bundle, on a multiple of 4 bytes";
+      return false;
+    }
+    vectors_[name] = {reinterpret_cast<const float*>(bytes), n, false};
+  }
+  return true;
+}
+
+tinyqmoe_status Bundle::read_matrices(const Json& manifest, const Json& artifact, std::string* error) {
+  const Json* const tensors = manifest.find("tensors");
+  const Json* const places = artifact.find("places");
+  for (size_t i = 0; tensors != nullptr && i < tensors->items().size(); ++i) {
+    const Json& tensor = tensors->items()[i];
+    std::string name;
+    const Json* const place = get_text(tensor, "name", &name) ? places->find(name) : nullptr;
+    Matrix matrix = {};
+    const tinyqmoe_status status = place == nullptr ? TINYQMOE_BAD_ARGUMENT : read_matrix(*place, tensor, &matrix);
+    if (status != TINYQMOE_OK) {
+      *error = "manifest.json: matrix " + name + ": " + tinyqmoe_status_name(status);
+      return status;
+    }
+    if (!matrices_.emplace(name, NamedMatrix{matrix, false}).second) tinyqmoe_close(matrix.tensor);
+  }
+  if (matrices_.size() == places->members().size()) return TINYQMOE_OK;
+  *error = "manifest.json: tensors and places name different matrices";
+  return TINYQMOE_BAD_ARGUMENT;
+}
+
+tinyqmoe_status Bundle::read_matrix(const Json& place, const Json& tensor, Matrix* out) {
+  std::string form;
+  uint64_t n_bytes = 0, group_size = 0;
+  if (!get_text(place, "form", &form) || form != "tqlz") return TINYQMOE_BAD_ARGUMENT;
+  if (!get_number(place, "n_bytes", &n_bytes) || !get_number(tensor, "group_size", &group_size)) {
+    return TINYQMOE_BAD_ARGUMENT;
+  }
+  const uint8_t* const blob = bytes_at(place, "offset", n_bytes);
+  if (blob == nullptr || group_size == 0 || group_size > kMaxSize) return TINYQMOE_BAD_ARGUMENT;
+  const tinyqmoe_status status = tinyqmoe_open(blob, n_bytes, 0, &out->tensor);
+  if (status != TINYQMOE_OK) return status;
+
+  tinyqmoe_info info;
+  tinyqmoe_get_info(out->tensor, &info);
+  out->rows = info.rows;
+  out->cols = info.cols;
+  out->group_size = static_cast<uint32_t>(group_size);
+  const uint64_t groups = (info.cols + group_size - 1) / group_size;
+  out->scales = reinterpret_cast<const float*>(bytes_at(place, "scales_offset", info.rows * groups * sizeof(float)));
+  if (out->scales != nullptr && reinterpret_cast<uintptr_t>(out->scales) % alignof(float) == 0) return TINYQMOE_OK;
+  tinyqmoe_close(out->tensor);
+  return TINYQMOE_BAD_ARGUMENT;
+}
+
+uint64_t Bundle::mapped_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& [name, file] : files_) sum += file.size();
+  return sum;
+}
+
+const Matrix* Bundle::matrix(const std::string& name, uint32_t rows, uint32_t cols) {
+  const auto found = matrices_.find(name);
+  if (found == matrices_.end()) return nullptr;
+  if (found->second.matrix.rows != rows || found->second.matrix.cols != cols) return nullptr;
+  found->second.used = true;
+  return &found->second.matrix;
+}
+
+const float* Bundle::vector(const std::string& name, uint32_t n) {
+  const auto found = vectors_.find(name);
+  if (found == vectors_.end() || found->second.n != n) return nullptr;
+  found->second.used = true;
+  return found->second.values;
+}
+
+std::string Bundle::unused() const {
+  for (const auto& [name, matrix] : matrices_) {
+    if (!matrix.used) return name;
+  }
+  for (const auto& [name, vector] : vectors_) {
+    if (!vector.used) return name;
+  }
+  return "";
+}
+
+}  // namespace tinyqmoe

@@ -1,0 +1,104 @@
+// Products with 16-bit activations: x16 of tinyqmoe.h.
+#include "products.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "bytes.h"
+#include "tinyqmoe/llm.h"
+
+namespace tinyqmoe {
+namespace {
+
+constexpr uint32_t kPieces = 3;     // a thread: few, as each call packs the activations anew
+constexpr uint32_t kMinRows = 64;   // a piece
+
+}  // namespace
+
+Buffer::~Buffer() { std::free(data_); }
+
+bool Buffer::reserve(uint64_t n_bytes) {
+  if (n_bytes <= size_) return true;
+  std::free(data_);
+  size_ = round_up(n_bytes, 64);
+  data_ = std::aligned_alloc(64, size_);
+  if (data_ == nullptr) size_ = 0;
+  return data_ != nullptr;
+}
+
+Products::Products(Pool* pool, tinyqmoe_isa isa)
+    : pool_(pool),
+      isa_(isa),
+      scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
+
+tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
+  tinyqmoe_status status = quantize(x, n_tokens, products[0].matrix->cols);
+  for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) status = multiply_one(products[i], n_tokens);
+  return status;
+}
+
+tinyqmoe_status Products::quantize(const float* x, uint32_t n_tokens, uint32_t cols) {
+  const uint64_t token_bytes = tinyqmoe_quantized_bytes(cols);
+  if (!quantized_.reserve(n_tokens * token_bytes) || !x_scales_.reserve(n_tokens * sizeof(float))) {
+    return TINYQMOE_OUT_OF_MEMORY;
+  }
+  uint8_t* const quantized = static_cast<uint8_t*>(quantized_.data());
+  float* const x_scales = static_cast<float*>(x_scales_.data());
+  Failure failure;
+  pool_->run(n_tokens, 4, [&](uint64_t begin, uint64_t end, uint32_t) {
+    failure.note(tinyqmoe_quantize_x16(x + begin * cols, static_cast<uint32_t>(end - begin), cols, isa_,
+                                       quantized + begin * token_bytes, x_scales + begin));
+  });
+  return failure.status();
+}
+
+tinyqmoe_status Products::multiply_one(const Product& product, uint32_t n_tokens) {
+  tinyqmoe_form* form = nullptr;
+  tinyqmoe_status status = tinyqmoe_acquire(product.matrix->tensor, &form);
+  if (status != TINYQMOE_OK) return status;
+  uint32_t begin, end;
+  while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &begin, &end)) {
+    status = multiply_rows(product, tinyqmoe_form_tensor(form), n_tokens, begin, end);
+  }
+  tinyqmoe_release(form);
+  return status;
+}
+
+tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_tensor* tensor, uint32_t n_tokens,
+                                        uint32_t begin, uint32_t end) {
+  const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
+  for (uint32_t i = 0; i < pool_->n_threads(); ++i) {
+    if (!scratch_[i].reserve(scratch_bytes)) return TINYQMOE_OUT_OF_MEMORY;
+  }
+  const Matrix& matrix = *product.matrix;
+  const uint64_t pieces = uint64_t{kPieces} * pool_->n_threads();
+  const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((end - begin + pieces - 1) / pieces, 4));
+  Failure failure;
+  pool_->run(end - begin, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
+    const tinyqmoe_linear_args args = {tensor,
+                                       matrix.scales,
+                                       matrix.group_size,
+                                       n_tokens,
+                                       begin + static_cast<uint32_t>(from),
+                                       begin + static_cast<uint32_t>(to),
+                                       isa_,
+                                       scratch_[thread].data(),
+                                       scratch_bytes,
+                                       product.y};
+    failure.note(tinyqmoe_linear_x16(&args, quantized_.data(), static_cast<const float*>(x_scales_.data())));
+  });
+  return failure.status();
+}
+
+tinyqmoe_status Products::embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out) {
+  const tinyqmoe_embedding_args args = {matrix.tensor, matrix.scales, matrix.group_size, isa_, ids, n_ids, out};
+  return tinyqmoe_embedding(&args);
+}
+
+uint64_t Products::buffer_bytes() const {
+  uint64_t sum = quantized_.size() + x_scales_.size();
+  for (uint32_t i = 0; i < pool_->n_threads(); ++i) sum += scratch_[i].size();
+  return sum;
+}
+
+}  // namespace tinyqmoe

@@ -1,0 +1,61 @@
+// The seam between the network and the arithmetic of its products. Only products.cc knows that arithmetic.
+#ifndef TINYQMOE_LLM_PRODUCTS_H_
+#define TINYQMOE_LLM_PRODUCTS_H_
+
+#include <memory>
+#include <vector>
+
+#include "bundle.h"
+#include "pool.h"
+
+namespace tinyqmoe {
+
+// Memory on a multiple of 64 bytes that grows when it must.
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  bool reserve(uint64_t n_bytes);  // false: no memory. What it held is lost when it grows.
+  void* data() const { return data_; }
+  uint64_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+class Products {
+ public:
+  Products(Pool* pool, tinyqmoe_isa isa);
+
+  struct Product {
+    const Matrix* matrix;
+    float* y;  // [n_tokens, rows]
+  };
+
+  // y = W x for matrices that read the same x: float [n_tokens, cols].
+  tinyqmoe_status multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products);
+
+  // out: float [n_ids, cols].
+  tinyqmoe_status embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out);
+
+  uint64_t buffer_bytes() const;
+
+ private:
+  tinyqmoe_status quantize(const float* x, uint32_t n_tokens, uint32_t cols);
+  tinyqmoe_status multiply_one(const Product& product, uint32_t n_tokens);
+  tinyqmoe_status multiply_rows(const Product& product, const tinyqmoe_tensor* tensor, uint32_t n_tokens, uint32_t begin,
+                                uint32_t end);
+
+  Pool* pool_;
+  tinyqmoe_isa isa_;
+  Buffer quantized_;
+  Buffer x_scales_;
+  std::unique_ptr<Buffer[]> scratch_;  // one a thread
+};
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_LLM_PRODUCTS_H_
