@@ -1,4 +1,4 @@
-"""What all package formats share: their interface, what they are made from, and what they report.
+"""The interface that all package formats share, what they are made from, and what they report.
 
 A format is a module that `registry` names, with the members of `PackageFormat`. It owns what a
 package of that kind is: its name, its checks, its contents, and what an export of it takes.
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackageInput:
-    """What a package is made from. `work` is the directory of the bundle in the making."""
+    """The input that a package is made from.
+
+    `work` is the directory of the bundle in the making.
+    """
 
     checkpoint: Checkpoint
     encoded: EncodedModel
@@ -34,8 +37,10 @@ class PackageInput:
 
 @dataclass(frozen=True)
 class Emitted:
-    """A package that was written, its rows in the ledger, and the files that `tinyqmoe expand`
-    will make of it."""
+    """A package that was written, with its ledger rows and the files that are still to be expanded.
+
+    `expanded` lists the files that `tinyqmoe expand` will make of the package.
+    """
 
     artifact: Artifact
     ledger: list[LedgerRow]
@@ -78,7 +83,10 @@ class PlannedModel:
 
 
 class PackageFormat(Protocol):
-    """The members of a format's module. TOOL is the distribution that makes the package."""
+    """The members of a format's module.
+
+    TOOL is the distribution that makes the package.
+    """
 
     NAME: str
     TOOL: str
@@ -88,22 +96,31 @@ class PackageFormat(Protocol):
         """The reason why models of a family cannot be packed, or None."""
 
     def check(self, config: ExportConfig, checkpoint: Checkpoint) -> None:
-        """Refuses, before any work, what the format cannot hold. Raises UsageError."""
+        """Refuses, before any work, what the format cannot hold.
+
+        Raises UsageError.
+        """
 
     def emit(self, source: PackageInput, progress: Progress) -> Emitted:
-        """Writes the package into the bundle. Raises ExportError if it is not what was asked."""
+        """Writes the package into the bundle.
+
+        Raises ExportError if it is not what was asked.
+        """
 
     def estimate(self, planned: PlannedModel) -> Artifact:
         """The package that an export would write, as far as shapes tell."""
 
 
 def kv_cache_values(config: ModelConfig, context: int) -> int:
-    """Numbers in the KV cache: keys and values of every layer, position and head."""
+    """Number of values in the KV cache: keys and values of every layer, position and head."""
     return 2 * config.num_hidden_layers * context * config.num_key_value_heads * config.head_dim
 
 
 def matrix_rows(source: PackageInput, *, scales: bool = True) -> dict[str, int]:
-    """Bytes of the coded matrices by kind, scheme and codec."""
+    """Sizes of the coded matrices in bytes, by kind, scheme and codec.
+
+    With `scales`, one entry more counts the scales of all matrices.
+    """
     rows: dict[str, int] = {}
     for m in source.encoded.matrices.values():
         kind = "embedding and head" if m.name in (EMBEDDING, HEAD) else "layers"
@@ -115,20 +132,22 @@ def matrix_rows(source: PackageInput, *, scales: bool = True) -> dict[str, int]:
 
 
 def rows_of(path: Path, name: str, parts: dict[str, int], rest: str) -> list[LedgerRow]:
-    """The parts of one file, and what is left of it."""
+    """Ledger rows of the parts of one file, and one row for what is left of it."""
     rows = [LedgerRow(name, what, n) for what, n in parts.items()]
     return [*rows, LedgerRow(name, rest, path.stat().st_size - sum(parts.values()))]
 
 
 def file_rows(work: Path, folder: Path, what: str) -> list[LedgerRow]:
-    """One row for each file of a folder."""
+    """Ledger rows of a folder, one for each file."""
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     return [LedgerRow(f.relative_to(work).as_posix(), what, f.stat().st_size) for f in files]
 
 
 def metadata(source: PackageInput, name: str) -> dict[str, str]:
-    """What Xcode shows of a Core ML package. The model's licence is the checkpoint's, not ours to
-    state."""
+    """The metadata that Xcode shows of a Core ML package.
+
+    The model's licence is the checkpoint's, not ours to state.
+    """
     import importlib.metadata
 
     q = source.config.quantization

@@ -33,12 +33,18 @@ def load(name: str) -> PackageFormat:
 
 
 def emit(name: str, source: PackageInput, progress: Progress) -> Emitted:
-    """Writes one package into the bundle. Raises ExportError if it is not what was asked for."""
+    """Writes one package into the bundle.
+
+    Raises ExportError if it is not what was asked for.
+    """
     return load(name).emit(source, progress)
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
-    """Refuses, before any work, what a format cannot hold. Raises UsageError."""
+    """Refuses, before any work, what a format cannot hold.
+
+    Raises UsageError.
+    """
     family = str(checkpoint.config_dict["model_type"])
     reasons = {name: load(name).supports(family) for name in config.formats}
     if problems := [f"{name}: {reason}" for name, reason in reasons.items() if reason]:
@@ -49,5 +55,5 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
 
 def tools(formats: Sequence[str]) -> list[str]:
-    """Distributions whose versions go into the manifest."""
+    """Names of the distributions whose versions go into the manifest."""
     return ["tiny-qmoe", "torch", *sorted({load(name).TOOL for name in formats})]

@@ -1,5 +1,4 @@
-"""Core ML with an operator of our own: a NeuralNetwork whose matrices are custom layers over TQLZ
-blobs.
+"""Core ML packages with an operator of our own: a NeuralNetwork of custom layers over TQLZ blobs.
 
 ML Programs take no custom operator on a device; NeuralNetworks do, by an `MLCustomLayer` class in
 the app. The network is for the CPU (`MLModelConfiguration.computeUnits = .cpuOnly`): the Neural
@@ -105,15 +104,15 @@ def supports(family: str) -> str | None:
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
-    """Nothing is refused: the layers take any group size."""
+    """Refuses nothing: the layers take any group size."""
 
 
 @dataclass(frozen=True)
 class EmittedCustomOp:
-    """What was written. Places and files are relative to the folder of the package.
+    """A package that was written.
 
-    `layers` counts layer types, custom layers by their class; `inputs` and `outputs` say dtype and
-    sizes.
+    Places and files are relative to the folder of the package. `layers` counts layer types, custom
+    layers by their class; `inputs` and `outputs` say dtype and sizes.
     """
 
     files: list[Path]
@@ -132,11 +131,11 @@ def write(
     package: Path,
     metadata: dict[str, str],
 ) -> EmittedCustomOp:
-    """Writes the `.mlpackage`, and weights beside it if a protobuf cannot hold them; then checks
-    what was written.
+    """Writes the `.mlpackage` and checks what was written.
 
-    Weights are copied from file to file, and the check parses stand-ins of them: memory does not
-    follow their size. Raises ExportError if it is not what it should be.
+    Weights that a protobuf cannot hold lie in a file beside it. Weights are copied from file to
+    file, and the check parses stand-ins of them: memory does not follow their size. Raises
+    ExportError if it is not what it should be.
     """
     with quiet():
         layers = NetworkBuilder(encoded, model, config).layers
@@ -201,7 +200,10 @@ def _interface(model: ModelConfig, config: CustomOpConfig) -> Model:
 def _add_feature(
     features: Any, name: str, dtype: str, shape: list[int], max_tokens: int | None, what: str
 ) -> None:
-    """An array; with `max_tokens` its first size is 1 to that many."""
+    """Adds an array to the inputs or outputs of a model.
+
+    With `max_tokens` its first size is 1 to that many.
+    """
     feature = features.add(name=name, shortDescription=what)
     array = feature.type.multiArrayType
     array.dataType = array.ArrayDataType.Value(dtype)
@@ -236,7 +238,10 @@ def _write(
 def _model_fragments(
     spec: Model, layers: Sequence[NeuralNetworkLayer], weights: dict[str, EncodedMatrix]
 ) -> list[Fragment]:
-    """The whole message. A layer of the name of a matrix in `weights` gets its blob and scales."""
+    """The fragments of the whole message.
+
+    A layer of the name of a matrix in `weights` gets its blob and scales.
+    """
     network: list[Fragment] = []
     for layer in layers:
         network += protobuf_stream.field(
@@ -272,7 +277,7 @@ def _layer_fragments(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) ->
 
 
 def _side_fragments(encoded: EncodedModel) -> list[Fragment]:
-    """All blobs and scales, each filled up to a multiple of ALIGNMENT."""
+    """Fragments of all blobs and scales, each filled up to a multiple of ALIGNMENT bytes."""
     fragments: list[Fragment] = []
     for matrix in encoded.matrices.values():
         for path in (matrix.blob_path, matrix.scales_path):
@@ -283,7 +288,7 @@ def _side_fragments(encoded: EncodedModel) -> list[Fragment]:
 def _refer(
     custom: CustomLayerParams, matrix: EncodedMatrix, file: str, offsets: dict[Path, int]
 ) -> None:
-    """Says in a custom layer's parameters where its weights lie."""
+    """Writes into a custom layer's parameters where its weights lie."""
     custom.parameters["file"].stringValue = file
     custom.parameters["blob_offset"].longValue = offsets[matrix.blob_path]
     custom.parameters["blob_bytes"].longValue = matrix.blob_bytes
@@ -302,7 +307,7 @@ def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict
 
 
 def census(layers: Sequence[NeuralNetworkLayer]) -> dict[str, int]:
-    """How often each type of layer is there; custom layers by their class."""
+    """Number of layers of each type; custom layers are counted by their class."""
     counts = Counter(
         layer.custom.className or layer.WhichOneof("layer") or "no type" for layer in layers
     )
@@ -317,7 +322,9 @@ def _check(
     package: Path,
     metadata: dict[str, str],
 ) -> None:
-    """Reads back what was written. Raises ExportError with all that is wrong.
+    """Reads back what was written and checks it.
+
+    Raises ExportError with all that is wrong. What must hold:
 
     - coremltools parses the model, and it is small enough for a protobuf (see `_reload`);
     - version, metadata, inputs and outputs are those of the contract (see the module);
@@ -367,7 +374,7 @@ def _check(
 
 
 def _contract(model: ModelConfig, config: CustomOpConfig) -> dict[str, str]:
-    """What the module says of inputs and outputs, as `coreml.declared` reads it."""
+    """The inputs and outputs of the contract (see the module), as `mlpackage.declared` reads them."""
     row = f"{model.num_hidden_layers}, 2, {model.num_key_value_heads}, {model.head_dim}"
     tokens = f"1..{config.max_tokens}" if config.max_tokens > 1 else "1"
     return {
@@ -398,8 +405,10 @@ def _reload(model_file: Path) -> Model:
 
 
 def _graph_problems(spec: Model) -> list[str]:
-    """What Core ML's own validator refuses: values that nobody made or two layers made, outputs
-    that are absent."""
+    """Problems that Core ML's own validator refuses a model for.
+
+    They are values that nobody made or two layers made, and outputs that are absent.
+    """
     made = {feature.name for feature in spec.description.input}
     problems = []
     for layer in spec.neuralNetwork.layers:
@@ -423,7 +432,10 @@ def _graph_problems(spec: Model) -> list[str]:
 
 
 def _misplaced(matrix: EncodedMatrix, place: Location | None, package: Path) -> str:
-    """Compares both ends of blob and scales with what lies in the package."""
+    """The problem of a matrix that does not lie where its place says, or an empty text.
+
+    Both ends of blob and scales are compared with what lies in the package.
+    """
     if place is None or place.scales_offset is None:
         return f"{matrix.name} is not in the package"
     with (package.parent / place.file).open("rb") as file:
@@ -448,7 +460,10 @@ def _ends(file: BinaryIO, begin: int, n_bytes: int) -> bytes:
 
 
 def emit(source: PackageInput, progress: Progress) -> Emitted:
-    """Writes the package into the bundle. Raises ExportError if it is not what was asked."""
+    """Writes the package into the bundle.
+
+    Raises ExportError if it is not what was asked.
+    """
     progress("write the Core ML package with custom layers", 0, 0)
     activations, max_tokens = source.config.activations, min(source.context, MAX_TOKENS)
     config = CustomOpConfig(source.context, max_tokens, activations == "int16")

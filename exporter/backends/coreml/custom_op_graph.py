@@ -25,7 +25,7 @@ HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 
 @dataclass(frozen=True)
 class CustomOpConfig:
-    """What a network is made for: C cache slots, and 1 to `max_tokens` tokens in a call."""
+    """The settings of a network: C cache slots, and 1 to `max_tokens` tokens in a call."""
 
     context: int
     max_tokens: int
@@ -33,8 +33,10 @@ class CustomOpConfig:
 
 
 class NetworkBuilder:
-    """Writes the graph. Methods take and return names of values; letters in shapes are those of the
-    module."""
+    """Builder of the graph of a network.
+
+    Methods take and return names of values; letters in shapes are those of the module `custom_op`.
+    """
 
     def __init__(
         self,
@@ -50,8 +52,10 @@ class NetworkBuilder:
         self._network()
 
     def layer(self, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
-        """Adds a layer with one output, which has the layer's name. `params` are the fields of its
-        message."""
+        """Adds a layer with one output, which has the layer's name.
+
+        `params` are the fields of its message.
+        """
         from coremltools.proto.NeuralNetwork_pb2 import NeuralNetworkLayer
 
         name = name or f"{self.scope}{kind}_{len(self.layers)}"
@@ -61,12 +65,12 @@ class NetworkBuilder:
         return name
 
     def constant(self, values: Tensor) -> str:
-        """A float32 tensor."""
+        """A constant with the values of a tensor, as float32."""
         data = {"floatValue": values.reshape(-1).tolist()}
         return self.layer("loadConstantND", shape=list(values.shape), data=data)
 
     def scalar(self, value: float) -> str:
-        """float32 [1], one for equal values."""
+        """A constant of one number, float32 [1]; equal numbers share one constant."""
         if value not in self.scalars:
             self.scalars[value] = self.constant(torch.tensor([value]))
         return self.scalars[value]
@@ -87,7 +91,7 @@ class NetworkBuilder:
         return self.layer("concatND", *values, axis=axis)
 
     def part(self, x: str, rank: int, axis: int, begin: int | None, end: int | None) -> str:
-        """x[begin:end] along one axis."""
+        """The slice x[begin:end] along one axis."""
         whole = [i != axis for i in range(rank)]
         return self.layer(
             "sliceStatic",
@@ -121,7 +125,7 @@ class NetworkBuilder:
         return self.layer("custom", x, name=name, **params)
 
     def linear(self, x: str, tensor: str) -> str:
-        """[S, cols] -> [S, rows]."""
+        """The product with a matrix, plus its bias if it has one: [S, cols] -> [S, rows]."""
         y = self.custom(LINEAR_CLASS, x, tensor, tensor, **self._arithmetic())
         bias = self.encoded.vectors.get(bias_of(tensor))
         return y if bias is None else self.add(y, self.constant(bias.float()))
@@ -151,8 +155,11 @@ class NetworkBuilder:
         self.layer("reshapeDynamic", rows, shape, name="kv_new")
 
     def _position_inputs(self) -> None:
-        """What all layers share: shapes with S in them, cos and sin of every token, which keys a
-        token may not see."""
+        """Adds the values that all layers share.
+
+        They are shapes with S in them, cos and sin of every token, and which keys a token may not
+        see.
+        """
         m, context = self.model, self.config.context
         self.n_tokens = self.layer("getShape", "positions")  # [1]
         groups = m.num_attention_heads // m.num_key_value_heads
@@ -179,7 +186,7 @@ class NetworkBuilder:
         )
 
     def _to_heads(self, table: str) -> str:
-        """[S, D] -> [S, 1, 1, D]."""
+        """A table of the tokens with axes for the heads: [S, D] -> [S, 1, 1, D]."""
         return self.layer("expandDims", table, axes=[1, 2])
 
     def _block(self, x: str, i: int) -> str:
@@ -194,12 +201,11 @@ class NetworkBuilder:
         return self.add(x, self.linear(inner, f"{prefix}.mlp.down_proj.weight"))
 
     def _norm(self, x: str, weight: str) -> str:
-        """x / sqrt(mean(x^2) + eps) * weight, with x / m in place of x so that no square leaves
-        half precision.
+        """RMSNorm of x: x / sqrt(mean(x^2) + eps) * weight.
 
-        With m = max(max |x|, sqrt(eps)) it equals (x / m) / sqrt(mean((x / m)^2) + (sqrt(eps) /
-        m)^2), and everything under the root is at most 1 each; where the mean underflows, the other
-        term is 1.
+        It is computed with x / m in place of x, so that no square leaves half precision. With m =
+        max(max |x|, sqrt(eps)) it equals (x / m) / sqrt(mean((x / m)^2) + (sqrt(eps) / m)^2), and
+        everything under the root is at most 1 each; where the mean underflows, the other term is 1.
         """
         root_eps = self.scalar(math.sqrt(self.model.rms_norm_eps))
         largest = self.layer(
@@ -218,7 +224,10 @@ class NetworkBuilder:
         return self._norm(x, f"{name}.weight") if self.model.head_norm else x
 
     def _rotate(self, x: str) -> str:
-        """RoPE on [S, KV, G or 1, D]; pairs are (i, i + D/2), and (-sin, sin) is one table."""
+        """RoPE on [S, KV, G or 1, D].
+
+        Pairs are (i, i + D/2), and (-sin, sin) is one table.
+        """
         half = self.model.head_dim // 2
         swapped = self.concat(
             self.part(x, 4, 3, half, None), self.part(x, 4, 3, None, half), axis=-1

@@ -1,5 +1,4 @@
-"""What the two Core ML formats share: the `.mlpackage` folder around a model, and the metadata
-Xcode shows."""
+"""The parts that both Core ML formats share: the `.mlpackage` folder, metadata and RoPE tables."""
 
 from __future__ import annotations
 
@@ -25,11 +24,10 @@ SHOWN_BY_NAME = ("author", "license", "versionString", "shortDescription")
 
 
 def write_package_manifest(package: Path, *, weights: bool) -> None:
-    """Writes `Manifest.json` of an `.mlpackage`, which lists the model and, if there are any, the
-    weights.
+    """Writes `Manifest.json` of an `.mlpackage`.
 
-    coremltools draws random identifiers; ours follow from the names, so that equal exports are
-    equal bytes.
+    It lists the model and, if there are any, the weights. coremltools draws random identifiers;
+    ours follow from the names, so that equal exports are equal bytes.
     """
     items = {"model.mlmodel": "CoreML Model Specification"} | (
         {"weights": "CoreML Model Weights"} if weights else {}
@@ -52,7 +50,7 @@ def write_package_manifest(package: Path, *, weights: bool) -> None:
 
 
 def fill_metadata(metadata: Metadata, values: dict[str, str]) -> None:
-    """Fills the fields Xcode shows by name; the rest as a table."""
+    """Fills the fields that Xcode shows by name, and puts the other values into a table."""
     for key, value in values.items():
         if key in SHOWN_BY_NAME:
             setattr(metadata, key, value)
@@ -61,8 +59,10 @@ def fill_metadata(metadata: Metadata, values: dict[str, str]) -> None:
 
 
 def declared(description: Any) -> dict[str, str]:
-    """What a model, or one function of it, declares: such as "input positions": "int32
-    [1..512]"."""
+    """Inputs, outputs and states that a model, or one function of it, declares.
+
+    An entry is such as "input positions": "int32 [1..512]".
+    """
     return {
         f"{kind} {feature.name}": array_text(feature.type)
         for kind in ("input", "output", "state")
@@ -71,8 +71,10 @@ def declared(description: Any) -> dict[str, str]:
 
 
 def array_text(feature_type: Any) -> str:
-    """The array of an input, output or state, such as "int32 [1..512]"; a size that may vary as its
-    limits."""
+    """The array of an input, output or state as a text, such as "int32 [1..512]".
+
+    A size that may vary is given as its limits.
+    """
     is_state = feature_type.WhichOneof("Type") == "stateType"
     array = feature_type.stateType.arrayType if is_state else feature_type.multiArrayType
     ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges] or [
@@ -83,8 +85,10 @@ def array_text(feature_type: Any) -> str:
 
 
 def description_problems(spec: Model, version: int, metadata: dict[str, str]) -> list[str]:
-    """Where specification version or metadata are not what was asked for. The version sets the
-    oldest iOS."""
+    """Problems of a specification version or metadata that are not what was asked for.
+
+    The version sets the oldest iOS.
+    """
     written = spec.description.metadata
     found = {key: getattr(written, key) for key in SHOWN_BY_NAME} | dict(written.userDefined)
     problems = differences("metadata ", found, dict.fromkeys(SHOWN_BY_NAME, "") | metadata)
@@ -94,7 +98,7 @@ def description_problems(spec: Model, version: int, metadata: dict[str, str]) ->
 
 
 def differences(what: str, found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """One text for each name whose values differ."""
+    """Texts that name the values that differ, one for each name."""
     return [
         f"{what}{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
         for name in expected | found
@@ -103,7 +107,7 @@ def differences(what: str, found: dict[str, str], expected: dict[str, str]) -> l
 
 
 def rope_tables(model: ModelConfig, context: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position and pair, float32 [C, D/2].
+    """RoPE tables: cos and sin of every position and pair, each float32 [C, D/2].
 
     The angle is a float32 product, as in transformers and in our reference; from there on it is
     exact.

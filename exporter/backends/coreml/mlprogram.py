@@ -1,11 +1,13 @@
-"""Core ML, the format that runs well on iPhones: a stateful iOS 18 ML Program with native 2-bit and
-int8 weights.
+"""Core ML packages as ML Programs, the format that runs well on iPhones.
 
-Written with coremltools' `mb` builder, one function for a single token and one for a piece of a
-prompt, without conversion or passes. The builder sees stand-ins that take no memory; where every
-constant lies in the weight files is decided here, and those files are not written: a bundle ships
-them coded (exporter.codec.weight_file), and `tinyqmoe expand` rebuilds them. Letters in shapes: S
-tokens in a call, H query heads, KV key/value heads, G = H / KV, D head_dim, C context, L layers.
+An ML Program is stateful, needs iOS 18, and has native 2-bit, int4 and int8 weights. It is written
+with coremltools' `mb` builder, one function for a single token and one for a piece of a prompt,
+without conversion or passes. The builder sees stand-ins that take no memory; where every constant
+lies in the weight files is decided here, and those files are not written: a bundle ships them coded
+(exporter.codec.weight_file), and `tinyqmoe expand` rebuilds them.
+
+Letters in shapes: S tokens in a call, H query heads, KV key/value heads, G = H / KV, D head_dim, C
+context, L layers.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ BYTES_PER_LAYER = 64 << 10
 
 @dataclass(frozen=True)
 class EmittedMLProgram:
-    """What was written into the bundle. Places are in the expanded package."""
+    """An ML Program that was written into the bundle.
+
+    Places are in the expanded package.
+    """
 
     recipe: Recipe
     places: dict[str, Location]
@@ -94,7 +99,10 @@ def supports(family: str) -> str | None:
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
-    """Refuses a group size that the format cannot hold. Raises UsageError."""
+    """Refuses a group size that the format cannot hold.
+
+    Raises UsageError.
+    """
     schemes = {name: config.quantization.config_for(name) for name in checkpoint.names}
     _check_groups(
         {
@@ -106,11 +114,10 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
 
 def _check_groups(groups: dict[str, tuple[int, int | None]]) -> None:
-    """Refuses, before any work, matrices whose columns the group size does not divide: blocks here
-    are all equal.
+    """Refuses, before any work, matrices whose columns the group size does not divide.
 
-    `groups` maps names to (columns, group size or None for a whole row). Raises UsageError naming
-    every one.
+    The blocks of this format are all equal. `groups` maps names to (columns, group size or None for
+    a whole row). Raises UsageError naming every one.
     """
     problems = [
         f"{name}: {cols} columns are no multiple of {group}"
@@ -130,11 +137,10 @@ def write(
     metadata: dict[str, str],
     progress: Callable[[int, int], None],
 ) -> EmittedMLProgram:
-    """Writes template, coded weights and recipe into `work`, and checks them. `progress` is told
-    expanded bytes.
+    """Writes template, coded weights and recipe into `work`, and checks them.
 
-    Raises ExportError if what was written is not what it should be, UsageError if a matrix does not
-    fit a chunk.
+    `progress` is told expanded bytes. Raises ExportError if what was written is not what it should
+    be, UsageError if a matrix does not fit a chunk.
     """
     layout = BlobLayout(config.chunk_bytes)
     with quiet():
@@ -213,15 +219,17 @@ def operations(spec: Model, function: str) -> list[Any]:
 
 
 def census(ops: list[Any]) -> dict[str, int]:
-    """How often each type of operation but `const` is there."""
+    """Number of operations of each type but `const`."""
     counts = Counter(op.type for op in ops)
     counts.pop("const", None)
     return dict(sorted(counts.items()))
 
 
 def _check_reload(spec: Model) -> None:
-    """coremltools itself builds the program again from the protobuf; values from weight files are
-    stand-ins."""
+    """Checks that coremltools itself builds the program again from the protobuf.
+
+    Values from weight files are stand-ins. Raises ExportError.
+    """
     from coremltools.converters.mil.frontend.milproto import helper, load
 
     original = load._load_value
@@ -258,7 +266,9 @@ def _check(
     config: MLProgramConfig,
     metadata: dict[str, str],
 ) -> None:
-    """Whether a program is the one that was asked for. Raises ExportError with all that is wrong.
+    """Checks that a program is the one that was asked for.
+
+    Raises ExportError with all that is wrong. What is checked:
 
     - version and metadata; inputs, outputs and states of both functions;
     - operations of both functions (see `_function_problems`);
@@ -294,7 +304,7 @@ def _check(
 def _interface(
     name: str, n_tokens: int, model: ModelConfig, config: MLProgramConfig
 ) -> dict[str, str]:
-    """What a function declares, as `coreml.declared` reads it."""
+    """The inputs, outputs and states of a function, as `mlpackage.declared` reads them."""
     cache = (
         f"{model.num_hidden_layers}, {model.num_key_value_heads}, {config.context}, "
         f"{model.head_dim}"
@@ -310,8 +320,11 @@ def _interface(
 
 
 def _function_problems(ops: list[Any], encoded: EncodedModel, model: ModelConfig) -> list[str]:
-    """Every matrix is there once and compressed, products are as many as asked and none is dense;
-    each state is read first, and after that only what was just written."""
+    """Problems of the operations of one function.
+
+    Every matrix must be there once and compressed; products must be as many as asked and none
+    dense; each state must be read first, and after that only what was just written.
+    """
     looked_up = sum(plain_form(m.n_levels).bits == 2 for m in encoded.matrices.values())
     layers = model.num_hidden_layers
     expected = {
@@ -337,8 +350,10 @@ def _function_problems(ops: list[Any], encoded: EncodedModel, model: ModelConfig
 
 
 def emit(source: PackageInput, progress: Progress) -> Emitted:
-    """Writes the package, coded, into the bundle. Raises ExportError if it is not what was
-    asked."""
+    """Writes the package, coded, into the bundle.
+
+    Raises ExportError if it is not what was asked.
+    """
     stage = "write the ML Program"
     progress(stage, 0, 0)
     config = MLProgramConfig(source.context, source.config.chunk_bytes)

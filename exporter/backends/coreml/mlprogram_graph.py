@@ -31,7 +31,10 @@ MASKED = -3e4  # exp of it is 0, and half precision holds it
 
 @dataclass(frozen=True)
 class MLProgramConfig:
-    """What a program is made for: C cache slots, and no weight file larger than `chunk_bytes`."""
+    """The settings of a program: its number of cache slots, and the size of its weight files.
+
+    `context` counts the slots. No weight file is larger than `chunk_bytes`.
+    """
 
     context: int
     chunk_bytes: int
@@ -42,8 +45,10 @@ class MLProgramConfig:
 
 
 class ProgramBuilder:
-    """Builds both functions. `mb` keeps a stack of open blocks, so operations go where they are
-    written."""
+    """Builder of both functions of a program.
+
+    `mb` keeps a stack of open blocks, so operations go where they are written.
+    """
 
     def __init__(
         self,
@@ -86,8 +91,10 @@ class ProgramBuilder:
         return program
 
     def function(self, body: Callable[..., Var], shapes: list[tuple[int, ...]]) -> Any:
-        """`mb` names the inputs by the parameters of `body`: int32 of these shapes, then the two
-        states."""
+        """A function of the program, with int32 inputs of these shapes and the two states.
+
+        `mb` names the inputs by the parameters of `body`; the states come last.
+        """
         import coremltools as ct
 
         inputs = [self.mb.TensorSpec(shape=shape, dtype=self.types.int32) for shape in shapes]
@@ -100,8 +107,11 @@ class ProgramBuilder:
     def llama(
         self, input_ids: Var, position: Var, last: Var | None, k_cache: Var, v_cache: Var
     ) -> Var:
-        """Logits float16 [1, V] of token `last` of the call; input_ids [1, S] stand at `position`
-        and after it."""
+        """Logits of token `last` of the call, float16 [1, V].
+
+        `input_ids` [1, S] stand at `position` and after it. Without `last` the call has a single
+        token.
+        """
         mb, n_tokens = self.mb, input_ids.shape[1]
         positions = mb.add(
             x=position, y=self.constant("steps", np.arange(n_tokens, dtype=np.int32))
@@ -151,7 +161,10 @@ class ProgramBuilder:
         return mb.squeeze(x=logits, axes=[1], name="logits")
 
     def mask(self, positions: Var, n_tokens: int) -> Var:
-        """float16 [G * S, C], 0 where a token may look: at its own slot and earlier ones."""
+        """Attention mask, float16 [G * S, C].
+
+        It is 0 where a token may look: at its own slot and earlier ones.
+        """
         mb = self.mb
         slots = self.constant("slots", np.arange(self.config.context, dtype=np.int32)[None])
         seen = mb.less_equal(x=slots, y=mb.reshape(x=positions, shape=[n_tokens, 1]))
@@ -162,8 +175,10 @@ class ProgramBuilder:
         return mb.tile(x=mask, reps=[groups, 1]) if groups > 1 else mask
 
     def norm(self, x: Var, name: str) -> Var:
-        """x / sqrt(mean(x^2) + eps) * weight, in float32: squares of Llama's residual stream
-        overflow halves."""
+        """RMSNorm of x: x / sqrt(mean(x^2) + eps) * weight.
+
+        It is computed in float32: squares of Llama's residual stream overflow halves.
+        """
         mb = self.mb
         wide = mb.cast(x=x, dtype="fp32")
         mean = mb.reduce_mean(x=mb.mul(x=wide, y=wide), axes=[-1], keep_dims=True)
@@ -178,7 +193,7 @@ class ProgramBuilder:
         return self.norm(x, name) if self.model.head_norm else x
 
     def heads(self, h: Var, name: str, n_tokens: int) -> Var:
-        """[1, S, hidden] -> [1, heads, S, D]."""
+        """The product with a matrix, split into heads: [1, S, hidden] -> [1, heads, S, D]."""
         y = self.linear(h, name)
         y = self.mb.reshape(
             x=y, shape=[1, n_tokens, y.shape[-1] // self.model.head_dim, self.model.head_dim]
@@ -186,7 +201,10 @@ class ProgramBuilder:
         return self.mb.transpose(x=y, perm=[0, 2, 1, 3])
 
     def rotate(self, x: Var, cos: Var, sin: Var) -> Var:
-        """RoPE on [1, heads, S, D]; pairs are (i, i + D/2)."""
+        """RoPE on [1, heads, S, D].
+
+        Pairs are (i, i + D/2).
+        """
         mb = self.mb
         first, second = mb.split(x=x, num_splits=2, axis=-1)
         turned = (
@@ -198,9 +216,11 @@ class ProgramBuilder:
     def update(
         self, cache: tuple[Var, Var], layer: int, new: Var, position: Var
     ) -> tuple[Var, Var]:
-        """Writes [1, KV, S, D] into the state's slots from `position` on. Updates are chained,
-        never read twice: coremltools merges two reads of a state, though it was written between
-        them."""
+        """Writes [1, KV, S, D] into the state's slots from `position` on.
+
+        Updates are chained, never read twice: coremltools merges two reads of a state, though it
+        was written between them.
+        """
         mb = self.mb
         state, value = cache
         begin = mb.concat(
@@ -211,8 +231,10 @@ class ProgramBuilder:
         return state, mb.coreml_update_state(state=state, value=value)
 
     def attention(self, q: Var, caches: list[Var], layer: int, mask: Var, n_tokens: int) -> Var:
-        """[1, H, S, D] -> [1, S, H * D]. The queries of a group are rows over one key head: nothing
-        is repeated."""
+        """Grouped-query attention over the caches: [1, H, S, D] -> [1, S, H * D].
+
+        The queries of a group are rows over one key head: nothing is repeated.
+        """
         mb, model = self.mb, self.model
         kv, dim = model.num_key_value_heads, model.head_dim
         q = mb.reshape(x=q, shape=[1, kv, n_tokens * model.num_attention_heads // kv, dim])
@@ -235,8 +257,11 @@ class ProgramBuilder:
         return self.linear(mb.mul(x=mb.silu(x=gate), y=up), f"{prefix}.down_proj.weight")
 
     def linear(self, x: Var, name: str) -> Var:
-        """The builder gives every product a bias; where the model has none, all of a size share
-        one of zeros, or the file would hold many."""
+        """The product of x with a matrix, plus its bias.
+
+        The builder gives every product a bias; where the model has none, all of a size share one of
+        zeros, or the file would hold many.
+        """
         rows, own = self.encoded.matrices[name].rows, self.encoded.vectors.get(bias_of(name))
         if own is None:
             bias = self.constant(f"zeros{rows}", np.zeros(rows, np.float16))
@@ -253,8 +278,10 @@ class ProgramBuilder:
         return self.constants[key]
 
     def weight(self, name: str) -> Var:
-        """A matrix float16 [rows, cols]: indices into a table of two bits, or integers and
-        scales."""
+        """A matrix, float16 [rows, cols].
+
+        It is stored as indices into a table of two bits, or as integers and scales.
+        """
         if name not in self.constants:
             matrix = self.encoded.matrices[name]
             looked_up = plain_form(matrix.n_levels).bits == 2
@@ -262,7 +289,7 @@ class ProgramBuilder:
         return self.constants[name]
 
     def scaled(self, matrix: EncodedMatrix) -> Var:
-        """Levels as int8 or int4, times a scale a row or group."""
+        """A matrix as int8 or int4 levels, times one scale a row or group."""
         dtype = {8: np.dtype(np.int8), 4: self.types.np_int4_dtype}[
             plain_form(matrix.n_levels).bits
         ]
@@ -272,9 +299,11 @@ class ProgramBuilder:
         return var
 
     def look_up(self, matrix: EncodedMatrix) -> Var:
-        """Ternary levels as indices into a table of -scale, 0, scale. The scale is in the table: a
-        look-up followed by a scale fails to load on the Neural Engine of OS 26 (apple/coremltools
-        pull request 2688)."""
+        """A ternary matrix as indices into a table of -scale, 0, scale.
+
+        The scale is in the table: a look-up followed by a scale fails to load on the Neural Engine
+        of OS 26 (apple/coremltools pull request 2688).
+        """
         scales = half_scales(matrix)
         table = np.stack([-scales, 0 * scales, scales, 0 * scales], axis=-1)
         table = table[..., None]  # [rows, groups, 4, 1]
@@ -287,14 +316,18 @@ class ProgramBuilder:
 
 
 def half_scales(matrix: EncodedMatrix) -> NDArray[np.float16]:
-    """Scales float16 [rows, groups]. Raises ExportError where half precision cannot hold the
-    weights."""
+    """Scales of a matrix, float16 [rows, groups].
+
+    Raises ExportError where half precision cannot hold the weights.
+    """
     return half(matrix.name, np.asarray(matrix.scales()), largest_level=matrix.n_levels // 2)
 
 
 def half(name: str, values: NDArray[np.float32], *, largest_level: int = 1) -> NDArray[np.float16]:
-    """The same values in float16. Raises ExportError where half precision cannot hold them, or
-    their products with a level."""
+    """The same values in float16.
+
+    Raises ExportError where half precision cannot hold them, or their products with a level.
+    """
     largest = float(np.abs(values).max())
     if largest * largest_level > 65504 or 0 < largest < 2.0**-14:
         raise ExportError(

@@ -38,8 +38,10 @@ BLOB_TYPES = {
 
 @dataclass(frozen=True)
 class WeightBlob:
-    """A constant of a weight file: literal bytes, or a matrix. Its description is at `offset`, its
-    data 64 further."""
+    """A constant of a weight file: literal bytes, or a matrix.
+
+    Its description is at `offset`, its data 64 bytes further.
+    """
 
     key: str
     kind: str
@@ -50,8 +52,10 @@ class WeightBlob:
 
 
 class BlobLayout:
-    """Decides where each constant lies. A constant asked for twice, as by two functions, has one
-    place."""
+    """The places of all constants in the weight files.
+
+    A constant asked for twice, as by two functions, has one place.
+    """
 
     def __init__(self, chunk_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
@@ -62,7 +66,10 @@ class BlobLayout:
     def place(
         self, key: str, kind: str, n_elements: int, source: bytes | EncodedMatrix
     ) -> tuple[int, WeightBlob]:
-        """The number of the file, and the blob."""
+        """The number of the file that a constant lies in, and its blob.
+
+        Raises UsageError if the constant alone is larger than a file may be.
+        """
         if key not in self.places:
             n_bytes = -(-n_elements * BLOB_TYPES[kind][1] // 8)
             offset = _aligned(self._end)
@@ -87,13 +94,18 @@ def _aligned(n: int) -> int:
 
 
 def weight_file_name(number: int) -> str:
-    """`weight.bin`, which is what coremltools calls it; further ones are numbered."""
+    """Name of a weight file by its number.
+
+    The first is `weight.bin`, which is what coremltools calls it; further ones are numbered.
+    """
     return "weight.bin" if number == 0 else f"weight-{number}.bin"
 
 
 def write_coded(layout: BlobLayout, path: Path) -> list[list[Piece]]:
-    """Writes literals and TQLZ blobs one after another; returns of which pieces each weight file is
-    made."""
+    """Writes literals and TQLZ blobs one after another.
+
+    Returns the pieces that each weight file is made of.
+    """
     with path.open("wb") as coded:
         return [_write_coded_file(blobs, coded) for blobs in layout.files]
 
@@ -132,7 +144,10 @@ def _write_coded_file(blobs: list[WeightBlob], coded: BinaryIO) -> list[Piece]:
 def recipe_files(
     files: list[list[Piece]], coded_path: Path, progress: Callable[[int, int], None]
 ) -> list[WeightFile]:
-    """Expands the coded file as `tinyqmoe expand` will, for its hashes."""
+    """The weight files of a recipe, with their hashes.
+
+    The coded file is expanded for them as `tinyqmoe expand` will do it.
+    """
     coded = np.memmap(coded_path, dtype=np.uint8, mode="r")
     total = sum(piece.n_bytes for pieces in files for piece in pieces)
     done = 0

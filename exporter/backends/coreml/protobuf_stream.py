@@ -1,10 +1,9 @@
-"""Writes protobuf messages that are larger than memory should be: a message is the concatenation of
-its fields.
+"""Protobuf messages that are larger than memory should be: writing them, and reading them.
 
-A message is a list of fragments: bytes that protobuf serialized, and files whose content goes in as
-it is. The result is what protobuf itself would write, as long as the fields are given in the order
-of their numbers. `shortened` is for reading them: the same message without most of the bytes that
-make it large.
+A message is the concatenation of its fields. Here it is a list of fragments: bytes that protobuf
+serialized, and files whose content goes in as it is. The result is what protobuf itself would
+write, as long as the fields are given in the order of their numbers. `shortened` is for reading
+them: the same message without most of the bytes that make it large.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ KEPT_BYTES = 64  # of a shortened value, a multiple of the size of every packed 
 
 
 def varint(value: int) -> bytes:
-    """An unsigned integer in groups of seven bits, lowest first; the top bit of a byte says that
-    another follows."""
+    """An unsigned integer in groups of seven bits, lowest first.
+
+    The top bit of a byte says that another follows.
+    """
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -34,7 +35,7 @@ def varint(value: int) -> bytes:
 
 
 def length(fragments: Sequence[Fragment]) -> int:
-    """Bytes of all fragments."""
+    """Size of all fragments together, in bytes."""
     return sum(len(p) if isinstance(p, bytes) else p.stat().st_size for p in fragments)
 
 
@@ -44,7 +45,10 @@ def field(number: int, fragments: Sequence[Fragment]) -> list[Fragment]:
 
 
 def write(fragments: Sequence[Fragment], path: Path) -> dict[Path, int]:
-    """Writes the fragments one after another; returns the offset of each file."""
+    """Writes the fragments one after another.
+
+    Returns the offset of each file, in bytes.
+    """
     offsets = {}
     with path.open("wb") as out:
         for fragment in fragments:
@@ -69,13 +73,13 @@ class _Field:
 
 
 def shortened(path: Path, to: Sequence[int]) -> bytes:
-    """The message in a file, with stand-ins for what is long in the messages that the field numbers
-    `to` lead to.
+    """The message in a file, with stand-ins for values that are long.
 
-    A stand-in is the first bytes of a value, KEPT_BYTES to twice that, and as many modulo
-    KEPT_BYTES: packed numbers that end inside a number still do. All other bytes are those of the
-    file, but for lengths of messages around them. Only tags and lengths of what is cut are read.
-    Raises ValueError unless every field ends where its message may.
+    The values are those in the messages that the field numbers `to` lead to. A stand-in is the
+    first bytes of a value, KEPT_BYTES to twice that, and as many modulo KEPT_BYTES: packed numbers
+    that end inside a number still do. All other bytes are those of the file, but for lengths of
+    messages around them. Only tags and lengths of what is cut are read. Raises ValueError unless
+    every field ends where its message may.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return b"".join(_shortened(data, to, 0, len(data)))
@@ -98,7 +102,10 @@ def _stand_in(data: mmap.mmap, f: _Field) -> bytes:
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[_Field]:
-    """The fields of the message at data[begin:end]. Raises ValueError if that is no message."""
+    """The fields of the message at data[begin:end].
+
+    Raises ValueError if that is no message.
+    """
     while begin < end:
         key, value = _read_varint(data, begin, end)
         wire_type, at = key & 7, value
@@ -118,7 +125,10 @@ def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[_Field]:
 
 
 def _read_varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends."""
+    """The number at `at`, and where it ends.
+
+    Raises ValueError if it does not end.
+    """
     value = 0
     for i in range(min(10, end - at)):  # protobuf's longest
         value |= (data[at + i] & 0x7F) << 7 * i

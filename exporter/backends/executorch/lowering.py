@@ -1,9 +1,9 @@
-"""ExecuTorch: one `.pte` with the Tiny-QMoE operators, a static KV cache, and XNNPACK for what is
-not ours.
+"""ExecuTorch programs: lowering a network, and writing the `.pte` with its coded weights.
 
-The program is lowered with a 64-byte stand-in for every blob and every scale tensor. The stand-ins
-are replaced by the files of the encoded model when the program is written, so the weights are never
-in memory, and no pass can fold decoded weights into the file.
+A program has the Tiny-QMoE operators, a static KV cache, and XNNPACK for what is not ours. It is
+lowered with a 64-byte stand-in for every blob and every scale tensor. The stand-ins are replaced by
+the files of the encoded model when the program is written, so the weights are never in memory, and
+no pass can fold decoded weights into the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ PREFILL_TOKENS = 128
 
 @dataclass(frozen=True)
 class ProgramConfig:
-    """What a program is lowered for. `context` is the number of cache slots."""
+    """The settings that a program is lowered for.
+
+    `context` is the number of cache slots.
+    """
 
     context: int
     int16_activations: bool
@@ -50,7 +53,10 @@ class ProgramConfig:
 
 @dataclass(frozen=True)
 class EmittedProgram:
-    """A written `.pte`. Offsets are from the start of the file."""
+    """A `.pte` that was written.
+
+    Offsets are in bytes from the start of the file.
+    """
 
     blob_offsets: dict[str, int]
     scales_offsets: dict[str, int]
@@ -61,8 +67,10 @@ class EmittedProgram:
 
 
 def stand_in(name: str, kind: str) -> bytes:
-    """Bytes that mark where a constant goes; one matrix used twice has one stand-in, and so one
-    copy in the file."""
+    """Bytes that mark the place of a constant in a program.
+
+    One matrix used twice has one stand-in, and so one copy in the file.
+    """
     return hashlib.sha512(f"{kind} {name}".encode()).digest()
 
 
@@ -84,7 +92,10 @@ class _Coded(nn.Module):
 
 
 class LZWLinear(_Coded):
-    """x float32 [.., in] -> [.., out] by `tinyqmoe::lzw_linear`."""
+    """Linear layer over a coded matrix, by the operator `tinyqmoe::lzw_linear`.
+
+    It maps x float32 [.., in] to float32 [.., out].
+    """
 
     def __init__(self, matrix: EncodedMatrix, int16_activations: bool) -> None:
         super().__init__(matrix)
@@ -98,7 +109,10 @@ class LZWLinear(_Coded):
 
 
 class LZWEmbedding(_Coded):
-    """ids int64 [1, S] -> float32 [1, S, cols] by `tinyqmoe::lzw_embedding`."""
+    """Embedding over a coded matrix, by the operator `tinyqmoe::lzw_embedding`.
+
+    It maps ids int64 [1, S] to float32 [1, S, cols].
+    """
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = torch.ops.tinyqmoe.lzw_embedding(
@@ -131,7 +145,7 @@ class CachedAttention(nn.Module):
 
 
 class ProgramLayers:
-    """`models.layers.Layers` for lowering."""
+    """The `models.layers.Layers` of a network that is to be lowered."""
 
     def __init__(self, encoded: EncodedModel, int16_activations: bool) -> None:
         self.encoded, self.int16_activations = encoded, int16_activations
@@ -183,7 +197,7 @@ def emit(
 
 
 def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
-    """`torch.export`, XNNPACK partitioning, memory planning, emission."""
+    """Lowers a network: `torch.export`, XNNPACK partitioning, memory planning, emission."""
     with quiet():  # lowering logs and warns about its own insides; none of it is for the user
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers torch.ops.llama)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -222,8 +236,11 @@ def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
 
 
 def _metadata(config: ProgramConfig) -> dict[str, Any]:
-    """The constant methods ExecuTorch's stock text runner asks for, and the arithmetic, which our
-    own checks."""
+    """Constant methods of a program, by name.
+
+    They are those that ExecuTorch's stock text runner asks for, and the arithmetic, which our own
+    runner checks.
+    """
     methods: dict[str, Any] = {
         "get_max_seq_len": config.prefill_tokens,
         "get_max_context_len": config.context,
@@ -237,7 +254,7 @@ def _metadata(config: ProgramConfig) -> dict[str, Any]:
 
 
 def _operator_census(program: Program) -> dict[str, int]:
-    """How often each operator is called, by name with overload."""
+    """Number of calls of each operator, by name with overload."""
     plan = program.execution_plan[0]
     names = [f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators]
     calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
@@ -245,8 +262,10 @@ def _operator_census(program: Program) -> dict[str, int]:
 
 
 def _fill_stand_ins(program: Program, encoded: EncodedModel) -> int:
-    """Puts the files of the encoded model where their stand-ins are; returns the bytes of all other
-    constants."""
+    """Puts the files of the encoded model where their stand-ins are.
+
+    Returns the size of all other constants, in bytes.
+    """
     from executorch.exir._serialize._cord import FileBackedData
     from executorch.exir.schema import Tensor as TensorValue
 
@@ -271,7 +290,10 @@ def _fill_stand_ins(program: Program, encoded: EncodedModel) -> int:
 
 
 def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
-    """Serializes the program to `path`; returns where each file of the encoded model was placed."""
+    """Serializes the program to `path`.
+
+    Returns the offset of each file of the encoded model, in bytes.
+    """
     from executorch.exir._serialize._cord import FileBackedData
     from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
@@ -296,8 +318,11 @@ def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
 
 
 def _check(emitted: EmittedProgram, encoded: EncodedModel, path: Path) -> None:
-    """The operators are there as often as asked, every matrix is in the file once and whole,
-    nothing else is large."""
+    """Checks that a written program is the one that was asked for.
+
+    The operators are there as often as asked, every matrix is in the file once and whole, and
+    nothing else is large. Raises ExportError with all that is wrong.
+    """
     problems = []
     expected = {
         "tinyqmoe::lzw_linear.out": len(encoded.matrices) - (HEAD in encoded.matrices),

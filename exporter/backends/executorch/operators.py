@@ -1,5 +1,4 @@
-"""The Tiny-QMoE operators in PyTorch: schemas, fake kernels, and a CPU implementation through the
-C++ core.
+"""The Tiny-QMoE operators in PyTorch: schemas, fake kernels, and CPU kernels by the C++ core.
 
 Importing this module registers, under `torch.ops.tinyqmoe`,
 

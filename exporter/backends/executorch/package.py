@@ -29,16 +29,19 @@ PLANNED_BESIDES = 32_768  # bytes of the arena that do not follow the model
 
 
 def supports(family: str) -> str | None:
-    """None: whatever network a family builds is lowered."""
+    """No reason against any family (None): whatever network a family builds is lowered."""
     return None
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
-    """Nothing is refused: the program holds any group size."""
+    """Refuses nothing: the program holds any group size."""
 
 
 def emit(source: PackageInput, progress: Progress) -> Emitted:
-    """Writes the program into the bundle. Raises ExportError if it is not what was asked."""
+    """Writes the program into the bundle.
+
+    Raises ExportError if it is not what was asked.
+    """
     from exporter.backends.executorch import lowering
 
     progress("lower to ExecuTorch", 0, 0)
