@@ -29,8 +29,10 @@ BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One matrix, the same in every package of the bundle. `bits_per_weight` counts blob and
-    scales."""
+    """One matrix, the same in every package of the bundle.
+
+    `bits_per_weight` counts blob and scales.
+    """
 
     name: str
     rows: int
@@ -52,8 +54,9 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Location:
-    """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its
-    own, the scales.
+    """The place of a matrix: the file of its levels, their first byte, and their number of bytes.
+
+    `scales_offset` is the first byte of the scales, where the matrix has its own.
 
     form: "tqlz" a TQLZ blob, or the name of a `codec.weight_file.PlainForm`.
     """
@@ -67,7 +70,7 @@ class Location:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the bundle, its path relative to it, in POSIX form."""
+    """One file of the bundle; its path is relative to the bundle, in POSIX form."""
 
     path: str
     n_bytes: int
@@ -76,7 +79,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What some bytes of a file are. The rows of a file sum to its size."""
+    """A row of the byte ledger: what some bytes of a file are.
+
+    The rows of a file sum to its size.
+    """
 
     file: str
     what: str
@@ -85,7 +91,10 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """The model the bundle was made from. `config` is its config.json."""
+    """The model that the bundle was made from.
+
+    `config` is its config.json.
+    """
 
     name: str
     parameters: int
@@ -95,8 +104,10 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Interface:
-    """What all packages of the bundle have in common for whoever runs them. `context` counts
-    positions."""
+    """The properties that all packages of the bundle share, for whoever runs them.
+
+    `context` counts positions.
+    """
 
     context: int
     vocab_size: int
@@ -110,8 +121,8 @@ class Artifact:
 
     path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what
     ships for it. activations: the arithmetic of the products, "int16", "float32" or "float16".
-    prefill_tokens: of the longest call. operators: how often each is in it. places: by name of the
-    matrix. details: what only its kind has.
+    prefill_tokens: number of tokens of the longest call. operators: how often each is in it.
+    places: by name of the matrix. details: what only its kind has.
     """
 
     format: str  # pte | mlprogram | custom-op
@@ -131,8 +142,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """What quantization cost, over the positions of one text, against the float model. Not a parity
-    verdict."""
+    """The loss that quantization cost against the float model, over the positions of one text.
+
+    It is not a parity verdict.
+    """
 
     positions: int
     kl_mean: float
@@ -143,7 +156,7 @@ class QuantizationLoss:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything in `manifest.json`."""
+    """The content of `manifest.json`."""
 
     schema_version: int
     created: str
@@ -161,13 +174,15 @@ class Manifest:
     expanded: list[FileEntry] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """Indented JSON with a final newline."""
+        """The manifest as indented JSON with a final newline."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, raw: object) -> Manifest:
-        """Parsed JSON -> Manifest. Raises BundleError with all fields that are missing, unknown or
-        of a wrong type."""
+        """The manifest of parsed JSON.
+
+        Raises BundleError with all fields that are missing, unknown or of a wrong type.
+        """
         if not isinstance(raw, dict):
             raise BundleError(f"{MANIFEST} must hold an object, got {type(raw).__name__}")
         version = raw.get("schema_version")
@@ -196,7 +211,10 @@ class Manifest:
 
 
 def _build(kind: Any, raw: object, where: str, problems: list[str]) -> Any:
-    """A dataclass from a dict, checking names and types of what it holds; None where that fails."""
+    """A dataclass from a dict, checking names and types of what it holds.
+
+    It is None where that fails, with notes in `problems`.
+    """
     if not isinstance(raw, dict):
         problems.append(
             f"{where.removesuffix('.') or 'manifest'} must be an object, got {type(raw).__name__}"
@@ -261,7 +279,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Reads the manifest; `verify` reads the rest. Raises BundleError."""
+        """Reads the manifest of a bundle; `verify` reads the other files.
+
+        Raises BundleError.
+        """
         path = Path(path)
         file = path / MANIFEST
         if not file.is_file():
@@ -276,8 +297,10 @@ class Bundle:
         return cls(path, Manifest.from_dict(raw))
 
     def verify(self) -> None:
-        """Compares every file with the size and SHA-256 in the manifest. Raises BundleError naming
-        all that differ."""
+        """Compares every file with the size and SHA-256 in the manifest.
+
+        Raises BundleError naming all that differ.
+        """
         manifest = self.manifest
         problems = [p for entry in manifest.files for p in self._file_problems(entry)]
         problems += [
@@ -319,8 +342,10 @@ class Bundle:
         return []
 
     def artifact(self, wanted: str) -> Artifact:
-        """The package of a format, or the first one of a backend. Raises UsageError if the bundle
-        has none."""
+        """The package of a format, or the first one of a backend.
+
+        Raises UsageError if the bundle has none.
+        """
         for a in self.manifest.artifacts:
             if wanted in (a.format, a.backend):
                 return a
@@ -331,33 +356,35 @@ class Bundle:
         )
 
     def file(self, relative: str) -> Path:
-        """The path of a file the manifest names. Raises BundleError if it points outside the
-        bundle."""
+        """The path of a file that the manifest names.
+
+        Raises BundleError if it points outside the bundle.
+        """
         path = self.path / relative
         if "\0" in relative or not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{MANIFEST} names {relative!r}, which is outside the bundle")
         return path
 
     def shipped_bytes(self, artifact: Artifact) -> int:
-        """Of the files an app carries for a package."""
+        """Size of the files that an app carries for a package, in bytes."""
         return sum(self.file(name).stat().st_size for name in artifact.files)
 
     @property
     def ledger(self) -> list[LedgerRow]:
-        """What every byte on disk is: the manifest's rows and one for the manifest itself."""
+        """The ledger of every byte on disk: the manifest's rows and one for the manifest itself."""
         own = LedgerRow(MANIFEST, "manifest", (self.path / MANIFEST).stat().st_size)
         return [*self.manifest.ledger, own]
 
     @property
     def size_bytes(self) -> int:
-        """Of all files on disk."""
+        """Size of all files on disk, in bytes."""
         return sum(
             (self.path / name).stat().st_size for name in [*bundle_files(self.path), MANIFEST]
         )
 
 
 def bundle_files(path: Path) -> list[str]:
-    """All files but the manifest, relative and sorted."""
+    """Paths of all files but the manifest, relative to the bundle and sorted."""
     files = (f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
     return sorted(f for f in files if f != MANIFEST)
 
@@ -371,13 +398,16 @@ def file_entries(path: Path) -> list[FileEntry]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """SHA-256 of a file as hex digits; the file is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_target(out: Path, *, force: bool) -> None:
-    """Raises UsageError if `out` exists and `force` is not given, or is not a bundle."""
+    """Checks that a bundle may be written to `out`.
+
+    Raises UsageError if `out` exists and `force` is not given, or is not a bundle.
+    """
     if not (out.is_symlink() or out.exists()):
         return
     if not force:

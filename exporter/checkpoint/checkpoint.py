@@ -44,7 +44,10 @@ BLOCK_WEIGHTS = 1_000_000  # larger blocks leave the CPU's cache: measured twice
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A validated checkpoint. Made by `open`; holds no weights and no open file."""
+    """A validated checkpoint, made by `open`.
+
+    It holds no weights and no open file.
+    """
 
     path: Path
     config_dict: dict[str, Any]
@@ -54,10 +57,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str | Path, *, progress: Progress | None = None) -> Checkpoint:
-        """Open a local directory, or download a hub id (`progress` then shows the hub's own bars).
+        """Opens a local directory, or downloads a hub id.
 
-        Raises CheckpointError with every reason to refuse, OutOfSpaceError if a download does not
-        fit the disk.
+        With `progress`, the hub's own bars show a download. Raises CheckpointError with every
+        reason to refuse, OutOfSpaceError if a download does not fit the disk.
         """
         directory = local_directory(model, show_bars=progress is not None)
         problems: list[str] = []
@@ -90,12 +93,12 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many weights there are, a tied head counted once."""
+        """Number of weights, a tied head counted once."""
         return sum(math.prod(entry.shape) for entry in self.entries.values())
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of all tensors in the dtypes of the checkpoint."""
+        """Size of all tensors in the dtypes of the checkpoint, in bytes."""
         return sum(entry.size_bytes for entry in self.entries.values())
 
     @property
@@ -120,19 +123,21 @@ class Checkpoint:
         return read_rows(name, self.entries[name], 0, self.shape(name)[0])
 
     def vectors(self) -> dict[str, torch.Tensor]:
-        """All vectors by name, such as norm weights: float32."""
+        """All vectors by name, such as norm weights, as float32 [length]."""
         return {name: self.vector(name) for name in self.names if len(self.shape(name)) == 1}
 
     def blocks(self, name: str) -> Iterator[Block]:
-        """A whole tensor, about 1M weights at a time."""
+        """The blocks of a whole tensor, of about 1M weights each."""
         shape = self.shape(name)
         step = max(1, BLOCK_WEIGHTS // math.prod(shape[1:]))
         for begin in range(0, shape[0], step):
             yield begin, self.rows(name, begin, min(begin + step, shape[0]))
 
     def check_finite(self, progress: Progress | None = None) -> None:
-        """Read every weight. Raises CheckpointError naming each tensor with NaN or infinite values,
-        with counts."""
+        """Reads every weight and refuses NaN and infinite values.
+
+        Raises CheckpointError naming each tensor that has some, with counts.
+        """
         problems, done = [], 0
         for name in self.names:
             nans = infs = 0
@@ -174,8 +179,10 @@ def one_thread(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], ModelConfig | None]:
-    """config.json as it is and as the config of its family; None with notes in `problems` where it
-    is not usable."""
+    """The content of config.json as it is, and as the config of its family.
+
+    The config is None, with notes in `problems`, where it is not usable.
+    """
     before = len(problems)
     raw = read_json(directory / "config.json", problems)
     if len(problems) > before:
@@ -190,8 +197,11 @@ def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], 
 def _eos_ids(
     generation: dict[str, Any], config: ModelConfig | None, problems: list[str]
 ) -> tuple[int, ...]:
-    """End tokens: those of generation_config.json if it has any, for Instruct models add some
-    there."""
+    """Ids of the end tokens.
+
+    They are those of generation_config.json if it has any, for Instruct models add some there; else
+    those of the config.
+    """
     eos = generation.get("eos_token_id")
     if eos is None:
         return config.eos_token_ids if config else ()
@@ -209,8 +219,10 @@ def _eos_ids(
 def _match(
     config: ModelConfig, raw: dict[str, Any], found: dict[str, StoredTensor], problems: list[str]
 ) -> dict[str, StoredTensor]:
-    """The tensors of the network, in its order; notes missing, surplus and misshapen ones in
-    `problems`."""
+    """The tensors of the network, in its order.
+
+    Missing, surplus and misshapen ones are noted in `problems`.
+    """
     expected = models.load(raw["model_type"]).tensor_shapes(config)
     for name in expected:
         if name not in found:

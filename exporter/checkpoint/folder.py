@@ -29,8 +29,10 @@ GET_ANOTHER = (
 
 
 def local_directory(model: str | Path, *, show_bars: bool) -> Path:
-    """The directory of a local or downloaded checkpoint. Raises CheckpointError where there is
-    none."""
+    """The directory of a local or downloaded checkpoint.
+
+    Raises CheckpointError where there is none.
+    """
     path = Path(model)
     if path.is_dir():
         return path
@@ -47,8 +49,11 @@ def local_directory(model: str | Path, *, show_bars: bool) -> Path:
 
 
 def _download(repo_id: str, *, show_bars: bool) -> Path:
-    """The snapshot of a hub model; files already in the cache are not fetched again, broken
-    downloads resume."""
+    """The directory of a hub model's snapshot.
+
+    Files that are already in the cache are not fetched again, and broken downloads resume. Raises
+    CheckpointError, or OutOfSpaceError where the disk is full.
+    """
     from huggingface_hub import errors, snapshot_download, utils
 
     weights = [SINGLE_FILE, "model-*.safetensors", INDEX_FILE]
@@ -95,7 +100,10 @@ def _download(repo_id: str, *, show_bars: bool) -> Path:
 
 
 def read_json(file: Path, problems: list[str], *, required: bool = True) -> dict[str, Any]:
-    """A JSON object, or {} with a note in `problems`. An optional file may be absent."""
+    """The JSON object in a file, or {} with a note in `problems`.
+
+    An optional file may be absent.
+    """
     if not file.is_file():
         if required:
             problems.append(f"{file.name} is missing")

@@ -27,8 +27,10 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, first byte there, safetensors dtype (F32, F16 or BF16) and
-    shape."""
+    """The place, dtype and shape of a tensor in a safetensors file.
+
+    `begin` is its first byte in the file. `dtype` is that of safetensors: F32, F16 or BF16.
+    """
 
     file: Path
     begin: int
@@ -41,8 +43,10 @@ class StoredTensor:
 
 
 def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor] | None:
-    """All tensors of all files; None with notes in `problems` where files are missing or
-    damaged."""
+    """All tensors of all files.
+
+    It is None, with notes in `problems`, where files are missing or damaged.
+    """
     before = len(problems)
     entries: dict[str, StoredTensor] = {}
     if (directory / SINGLE_FILE).is_file():
@@ -55,7 +59,7 @@ def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor
 
 
 def _no_weights(directory: Path) -> str:
-    """Why a directory has no weights this tool reads."""
+    """The reason why a directory has no weights that this tool reads."""
     found = sorted(file.name for file in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
         return (
@@ -104,7 +108,9 @@ def _read_shards(directory: Path, problems: list[str]) -> dict[str, StoredTensor
 
 
 def _read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
-    """The tensors one safetensors file declares, checked against its size; appends to `problems`.
+    """The tensors that one safetensors file declares, checked against its size.
+
+    What is wrong is noted in `problems`.
 
     Format: u64 little-endian header length, JSON {name: {dtype, shape, data_offsets}}, then the
     data without holes.
@@ -143,7 +149,10 @@ def _read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises ValueError if a key occurs twice."""
+    """A JSON object with unique keys.
+
+    Raises ValueError if a key occurs twice.
+    """
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
@@ -154,8 +163,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_entry(name: str, value: Any) -> tuple[tuple[int, int], str, tuple[int, ...]]:
-    """(data offsets, dtype, shape) of one tensor. Raises ValueError if malformed or if bytes and
-    shape disagree."""
+    """Data offsets, dtype and shape of one tensor.
+
+    Raises ValueError if the entry is malformed or if bytes and shape disagree.
+    """
     fields = value if isinstance(value, dict) else {}
     dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(span) and len(span) == 2):
@@ -173,7 +184,7 @@ def _are_counts(value: Any) -> TypeGuard[list[int]]:
 
 
 def _layout_problems(file: Path, spans: list[tuple[int, int]], data_bytes: int) -> list[str]:
-    """What is wrong with the data section: tensors must lie end to end and fill it."""
+    """Problems of the data section: tensors must lie end to end and fill it."""
     at = 0
     for begin, end in sorted(spans):
         if begin != at or end < begin:
@@ -190,8 +201,10 @@ def _layout_problems(file: Path, spans: list[tuple[int, int]], data_bytes: int) 
 
 
 def read_rows(name: str, entry: StoredTensor, begin: int, end: int) -> torch.Tensor:
-    """Rows [begin, end) of a tensor as float32. Raises CheckpointError if the file has changed
-    since it was opened."""
+    """Rows [begin, end) of a tensor, as float32.
+
+    Raises CheckpointError if the file has changed since it was opened.
+    """
     if not 0 <= begin <= end <= entry.shape[0]:
         raise IndexError(f"rows {begin}..{end} of {name}, which has {entry.shape[0]}")
     row_bytes = entry.size_bytes // entry.shape[0]

@@ -55,12 +55,17 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """What is common to all commands. The help of the program is the one given to `typer.Typer`."""
+    """The options that all commands share.
+
+    The help of the program is the one given to `typer.Typer`.
+    """
 
 
 def doctor(json_file: JsonOption = None) -> None:
-    """Check compiler, versions, kernels and disk, and say what to do. Exit code 5 if something is
-    missing."""
+    """Check compiler, versions, kernels and disk, and say what to do.
+
+    Exit code 5 if something is missing.
+    """
     from dataclasses import asdict
 
     from rich.table import Table
@@ -101,8 +106,10 @@ app.command("native-dir")(export.native_dir_command)
 
 
 def main() -> None:
-    """Runs the command line. What is not an error of `exporter.errors` is a bug, and has an exit
-    code that says so."""
+    """Runs the command line.
+
+    What is not an error of `exporter.errors` is a bug, and has an exit code that says so.
+    """
     # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
     # that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

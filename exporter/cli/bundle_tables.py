@@ -13,7 +13,10 @@ from exporter.bundle import Artifact, Bundle, TensorEntry
 
 
 def bytes_text(n: int) -> str:
-    """1234567 -> '1.23 MB' (decimal units, as stores and phones show them)."""
+    """A size in bytes as a short text: 1234567 -> '1.23 MB'.
+
+    Units are decimal, as stores and phones show them.
+    """
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n >= size:
             return f"{n / size:.3g} {unit}" if n < 100 * size else f"{n / size:,.0f} {unit}"
@@ -21,7 +24,10 @@ def bytes_text(n: int) -> str:
 
 
 def ledger_table(bundle: Bundle) -> Table:
-    """What every byte on disk is. The rows sum to the size of the directory."""
+    """The ledger of a bundle as a table: what every byte on disk is.
+
+    The rows sum to the size of the directory.
+    """
     rows, total = bundle.ledger, bundle.size_bytes
     table = Table(
         title=f"Every byte of {escape(bundle.path.name)}", title_justify="left", show_footer=True
@@ -38,7 +44,7 @@ def ledger_table(bundle: Bundle) -> Table:
 
 
 def summary_table(bundle: Bundle) -> Table:
-    """The model, the package and what quantization cost."""
+    """A table of the model, the packages and the loss by quantization."""
     m = bundle.manifest
     weights = sum(t.rows * t.cols for t in m.tensors)
     coded = sum(t.blob_bytes + t.scales_bytes for t in m.tensors)
@@ -74,7 +80,7 @@ def summary_table(bundle: Bundle) -> Table:
 
 
 def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:
-    """What to know of one package."""
+    """Rows of the summary for one package."""
     ours = ("tinyqmoe", "LZW", "constexpr")
     operators = [f"{n} x {name}" for name, n in a.operators.items() if name.startswith(ours)]
     details = [
@@ -99,8 +105,11 @@ def _detail(name: str, value: Any) -> str:
 
 
 def tensor_table(tensors: Sequence[TensorEntry]) -> Table:
-    """One line a matrix: bits per weight in all, of the levels alone under each code considered,
-    and their entropy."""
+    """A table of the matrices, one line each, in bits per weight.
+
+    The columns are the bits in all, those of the levels alone under each code considered, and the
+    entropy of the levels.
+    """
     names = {name for t in tensors for name in t.sizes_bytes}
     candidates = sorted(names, key=lambda name: (not name.startswith("raw"), len(name), name))
     table = Table(title="Matrices, bits per weight", title_justify="left", box=None, pad_edge=False)
@@ -128,7 +137,7 @@ def _bits(n_bytes: int, tensor: TensorEntry) -> str:
 
 
 def bundle_view(bundle: Bundle, *, tensors: bool) -> RenderableType:
-    """All there is to see of a bundle."""
+    """The whole view of a bundle: its summary, its ledger and, with `tensors`, its matrices."""
     parts: list[RenderableType] = [summary_table(bundle), ledger_table(bundle)]
     if tensors:
         parts.insert(1, tensor_table(bundle.manifest.tensors))

@@ -1,4 +1,4 @@
-"""What several commands share: checks of options, bundles, and verdicts of `fit`."""
+"""Functions that several commands share: checks of options, bundles, and verdicts of `fit`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ def check_device_options(
     entitlement: bool,
     plot: Path | None,
 ) -> None:
-    """Raises UsageError for options that mean nothing without a device, and for two devices where
-    one can be."""
+    """Refuses options that mean nothing without a device.
+
+    Raises UsageError.
+    """
     hint = "give --device NAME; `tinyqmoe devices` lists them"
     if not profiles and residency is ResidencyMode.AUTO:
         raise tinyqmoe.UsageError(
@@ -35,7 +37,7 @@ def residency_mode(residency: ResidencyMode | None) -> tinyqmoe.Mode | None:
 
 
 def show_fit(verdicts: Sequence[tinyqmoe.FitVerdict], *, one: bool) -> None:
-    """One device with all holders, several as a table."""
+    """Shows the verdicts of `fit`: one device with all holders, several as a table."""
     from runtime_ref.reports import tables
 
     if one:

@@ -1,5 +1,7 @@
-"""What the command line says: results on stdout, as tables or JSON; on stderr progress and errors,
-with exit codes."""
+"""The output of the command line: results, progress, errors and exit codes.
+
+Results go to stdout, as tables or JSON; progress and errors go to stderr.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
-        """As any other output: rich would exit with 1, which here means that a verdict failed."""
+        """Raises BrokenPipeError, as any other output does.
+
+        Rich would exit with 1, which here means that a verdict failed.
+        """
         raise BrokenPipeError
 
 
@@ -81,12 +86,12 @@ def fail_os(error: OSError) -> NoReturn:
 
 
 def stream(text: str, style: str | None = None) -> None:
-    """As it is: no markup, no line broken."""
+    """Prints a text as it is, without markup and without breaking a line."""
     out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
-    """Shows for people, or writes JSON; with a file both."""
+    """Shows a result for people, or writes it as JSON to stdout; with a file it does both."""
     if str(json_file) != "-":
         show()
     if json_file is None:
@@ -99,7 +104,7 @@ def emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], Non
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become null."""
+    """The same value with null for NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +114,10 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a stage on stderr, with an ETA; nothing when stderr is not a terminal."""
+    """Progress bars on stderr, one a stage, with an ETA.
+
+    There are none when stderr is not a terminal.
+    """
     if not err_console.is_terminal:
         yield lambda stage, done, total: None
         return

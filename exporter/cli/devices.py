@@ -35,8 +35,10 @@ def devices(
     device_file: DeviceFilesOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """List the phones that packages can be judged on, or show one with the source of each
-    figure."""
+    """List the phones that packages can be judged on, or show one of them.
+
+    One is shown with the source of each figure.
+    """
     from dataclasses import asdict
 
     from runtime_ref.reports import tables
@@ -76,11 +78,10 @@ def fit(
     codec: CodecOption = CodecChoice.AUTO,
     json_file: JsonOption = None,
 ) -> None:
-    """Say whether a package fits a phone, from its manifest or the shapes of a model; nothing is
-    run.
+    """Say whether a package fits a phone; nothing is run.
 
-    By default on all devices. Exit code 1 if a package does not fit one. For a MODEL give the
-    options of the export.
+    Memory is predicted from a bundle's manifest or the shapes of a model, by default on all
+    devices. Exit code 1 if a package does not fit one. For a MODEL give the options of the export.
     """
     names = device or ([] if device_file else ["all"])
     settings = _export_settings(given)

@@ -66,8 +66,9 @@ def export(
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Make a bundle from a Llama 3.x checkpoint: packages, tokenizer, manifest, byte ledger and
-    expected answers.
+    """Make a bundle from a Llama 3.x checkpoint.
+
+    It holds packages, tokenizer, manifest, byte ledger and expected answers.
 
     With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
     does not.
@@ -123,7 +124,10 @@ def _say_resumed(out: Path) -> None:
 
 
 def _say_spent(seconds: float, max_ram: int | None) -> None:
-    """What depends on the machine is not in the manifest."""
+    """Says the memory and the time that an export took.
+
+    They depend on the machine, so they are not in the manifest.
+    """
     from exporter.cli.bundle_tables import bytes_text
     from exporter.memory import peak_bytes
 
@@ -146,8 +150,10 @@ def expand(
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Rebuild the .mlpackage of an ML Program from its coded weights, byte for byte, as an app does
-    at install."""
+    """Rebuild the .mlpackage of an ML Program from its coded weights.
+
+    It becomes byte for byte what was exported, as when an app expands it at install.
+    """
     from exporter.cli.bundle_tables import bytes_text
     from exporter.errors import UsageError
     from runtime_ref.coreml import expansion
@@ -196,8 +202,10 @@ def demo(
     ),
     json_file: JsonOption = None,
 ) -> None:
-    """Export the small model that ships with this tool, int8 and ternary, for both platforms; run
-    and check all."""
+    """Export the small model that ships with this tool; run and check all its packages.
+
+    They are int8 and ternary, for both platforms.
+    """
 
     from exporter.demo import PROMPTS, SCHEMES, held_out_texts
 
@@ -229,7 +237,10 @@ def native_dir_command(json_file: JsonOption = None) -> None:
 
 
 def _export(model: str | Path, out: Path, **options: Any) -> Bundle:
-    """Whatever ends the export, what it leaves for --resume is said first."""
+    """The bundle of an export, with its progress shown.
+
+    Whatever ends the export, what it leaves for --resume is said first.
+    """
     try:
         with progress_bars() as progress:
             return tinyqmoe.export(model, out, progress=progress, **options)

@@ -51,7 +51,10 @@ def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
 
 
 class CodecChoice(enum.StrEnum):
-    """auto: by exact size; lzw, raw: one for all."""
+    """The codec of the matrices.
+
+    auto: by exact size, matrix by matrix; lzw, raw: one for all.
+    """
 
     AUTO = "auto"
     LZW = "lzw"
@@ -59,8 +62,10 @@ class CodecChoice(enum.StrEnum):
 
 
 class ResidencyMode(enum.StrEnum):
-    """Where the weights of products lie: as codes, expanded in memory, in files, or as a device's
-    limit has room."""
+    """The place of the weights of products.
+
+    They lie as codes, expanded in memory, in files, or as a device's limit has room.
+    """
 
     STREAM = "stream"
     EXPAND = "expand"
@@ -76,7 +81,10 @@ class Activations(enum.StrEnum):
 
 
 def size(text: str) -> int:
-    """Bytes of "1.5 GB"."""
+    """Size in bytes that a text such as "1.5 GB" names.
+
+    Raises BadParameter.
+    """
     try:
         return parse_size(text)
     except UsageError as error:
@@ -84,7 +92,10 @@ def size(text: str) -> int:
 
 
 def writable(json_file: Path | None) -> Path | None:
-    """Says before the long work, and not after it, that its result has nowhere to go."""
+    """The same path, if a result can be written there.
+
+    Raises BadParameter before the long work, and not after it.
+    """
     if json_file is not None and str(json_file) != "-":
         if json_file.is_dir():
             raise typer.BadParameter(f"{json_file} is a directory")

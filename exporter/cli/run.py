@@ -77,7 +77,10 @@ def run(
 
 
 def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DeviceProfile:
-    """The only device. Raises UsageError for several."""
+    """The only device of a run.
+
+    Raises UsageError for several.
+    """
     if len(profiles) > 1:
         what = "a run is on one device, and --device and --device-file give two"
         raise tinyqmoe.UsageError(what, hint="leave one of them away")
@@ -135,11 +138,10 @@ def parity(
     html: HtmlOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check that the packages answer like the quantized model in PyTorch. Exit code 1 if one does
-    not.
+    """Check that the packages answer like the quantized model in PyTorch.
 
-    On devices each package is checked in a process of its own, under the phone's limits, and must
-    fit besides.
+    Exit code 1 if one does not. On devices each package is checked in a process of its own, under
+    the phone's limits, and must fit besides.
     """
     profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
     check_device_options(profiles, residency, entitlement, None)
@@ -177,8 +179,10 @@ def _write_reports(
 
 
 def _show_verdict(verdict: tinyqmoe.BundleParity) -> None:
-    """Parity of each package, on several devices the one that failed, then how each did on each
-    device."""
+    """Shows the parity of each package, then how each did on each device.
+
+    Of a package on several devices, the one that failed is shown.
+    """
     from runtime_ref.reports.run_tables import run_table
 
     reports = sorted(verdict.reports, key=lambda report: report.passed, reverse=True)
@@ -188,7 +192,7 @@ def _show_verdict(verdict: tinyqmoe.BundleParity) -> None:
 
 
 def show_parity(reports: list[tinyqmoe.ParityReport]) -> None:
-    """One package in detail, several side by side and in detail only those that fail."""
+    """Shows one package in detail, several side by side, and in detail only those that fail."""
     from runtime_ref.reports.parity_tables import parity_table, side_by_side
 
     for report in reports:

@@ -374,7 +374,7 @@ def _check(
 
 
 def _contract(model: ModelConfig, config: CustomOpConfig) -> dict[str, str]:
-    """The inputs and outputs of the contract (see the module), as `mlpackage.declared` reads them."""
+    """Inputs and outputs of the contract (see the module), as `mlpackage.declared` reads them."""
     row = f"{model.num_hidden_layers}, 2, {model.num_key_value_heads}, {model.head_dim}"
     tokens = f"1..{config.max_tokens}" if config.max_tokens > 1 else "1"
     return {
