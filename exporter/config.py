@@ -23,12 +23,12 @@ CODECS = ("auto", "lzw", "raw")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to make of a checkpoint. `context` None is DEFAULT_CONTEXT, or the model's own if that
-    is less.
+    """The configuration of an export: what to make of a checkpoint.
 
-    `formats` are the packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each
-    weight file of an ML Program. `texts` are what the answers and the loss are measured on; by
-    default those of exporter.reference. Raises UsageError with everything that is wrong.
+    `context` None is DEFAULT_CONTEXT, or the model's own if that is less. `formats` are the
+    packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
+    ML Program. `texts` are what the answers and the loss are measured on; by default those of
+    exporter.reference. Raises UsageError with everything that is wrong.
     """
 
     quantization: QuantConfig
@@ -59,7 +59,10 @@ class ExportConfig:
 
 
 def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
-    """Positions of the cache. Raises UsageError if the model has not as many."""
+    """Number of positions of the cache.
+
+    Raises UsageError if it is below MIN_CONTEXT or the model has not as many.
+    """
     limit = checkpoint.config.max_position_embeddings
     context = min(DEFAULT_CONTEXT, limit) if config.context is None else config.context
     if not MIN_CONTEXT <= context <= limit:

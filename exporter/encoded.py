@@ -1,9 +1,9 @@
-"""The encoded model: every matrix as a TQLZ blob and its scales in files of a work directory, norms
-in memory.
+"""The encoded model: matrices in files of a work directory, and vectors in memory.
 
-Matrices stay on disk, so that what an export holds in memory follows neither the model nor its
-largest tensor. A record beside them, written last, says that a matrix is finished and what its
-files hold: an export that was interrupted goes on from the matrices that are there and whole.
+A matrix is a TQLZ blob and its scales. Matrices stay on disk, so that what an export holds in
+memory follows neither the model nor its largest tensor. A record beside them, written last, says
+that a matrix is finished and what its files hold: an export that was interrupted goes on from the
+matrices that are there and whole.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedMatrix:
-    """One weight matrix on disk. `blob_path` holds TQLZ bytes, `scales_path` float32 [rows,
-    n_groups]."""
+    """One weight matrix on disk.
+
+    `blob_path` holds TQLZ bytes, `scales_path` float32 [rows, n_groups].
+    """
 
     name: str
     rows: int
@@ -63,11 +65,11 @@ class EncodedMatrix:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the blob and the scales together."""
+        """Bits per weight of the blob and the scales together."""
         return (self.blob_bytes + self.scales_bytes) * 8 / (self.rows * self.cols)
 
     def blob(self) -> NDArray[np.uint8]:
-        """uint8 [blob_bytes], memory-mapped."""
+        """The TQLZ blob, uint8 [blob_bytes], memory-mapped."""
         return np.memmap(self.blob_path, dtype=np.uint8, mode="r")
 
     def open(self) -> NativeTensor:
@@ -75,7 +77,7 @@ class EncodedMatrix:
         return NativeTensor(self.blob())
 
     def scales(self) -> NDArray[np.float32]:
-        """float32 [rows, n_groups], memory-mapped."""
+        """The scales, float32 [rows, n_groups], memory-mapped."""
         return np.memmap(
             self.scales_path, dtype=np.float32, mode="r", shape=(self.rows, self.n_groups)
         )
@@ -83,16 +85,20 @@ class EncodedMatrix:
 
 @dataclass(frozen=True)
 class EncodedModel:
-    """A whole model: its matrices by checkpoint name, in the order of the model, and its vectors
-    (norm weights and biases), float32."""
+    """A whole model: its matrices by checkpoint name, and its vectors.
+
+    The matrices are in the order of the model. The vectors (norm weights and biases) are float32.
+    """
 
     matrices: dict[str, EncodedMatrix]
     vectors: dict[str, Tensor]
 
 
 def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedMatrix:
-    """Codes one matrix and writes blob, scales and record under `work`; the encoder verifies that
-    it decodes."""
+    """Codes one matrix and writes blob, scales and record under `work`.
+
+    The encoder verifies that the blob decodes.
+    """
     blob_path, scales_path = _paths(work, tensor.name)
     coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec, blob_path)
     scales_path.write_bytes(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
@@ -121,7 +127,10 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
 def encode_matrices(
     tensors: Iterable[QuantizedTensor], work: Path, codec: Codec
 ) -> dict[str, EncodedMatrix]:
-    """Matrices by name, coded from a stream; each is dropped before the next is asked for."""
+    """Matrices by name, coded from a stream.
+
+    Each is dropped before the next is asked for.
+    """
     matrices = {}
     for tensor in tensors:
         matrices[tensor.name] = encode_matrix(tensor, work, codec)
@@ -138,13 +147,15 @@ _FILES = ("blob_path", "scales_path")
 
 
 def _paths(work: Path, name: str) -> tuple[Path, Path]:
-    """Of the blob and of the scales."""
+    """Paths of the blob and of the scales of a matrix."""
     return work / f"{name}.tqlz", work / f"{name}.scales"
 
 
 def finished(work: Path) -> dict[str, EncodedMatrix]:
-    """The matrices under `work` whose files are whole, by name; what has no record or another
-    CRC-32 is left out."""
+    """The matrices under `work` whose files are whole, by name.
+
+    What has no record or another CRC-32 is left out.
+    """
     matrices = (_read_record(record) for record in sorted(work.glob(f"*{RECORD}")))
     return {matrix.name: matrix for matrix in matrices if matrix}
 
@@ -173,13 +184,15 @@ def _read_record(path: Path) -> EncodedMatrix | None:
 
 
 def _seal(record: dict[str, Any]) -> int:
-    """What a record says goes into the manifest, so it is checked as the files are: a CRC-32 of it
-    as JSON."""
+    """CRC-32 of a record as JSON.
+
+    What a record says goes into the manifest, so it is checked as the files are.
+    """
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _summary(path: Path) -> dict[str, int]:
-    """Size and CRC-32 of a file."""
+    """Size of a file in bytes, and its CRC-32."""
     n_bytes = crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,5 +1,7 @@
-"""The errors a user can meet. Each names what is wrong and the next step; the command line gives
-each an exit code."""
+"""The errors that a user can meet.
+
+Each names what is wrong and the next step; the command line gives each an exit code.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,10 @@ class CheckpointError(TinyQMoEError):
 
 
 class CodecError(TinyQMoEError):
-    """A TQLZ blob violates FORMAT.md. `status` is the name of the violation, such as
-    `BAD_MAGIC`."""
+    """A TQLZ blob violates FORMAT.md.
+
+    `status` is the name of the violation, such as `BAD_MAGIC`.
+    """
 
     def __init__(self, status: str, what: str, *, hint: str = "") -> None:
         self.status = status

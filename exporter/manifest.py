@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 def write(
     source: PackageInput, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
 ) -> None:
-    """Writes the manifest of a bundle whose other files are all there. Raises ExportError if the
-    byte ledger does not match them."""
+    """Writes the manifest of a bundle whose other files are all there.
+
+    Raises ExportError if the byte ledger does not match them.
+    """
     work, config = source.work, source.config
     manifest = Manifest(
         schema_version=bundles.SCHEMA_VERSION,
@@ -87,7 +89,10 @@ def _interface(checkpoint: Checkpoint, context: int) -> Interface:
 
 
 def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
-    """What every byte is: packages by part, as their backends say, every other file as a whole."""
+    """Ledger rows of every byte of a bundle.
+
+    Packages are listed by part, as their backends say, every other file as a whole.
+    """
     ledger, told = list(told_by_backends), {row.file for row in told_by_backends}
     descriptions = {bundles.REFERENCE: "answers of the quantized model, for parity"}
     for name in bundles.bundle_files(work):
@@ -104,8 +109,11 @@ def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
 
 
 def check_ledger(manifest: Manifest, work: Path) -> None:
-    """Every file's rows sum to its size, none is negative, and the matrices lie apart in their
-    files."""
+    """Checks that the byte ledger matches what was written.
+
+    Every file's rows sum to its size, none is negative, and the matrices lie apart in their files.
+    Raises ExportError with all that is wrong.
+    """
     problems = [
         f"{row.file}: {row.what} has {row.n_bytes:,} bytes"
         for row in manifest.ledger
@@ -146,7 +154,7 @@ def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str,
 
 
 def _spans(name: str, place: Location, scales_bytes: int) -> list[tuple[str, int, int, str]]:
-    """(file, begin, end, name) of the levels and of the scales."""
+    """Spans of the levels and of the scales of a matrix, each (file, begin, end, name)."""
     spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
     if place.scales_offset is not None:
         spans.append((place.file, place.scales_offset, place.scales_offset + scales_bytes, name))

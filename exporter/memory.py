@@ -17,7 +17,10 @@ UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "2GB", "900 MB", "1.5GiB" or "2000000000". Raises UsageError."""
+    """Size in bytes of a text such as "2GB", "900 MB", "1.5GiB" or "2000000000".
+
+    Raises UsageError.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper(), re.ASCII)
     n_bytes = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
     if n_bytes <= 0:
@@ -28,7 +31,10 @@ def parse_size(text: str) -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had so far, files that it has mapped included."""
+    """The most memory that this process has had so far, in bytes.
+
+    Files that it has mapped are included.
+    """
     if STATUS.is_file():
         return _status("VmHWM")  # what getrusage says on Linux is inherited from the parent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -36,13 +42,18 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """What it has now; the peak where the system does not say."""
+    """The memory that this process has now, in bytes.
+
+    It is the peak where the system does not say.
+    """
     return _status("VmRSS") if STATUS.is_file() else peak_bytes()
 
 
 def release_free_memory() -> None:
-    """Frees what nothing refers to, and returns it to the system: the C library would keep it for
-    later."""
+    """Frees what nothing refers to, and returns it to the system.
+
+    The C library would keep it for later.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:

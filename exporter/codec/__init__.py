@@ -1,2 +1,4 @@
-"""The TQLZ codec: FORMAT.md, its encoder, and two decoders, one to read (`reference`) and one to
-use (`native`)."""
+"""The TQLZ codec: FORMAT.md, its encoder, and two decoders.
+
+One decoder is to read (`reference`) and one to use (`native`).
+"""

@@ -20,7 +20,10 @@ SHARE_UNITS = 256
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Phrases of 1 to `cap` levels; codeword k stands for the k-th leaf of `tree`."""
+    """Phrases of 1 to `cap` levels.
+
+    Codeword k stands for the k-th leaf of `tree`.
+    """
 
     level_min: int
     n_levels: int
@@ -37,8 +40,10 @@ class Dictionary:
         code_bits: int,
         cap: int,
     ) -> Dictionary:
-        """The dictionary for levels that occur `counts` times; counts: [n_levels], of level_min
-        upwards."""
+        """The dictionary for levels that occur `counts` times.
+
+        `counts` is [n_levels], from level_min upwards.
+        """
         if len(counts) != n_levels:
             raise CodecError(
                 "BAD_ARGUMENT",
@@ -64,15 +69,17 @@ class Dictionary:
         return len(self.tree) - self.n_internal
 
     def to_bits(self) -> bytes:
-        """The dictionary section of a blob: a bit a node, the first in the lowest bit."""
+        """The dictionary section of a blob: one bit a node, the first in the lowest bit."""
         return np.packbits(np.frombuffer(self.tree, np.uint8), bitorder="little").tobytes()
 
     @classmethod
     def from_bits(
         cls, bits: bytes, *, level_min: int, n_levels: int, code_bits: int, cap: int, n_entries: int
     ) -> Dictionary:
-        """Reads a dictionary section back. Raises `BAD_DICTIONARY` unless the bits are exactly one
-        tree."""
+        """Reads a dictionary section back.
+
+        Raises `BAD_DICTIONARY` unless the bits are exactly one tree.
+        """
         n_nodes = n_entries + (n_entries - 1) // (n_levels - 1)
         if len(bits) != packed_bytes(n_nodes, 1):
             raise CodecError(
@@ -114,8 +121,10 @@ class Dictionary:
             )
 
     def walk(self) -> Iterator[tuple[bool, tuple[int, ...]]]:
-        """Every node in pre-order: whether it is a leaf, and the child indices (0 to n_levels - 1)
-        that lead to it."""
+        """Every node in pre-order.
+
+        For each: whether it is a leaf, and the child indices (0 to n_levels - 1) that lead to it.
+        """
         path: list[int] = []
         for inner in self.tree:
             yield not inner, tuple(path)
@@ -133,8 +142,10 @@ class Dictionary:
         return [tuple(low + i for i in path) for is_leaf, path in self.walk() if is_leaf]
 
     def mean_phrase_length(self, shares: Sequence[float]) -> float:
-        """Levels per codeword expected for independent levels with these shares; shares:
-        [n_levels], of any sum."""
+        """Levels per codeword that are expected for independent levels with these shares.
+
+        `shares` is [n_levels], of any sum.
+        """
         total = float(sum(shares))
         p = [share / total for share in shares]
         # Every inner node that a parse passes adds one level, so the mean is the sum of their
@@ -167,8 +178,9 @@ def round_shares(counts: npt.NDArray[np.integer]) -> tuple[int, ...]:
 
 
 def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
-    """Splits the most probable leaf until another split would pass 2^code_bits leaves; the tree in
-    pre-order.
+    """The tree of a dictionary in pre-order, one byte a node.
+
+    The most probable leaf is split until another split would pass 2^code_bits leaves.
 
     Many leaves are split in one step: no child made in a step can be more probable than (most
     probable leaf) * (largest share), so all leaves at or above that come first whatever their
@@ -201,8 +213,10 @@ def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
 def _pre_order(
     first_child: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], n_levels: int
 ) -> bytes:
-    """One byte a node in pre-order: 1 an inner node, 0 a leaf. The arguments are by node, in any
-    order."""
+    """A tree in pre-order, one byte a node: 1 an inner node, 0 a leaf.
+
+    The arguments are by node, in any order.
+    """
     by_depth = [np.flatnonzero((depth == d) & (first_child >= 0)) for d in range(int(depth.max()))]
     siblings = np.arange(n_levels)
     size = np.ones(len(first_child), np.int64)  # nodes of the subtree

@@ -1,5 +1,7 @@
-"""Codes a matrix of levels as a TQLZ blob: tries the candidates, takes the best by size, and
-verifies the result."""
+"""The encoder: it codes a matrix of levels as a TQLZ blob.
+
+It tries the candidates, takes the best by size, and verifies the result.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """A TQLZ blob and what is known about it. The entropy is of order 0, in bits per level."""
+    """A TQLZ blob and what is known about it.
+
+    The entropy is of order 0, in bits per level.
+    """
 
     header: Header
     blob: npt.NDArray[np.uint8]
@@ -60,18 +65,21 @@ class EncodedTensor:
 
     @property
     def cap(self) -> int:
-        """Longest phrase; 0 for raw."""
+        """Largest number of levels in a phrase; 0 for raw."""
         return self.header.cap
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the whole blob: header, tables, payload and padding."""
+        """Bits per weight of the whole blob: header, tables, payload and padding."""
         return self.blob.nbytes * 8 / (self.header.rows * self.header.cols)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to code the tensor, with the header it would have. `dictionary` is None for raw."""
+    """A way to code the tensor, with the header it would have.
+
+    `dictionary` is None for raw.
+    """
 
     header: Header
     dictionary: Dictionary | None
@@ -83,7 +91,7 @@ class Candidate:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the blob."""
+        """Size of the blob, in bytes."""
         return self.header.layout.total_bytes
 
 
@@ -130,8 +138,10 @@ def encode_with(levels: Levels, dictionary: Dictionary) -> npt.NDArray[np.uint8]
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
-    """The smallest, where a wider codeword has to earn its larger table, and lzw has to be smaller
-    than raw."""
+    """The smallest candidate.
+
+    A wider codeword has to earn its larger table, and lzw has to be smaller than raw.
+    """
     lzw = [candidate for candidate in candidates if candidate.dictionary is not None]
     raw = [candidate for candidate in candidates if candidate.dictionary is None]
     best: Candidate | None = None
@@ -157,8 +167,10 @@ def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:
 
 
 def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
-    """Decodes the blob with the native decoder and compares it with `levels`; raises `CodecError`
-    where they differ."""
+    """Decodes the blob with the native decoder and compares it with `levels`.
+
+    Raises `CodecError` where they differ.
+    """
     with native.NativeTensor(blob) as tensor:
         for begin, end, block in _blocks(levels):
             if not np.array_equal(tensor.decode_rows(begin, end), block):
@@ -171,16 +183,20 @@ def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
 
 
 def release(*arrays: npt.NDArray[Any]) -> None:
-    """Lets go of the pages of memory-mapped files, which count as memory of this process; reading
-    brings them back."""
+    """Lets go of the pages of memory-mapped files, which count as memory of this process.
+
+    Reading brings them back.
+    """
     for array in arrays:
         if isinstance(array, np.memmap):
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _blocks(levels: Levels) -> Iterator[tuple[int, int, Levels]]:
-    """Ranges of rows with their levels, contiguous and small enough to work on without much
-    memory."""
+    """Ranges of rows with their levels.
+
+    The levels are contiguous, and few enough to work on without much memory.
+    """
     rows, cols = levels.shape
     step = max(1, BLOCK_BYTES // cols)
     for begin in range(0, rows, step):
@@ -190,7 +206,7 @@ def _blocks(levels: Levels) -> Iterator[tuple[int, int, Levels]]:
 
 
 def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[np.uint64], int]:
-    """How often each level of the alphabet occurs, [n_levels], and the CRC-32 of all.
+    """Number of times each level of the alphabet occurs, [n_levels], and the CRC-32 of all levels.
 
     Raises `BAD_LEVEL` for levels outside the alphabet.
     """
@@ -210,7 +226,10 @@ def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[n
 
 
 def _raw_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
-    """Packed with the least bits. Raises for a shape or an alphabet that the format cannot hold."""
+    """The candidate that packs the levels with the least bits.
+
+    Raises CodecError for a shape or an alphabet that the format cannot hold.
+    """
     rows, cols = levels.shape
     code_bits = next((bits for bits in RAW_CODE_BITS if n_levels <= 2**bits), RAW_CODE_BITS[-1])
     payload_bytes = rows * packed_bytes(cols, code_bits)
@@ -222,8 +241,10 @@ def _raw_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
 def _lzw_candidates(
     levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]
 ) -> list[Candidate]:
-    """One candidate for each width that has room to split a leaf; without that every phrase is a
-    single level."""
+    """The lzw candidates, one for each width that has room to split a leaf.
+
+    Without that room every phrase is a single level.
+    """
     widths = [code_bits for code_bits in LZW_CODE_BITS if 2 * len(counts) - 1 <= 2**code_bits]
     shares = round_shares(counts)
     return [
@@ -233,7 +254,10 @@ def _lzw_candidates(
 
 
 def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
-    """Parses all rows to know the exact size, without keeping the codewords."""
+    """The candidate with a dictionary.
+
+    All rows are parsed to know its exact size, without keeping the codewords.
+    """
     payload_bytes = sum(
         _encode_lzw(block, dictionary, count_only=True)[2] for _, _, block in _blocks(levels)
     )
@@ -256,8 +280,10 @@ def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
 
 @lru_cache(maxsize=256)
 def best_dictionary(shares: tuple[int, ...], level_min: int, code_bits: int) -> Dictionary:
-    """The dictionary for levels with these shares, with the shorter cap unless the longer one saves
-    enough."""
+    """The dictionary for levels with these shares.
+
+    It has the shorter cap unless the longer one saves enough.
+    """
     short, long = (Dictionary.from_shares(shares, level_min, code_bits, cap) for cap in LZW_CAPS)
     if short.tree == long.tree:
         return short
@@ -279,7 +305,11 @@ def _write(
 
 
 def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
-    """The payload block by block, then what precedes it: the row index is not known earlier."""
+    """Writes a blob to a file; returns its sealed header.
+
+    The payload goes first, block by block, then what precedes it: the row index is not known
+    earlier.
+    """
     header, dictionary = chosen.header, chosen.dictionary
     layout = header.layout
     row_codes = np.zeros(header.rows, np.uint16)
@@ -307,8 +337,10 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
 def _encode_lzw(
     levels: Levels, dictionary: Dictionary, count_only: bool = False
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8], int]:
-    """Codewords of each row, the payload (empty when only counting), and the payload's size in
-    bytes."""
+    """Codewords of each row, the payload, and the payload's size in bytes.
+
+    The payload is empty when only counting.
+    """
     d = dictionary
     row_codes, payload, n_bytes = native_encoder.encode_lzw(
         levels,

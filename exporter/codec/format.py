@@ -1,5 +1,7 @@
-"""The bytes of a TQLZ blob: header and layout (FORMAT.md sections 1, 2 and 6). Nothing else in
-Python packs bytes."""
+"""The bytes of a TQLZ blob: header and layout (FORMAT.md sections 1, 2 and 6).
+
+Nothing else in Python packs bytes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ _CRC_OFFSET = 60
 
 
 class CodecId(IntEnum):
-    """How the payload holds the levels."""
+    """The way in which the payload holds the levels."""
 
     RAW = 0
     LZW = 1
@@ -50,14 +52,16 @@ def align(n: int, to: int) -> int:
 
 
 def packed_bytes(n: int, bits: int) -> int:
-    """Bytes that `n` fields of `bits` bits take."""
+    """Number of bytes that `n` fields of `bits` bits take."""
     return -(-n * bits // 8)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets of the sections of a blob. A section of zero bytes lies at the offset of the
-    next one."""
+    """Byte offsets of the sections of a blob.
+
+    A section of zero bytes lies at the offset of the next one.
+    """
 
     dictionary_offset: int
     dictionary_bytes: int
@@ -89,12 +93,12 @@ class Header:
 
     @property
     def n_internal(self) -> int:
-        """Inner nodes of the dictionary's tree; 0 for raw."""
+        """Number of inner nodes of the dictionary's tree; 0 for raw."""
         return 0 if self.codec == CodecId.RAW else (self.n_entries - 1) // (self.n_levels - 1)
 
     @property
     def n_tiles(self) -> int:
-        """Tiles of 32 rows; the last one may be shorter."""
+        """Number of tiles of 32 rows; the last one may be shorter."""
         return -(-self.rows // TILE_ROWS)
 
     @property
@@ -104,7 +108,7 @@ class Header:
 
     @property
     def layout(self) -> Layout:
-        """Where the sections lie (FORMAT.md section 1)."""
+        """The places of the sections (FORMAT.md section 1)."""
         if self.codec == CodecId.RAW:
             dictionary_bytes = index_bytes = 0
         else:
@@ -124,8 +128,10 @@ class Header:
         )
 
     def pack(self) -> bytes:
-        """The header's 64 bytes, sealed with their CRC. Raises `CodecError` for a header no reader
-        would take."""
+        """The header's 64 bytes, sealed with their CRC.
+
+        Raises `CodecError` for a header that no reader would take.
+        """
         self.check()
         sealed = _STRUCT.pack(
             *(
@@ -207,8 +213,10 @@ class Header:
         return header
 
     def check(self) -> None:
-        """Checks 6 to 10 of FORMAT.md section 6, as far as the fields kept here can violate
-        them."""
+        """Checks 6 to 10 of FORMAT.md section 6, as far as the fields kept here can violate them.
+
+        Raises `CodecError` at the first violation.
+        """
         self._check_codec()
         self._check_alphabet()
         if not 1 <= self.rows <= self.MAX_ROWS:
@@ -291,13 +299,15 @@ def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
 
 
 def row_ends(row_codes: npt.NDArray[np.integer], code_bits: int) -> npt.NDArray[np.int64]:
-    """Payload offset at which each row of `row_codes` codewords ends; row_codes: [rows]."""
+    """Payload offset at which each row ends, in bytes, int64 [rows].
+
+    `row_codes` is [rows], the number of codewords of each.
+    """
     return np.cumsum((row_codes.astype(np.int64) * code_bits + 7) // 8)
 
 
 def new_blob(header: Header) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A blob of zeros for `header`, uint8 [total_bytes], and the part of it that takes the
-    payload."""
+    """A blob of zeros for `header`, uint8 [total_bytes], and the part of it for the payload."""
     layout = header.layout
     blob = np.zeros(layout.total_bytes, np.uint8)
     return blob, blob[layout.payload_offset :][: layout.payload_bytes]
@@ -309,7 +319,10 @@ def write_tables(
     dictionary_bits: bytes,
     row_codes: npt.NDArray[np.integer],
 ) -> None:
-    """Writes the dictionary and the row index (FORMAT.md sections 3 and 4); row_codes: [rows]."""
+    """Writes the dictionary and the row index (FORMAT.md sections 3 and 4).
+
+    `row_codes` is [rows].
+    """
     layout = header.layout
     ends = row_ends(row_codes, header.code_bits)
     tile_offsets = np.concatenate([[0], ends[:-1]])[::TILE_ROWS]
@@ -321,9 +334,10 @@ def write_tables(
 
 
 def seal(blob: npt.NDArray[np.uint8], header: Header, payload_crc32: int | None = None) -> Header:
-    """Writes the header of a blob that is otherwise complete; the header returned holds the CRCs.
+    """Writes the header of a blob that is otherwise complete.
 
-    With the CRC of the payload given, `blob` may end where the payload begins.
+    The header that is returned holds the CRCs. With the CRC of the payload given, `blob` may end
+    where the payload begins.
     """
     layout = header.layout
     if payload_crc32 is None:

@@ -1,5 +1,4 @@
-"""The C++ core through ctypes: loading it, and opening, decoding and multiplying TQLZ
-blobs.
+"""The C++ core through ctypes: loading it, and opening, decoding and multiplying TQLZ blobs.
 
 `exporter/native/include/tinyqmoe/tinyqmoe.h` is the authority on what each call computes.
 """
@@ -157,7 +156,10 @@ def library() -> ctypes.CDLL:
 def declare(
     loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], hint: str
 ) -> None:
-    """Sets the signatures of functions. Raises MissingComponentError where one lacks."""
+    """Sets the signatures of functions.
+
+    Raises MissingComponentError where one lacks.
+    """
     for name, (result, arguments) in signatures.items():
         function = getattr(loaded, f"tinyqmoe_{name}", None)
         if function is None:
@@ -194,7 +196,7 @@ def available_isas() -> list[Isa]:
 
 
 def crc32(data: Bytes, crc: int = 0) -> int:
-    """As `zlib.crc32`."""
+    """CRC-32 of `data`, as `zlib.crc32` computes it."""
     view = np.frombuffer(data, np.uint8)
     return int(library().tinyqmoe_crc32(crc, view.ctypes.data, view.size))
 
@@ -213,7 +215,10 @@ def _aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 def _quantize(x: FloatArray, isa: Isa) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-    """The core's own form, uint8 [S, n_bytes] that begins with int16 [S, cols], and the scales."""
+    """Activations in the core's own quantized form, and their scales.
+
+    The form is uint8 [S, n_bytes] that begins with int16 [S, cols]; the scales are float32 [S].
+    """
     tokens, cols = x.shape
     n_bytes = library().tinyqmoe_quantized_bytes(cols)
     quantized = _aligned(tokens * n_bytes).reshape(tokens, n_bytes)
@@ -226,14 +231,20 @@ def _quantize(x: FloatArray, isa: Isa) -> tuple[npt.NDArray[np.uint8], FloatArra
 
 
 def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, FloatArray]:
-    """Symmetric int16 per token: (int16 [S, cols], float32 [S])."""
+    """Activations quantized symmetrically to int16 per token.
+
+    Returns the integers, int16 [S, cols], and the scales, float32 [S].
+    """
     array = _activations(x)
     quantized, scales = _quantize(array, isa)
     return quantized.view(np.int16)[:, : array.shape[1]].copy(), scales
 
 
 class NativeTensor:
-    """An opened blob. It reads the buffer in place and keeps it alive."""
+    """An opened blob.
+
+    It reads the buffer in place and keeps it alive.
+    """
 
     def __init__(self, buffer: Bytes, verify: bool = False) -> None:
         self._handle = _P()
@@ -303,7 +314,7 @@ class NativeTensor:
     def embedding(
         self, ids: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, isa: Isa = "auto"
     ) -> FloatArray:
-        """Rows `ids` times their scales, float32 [*ids.shape, cols]."""
+        """Rows `ids` of the matrix times their scales, float32 [*ids.shape, cols]."""
         index = np.ascontiguousarray(ids, np.int64)
         factors = self._scales(scales, group_size)
         out = np.empty((*index.shape, self.info.cols), np.float32)
@@ -328,7 +339,7 @@ class NativeTensor:
         threads: int = 1,
         isa: Isa = "auto",
     ) -> FloatArray:
-        """x W^T with activations quantized to int16 per token, float32 [S, rows]."""
+        """The product x W^T with activations quantized to int16 per token, float32 [S, rows]."""
         array = _activations(x, self.info.cols)
         quantized, x_scales = _quantize(array, isa)
 
@@ -348,8 +359,10 @@ class NativeTensor:
         threads: int = 1,
         isa: Isa = "auto",
     ) -> FloatArray:
-        """x W^T with float activations, float32 [S, rows]; the order of the sums is in
-        core/linear.h."""
+        """The product x W^T with float activations, float32 [S, rows].
+
+        The order of the sums is in core/linear.h.
+        """
         array = _activations(x, self.info.cols)
 
         def part(args: _CLinearArgs) -> int:
@@ -367,7 +380,10 @@ class NativeTensor:
         threads: int,
         isa: Isa,
     ) -> FloatArray:
-        """Splits the rows over threads; ctypes lets go of the interpreter lock during a call."""
+        """The product of activations with the matrix, its rows split over threads.
+
+        ctypes lets go of the interpreter lock during a call.
+        """
         what = f"product of {tokens} tokens with a {self._where}"
         factors = self._scales(scales, group_size)
         y = np.empty((tokens, self.info.rows), np.float32)

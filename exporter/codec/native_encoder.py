@@ -72,7 +72,7 @@ def _levels(levels: npt.ArrayLike) -> Int8Array:
 
 
 def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
-    """How often each level occurs: counts[level + 128]."""
+    """Number of times each level occurs, uint64 [256]: counts[level + 128]."""
     flat = np.ascontiguousarray(levels, np.int8)
     counts = np.zeros(256, np.uint64)
     check(
@@ -110,7 +110,10 @@ def encode_lzw(
     dictionary: bytes,
     count_only: bool = False,
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8] | None, int]:
-    """Codewords a row, the payload (None with `count_only`), and its exact size in bytes."""
+    """Codewords of each row, the payload, and its exact size in bytes.
+
+    The payload is None with `count_only`.
+    """
     matrix = _levels(levels)
     rows, cols = matrix.shape
     what = f"encoding {rows} x {cols} levels from {level_min}, {n_levels} of them"

@@ -15,7 +15,10 @@ UNLIMITED = 2**64 - 1  # of a budget
 
 @dataclass(frozen=True)
 class ResidencyStats:
-    """What a copy of the core holds and has done; the fields are those of tinyqmoe.h."""
+    """Statistics of a copy of the core: what it holds and has done.
+
+    The fields are those of tinyqmoe.h.
+    """
 
     budget_bytes: int
     clean_budget_bytes: int
@@ -57,11 +60,10 @@ _RESIDENCY_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class ResidencyManager:
-    """Where a copy of the core holds the weights that its products read: the codec's own copy, or
-    that of `loaded`.
+    """The manager of where a copy of the core holds the weights that its products read.
 
-    Each shared library has a manager of its own. All calls may be made from any thread, also during
-    products.
+    The copy is the codec's own, or that of `loaded`. Each shared library has a manager of its own.
+    All calls may be made from any thread, also during products.
     """
 
     def __init__(self, loaded: ctypes.CDLL | None = None) -> None:
@@ -73,27 +75,35 @@ class ResidencyManager:
         )
 
     def set_budget(self, n_bytes: int) -> None:
-        """Anonymous memory that expanded forms may take: 0 none, UNLIMITED all of them."""
+        """Sets the anonymous memory that expanded forms may take, in bytes.
+
+        0 is none of them, UNLIMITED all.
+        """
         self._library.tinyqmoe_set_budget(n_bytes)
 
     def trim(self, n_bytes: int) -> int:
-        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget; returns
-        the bytes freed."""
+        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget.
+
+        Returns the number of bytes freed.
+        """
         freed = _U64()
         self._library.tinyqmoe_trim(n_bytes, ctypes.byref(freed))
         return freed.value
 
     def set_cache_dir(self, path: Path | None) -> None:
-        """The folder of expanded forms in files, which must exist; None: no files."""
+        """Sets the folder of expanded forms in files, which must exist; None is no files."""
         status = self._library.tinyqmoe_set_cache_dir(None if path is None else os.fsencode(path))
         check(status, f"cache directory {path}")
 
     def set_clean_budget(self, n_bytes: int) -> None:
-        """Memory that pages of mapped weights may take; UNLIMITED: the system decides."""
+        """Sets the memory that pages of mapped weights may take, in bytes.
+
+        With UNLIMITED the system decides.
+        """
         self._library.tinyqmoe_set_clean_budget(n_bytes)
 
     def stats(self) -> ResidencyStats:
-        """What is held now and was done since the start."""
+        """Statistics of what is held now and was done since the start."""
         raw = _CResidencyStats(struct_bytes=ctypes.sizeof(_CResidencyStats))
         check(self._library.tinyqmoe_stats(ctypes.byref(raw)), "residency statistics")
         return ResidencyStats(**{f.name: getattr(raw, f.name) for f in fields(ResidencyStats)})

@@ -1,5 +1,7 @@
-"""A slow decoder in the order of FORMAT.md, for reading beside it. It shares no code with the
-native decoder."""
+"""A slow decoder in the order of FORMAT.md, for reading beside it.
+
+It shares no code with the native decoder.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,10 @@ Codes = npt.NDArray[np.int64]
 
 
 def decode(blob: BytesLike, *, verify: bool = True) -> Levels:
-    """The levels of a TQLZ blob, int8 [rows, cols]. Raises `CodecError` with the status of the
-    first violation.
+    """The levels of a TQLZ blob, int8 [rows, cols].
 
-    `verify=False` leaves out the payload's CRC, as a decoder does that opens a mapped file without
-    reading it all.
+    Raises `CodecError` with the status of the first violation. `verify=False` leaves out the
+    payload's CRC, as a decoder does that opens a mapped file without reading it all.
     """
     view = as_view(blob)
     header = Header.parse(view)  # sections 1 and 2; checks 1 to 10
@@ -47,8 +48,10 @@ def decode(blob: BytesLike, *, verify: bool = True) -> Levels:
 
 
 def check_length(header: Header, view: memoryview) -> None:
-    """The bytes at hand hold the whole blob. Every length that is read later is bounded by this
-    one."""
+    """Checks that the bytes at hand hold the whole blob.
+
+    Every length that is read later is bounded by this one.
+    """
     if len(view) < header.layout.total_bytes:
         raise CodecError(
             "TRUNCATED", f"got {len(view)} bytes, expected {header.layout.total_bytes}"
@@ -56,7 +59,7 @@ def check_length(header: Header, view: memoryview) -> None:
 
 
 def check_tables_crc(header: Header, view: memoryview) -> None:
-    """The CRC over dictionary and index, with the gaps after them."""
+    """Checks the CRC over dictionary and index, with the gaps after them."""
     crc = zlib.crc32(view[HEADER_BYTES : header.layout.payload_offset])
     if crc != header.tables_crc32:
         raise CodecError(
@@ -65,7 +68,7 @@ def check_tables_crc(header: Header, view: memoryview) -> None:
 
 
 def read_dictionary(header: Header, view: memoryview) -> Dictionary | None:
-    """Section 3; `None` for raw."""
+    """The dictionary of a blob (section 3); None for raw."""
     if header.codec == CodecId.RAW:
         return None
     layout = header.layout
@@ -80,7 +83,7 @@ def read_dictionary(header: Header, view: memoryview) -> Dictionary | None:
 
 
 def read_index(header: Header, view: memoryview) -> Codes:
-    """Section 4: codewords of each row, [rows]; empty for raw."""
+    """Number of codewords of each row, [rows] (section 4); empty for raw."""
     if header.codec == CodecId.RAW:
         return np.zeros(0, np.int64)
     section = view[header.layout.index_offset :][: header.layout.index_bytes]
@@ -105,7 +108,7 @@ def read_index(header: Header, view: memoryview) -> Codes:
 
 
 def check_gaps(header: Header, view: memoryview) -> None:
-    """What lies between and after the sections is zero."""
+    """Checks that what lies between and after the sections is zero."""
     layout = header.layout
     gaps = (
         (layout.dictionary_offset + layout.dictionary_bytes, layout.index_offset),
@@ -120,7 +123,7 @@ def check_gaps(header: Header, view: memoryview) -> None:
 
 
 def check_payload_crc(header: Header, payload: memoryview) -> None:
-    """The CRC over the codewords or packed levels."""
+    """Checks the CRC over the codewords or packed levels."""
     crc = zlib.crc32(payload)
     if crc != header.payload_crc32:
         raise CodecError(
@@ -130,7 +133,7 @@ def check_payload_crc(header: Header, payload: memoryview) -> None:
 
 
 def decode_raw(header: Header, payload: memoryview) -> Levels:
-    """Section 5, raw: int8 [rows, cols]."""
+    """The levels of a raw payload, int8 [rows, cols] (section 5)."""
     levels = np.zeros((header.rows, header.cols), np.int8)
     row_bytes = packed_bytes(header.cols, header.code_bits)
     for row in range(header.rows):
@@ -153,7 +156,10 @@ def decode_raw(header: Header, payload: memoryview) -> Levels:
 def decode_lzw(
     header: Header, dictionary: Dictionary, row_codes: Codes, payload: memoryview
 ) -> Levels:
-    """Section 5, lzw: int8 [rows, cols]; row_codes: [rows]."""
+    """The levels of an lzw payload, int8 [rows, cols] (section 5).
+
+    `row_codes` is [rows].
+    """
     phrases = dictionary.phrases()
     levels = np.zeros((header.rows, header.cols), np.int8)
     start = 0
@@ -172,7 +178,10 @@ def decode_lzw(
 def decode_lzw_row(
     header: Header, phrases: list[tuple[int, ...]], codes: Codes, row: int
 ) -> list[int]:
-    """One row's levels; what the last phrase has beyond the row's end is dropped."""
+    """The levels of one row.
+
+    What the last phrase has beyond the row's end is dropped.
+    """
     for at in np.flatnonzero(codes >= len(phrases))[:1]:
         raise CodecError(
             "BAD_CODE",
@@ -193,8 +202,10 @@ def decode_lzw_row(
 
 
 def unpack(packed: bytes, n: int, bits: int) -> tuple[Codes, bool]:
-    """`n` fields of `bits` bits, the first in the lowest bits, and whether bits are set after
-    them."""
+    """The first `n` fields of `bits` bits, and whether bits are set after them.
+
+    The first field is in the lowest bits.
+    """
     stream = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
     fields = stream[: n * bits].reshape(n, bits).astype(np.int64)
     return fields @ (1 << np.arange(bits)), bool(stream[n * bits :].any())

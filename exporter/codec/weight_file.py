@@ -1,10 +1,9 @@
-"""Weight files of a Core ML package in coded form, and their expansion to the very bytes Core ML
-maps.
+"""Weight files of a Core ML package in coded form, and their expansion.
 
-An ML Program takes no custom operator on a device, so its weights are shipped coded and expanded
-once, at install. A `Recipe` lists the pieces of every weight file in order: bytes taken as they
-are, and matrices to be decoded from a TQLZ blob and packed as int8 or as 2-bit indices. All pieces
-lie in one coded file.
+An expansion gives the very bytes that Core ML maps. An ML Program takes no custom operator on a
+device, so its weights are shipped coded and expanded once, at install. A `Recipe` lists the pieces
+of every weight file in order: bytes taken as they are, and matrices to be decoded from a TQLZ blob
+and packed as int8 or as 2-bit indices. All pieces lie in one coded file.
 """
 
 from __future__ import annotations
@@ -37,7 +36,9 @@ PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
 @dataclass(frozen=True)
 class Piece:
-    """`n_bytes` of a weight file, made from `coded_bytes` at `coded_offset` of the coded file.
+    """A piece of a weight file: `n_bytes` bytes, and the bytes of the coded file it is made from.
+
+    The latter are `coded_bytes` from `coded_offset` on.
 
     form: "bytes" as they are, or the name of a `PlainForm` of the levels of a TQLZ blob, without
     padding between rows.
@@ -61,7 +62,10 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a template and a coded file become an `.mlpackage`. Paths are relative to the bundle."""
+    """The recipe by which a template and a coded file become an `.mlpackage`.
+
+    Paths are relative to the bundle.
+    """
 
     version: int
     template: str
@@ -70,12 +74,15 @@ class Recipe:
     weight_files: list[WeightFile]
 
     def to_json(self) -> str:
-        """Indented JSON with a final newline."""
+        """The recipe as indented JSON with a final newline."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Raises BundleError for anything that is not a recipe of this version."""
+        """The recipe in a JSON text.
+
+        Raises BundleError for anything that is not a recipe of this version.
+        """
         try:
             raw = json.loads(text)
             files = [
@@ -124,8 +131,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PlainForm:
-    """Levels as plain numbers: "uint2" level + 1 in two bits, "int4" a level in four bits (two's
-    complement), "int8" in eight; the first level in the lowest bits of a byte."""
+    """A form of levels as plain numbers, the first level in the lowest bits of a byte.
+
+    "uint2" is level + 1 in two bits, "int4" a level in four bits (two's complement), "int8" in
+    eight.
+    """
 
     name: str
     bits: int
@@ -135,13 +145,13 @@ class PlainForm:
         return -(-n_levels * self.bits // 8)
 
     def pack(self, levels: Levels) -> Octets:
-        """Levels int8 [..] -> uint8 [n_bytes]."""
+        """Levels int8 [..] packed into bytes, uint8 [n_bytes]."""
         if self.bits == 2:
             return pack_uint2(levels)
         return pack_int4(levels) if self.bits == 4 else levels.reshape(-1).view(np.uint8)
 
     def unpack(self, packed: Octets, n: int) -> Levels:
-        """Inverse of `pack`: int8 [n]."""
+        """Levels of packed bytes, int8 [n]: the inverse of `pack`."""
         if self.bits == 2:
             return unpack_uint2(packed, n)
         return unpack_int4(packed, n) if self.bits == 4 else packed.view(np.int8)[:n]
@@ -157,7 +167,10 @@ def plain_form(n_levels: int) -> PlainForm:
 
 
 def pack_int4(levels: Levels) -> Octets:
-    """Levels int8 [n] from -8 to 7 -> uint8 [ceil(n / 2)], the first in the lower four bits."""
+    """Levels int8 [n] from -8 to 7, packed into uint8 [ceil(n / 2)].
+
+    The first of two is in the lower four bits.
+    """
     nibbles = np.zeros(-(-levels.size // 2) * 2, np.uint8)
     nibbles[: levels.size] = levels.reshape(-1).view(np.uint8) & 15
     low, high = nibbles.reshape(-1, 2).T
@@ -166,14 +179,16 @@ def pack_int4(levels: Levels) -> Octets:
 
 
 def unpack_int4(packed: Octets, n: int) -> Levels:
-    """Inverse of `pack_int4`: int8 [n]."""
+    """Levels of packed bytes, int8 [n]: the inverse of `pack_int4`."""
     nibbles = (packed[:, None] >> np.array([0, 4], np.uint8)) & 15
     return ((nibbles ^ 8).astype(np.int8) - 8).reshape(-1)[:n]
 
 
 def pack_uint2(levels: Levels) -> Octets:
-    """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the
-    lowest."""
+    """Ternary levels int8 [n], packed into uint8 [ceil(n / 4)].
+
+    Each takes two bits, as level + 1; the first is in the lowest.
+    """
     indices = np.zeros(-(-levels.size // 4) * 4, np.uint8)
     np.add(levels.reshape(-1), 1, out=indices[: levels.size], casting="unsafe")
     first, second, third, fourth = indices.reshape(-1, 4).T
@@ -184,15 +199,19 @@ def pack_uint2(levels: Levels) -> Octets:
 
 
 def unpack_uint2(packed: Octets, n: int) -> Levels:
-    """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix
-    has."""
+    """Levels of packed bytes, int8 [n]: the inverse of `pack_uint2`.
+
+    An index of 3 becomes level 2, which no ternary matrix has.
+    """
     shifted = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)
     return ((shifted & 3).astype(np.int8) - 1).reshape(-1)[:n]
 
 
 def expanded(coded: Octets, piece: Piece) -> Iterator[Octets]:
-    """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded
-    file is wrong."""
+    """The bytes of a piece, in blocks of uint8.
+
+    Raises CodecError or BundleError where the coded file is wrong.
+    """
     source = coded[piece.coded_offset : piece.coded_offset + piece.coded_bytes]
     if source.size != piece.coded_bytes:
         what = (
@@ -213,8 +232,10 @@ def expanded(coded: Octets, piece: Piece) -> Iterator[Octets]:
 
 
 def sha256_of(coded: Octets, pieces: list[Piece], progress: Callable[[int], None]) -> str:
-    """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the
-    bytes done."""
+    """SHA-256 in hex digits of the weight file made of `pieces`, without writing it.
+
+    `progress` is told the number of bytes of each block that is done.
+    """
     digest = hashlib.sha256()
     for piece in pieces:
         for block in expanded(coded, piece):
@@ -224,8 +245,9 @@ def sha256_of(coded: Octets, pieces: list[Piece], progress: Callable[[int], None
 
 
 def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int], None]) -> None:
-    """Builds the `.mlpackage` at `target`, byte for byte as it was exported; replaces one that is
-    there.
+    """Builds the `.mlpackage` at `target`, byte for byte as it was exported.
+
+    It replaces one that is there.
 
     Works in `.NAME.partial` beside it, from which the package goes to its place by a rename when
     complete: a process may be killed at any moment. An interrupted expansion goes on from the last
@@ -254,7 +276,7 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
 
 
 def staging_path(target: Path) -> Path:
-    """Where an expansion to `target` works."""
+    """The directory in which an expansion to `target` works."""
     return target.with_name(f".{target.name}.partial")
 
 

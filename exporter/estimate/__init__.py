@@ -1,1 +1,1 @@
-"""What is said before an export: the bundle that it would write and the memory that it takes."""
+"""Estimates before an export: the bundle that it would write and the memory that it takes."""

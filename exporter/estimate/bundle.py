@@ -36,8 +36,10 @@ GRAPH_BYTES = 250_000  # of a program or a network, without weights
 
 
 def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) -> Manifest:
-    """The manifest that `pipeline.export` would write. Hashes, checksums and what quantization
-    costs are not in it."""
+    """The manifest that `pipeline.export` would write.
+
+    Hashes, checksums and what quantization costs are not in it.
+    """
     tensors = [
         _tensor(checkpoint, config, name)
         for name in checkpoint.names

@@ -1,9 +1,9 @@
-"""What an export will take of memory, said before it begins.
+"""The memory that an export will take, said before it begins.
 
-The memory of the process as it is, what making each package takes and leaves behind, and the
-largest of the other stages. The constants were measured with the versions of PyTorch, ExecuTorch
-and coremltools that pyproject.toml names. What is said is meant to lie above what happens, and
-close to it.
+It is counted from the memory of the process as it is, what making each package takes and leaves
+behind, and the largest of the other stages. The constants were measured with the versions of
+PyTorch, ExecuTorch and coremltools that pyproject.toml names. What is said is meant to lie above
+what happens, and close to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MB = 10**6
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an export, and what the whole process takes in it at most."""
+    """A stage of an export, and the most memory that the whole process takes in it, in bytes."""
 
     what: str
     n_bytes: int
@@ -42,7 +42,10 @@ MARGIN = 1.07  # heaps are not packed tightly
 
 
 def check_memory(max_ram: int, checkpoint: Checkpoint, config: ExportConfig, context: int) -> None:
-    """Raises OutOfSpaceError if the export would take more than `max_ram` bytes."""
+    """Checks that an export takes no more than `max_ram` bytes of memory.
+
+    Raises OutOfSpaceError if it would.
+    """
     most = max(stages(checkpoint, config, context), key=lambda stage: stage.n_bytes)
     if most.n_bytes > max_ram:
         smallest = -(-most.n_bytes // MB)
@@ -54,7 +57,10 @@ def check_memory(max_ram: int, checkpoint: Checkpoint, config: ExportConfig, con
 
 
 def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[Stage]:
-    """All that take much. The process grows by what each package leaves behind."""
+    """The stages that take much memory.
+
+    The process grows by what each package leaves behind.
+    """
     at = resident_bytes()
     name = max(_matrices(checkpoint, config), key=lambda name: math.prod(checkpoint.shape(name)))
     found = [
@@ -83,8 +89,11 @@ def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:
 
 
 def _coding(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
-    """A block of weights being quantized, or a block of levels with what it is coded and decoded
-    to."""
+    """Memory of coding one matrix, in bytes.
+
+    It is that of a block of weights being quantized, or of a block of levels with what it is coded
+    and decoded to.
+    """
     block = min(math.prod(checkpoint.shape(name)), max(BLOCK_BYTES, checkpoint.shape(name)[1]))
     return 12 * MB + 4 * block + 2 * _scales_bytes(checkpoint, config, name)
 
@@ -95,21 +104,27 @@ def _scales_bytes(checkpoint: Checkpoint, config: ExportConfig, name: str) -> in
 
 
 def _cache_bytes(checkpoint: Checkpoint, context: int) -> int:
-    """Size of a KV cache in float32."""
+    """Size of a KV cache in float32, in bytes."""
     return 4 * kv_cache_values(checkpoint.config, context)
 
 
 def _answers(checkpoint: Checkpoint, context: int) -> int:
-    """A model with its cache, and the logits of six prompts: as made, of a prompt together, and in
-    the file."""
+    """Memory of computing the reference answers, in bytes.
+
+    It is that of a model with its cache, and of the logits of six prompts: as made, of a prompt
+    together, and in the file.
+    """
     vocab = checkpoint.config.vocab_size
     rows = 6 * new_tokens(context, checkpoint.parameters, vocab) + 1
     return _model(checkpoint, context) + 3 * 4 * rows * vocab
 
 
 def _loss(checkpoint: Checkpoint, context: int) -> int:
-    """Two models with short caches, then logits of both for some positions, of which a few are
-    compared in float64."""
+    """Memory of comparing with the original, in bytes.
+
+    It is that of two models with short caches, then of the logits of both for some positions, of
+    which a few are compared in float64.
+    """
     n, vocab = min(context, loss_positions(checkpoint.parameters)), checkpoint.config.vocab_size
     logits = 2 * 4 * min(n, LOSS_POSITIONS) * vocab + 6 * 8 * LOSS_ROWS * vocab
     # Blocks of this size leave holes in the heap.
@@ -117,8 +132,11 @@ def _loss(checkpoint: Checkpoint, context: int) -> int:
 
 
 def _model(checkpoint: Checkpoint, context: int) -> int:
-    """One in PyTorch: its cache, a block of decoded weights, and a layer's activations for a piece
-    of a prompt."""
+    """Memory of one model in PyTorch, in bytes.
+
+    It is that of its cache, a block of decoded weights, and a layer's activations for a piece of a
+    prompt.
+    """
     config, piece = checkpoint.config, min(context, PIECE_TOKENS)
     largest = max(math.prod(shape) for shape in map(checkpoint.shape, checkpoint.names))
     queries = config.num_attention_heads * config.head_dim
