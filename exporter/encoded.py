@@ -179,7 +179,7 @@ def _read_record(path: Path) -> EncodedMatrix | None:
         )
         return EncodedMatrix(**record["matrix"], **paths) if whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        # One that cannot be used is as good as none.
+        # A record that cannot be used is as good as none.
         return None
 
 

@@ -1,4 +1,7 @@
-"""The main path: a checkpoint goes in, a bundle comes out. Read `export` first."""
+"""The main path: a checkpoint goes in, a bundle comes out.
+
+Read `export` first.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,10 @@ def export(
     resume: bool = False,
     max_ram: int | None = None,
 ) -> Bundle:
-    """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model ->
-    bundle at `out`.
+    """The bundle made from a checkpoint, at `out`.
+
+    Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model ->
+    bundle.
 
     Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
     interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
@@ -82,7 +87,10 @@ def export(
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """PyTorch has no type of its own for the error that memory is short."""
+    """Raises MemoryError where PyTorch says in a RuntimeError that memory is short.
+
+    PyTorch has no type of its own for it.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -92,8 +100,10 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
-    """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
-    be moved."""
+    """The values that the coded matrices depend on.
+
+    Files go in by their names, not where they lie: a checkpoint may be moved.
+    """
     from exporter import staging
 
     stats = {
@@ -114,7 +124,10 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
 def _encode(
     checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress
 ) -> EncodedModel:
-    """All matrices, those that `work` already has without coding them again."""
+    """The encoded model.
+
+    Matrices that `work` already has are not coded again.
+    """
     from exporter import encoded
     from exporter.quant.quantize import quantize
 
@@ -127,9 +140,12 @@ def _encode(
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
-    """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
-    few."""
-    # Its levels lie there for a while.
+    """Checks that the disk has room for an export.
+
+    The blobs lie on disk once and again in each package; levels take a byte at most, scales are
+    few. Raises OutOfSpaceError.
+    """
+    # The levels of the largest tensor lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())

@@ -16,13 +16,12 @@ _STDERR = 2  # the file descriptor: native code knows no sys.stderr
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back warnings, logging below ERROR, and what anything in this process, native code too,
-    writes to stderr.
+    """Holds back warnings, logging below ERROR, and whatever this process writes to stderr.
 
-    For imports, lowering and loading, which talk about their own insides. If the block raises, what
-    was held back is shown after all: it often names the cause. With TINYQMOE_VERBOSE=1 in the
-    environment nothing is held back, which is also the way to see the last words of native code
-    that aborts the process.
+    Native code is included. For imports, lowering and loading, which talk about their own insides.
+    If the block raises, what was held back is shown after all: it often names the cause. With
+    TINYQMOE_VERBOSE=1 in the environment nothing is held back, which is also the way to see the
+    last words of native code that aborts the process.
     """
     if os.environ.get(VERBOSE):
         yield
@@ -61,6 +60,6 @@ def _stderr_held_back() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """What Python has written so far belongs where it was sent."""
+    """Flushes stderr: what Python has written so far belongs where it was sent."""
     if sys.stderr is not None:
         sys.stderr.flush()

@@ -1,5 +1,6 @@
-"""Where an export works: one hidden directory beside OUT, `.OUT.partial`, that an interrupted
-export can go on from.
+"""The hidden directory beside OUT in which an export works, and from which it can be resumed.
+
+It is named `.OUT.partial`:
 
     lock                held while an export is under way
     fingerprint.json    what the coded matrices were made from
@@ -68,7 +69,7 @@ class StagingDirectory:
 
     @property
     def finished(self) -> int:
-        """How many matrices have a record, damaged or not."""
+        """Number of matrices that have a record, damaged or not."""
         return len(list(self.coded.glob("*.json")))
 
 
@@ -81,12 +82,12 @@ def staging_directory_of(out: Path) -> StagingDirectory:
 def staging_directory(
     out: Path, fingerprint: Fingerprint, *, force: bool, resume: bool
 ) -> Iterator[StagingDirectory]:
-    """An empty `bundle` to fill, which goes to `out` when the block ends well, and nothing else is
-    left then.
+    """A staging directory with an empty `bundle` to fill.
 
-    With `resume`, `coded` holds what an earlier export with this fingerprint has finished. After an
-    error that can be mended it stays, with a note on the exception that says so. Raises UsageError
-    as `check_target`, if another export to `out` is under way, and if the fingerprint differs;
+    The bundle goes to `out` when the block ends well, and nothing else is left then. With `resume`,
+    `coded` holds what an earlier export with this fingerprint has finished. After an error that can
+    be mended it stays, with a note on the exception that says so. Raises UsageError as
+    `check_target`, if another export to `out` is under way, and if the fingerprint differs;
     OutOfSpaceError when the disk fills.
     """
     check_target(out, force=force)
@@ -115,8 +116,10 @@ def staging_directory(
 
 
 def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
-    """Makes the directory; its lock is held until the file is closed. Raises UsageError if another
-    process has it."""
+    """The lock file of the directory, which is made; it is locked until it is closed.
+
+    Raises UsageError if another process has the lock.
+    """
     path = place.root / LOCK
     while True:
         place.root.mkdir(exist_ok=True)
@@ -135,8 +138,10 @@ def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
 
 
 def _put_back(place: StagingDirectory, out: Path) -> None:
-    """Ends a replacement that was cut off: the old bundle goes back if the new one is not in its
-    place."""
+    """Ends a replacement that was cut off.
+
+    The old bundle goes back if the new one is not in its place.
+    """
     if not place.old.exists():
         return
     if out.exists():
@@ -163,7 +168,7 @@ def _begin(place: StagingDirectory, fingerprint: Fingerprint, resume: bool) -> N
 
 
 def _read_fingerprint(place: StagingDirectory) -> Fingerprint | None:
-    """None where there is nothing to go on from."""
+    """The fingerprint in a directory; None where there is nothing to go on from."""
     try:
         raw = json.loads((place.root / FINGERPRINT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -180,14 +185,17 @@ def _differences(previous: Fingerprint, fingerprint: Fingerprint) -> list[str]:
 
 
 def _replace(place: StagingDirectory, out: Path) -> None:
-    """The bundle takes its place; an old one is out of it for the moment between two renames."""
+    """Puts the bundle in its place at `out`.
+
+    An old one is out of it for the moment between two renames.
+    """
     if out.exists():
         os.rename(out, place.old)
     os.rename(place.bundle, out)
 
 
 def _leave(place: StagingDirectory, error: BaseException) -> None:
-    """Removes what nobody can go on from."""
+    """Removes what nobody can go on from, and adds a note on what is kept to the error."""
     kept = place.finished if isinstance(error, MENDABLE) else 0
     if not kept:
         _remove(place)
@@ -217,7 +225,10 @@ def _clear(place: StagingDirectory) -> None:
 
 
 def _remove(place: StagingDirectory) -> None:
-    """Removes the directory, the lock last: who waits for it must not meet the rest."""
+    """Removes the directory, the lock last.
+
+    Who waits for the lock must not meet the rest.
+    """
     _clear(place)
     (place.root / LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another export has already begun here

@@ -33,12 +33,12 @@ class FitVerdict:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether the package is predicted to fit."""
         return not self.problems
 
     @property
     def problems(self) -> list[str]:
-        """Why the package does not fit; empty if it does."""
+        """Reasons why the package does not fit; empty if it does."""
         return self.plan.problems
 
     @property

@@ -58,8 +58,10 @@ def generate(
 
 @dataclass(frozen=True)
 class DeviceGeneration:
-    """A generation under the limits of a device, and the speed projected for the device, if there
-    is one to project from."""
+    """A generation under the limits of a device, and the speed projected for the device.
+
+    The projection is None if there is nothing to project from.
+    """
 
     run: DeviceRun
     projection: Projection | None
@@ -71,7 +73,10 @@ class DeviceGeneration:
 
     @property
     def text(self) -> str | None:
-        """The text that follows the prompt; None for a run that was ended by a limit."""
+        """The text that follows the prompt.
+
+        It is None for a run that was ended by a limit.
+        """
         result = self.run.report.result
         return None if result is None else str(result["text"])
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundleParity:
-    """The verdicts on the packages of a bundle, one for each package, or for each package on each
-    device."""
+    """The verdicts on the packages of a bundle.
+
+    There is one for each package, or one for each package on each device.
+    """
 
     packages: list[Judged]
 
@@ -34,7 +36,10 @@ class BundleParity:
 
     @property
     def reports(self) -> list[ParityReport]:
-        """The checks of each package; a run that a limit ended before its verdict has none."""
+        """The checks of each package.
+
+        A run that a limit ended before its verdict has none.
+        """
         return [judged.parity for judged in self.packages if judged.parity]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,12 +58,12 @@ def check_parity(
     entitlement: bool = False,
     progress: Progress | None = None,
 ) -> BundleParity:
-    """Verdicts whether packages answer like the quantized model in PyTorch, all packages by
-    default.
+    """Verdicts whether packages answer like the quantized model in PyTorch.
 
-    `backends` are backends or formats. On `devices` each package runs in a process of its own under
-    the device's limits, and must fit besides; `residency` None is "auto" there and else "stream".
-    A failed check is no error: `passed` of the result says so. Raises TinyQMoEError.
+    All packages are judged by default. `backends` are backends or formats. On `devices` each
+    package runs in a process of its own under the device's limits, and must fit besides;
+    `residency` None is "auto" there and else "stream". A failed check is no error: `passed` of the
+    result says so. Raises TinyQMoEError.
     """
     from runtime_ref.reports.files import Judged
 
@@ -78,7 +83,10 @@ def check_parity(
 
 
 def judge(bundle: Bundle, runner: Runner, progress: Progress) -> ParityReport:
-    """The checks of one package; `progress` gets the tokens that were run, of all."""
+    """The checks of one package.
+
+    `progress` gets the number of tokens that were run, and of all.
+    """
     from runtime_ref import parity
 
     total, done = parity.work_tokens(bundle, runner.artifact), 0

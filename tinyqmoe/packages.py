@@ -20,13 +20,13 @@ ALL = "all"
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """The progress of what nobody watches."""
+    """The progress function of what nobody watches."""
 
 
 def open_bundle(bundle: Bundle | str | Path) -> Bundle:
-    """A bundle whose files have the SHA-256 of its manifest; one that is open is taken as it is.
+    """A bundle whose files have the SHA-256 of its manifest.
 
-    Raises BundleError.
+    One that is open is taken as it is. Raises BundleError.
     """
     if isinstance(bundle, Bundle):
         return bundle
@@ -36,8 +36,10 @@ def open_bundle(bundle: Bundle | str | Path) -> Bundle:
 
 
 def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> list[Artifact]:
-    """All packages of these backends or formats. Raises UsageError for one that the bundle has none
-    of."""
+    """All packages of these backends or formats.
+
+    Raises UsageError for one that the bundle has none of.
+    """
     wanted = names(wanted)
     there = [
         a for a in manifest.artifacts if ALL in wanted or a.format in wanted or a.backend in wanted
@@ -51,8 +53,10 @@ def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> li
 
 
 def choose_package(bundle: Bundle, backend: str | None) -> Artifact:
-    """The package of a format, the first one of a backend, or the first of all. Raises
-    UsageError."""
+    """The package of a format, the first one of a backend, or the first of all.
+
+    Raises UsageError.
+    """
     return bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend)
 
 
@@ -78,7 +82,10 @@ def open_runner(
 
 
 def prepare(artifact: Artifact, progress: Progress) -> None:
-    """Compiles the kernels that a package needs, the first time: here and not in a sandbox."""
+    """Compiles the kernels that a package needs, the first time.
+
+    It is done here and not in a sandbox.
+    """
     from runtime_ref import runners
 
     runners.module(artifact.format).build(progress)

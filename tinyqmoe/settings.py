@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 class ExportSettings(TypedDict, total=False):
-    """What to make of a model; what is left out has the default of the configuration's field.
+    """The settings of an export: what to make of a model.
+
+    What is left out has the default of the configuration's field.
 
     scheme: how the matrices of the layers are quantized, "ternary" by default. group_size: weights
     that share a scale, a whole row by default. sparsity: share of zeros of ternary matrices, from 0
     to below 1. embedding: scheme of the embedding and the head, "int8" by default. formats: names
-    of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or
-    the model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of
-    the products, "int8" or "float32". chunk_bytes: largest weight file of an ML Program, in bytes.
+    of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or the
+    model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of the
+    products, "int16" or "float32". chunk_bytes: largest weight file of an ML Program, in bytes.
     with_native: whether the C++ sources of the operators are put into the bundle. texts: what the
     answers and the quantization loss are measured on.
     """

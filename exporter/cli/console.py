@@ -54,7 +54,7 @@ class Commands(TyperGroup):
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
-                # a reader that has gone away shows here, not in the interpreter's last breath
+                # A reader that has gone away shows here, and not when the interpreter exits.
                 sys.stdout.flush()
             return result
         except TinyQMoEError as error:

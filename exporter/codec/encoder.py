@@ -55,7 +55,7 @@ class EncodedTensor:
     entropy_bits: float
     zeros: float  # share of the levels
     levels_crc32: int
-    # Of every candidate considered, such as {"raw2": ..., "lzw12": ...}.
+    # The size of every candidate considered, in bytes, such as {"raw2": ..., "lzw12": ...}.
     sizes_bytes: dict[str, int]
 
     @property

@@ -21,8 +21,10 @@ def supported() -> list[str]:
 
 
 def load(model_type: object) -> ModuleType:
-    """The module of a family. Raises CheckpointError, naming the supported ones, for any other
-    `model_type`."""
+    """The module of a family.
+
+    Raises CheckpointError, naming the supported ones, for any other `model_type`.
+    """
     names = supported()
     if model_type not in names:
         raise CheckpointError(

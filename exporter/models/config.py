@@ -17,7 +17,7 @@ from exporter.bundle import EMBEDDING, HEAD
 from exporter.errors import CheckpointError
 
 MAX_SIZE = 2**31 - 1
-# a config is foreign input: without a limit, a false layer count alone would exhaust memory
+# A config is foreign input: without a limit, a false layer count alone would exhaust memory.
 MAX_LAYERS = 1024
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -25,7 +25,10 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3 stretching of the RoPE frequencies; fields as in Hugging Face configs."""
+    """Parameters of the Llama 3 stretching of the RoPE frequencies.
+
+    Fields are as in Hugging Face configs.
+    """
 
     factor: float
     low_freq_factor: float
@@ -35,7 +38,9 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model, in Hugging Face field names. Made by `read_decoder`, which validates.
+    """The shape of a model, in Hugging Face field names.
+
+    It is made by `read_decoder`, which validates.
 
     biases: the projections of a layer that add a bias, of ATTENTION and MLP. head_norm: whether
     queries and keys pass an RMSNorm over each head before they are rotated.
@@ -60,10 +65,10 @@ class ModelConfig:
 
 
 class ConfigReader:
-    """Reads typed values from a parsed config.json and notes every problem, so that one run names
-    them all.
+    """Reads typed values from a parsed config.json and notes every problem.
 
-    A wrong value reads as 1, to let the reading go on; `finish` raises if there was any.
+    One run names all problems. A wrong value reads as 1, to let the reading go on; `finish` raises
+    if there was any.
     """
 
     def __init__(
@@ -73,12 +78,12 @@ class ConfigReader:
         self.problems: list[str] = [] if problems is None else problems
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it is; null counts as absent."""
+        """The value of a key as it is; null counts as absent."""
         value = self.raw.get(key)
         return default if value is None else value
 
     def check(self, fine: bool, problem: str) -> None:
-        """Note `problem` unless `fine`."""
+        """Notes `problem` unless `fine`."""
         if not fine:
             self.problems.append(self.prefix + problem)
 
@@ -107,8 +112,10 @@ class ConfigReader:
         return value
 
     def section(self, *keys: str) -> ConfigReader:
-        """The nested object under the first of `keys` that is present, or an empty one; problems
-        are shared."""
+        """The nested object under the first of `keys` that is present, or an empty one.
+
+        Problems are shared.
+        """
         key = next((k for k in keys if self.get(k) is not None), keys[0])
         value = self.get(key, {})
         self.check(isinstance(value, dict), f"{key} must be an object, got {value!r}")
@@ -116,7 +123,10 @@ class ConfigReader:
         return ConfigReader(raw, prefix=f"{self.prefix}{key}: ", problems=self.problems)
 
     def finish(self) -> None:
-        """Raises CheckpointError with all problems, if there are any."""
+        """Ends the reading.
+
+        Raises CheckpointError with all problems, if there are any.
+        """
         if self.problems:
             raise CheckpointError(
                 "config.json describes a model this tool cannot export",
@@ -126,7 +136,10 @@ class ConfigReader:
 
 
 def is_id(value: object) -> bool:
-    """Whether `value` can be a token id: an integer (True and False are none) from 0 up."""
+    """Whether `value` can be a token id: an integer from 0 up.
+
+    True and False are none.
+    """
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 
@@ -137,8 +150,11 @@ def read_decoder(
     biases: tuple[str, ...] = (),
     head_norm: bool = False,
 ) -> ModelConfig:
-    """The shape that a config.json describes, of transformers 4 or 5. Raises CheckpointError with
-    all that is unsupported, what the caller has noted in `read` included."""
+    """The shape that a config.json describes, of transformers 4 or 5.
+
+    Raises CheckpointError with all that is unsupported, what the caller has noted in `read`
+    included.
+    """
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
     head_dim = read.size("head_dim", max(1, hidden // heads))
@@ -198,8 +214,10 @@ def _check_heads(read: ConfigReader, hidden: int, heads: int, kv_heads: int, hea
 
 
 def _read_rope(read: ConfigReader) -> tuple[float, RopeScaling | None]:
-    """RoPE base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and
-    `rope_scaling` (4)."""
+    """RoPE base and scaling.
+
+    They come from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (4).
+    """
     rope = read.section("rope_parameters", "rope_scaling")
     theta = (rope if rope.get("rope_theta") is not None else read).positive("rope_theta", 10000.0)
     outer = read.get("rope_theta", theta)
@@ -221,8 +239,10 @@ def _read_rope(read: ConfigReader) -> tuple[float, RopeScaling | None]:
 
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint and its shape, in the order of the network. A tied model has no
-    lm_head.weight."""
+    """Every tensor of a checkpoint and its shape, in the order of the network.
+
+    A tied model has no lm_head.weight.
+    """
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -266,7 +286,7 @@ def bias_of(weight: str) -> str:
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position of each pair of a head, float32 [D/2].
+    """RoPE frequencies of each pair of a head, in radians per position, float32 [D/2].
 
     theta^(-2i/D) (RoFormer, arXiv 2104.09864). With Llama 3 scaling, as in Meta's `apply_scaling`
     and transformers' `_compute_llama3_parameters`: wavelengths over original/low_freq_factor are

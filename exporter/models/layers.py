@@ -1,5 +1,6 @@
-"""The layers of a decoder of the Llama kind, and the decoder itself, written for `torch.export`
-with a dynamic sequence length.
+"""The layers of a decoder of the Llama kind, and the decoder itself.
+
+They are written for `torch.export` with a dynamic sequence length.
 
 The network does not know how weights are stored. It asks a `Layers` for each linear, embedding and
 attention by checkpoint tensor name: `DenseLayers` answers in float32 PyTorch (the reference), a
@@ -21,14 +22,16 @@ from exporter.models.config import ModelConfig, rope_frequencies
 
 
 class Layers(Protocol):
-    """What a user of a network supplies, by checkpoint tensor name; a tied head is asked for by the
-    embedding's."""
+    """The modules that a user of a network supplies, by checkpoint tensor name.
+
+    A tied head is asked for by the embedding's name.
+    """
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        """A module float32 [.., in_features] -> [.., out_features]."""
+        """A linear module, float32 [.., in_features] -> [.., out_features]."""
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
-        """A module int64 [1, S] -> float32 [1, S, cols]."""
+        """An embedding module, int64 [1, S] -> float32 [1, S, cols]."""
 
     def attention(self, config: ModelConfig, context: int) -> nn.Module:
         """A module that owns one layer's KV cache of `context` slots: see `TorchAttention`."""
@@ -38,7 +41,10 @@ class Layers(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (arXiv 1910.07467)."""
+    """RMSNorm over the last dimension, in float32: x / sqrt(mean(x^2) + eps) * weight.
+
+    The formula is that of arXiv 1910.07467.
+    """
 
     weight: Tensor
 
@@ -52,8 +58,10 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on x [1, S, heads, D] with cos, sin [S, 1, D/2]; pairs are (i, i + D/2), the convention
-    of Hugging Face."""
+    """RoPE on x [1, S, heads, D] with cos, sin [S, 1, D/2].
+
+    Pairs are (i, i + D/2), the convention of Hugging Face.
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -116,8 +124,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The network with a KV cache of C slots. The caller keeps input_pos + S <= C; position 0
-    starts anew."""
+    """The network with a KV cache of C slots.
+
+    The caller keeps input_pos + S <= C; position 0 starts anew.
+    """
 
     frequencies: Tensor
 
@@ -135,8 +145,10 @@ class Decoder(nn.Module):
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     def hidden(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        """Tokens int64 [1, S] from position input_pos int64 [1] on -> float32 [1, S, hidden] after
-        the final norm."""
+        """Hidden states after the final norm, float32 [1, S, hidden].
+
+        `tokens` are int64 [1, S], from position `input_pos` int64 [1] on.
+        """
         positions = input_pos + torch.arange(tokens.shape[1])
         angles = (positions.float()[:, None] * self.frequencies).unsqueeze(1)  # [S, 1, D/2]
         cos, sin = angles.cos(), angles.sin()
@@ -147,19 +159,23 @@ class Decoder(nn.Module):
         return h
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [.., hidden] -> [.., vocab]."""
+        """Logits of hidden states: float32 [.., hidden] -> [.., vocab]."""
         logits: Tensor = self.head(hidden)
         return logits
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        """Logits of the last position only, float32 [1, vocab]: all of them would cost S x vocab
-        floats."""
+        """Logits of the last position, float32 [1, vocab].
+
+        Those of all positions would cost S x vocab floats.
+        """
         return self.logits(self.hidden(tokens, input_pos)[:, -1])
 
 
 class TorchAttention(nn.Module):
-    """Causal grouped-query attention over a static cache [1, C, KV, D], in PyTorch. Past C it
-    raises IndexError."""
+    """Causal grouped-query attention over a static cache [1, C, KV, D], in PyTorch.
+
+    Past C it raises IndexError.
+    """
 
     k_cache: Tensor
     v_cache: Tensor
@@ -171,13 +187,16 @@ class TorchAttention(nn.Module):
         self.register_buffer("v_cache", torch.zeros(shape), persistent=False)
 
     def reset(self) -> None:
-        """Forget every position."""
+        """Forgets every position."""
         self.k_cache.zero_()
         self.v_cache.zero_()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, input_pos: Tensor) -> Tensor:
-        """q [1, S, H, D], k and v [1, S, KV, D], input_pos int64 [1] -> [1, S, H, D]; k and v enter
-        the cache."""
+        """Attention of the queries over the cache, [1, S, H, D].
+
+        q is [1, S, H, D], k and v are [1, S, KV, D], input_pos is int64 [1]; k and v enter the
+        cache.
+        """
         positions = input_pos + torch.arange(q.shape[1])
         self.k_cache.index_copy_(1, positions, k)
         self.v_cache.index_copy_(1, positions, v)
@@ -190,8 +209,10 @@ class TorchAttention(nn.Module):
 
 
 class DenseLayers:
-    """`Layers` in float32 PyTorch from a function name -> weight: the reference every other
-    arithmetic is judged by."""
+    """`Layers` in float32 PyTorch: the reference that every other arithmetic is judged by.
+
+    `weight` gives the weight of a name.
+    """
 
     def __init__(self, weight: Callable[[str], Tensor]) -> None:
         self.weight = weight

@@ -18,8 +18,10 @@ tensor_shapes = decoder_shapes
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The shape that a config.json describes. Raises CheckpointError with all that is
-    unsupported."""
+    """The shape that a config.json describes.
+
+    Raises CheckpointError with all that is unsupported.
+    """
     read = ConfigReader(raw)
     read.one_of("model_type", "llama")
     attention = read.one_of("attention_bias", False, True)

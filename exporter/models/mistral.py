@@ -1,4 +1,7 @@
-"""Mistral: Llama's layout. A sliding window that is in force is refused."""
+"""Mistral: Llama's layout.
+
+A sliding window that is in force is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ DEFAULTS = {"sliding_window": 4096, "num_key_value_heads": 8}  # of transformers
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The shape that a config.json describes. Raises CheckpointError with all that is
-    unsupported."""
+    """The shape that a config.json describes.
+
+    Raises CheckpointError with all that is unsupported.
+    """
     read = ConfigReader(DEFAULTS | raw)
     read.one_of("model_type", "mistral")
     window, positions = read.get("sliding_window"), read.get("max_position_embeddings")

@@ -18,8 +18,10 @@ DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}  # of transformers, wher
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The shape that a config.json describes. Raises CheckpointError with all that is
-    unsupported."""
+    """The shape that a config.json describes.
+
+    Raises CheckpointError with all that is unsupported.
+    """
     read = ConfigReader(DEFAULTS | raw)
     read.one_of("model_type", "qwen3")
     read.one_of("use_sliding_window", False)

@@ -15,7 +15,9 @@ SETTINGS = ("group_size", "sparsity")  # those that a scheme's `Config` may have
 
 @dataclass(frozen=True)
 class QuantConfig(JsonConfig):
-    """How to quantize a model. Vectors (norm weights and biases) always stay float32.
+    """The quantization of a model: its schemes and their settings.
+
+    Vectors (norm weights and biases) always stay float32.
 
     `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme
     `embedding`: the same settings if that is the same scheme, else one scale a row and that
@@ -52,8 +54,10 @@ class QuantConfig(JsonConfig):
         return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
 
     def config_for(self, name: str) -> SchemeConfig | None:
-        """The scheme's config for a checkpoint tensor; None for a vector, which is not
-        quantized."""
+        """The scheme's config for a checkpoint tensor.
+
+        It is None for a vector, which is not quantized.
+        """
         scheme = self.scheme_for(name)
         if scheme is None:
             return None
@@ -65,7 +69,7 @@ class QuantConfig(JsonConfig):
 
 
 def _value_problems(scheme: str, setting: str, value: object) -> list[str]:
-    """What a scheme has against the value of one of its settings."""
+    """Problems that a scheme has with the value of one of its settings."""
     try:
         load(scheme).Config(**{setting: value})
     except UsageError as error:

@@ -35,7 +35,10 @@ GROUP_SIZE = 32
 
 @dataclass(frozen=True)
 class Config(JsonConfig):
-    """`group_size` weights share a scale; None: GROUP_SIZE of them."""
+    """The settings of int4.
+
+    `group_size` weights share a scale; None: GROUP_SIZE of them.
+    """
 
     group_size: int | None = None
 
@@ -49,11 +52,13 @@ class Config(JsonConfig):
 
 
 def expected_entropy(config: Config) -> float:
-    """Entropy of the levels of typical trained weights, in bits a weight."""
+    """Entropy of the levels of typical trained weights, in bits per weight."""
     return 3.6
 
 
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """w float32 [n, cols] -> levels int8 [n, cols], scales float32 [n, groups]. NaN or infinity
-    gives a scale of it."""
+    """Levels int8 [n, cols] and scales float32 [n, groups] of weights float32 [n, cols].
+
+    NaN or infinity gives a scale of it.
+    """
     return by_group(w, config.group_size, lambda groups: round_symmetric(groups, -LEVEL_MIN))

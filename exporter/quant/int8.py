@@ -1,7 +1,7 @@
-"""Symmetric int8: levels -127..127, rounded to nearest even, scale = max |w| / 127 over a row or a
-group.
+"""Symmetric int8: levels -127..127, rounded to nearest even, with a scale for each row or group.
 
-Scales are rounded up to the 11 significant bits of half precision.
+The scale is max |w| / 127 over the row or group. Scales are rounded up to the 11 significant bits
+of half precision.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ LEVEL_MIN, N_LEVELS = -127, 255
 
 @dataclass(frozen=True)
 class Config(JsonConfig):
-    """`group_size` weights share a scale; None: a whole row does."""
+    """The settings of int8.
+
+    `group_size` weights share a scale; None: a whole row does.
+    """
 
     group_size: int | None = None
 
@@ -43,11 +46,13 @@ class Config(JsonConfig):
 
 
 def expected_entropy(config: Config) -> float:
-    """Entropy of the levels of typical trained weights, in bits a weight."""
+    """Entropy of the levels of typical trained weights, in bits per weight."""
     return 7.2
 
 
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """w float32 [n, cols] -> levels int8 [n, cols], scales float32 [n, groups]. NaN or infinity
-    gives a scale of it."""
+    """Levels int8 [n, cols] and scales float32 [n, groups] of weights float32 [n, cols].
+
+    NaN or infinity gives a scale of it.
+    """
     return by_group(w, config.group_size, lambda groups: round_symmetric(groups, -LEVEL_MIN))

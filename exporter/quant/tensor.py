@@ -1,5 +1,7 @@
-"""A quantized matrix, and what all schemes share: groups along a row and configs with a JSON round
-trip."""
+"""A quantized matrix, and what all schemes share.
+
+That is groups along a row, and configs with a JSON round trip.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,16 @@ class QuantizedTensor:
     n_levels: int
 
     def dequantize(self, begin: int = 0, end: int | None = None) -> Tensor:
-        """Rows [begin, end) as float32 [n, cols]."""
+        """The weights of rows [begin, end), float32 [n, cols]."""
         levels, scales = self.levels[begin:end], self.scales[begin:end]
         return dequantize(torch.from_numpy(levels), torch.from_numpy(scales), self.group_size)
 
 
 def dequantize(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """levels int8 [n, cols] times scales float32 [n, ceil(cols / group_size)] -> float32 [n,
-    cols]."""
+    """Weights of levels and scales, float32 [n, cols].
+
+    `levels` are int8 [n, cols], `scales` float32 [n, ceil(cols / group_size)].
+    """
     parts = [
         part.float() * scale
         for part, scale in zip(levels.split(group_size, -1), scales.split(1, -1), strict=True)
@@ -55,10 +59,10 @@ own."""
 
 
 def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tuple[Tensor, Tensor]:
-    """Quantize w float32 [n, cols] group by group along each row; None, or a size beyond the row:
-    the row is one group.
+    """Quantizes weights, float32 [n, cols], group by group along each row.
 
-    Returns levels int8 [n, cols] and scales float32 [n, n_groups].
+    With a `group_size` of None, or one beyond the row, the row is one group. Returns levels int8
+    [n, cols] and scales float32 [n, n_groups].
     """
     rows, cols = w.shape
     size = effective_group_size(group_size, cols)
@@ -73,13 +77,16 @@ def by_group(w: Tensor, group_size: int | None, quantize: GroupQuantizer) -> tup
     )
 
 
-# significant bits of a scale, those of half precision: Core ML computes with the same weights
+# The significant bits of a scale are those of half precision: Core ML computes with the same
+# weights.
 SCALE_BITS = 11
 
 
 def short_scales(scales: Tensor, *, up: bool) -> Tensor:
-    """float32 scales rounded to SCALE_BITS significant bits, to nearest or upwards; zero, NaN and
-    Inf stay."""
+    """Scales in float32, rounded to SCALE_BITS significant bits, to nearest or upwards.
+
+    Zero, NaN and Inf stay.
+    """
     mantissa, exponent = torch.frexp(scales)
     steps = mantissa * 2**SCALE_BITS
     return torch.ldexp((steps.ceil() if up else steps.round()) / 2**SCALE_BITS, exponent)
@@ -103,11 +110,13 @@ def effective_group_size(group_size: int | None, cols: int) -> int:
 
 
 class JsonConfig:
-    """Base of the frozen config dataclasses: checked on construction, round trip through a dict of
-    JSON values."""
+    """Base of the frozen config dataclasses.
+
+    They are checked on construction, and have a round trip through a dict of JSON values.
+    """
 
     def problems(self) -> list[str]:
-        """What is wrong with the values; empty if nothing."""
+        """Problems of the values; empty if there are none."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
@@ -122,8 +131,10 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`; an absent field takes its default. Raises UsageError for an unknown
-        or wrong one."""
+        """The config of a dict: the inverse of `to_dict`.
+
+        An absent field takes its default. Raises UsageError for an unknown or wrong one.
+        """
         unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
         if unknown:
             raise UsageError(f"{cls.__name__} has no {', '.join(unknown)}")
@@ -131,7 +142,7 @@ class JsonConfig:
 
 
 def group_size_problems(group_size: object) -> list[str]:
-    """Empty for None or a positive integer."""
+    """Problems of a group size; empty for None or a positive integer."""
     if group_size is None or (type(group_size) is int and group_size > 0):
         return []
     return [
@@ -140,7 +151,10 @@ def group_size_problems(group_size: object) -> list[str]:
 
 
 class SchemeConfig(Protocol):
-    """What every scheme's `Config` has: weights that share a scale, or None for a whole row."""
+    """The field that every scheme's `Config` has: the number of weights that share a scale.
+
+    None is a whole row.
+    """
 
     @property
     def group_size(self) -> int | None: ...

@@ -43,8 +43,11 @@ USUAL_ZEROS = 0.42  # of normal weights where no sparsity is asked for
 
 @dataclass(frozen=True)
 class Config(JsonConfig):
-    """`group_size` weights share a scale (None: a row). `sparsity`: fraction of zeros in [0, 1);
-    None: the TWN rule."""
+    """The settings of ternary.
+
+    `group_size` weights share a scale (None: a row). `sparsity`: fraction of zeros in [0, 1); None:
+    the TWN rule.
+    """
 
     group_size: int | None = None
     sparsity: float | None = None
@@ -54,14 +57,14 @@ class Config(JsonConfig):
 
 
 def expected_entropy(config: Config) -> float:
-    """Entropy of the levels of typical trained weights, in bits a weight."""
+    """Entropy of the levels of typical trained weights, in bits per weight."""
     zeros = USUAL_ZEROS if config.sparsity is None else config.sparsity
     rest = (1 - zeros) / 2
     return -(zeros * math.log2(zeros) + 2 * rest * math.log2(rest)) if zeros > 0 else 1.0
 
 
 def sparsity_problems(sparsity: object) -> list[str]:
-    """Empty for None or a number from 0 up to, but not including, 1."""
+    """Problems of a sparsity; empty for None or a number from 0 up to, but not including, 1."""
     if sparsity is None:
         return []
     if isinstance(sparsity, int | float) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
@@ -70,14 +73,19 @@ def sparsity_problems(sparsity: object) -> list[str]:
 
 
 def zeros_per_group(sparsity: float, size: int) -> int:
-    """How many of `size` weights become zero: floor(sparsity * size), and always one is kept."""
+    """Number of weights, of `size`, that become zero: floor(sparsity * size).
+
+    One is always kept.
+    """
     # The 1e-9 is for 0.29 * 100, which is 28.999999999999996 in binary.
     return min(size - 1, math.floor(sparsity * size + 1e-9))
 
 
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """w float32 [n, cols] -> levels int8 [n, cols], scales float32 [n, groups]. NaN or infinity
-    gives a scale of it."""
+    """Levels int8 [n, cols] and scales float32 [n, groups] of weights float32 [n, cols].
+
+    NaN or infinity gives a scale of it.
+    """
     sparsity = config.sparsity
     if sparsity is None:
         return by_group(
@@ -95,10 +103,10 @@ def _above_threshold(magnitude: Tensor) -> Tensor:
 
 
 def _largest(magnitude: Tensor, sparsity: float) -> Tensor:
-    """True for all but the smallest |w| of each group; of equal ones, the first positions count as
-    smaller.
+    """Mask of each group that is True for all but the smallest |w|.
 
-    np.partition selects in linear time and, measured, 2-4 times as fast as torch.kthvalue and topk.
+    Of equal ones, the first positions count as smaller. np.partition selects in linear time and,
+    measured, 2-4 times as fast as torch.kthvalue and topk.
     """
     zeros = zeros_per_group(sparsity, magnitude.shape[-1])
     if zeros == 0:
@@ -115,8 +123,10 @@ def _largest(magnitude: Tensor, sparsity: float) -> Tensor:
 
 
 def _with_support(w: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs of the kept weights, and their mean |w|. An exact zero has no sign, so it is not
-    counted as kept."""
+    """Signs of the kept weights, and their mean |w|.
+
+    An exact zero has no sign, so it is not counted as kept.
+    """
     levels = w.sign().mul_(keep)
     count = levels.count_nonzero(-1).clamp(min=1)
     # The sum is float64: its order does not show in float32.

@@ -1,7 +1,7 @@
-"""What a package must answer: logits and greedy tokens of the quantized model, computed in PyTorch.
+"""Answers that a package must give: logits and greedy tokens of the quantized model, in PyTorch.
 
 Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
-Two arithmetics are computed: `int8` as the operators define it (exact integer dot products of
+Two arithmetics are computed: `int16` as the operators define it (exact integer dot products of
 levels and quantized activations) and `float32`. This is an implementation of its own: it shares the
 decoder with the packages, and nothing of their products or attention.
 """
@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
-    """Logits float32 [max(new_tokens, 1), V] and the greedy token int64 of each row."""
+    """Logits, float32 [max(new_tokens, 1), V], and the greedy token of each row, int64.
+
+    Raises CheckpointError if a logit is NaN or infinite.
+    """
     logits = [model.logits(hidden_states(model, prompt.tokens)[:, -1])[0]]
     for step in range(1, prompt.new_tokens):
         position = torch.tensor([len(prompt.tokens) + step - 1])
@@ -59,8 +62,9 @@ def write_reference(
     path: Path,
     progress: Callable[[int], None],
 ) -> None:
-    """Answers all prompts and writes `reference.safetensors`; `progress` is told the tokens
-    computed.
+    """Answers all prompts and writes `reference.safetensors`.
+
+    `progress` is told the number of tokens computed.
 
     Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64
     [n]. The prompt that fills the context is answered in float32 only: it is there for the cache,
@@ -88,10 +92,12 @@ def answer_prompts(
     work: Path,
     progress: Progress,
 ) -> tuple[list[str], bundles.QuantizationLoss]:
-    """Writes `reference.safetensors`; returns how its prompts were made, and what quantization
-    cost."""
+    """Writes `reference.safetensors`.
+
+    Returns how its prompts were made, and what quantization cost.
+    """
     texts, sequences = token_sequences(checkpoint, config.texts or TEXTS)
-    # what lowering and the tokenizer leave goes now, and not at some time in what follows
+    # What lowering and the tokenizer leave is freed now, and not at some time in what follows.
     release_free_memory()
     prompts = make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)

@@ -1,4 +1,4 @@
-"""What quantization costs: the quantized model against the original one, position by position."""
+"""The loss by quantization: the quantized model against the original one, position by position."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def quantization_loss(
     arithmetic: Arithmetic,
     tokens: Sequence[int],
 ) -> QuantizationLoss:
-    """The quantized model against the float one over `tokens`: KL(original || quantized) in nats,
-    top-1, perplexity."""
+    """The loss of the quantized model against the float one over `tokens`.
+
+    It has KL(original || quantized) in nats, top-1 agreement, and the perplexity of both.
+    """
     n = len(tokens)
     all_layers: tuple[Layers, Layers] = (
         OriginalLayers(checkpoint),
@@ -36,7 +38,7 @@ def quantization_loss(
     )
     models = [checkpoint.network(n, layers) for layers in all_layers]
     hidden = [hidden_states(model, tokens) for model in models]
-    # Nothing follows the last: what it would cost is left out below.
+    # Nothing follows the last token: its loss is left out below.
     following = torch.tensor([*tokens[1:], 0])
 
     def compare(part: slice) -> list[tuple[Tensor, ...]]:
@@ -66,9 +68,11 @@ def quantization_loss(
 def _compare(
     original: Tensor, quantized: Tensor, following: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two times logits [n, V], and the ids that follow -> of each position: KL(original ||
-    quantized) in nats, whether the largest agrees, and the log probabilities of the id that
-    follows."""
+    """KL divergence, agreement and log probabilities of each position, from two logits [n, V].
+
+    They are KL(original || quantized) in nats, whether the largest logit agrees, and, of both
+    models, the log probability of the id that follows.
+    """
     p, q = (torch.log_softmax(logits.double(), -1) for logits in (original, quantized))
     same = original.argmax(-1) == quantized.argmax(-1)
     log_p, log_q = (x.gather(-1, following[:, None])[:, 0] for x in (p, q))

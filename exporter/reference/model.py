@@ -37,8 +37,10 @@ PIECE_TOKENS = 256
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int16 per token, as the operators: x float32 [T, K] -> (integers as float32 [T, K],
-    scales [T, 1])."""
+    """Activations quantized symmetrically to int16 per token, as by the operators.
+
+    x is float32 [T, K]. Returns the integers as float32 [T, K] and the scales [T, 1].
+    """
     largest = x.abs().amax(-1, keepdim=True)
     usable = largest >= 2.0**-100
     # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds
@@ -50,17 +52,16 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact integer dot products as float64: [T, K] x [n, K] -> [T, n], both holding integers as
-    float32.
+    """Exact integer dot products, float64 [T, n], of [T, K] and [n, K].
 
-    In any order: 65535 columns of 32512 * 128 are less than 2**53. `.float()` rounds such an
-    integer once.
+    Both operands hold integers as float32. The order of the sums does not matter: 65535 columns of
+    32512 * 128 are less than 2**53. `.float()` rounds such an integer once.
     """
     return quantized.double() @ levels.double().T
 
 
 class QuantizedLinear(nn.Module):
-    """y = W x for an encoded matrix, in one of the arithmetics."""
+    """Linear layer y = W x over an encoded matrix, in one of the arithmetics."""
 
     def __init__(self, matrix: EncodedMatrix, arithmetic: Arithmetic) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class QuantizedLinear(nn.Module):
 
 
 class FloatLinear(nn.Module):
-    """y = W x for a matrix of the checkpoint, read in blocks of rows."""
+    """Linear layer y = W x over a matrix of the checkpoint, which is read in blocks of rows."""
 
     def __init__(self, rows: Callable[[int, int], Tensor], out_features: int) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class FloatLinear(nn.Module):
 
 
 class RowEmbedding(nn.Module):
-    """ids int64 [1, S] -> float32 [1, S, cols], one row read at a time."""
+    """Embedding that reads one row at a time: ids int64 [1, S] -> float32 [1, S, cols]."""
 
     def __init__(self, row: Callable[[int], Tensor]) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class RowEmbedding(nn.Module):
 
 
 def dequantized(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """levels [n, K] * scales [n, n_groups], each scale spread over its group."""
+    """Weights of levels [n, K] and scales [n, n_groups], each scale spread over its group."""
     return levels * scales.repeat_interleave(group_size, dim=1)[:, : levels.shape[1]]
 
 
@@ -191,7 +192,10 @@ class OriginalLayers:
 
 
 def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
-    """float32 [1, S, hidden] from position 0 on, computed in pieces."""
+    """Hidden states of tokens from position 0 on, float32 [1, S, hidden].
+
+    They are computed in pieces.
+    """
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
     return torch.cat(
         [model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1
@@ -199,9 +203,11 @@ def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged
-    by them."""
-    # NaN passes through it, and nothing is copied.
+    """The same logits, if all are finite.
+
+    Raises CheckpointError if one is NaN or infinite: no package could be judged by them.
+    """
+    # NaN passes through aminmax, and nothing is copied.
     if torch.stack(logits.aminmax()).isfinite().all():
         return logits
     raise CheckpointError(

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def token_sequences(
     checkpoint: Checkpoint, texts: Sequence[str]
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts through the model's tokenizer, or fixed random ids where it has none that fits its
-    vocabulary."""
+    """Token ids of texts by the model's tokenizer, with descriptions of their origin.
+
+    They are fixed random ids where the model has no tokenizer that fits its vocabulary.
+    """
     from tokenizers import Tokenizer
 
     from exporter.reference.prompts import random_tokens
@@ -60,8 +62,10 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and how many greedy tokens follow them (0: only the logits of the last
-    position)."""
+    """Token ids of a prompt, and the number of greedy tokens that follow them.
+
+    With 0 of them there are only the logits of the last position.
+    """
 
     tokens: tuple[int, ...]
     new_tokens: int
@@ -84,13 +88,13 @@ def make_prompts(
 
 
 def new_tokens(context: int, parameters: int, vocab_size: int) -> int:
-    """How many greedy tokens follow a prompt."""
+    """Number of greedy tokens that follow a prompt."""
     small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
     return max(1, min(16 if small else 4, context // 4))
 
 
 def loss_positions(parameters: int) -> int:
-    """On how many positions quantization loss is measured at most."""
+    """Number of positions on which quantization loss is measured at most."""
     return 256 if parameters <= SMALL_MODEL else 64
 
 

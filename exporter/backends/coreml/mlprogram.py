@@ -73,7 +73,7 @@ TEMPLATE, PACKAGE = "model.template.mlpackage", "model.mlpackage"
 CODED_FILE, RECIPE_FILE = "model.weights.tqlz", "expand.json"
 
 SPECIFICATION_VERSION = 9  # iOS 18, the first with states and 2-bit tables
-# Of a program without weights, at most; two such for what is outside of layers.
+# A program without weights has at most so many bytes a layer, and twice that outside of layers.
 BYTES_PER_LAYER = 64 << 10
 
 

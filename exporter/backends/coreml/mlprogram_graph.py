@@ -79,7 +79,7 @@ class ProgramBuilder:
         def prefill(input_ids: Var, position: Var, last: Var, k_cache: Var, v_cache: Var) -> Var:
             return self.llama(input_ids, position, last, k_cache, v_cache)
 
-        # names of operations are counted per process: equal exports must be equal bytes
+        # Names of operations are counted per process, but equal exports must be equal bytes.
         self.mb.name_count.clear()
         program = Program()
         program.add_function(DECODE, self.function(decode, [(1, 1), (1,)]))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 STAND_IN_BYTES = 64
 ALIGNMENT = 64  # of every constant: the blobs' own sections are aligned to 64 bytes
-# the longest input of one call: activations are planned for it, and longer ones are no faster
+# This is the longest input of one call: activations are planned for it, and longer ones are no
+# faster.
 PREFILL_TOKENS = 128
 
 
