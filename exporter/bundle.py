@@ -311,8 +311,8 @@ class Bundle:
         ]
         listed = {entry.path for entry in manifest.files}
         known = listed | {entry.path for entry in manifest.expanded}
-        # What an interrupted `tinyqmoe expand` left: it goes on from there, and trusts nothing of
-        # it.
+        # These are what an interrupted `tinyqmoe expand` left: it goes on from there, and trusts
+        # nothing of it.
         unfinished = {
             f".{PurePosixPath(entry.path).parts[0]}.partial" for entry in manifest.expanded
         }

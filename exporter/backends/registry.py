@@ -1,4 +1,6 @@
-"""The package formats by name. A format's module is imported when it is used.
+"""The package formats by name.
+
+A format's module is imported when it is used.
 
 Adding one: its module, with the members of `package.PackageFormat`, and its lines here, in
 `exporter.bundle.BACKENDS` and in `runtime_ref.runners`.

@@ -1,4 +1,4 @@
-"""The command line. A command parses, makes one library call, and prints.
+"""The command line, whose commands parse, make one library call, and print.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 fine; 1 a verdict failed; 2 wrong
 usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing component; 70 a bug;

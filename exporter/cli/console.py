@@ -132,8 +132,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
     text = TextColumn("{task.description}")
     columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # A descriptor of its own: bars go on while exporter.quiet holds back what libraries write to
-    # stderr.
+    # The bars have a descriptor of their own: they go on while exporter.quiet holds back what
+    # libraries write to stderr.
     with (
         open(os.dup(sys.stderr.fileno()), "w") as stream,
         Progress(*columns, console=Console(file=stream)) as bars,

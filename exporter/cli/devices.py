@@ -80,8 +80,9 @@ def fit(
 ) -> None:
     """Say whether a package fits a phone; nothing is run.
 
-    Memory is predicted from a bundle's manifest or the shapes of a model, by default on all
-    devices. Exit code 1 if a package does not fit one. For a MODEL give the options of the export.
+    Memory is predicted from a bundle's manifest or the shapes of a model. By default all devices
+    are judged. Exit code 1 if a package does not fit one. For a MODEL give the options of the
+    export.
     """
     names = device or ([] if device_file else ["all"])
     settings = _export_settings(given)

@@ -171,7 +171,10 @@ def declare(
 
 
 def check(status: int, what: str) -> None:
-    """Raises what a status means: MemoryError, ValueError for arguments, CodecError for bytes."""
+    """Checks the status of a call and raises what it means.
+
+    MemoryError is for memory, ValueError for arguments, CodecError for bytes.
+    """
     if status == 0:
         return
     name = library().tinyqmoe_status_name(status).decode()

@@ -104,7 +104,7 @@ class ConfigReader:
         return float(value) if fine else 1.0
 
     def one_of(self, key: str, *allowed: Any) -> Any:
-        """One of the values this tool supports; the first stands for an absent one."""
+        """A value of those that this tool supports; the first stands for an absent one."""
         value = self.get(key, allowed[0])
         self.check(
             value in allowed, f"{key} is {value!r}, supported: {' or '.join(map(repr, allowed))}"

@@ -218,7 +218,7 @@ class DenseLayers:
         self.weight = weight
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        # On the meta device: there is no second copy of the weight.
+        # The module is on the meta device, so there is no second copy of the weight.
         module = nn.Linear(in_features, out_features, bias=False, device="meta")
         module.weight = nn.Parameter(self.weight(name).float(), requires_grad=False)
         return module

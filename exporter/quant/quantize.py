@@ -59,7 +59,7 @@ def _quantize_tensor(
             scales[begin : begin + len(block)] = block_scales.numpy()
             file.write(block_levels.contiguous().numpy().data)
         file.flush()
-        # The mapping keeps the file. Private, because PyTorch warns of arrays that cannot be
+        # The mapping keeps the file. It is private, because PyTorch warns of arrays that cannot be
         # written.
         levels = np.memmap(file, np.int8, "c", shape=(rows, cols))
     if not np.isfinite(scales).all():

@@ -125,7 +125,7 @@ class JsonConfig:
             raise UsageError("the quantization options are wrong", problems=problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
+        """A dict of all fields by name."""
         fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
         return fields
 

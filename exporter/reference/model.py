@@ -43,8 +43,8 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = x.abs().amax(-1, keepdim=True)
     usable = largest >= 2.0**-100
-    # A tensor over a tensor: PyTorch computes number / tensor by the reciprocal, which rounds
-    # differently.
+    # A tensor is divided by a tensor: PyTorch computes number / tensor by the reciprocal, which
+    # rounds differently.
     inverse = torch.where(
         usable, torch.full_like(largest, MOST) / largest, torch.zeros_like(largest)
     )
