@@ -38,8 +38,7 @@ def export(
     resume: bool = False,
     max_ram: int | None = None,
 ) -> Bundle:
-    """Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model ->
-    bundle at `out`.
+    """Bundle made from a model at `out`: levels -> TQLZ blobs -> packages -> answers -> manifest.
 
     Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
     interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
@@ -48,22 +47,13 @@ def export(
     from exporter import manifest, staging
     from exporter.backends import registry
     from exporter.backends.package import PackageInput
-    from exporter.checkpoint.checkpoint import Checkpoint
-    from exporter.estimate import export_memory
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
-    checkpoint = Checkpoint.open(model, progress=progress)
-    context = context_of(config, checkpoint)
-    registry.check(config, checkpoint)
-    if max_ram is not None:
-        export_memory.check_memory(max_ram, checkpoint, config, context)
-    with (
-        staging.staging_directory(
-            out, _fingerprint(checkpoint, config), force=force, resume=resume
-        ) as place,
-        _memory_errors(),
-    ):
+    checkpoint, context = _checked(model, config, progress, max_ram)
+    fingerprint = _fingerprint(checkpoint, config)
+    staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
+    with staged as place, _memory_errors():
         work = place.bundle
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(progress)
@@ -71,13 +61,37 @@ def export(
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
         prompts, loss = answer_prompts(checkpoint, encoded, context, config, work, progress)
-        for file in checkpoint.tokenizer_files:
-            shutil.copyfile(file, work / file.name)
-        if config.with_native:
-            _copy_native(work / "native")
+        _copy_files(checkpoint, config, work)
         progress("write manifest", 0, 0)
         manifest.write(source, emitted, prompts, loss)
     return Bundle.open(out)
+
+
+def _checked(
+    model: str | Path, config: ExportConfig, progress: Progress, max_ram: int | None
+) -> tuple[Checkpoint, int]:
+    """The opened checkpoint and the positions of the cache, when nothing speaks against the export.
+
+    Raises the errors of exporter.errors before any work.
+    """
+    from exporter.backends import registry
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.estimate import export_memory
+
+    checkpoint = Checkpoint.open(model, progress=progress)
+    context = context_of(config, checkpoint)
+    registry.check(config, checkpoint)
+    if max_ram is not None:
+        export_memory.check_memory(max_ram, checkpoint, config, context)
+    return checkpoint, context
+
+
+def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
+    """Copies into the bundle what is not made: the tokenizer, and the C++ sources if asked for."""
+    for file in checkpoint.tokenizer_files:
+        shutil.copyfile(file, work / file.name)
+    if config.with_native:
+        _copy_native(work / "native")
 
 
 @contextlib.contextmanager
