@@ -1,7 +1,4 @@
-"""The main path: a checkpoint goes in, a bundle comes out.
-
-Read `export` first.
-"""
+"""The main path: a checkpoint goes in, a bundle comes out. Read `export` first."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ def export(
     resume: bool = False,
     max_ram: int | None = None,
 ) -> Bundle:
-    """The bundle made from a checkpoint, at `out`.
-
-    Checkpoint -> quantized levels -> TQLZ blobs -> packages -> answers of the quantized model ->
-    bundle.
+    """Bundle made from a model at `out`: levels -> TQLZ blobs -> packages -> answers -> manifest.
 
     Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
     interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
@@ -53,22 +47,13 @@ def export(
     from exporter import manifest, staging
     from exporter.backends import registry
     from exporter.backends.package import PackageInput
-    from exporter.checkpoint.checkpoint import Checkpoint
-    from exporter.estimate import export_memory
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
-    checkpoint = Checkpoint.open(model, progress=progress)
-    context = context_of(config, checkpoint)
-    registry.check(config, checkpoint)
-    if max_ram is not None:
-        export_memory.check_memory(max_ram, checkpoint, config, context)
-    with (
-        staging.staging_directory(
-            out, _fingerprint(checkpoint, config), force=force, resume=resume
-        ) as place,
-        _memory_errors(),
-    ):
+    checkpoint, context = _checked(model, config, progress, max_ram)
+    fingerprint = _fingerprint(checkpoint, config)
+    staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
+    with staged as place, _memory_errors():
         work = place.bundle
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(progress)
@@ -76,21 +61,42 @@ def export(
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
         prompts, loss = answer_prompts(checkpoint, encoded, context, config, work, progress)
-        for file in checkpoint.tokenizer_files:
-            shutil.copyfile(file, work / file.name)
-        if config.with_native:
-            _copy_native(work / "native")
+        _copy_files(checkpoint, config, work)
         progress("write manifest", 0, 0)
         manifest.write(source, emitted, prompts, loss)
     return Bundle.open(out)
 
 
+def _checked(
+    model: str | Path, config: ExportConfig, progress: Progress, max_ram: int | None
+) -> tuple[Checkpoint, int]:
+    """The opened checkpoint and the positions of the cache, when nothing speaks against the export.
+
+    Raises the errors of exporter.errors before any work.
+    """
+    from exporter.backends import registry
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.estimate import export_memory
+
+    checkpoint = Checkpoint.open(model, progress=progress)
+    context = context_of(config, checkpoint)
+    registry.check(config, checkpoint)
+    if max_ram is not None:
+        export_memory.check_memory(max_ram, checkpoint, config, context)
+    return checkpoint, context
+
+
+def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
+    """Copies into the bundle what is not made: the tokenizer, and the C++ sources if asked for."""
+    for file in checkpoint.tokenizer_files:
+        shutil.copyfile(file, work / file.name)
+    if config.with_native:
+        _copy_native(work / "native")
+
+
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Raises MemoryError where PyTorch says in a RuntimeError that memory is short.
-
-    PyTorch has no type of its own for it.
-    """
+    """PyTorch has no type of its own for the error that memory is short."""
     try:
         yield
     except RuntimeError as error:
@@ -100,10 +106,8 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
-    """The values that the coded matrices depend on.
-
-    Files go in by their names, not where they lie: a checkpoint may be moved.
-    """
+    """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
+    be moved."""
     from exporter import staging
 
     stats = {
@@ -124,10 +128,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
 def _encode(
     checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress
 ) -> EncodedModel:
-    """The encoded model.
-
-    Matrices that `work` already has are not coded again.
-    """
+    """All matrices, those that `work` already has without coding them again."""
     from exporter import encoded
     from exporter.quant.quantize import quantize
 
@@ -140,12 +141,9 @@ def _encode(
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
-    """Checks that the disk has room for an export.
-
-    The blobs lie on disk once and again in each package; levels take a byte at most, scales are
-    few. Raises OutOfSpaceError.
-    """
-    # The levels of the largest tensor lie there for a while.
+    """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
+    few."""
+    # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())

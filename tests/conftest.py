@@ -44,9 +44,14 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     no EOS."""
     return write_llama(
         tmp_path_factory.mktemp("other-checkpoint") / "other",
-        num_hidden_layers=1, num_key_value_heads=4, hidden_size=40,
-        tie_word_embeddings=False, rope_scaling=LLAMA3_ROPE, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
+        num_hidden_layers=1,
+        num_key_value_heads=4,
+        hidden_size=40,
+        tie_word_embeddings=False,
+        rope_scaling=LLAMA3_ROPE,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -122,13 +122,15 @@ def _slice(params: Any) -> Compute:
     )
     require(0 not in params.strides, "a stride of 0")
     index = tuple(
-        params.beginIds[i] if squeeze[i] else slice(
+        params.beginIds[i]
+        if squeeze[i]
+        else slice(
             None if params.beginMasks[i] else params.beginIds[i],
             None if params.endMasks[i] else params.endIds[i],
             params.strides[i],
         )
         for i in range(rank)
-    )  # fmt: skip
+    )
 
     def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         if x.ndim != rank:
@@ -191,8 +193,10 @@ def _unary(params: Any) -> Compute:
 def _activation(params: Any) -> Compute:
     name = params.WhichOneof("NonlinearityType")
     functions: dict[str, Compute] = {
-        "sigmoid": _sigmoid, "tanh": np.tanh, "ReLU": lambda x: np.maximum(x, np.float32(0)),
-    }  # fmt: skip
+        "sigmoid": _sigmoid,
+        "tanh": np.tanh,
+        "ReLU": lambda x: np.maximum(x, np.float32(0)),
+    }
     require(name in functions, f"the function {name}")
     return functions[name]
 

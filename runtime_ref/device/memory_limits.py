@@ -143,8 +143,17 @@ _V1 = _Files(
     "cache",
     "mapped_file",
 )
-_V2 = _Files("cgroup v2 memory", "memory.max", "memory.swap.max", False,
-             "memory.peak", "memory.events", "anon", "file", "file_mapped")  # fmt: skip
+_V2 = _Files(
+    "cgroup v2 memory",
+    "memory.max",
+    "memory.swap.max",
+    False,
+    "memory.peak",
+    "memory.events",
+    "anon",
+    "file",
+    "file_mapped",
+)
 
 
 class Cgroup:

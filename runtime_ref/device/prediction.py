@@ -78,10 +78,14 @@ class MemoryPrediction:
     def to_dict(self) -> dict[str, Any]:
         """Prediction as plain values, with the sums."""
         phases = [
-            {"phase": p.name, "dirty_bytes": p.dirty_bytes, "clean_bytes": p.clean_bytes,
-             "holders": [vars(h) for h in p.holders]}
+            {
+                "phase": p.name,
+                "dirty_bytes": p.dirty_bytes,
+                "clean_bytes": p.clean_bytes,
+                "holders": [vars(h) for h in p.holders],
+            }
             for p in self.phases
-        ]  # fmt: skip
+        ]
         return {
             "format": self.format,
             "residency": self.residency,

@@ -130,8 +130,14 @@ def _tokens_only(
             first = time.perf_counter()
         tokens.append(token)
     end = time.perf_counter()
-    return {"prompt_tokens": list(prompt), "tokens": tokens, "text": "", "stopped": "limit",
-            "prefill_ms": (first - begin) * 1e3, "decode_ms": (end - first) * 1e3}  # fmt: skip
+    return {
+        "prompt_tokens": list(prompt),
+        "tokens": tokens,
+        "text": "",
+        "stopped": "limit",
+        "prefill_ms": (first - begin) * 1e3,
+        "decode_ms": (end - first) * 1e3,
+    }
 
 
 def parity(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:

@@ -26,10 +26,18 @@ from exporter.quiet import quiet
 
 OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
 FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-ffp-contract=off",
-    "-DNDEBUG", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-DNDEBUG",
+    "-DC10_USING_CUSTOM_GENERATED_MACROS",
+    "-DET_USE_THREADPOOL",
     "-DET_EVENT_TRACER_ENABLED",
-)  # fmt: skip
+)
 
 
 def compiler() -> list[str]:

@@ -294,8 +294,12 @@ def _devices_table(runs: Sequence[tuple[Judged, DeviceRun]]) -> TableCells:
     rows: list[tuple[str, ...]] = []
     for result, run in runs:
         plan, report = run.plan, run.report
-        memory = (plan.budget.dirty_bytes, plan.prediction.dirty_bytes, report.peak_dirty_bytes,
-                  report.peak_clean_bytes)  # fmt: skip
+        memory = (
+            plan.budget.dirty_bytes,
+            plan.prediction.dirty_bytes,
+            report.peak_dirty_bytes,
+            report.peak_clean_bytes,
+        )
         rows.append(
             (
                 device_title(plan),

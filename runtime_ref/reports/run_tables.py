@@ -167,20 +167,29 @@ def _projection_table(profile: DeviceProfile, p: Projection) -> Table:
     )
     rows = [
         (f"decoding on {profile.title}", speed, "the slower of memory and compute, then flash"),
-        ("memory", f"{_span(*reversed(p.memory_ms))} ms",
-         f"{mb_text(traffic.weights_bytes)} MB of weights and {mb_text(traffic.kv_bytes)} MB of "
-         "cache a token, at "
-         f"{shares} of {figure_text(profile.dram_gb_per_s)} GB/s"),
-        ("compute", _ms(p.compute_ms),
-         f"{digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} "
-         "threads"
-         f"{' and waits for files, so a lower bound' if measured.waits_for_files else ''}, "
-         f"{figure_text(profile.performance_cores)} fast cores there"),
-        ("flash", _ms(p.flash_ms),
-         f"{mb_text(p.shortfall_bytes)} MB of the weights find no room beside "
-         f"{mb_text(p.dirty_bytes)} MB dirty; "
-         f"{figure_text(profile.flash_gb_per_s)} GB/s"),
-    ]  # fmt: skip
+        (
+            "memory",
+            f"{_span(*reversed(p.memory_ms))} ms",
+            f"{mb_text(traffic.weights_bytes)} MB of weights and {mb_text(traffic.kv_bytes)} MB of "
+            "cache a token, at "
+            f"{shares} of {figure_text(profile.dram_gb_per_s)} GB/s",
+        ),
+        (
+            "compute",
+            _ms(p.compute_ms),
+            f"{digits(measured.tokens_per_second)} tokens/s measured here with {measured.threads} "
+            "threads"
+            f"{' and waits for files, so a lower bound' if measured.waits_for_files else ''}, "
+            f"{figure_text(profile.performance_cores)} fast cores there",
+        ),
+        (
+            "flash",
+            _ms(p.flash_ms),
+            f"{mb_text(p.shortfall_bytes)} MB of the weights find no room beside "
+            f"{mb_text(p.dirty_bytes)} MB dirty; "
+            f"{figure_text(profile.flash_gb_per_s)} GB/s",
+        ),
+    ]
     for row in rows:
         table.add_row(*map(escape, row))
     return table

@@ -826,16 +826,20 @@ def hexdump() -> str:
     )
     row_codes = np.frombuffer(blob, "<u2", header.rows, tiles_end).tolist()
     nodes_note = f"dictionary: {header.n_internal} inner nodes, {header.n_entries} leaves"
-    return "\n".join([
-        *dump_header(blob),
-        *dump_lines(blob, 64, dictionary_end, nodes_note),
-        *dump_lines(blob, dictionary_end, at.index_offset, "gap"),
-        *dump_lines(blob, at.index_offset, tiles_end, "row index: offset of tile 0"),
-        *dump_lines(blob, tiles_end, index_end, f"row index: codewords of the rows, {row_codes}"),
-        *dump_lines(blob, index_end, at.payload_offset, "gap"),
-        *dump_rows(blob, header, row_codes, dictionary.phrases()),
-        *dump_lines(blob, payload_end, at.total_bytes, "tail"),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *dump_header(blob),
+            *dump_lines(blob, 64, dictionary_end, nodes_note),
+            *dump_lines(blob, dictionary_end, at.index_offset, "gap"),
+            *dump_lines(blob, at.index_offset, tiles_end, "row index: offset of tile 0"),
+            *dump_lines(
+                blob, tiles_end, index_end, f"row index: codewords of the rows, {row_codes}"
+            ),
+            *dump_lines(blob, index_end, at.payload_offset, "gap"),
+            *dump_rows(blob, header, row_codes, dictionary.phrases()),
+            *dump_lines(blob, payload_end, at.total_bytes, "tail"),
+        ]
+    )
 
 
 def with_hexdump(text: str) -> str:

@@ -324,8 +324,10 @@ def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_target_decides_the_packages(both: Path) -> None:
     manifest = Bundle.open(both).manifest
     assert [(a.format, a.backend) for a in manifest.artifacts] == [
-        ("pte", "executorch"), ("mlprogram", "coreml"), ("custom-op", "coreml"),
-    ]  # fmt: skip
+        ("pte", "executorch"),
+        ("mlprogram", "coreml"),
+        ("custom-op", "coreml"),
+    ]
     assert {"executorch", "coremltools"} < manifest.tools.keys()
 
 

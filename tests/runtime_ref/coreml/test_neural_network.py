@@ -179,8 +179,9 @@ def test_the_small_network_is_right(tmp_path: Path) -> None:
     """Else what is refused below could be refused for another reason."""
     network = opened(small(), tmp_path)
     assert {n: str(i) for n, i in (network.inputs | network.outputs).items()} == {
-        "ids": "int32 [1..4]", "head": "float32 [1..4, 6]",
-    }  # fmt: skip
+        "ids": "int32 [1..4]",
+        "head": "float32 [1..4, 6]",
+    }
     got = network.predict({"ids": IDS})["head"]
     np.testing.assert_allclose(got, dense(TABLE)[IDS] @ dense(HEAD).T, rtol=1e-6, atol=1e-6)
 

@@ -65,10 +65,13 @@ def model() -> tuple[Manifest, Artifact]:
     ]
     small = shared.small_manifest()
     artifact = replace(
-        small.artifacts[0], prefill_tokens=TOKENS, kv_cache_bytes=20 * MB, operators={"x": 100},
+        small.artifacts[0],
+        prefill_tokens=TOKENS,
+        kv_cache_bytes=20 * MB,
+        operators={"x": 100},
         places={t.name: Location("model.pte", "tqlz", 0, t.blob_bytes) for t in tensors},
         details={"arena_bytes": 25 * MB, "delegates": 1},
-    )  # fmt: skip
+    )
     described = replace(
         small,
         artifacts=[artifact],

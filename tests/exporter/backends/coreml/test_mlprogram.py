@@ -346,19 +346,25 @@ def function(spec: Any, name: str) -> Any:
 
 
 DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "version": (lambda s: setattr(s, "specificationVersion", 8), "specification version is 8, "
-                                                                 "expected 9"),
-    "author": (lambda s: setattr(s.description.metadata, "author", ""), "metadata author is , "
-                                                                        "expected somebody"),
-    "licence": (lambda s: setattr(s.description.metadata, "license", "MIT"), "metadata license "
-                                                                             "is MIT, expected "),
+    "version": (
+        lambda s: setattr(s, "specificationVersion", 8),
+        "specification version is 8, expected 9",
+    ),
+    "author": (
+        lambda s: setattr(s.description.metadata, "author", ""),
+        "metadata author is , expected somebody",
+    ),
+    "licence": (
+        lambda s: setattr(s.description.metadata, "license", "MIT"),
+        "metadata license is MIT, expected ",
+    ),
     "scheme": (
         lambda s: s.description.metadata.userDefined.pop("tinyqmoe.scheme"),
         "metadata tinyqmoe.scheme is absent, expected ternary",
     ),
     "more metadata": (
-        lambda s: s.description.metadata.userDefined.update({"x": "y"}), "metadata x is y, "
-                                                                         "expected none",
+        lambda s: s.description.metadata.userDefined.update({"x": "y"}),
+        "metadata x is y, expected none",
     ),
     "input": (
         lambda s: setattr(function(s, "prefill").input[1], "name", "start"),
@@ -373,14 +379,14 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Any], object], str]] = {
         "decode: state k_cache is float16 [",
     ),
     "function": (
-        lambda s: setattr(function(s, "decode"), "name", "step"), "decode: input input_ids is "
-                                                                  "absent, expected int32",
+        lambda s: setattr(function(s, "decode"), "name", "step"),
+        "decode: input input_ids is absent, expected int32",
     ),
     "size": (
         lambda s: setattr(s.description.metadata, "shortDescription", "x" * (1 << 20)),
         "the program without weights has 1,",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
