@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec import native
+from exporter.codec import native, native_encoder
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.format import CodecId, Header, new_blob, seal, write_tables
 
@@ -52,7 +52,7 @@ def ternary(rows: int, cols: int, percent_zero: int) -> Levels:
 def raw_blob(levels: Levels, level_min: int, n_levels: int, code_bits: int) -> Blob:
     """A raw blob of `levels`."""
     rows, cols = levels.shape
-    part = native.encode_raw(levels, level_min, n_levels, code_bits)
+    part = native_encoder.encode_raw(levels, level_min, n_levels, code_bits)
     header = Header(CodecId.RAW, code_bits, 0, level_min, n_levels, rows, cols, 0, part.size)
     blob, payload = new_blob(header)
     payload[:] = part
@@ -64,7 +64,7 @@ def lzw_blob(levels: Levels, dictionary: Dictionary) -> Blob:
     """A coded blob of ternary `levels`."""
     d = dictionary
     rows, cols = levels.shape
-    row_codes, part, size = native.encode_lzw(
+    row_codes, part, size = native_encoder.encode_lzw(
         levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits()
     )
     assert part is not None
@@ -142,21 +142,29 @@ def main() -> None:
         )
 
     dense = ternary(args.rows, args.cols, 33)
-    report("raw 2-bit", raw_blob(dense, -1, 3, 2), lambda: native.encode_raw(dense, -1, 3, 2))
+    report(
+        "raw 2-bit", raw_blob(dense, -1, 3, 2), lambda: native_encoder.encode_raw(dense, -1, 3, 2)
+    )
     int8 = np.random.default_rng(1).integers(-127, 128, dense.shape, dtype=np.int8)
     int4 = int8 // 16
-    report("raw 4-bit", raw_blob(int4, -8, 16, 4), lambda: native.encode_raw(int4, -8, 16, 4))
-    report("raw 8-bit", raw_blob(int8, -127, 255, 8), lambda: native.encode_raw(int8, -127, 255, 8))
+    report(
+        "raw 4-bit", raw_blob(int4, -8, 16, 4), lambda: native_encoder.encode_raw(int4, -8, 16, 4)
+    )
+    report(
+        "raw 8-bit",
+        raw_blob(int8, -127, 255, 8),
+        lambda: native_encoder.encode_raw(int8, -127, 255, 8),
+    )
     for percent in SPARSITIES:
         levels = ternary(args.rows, args.cols, percent)
-        counts = native.count_levels(levels)[127:130]
+        counts = native_encoder.count_levels(levels)[127:130]
         for code_bits, cap in CODES:
             d = Dictionary.grow(counts, -1, 3, code_bits, cap)
             arguments = (levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits())
             report(
                 f"{percent} % lzw{code_bits}/{cap}",
                 lzw_blob(levels, d),
-                lambda arguments=arguments: native.encode_lzw(*arguments),  # type: ignore[misc]
+                lambda arguments=arguments: native_encoder.encode_lzw(*arguments),  # type: ignore[misc]
             )
     if args.json:
         args.json.write_text(json.dumps({"machine": where, "figures": records}, indent=1) + "\n")

@@ -9,10 +9,8 @@ from __future__ import annotations
 HEADER_BYTES = 128  # of a NumPy file, one for each coded tensor
 WEIGHTS_PER_CODE, CODE_BYTES = 4, 2
 PAPER_MB = {"1B": 125.29, "3B": 187.97}
-SHAPES = {  # layers, hidden, intermediate, key/value width, vocabulary
-    "1B": (16, 2048, 8192, 512, 128256),
-    "3B": (28, 3072, 8192, 1024, 128256),
-}
+# A model is its layers, hidden, intermediate, key/value width, vocabulary.
+SHAPES = {"1B": (16, 2048, 8192, 512, 128256), "3B": (28, 3072, 8192, 1024, 128256)}
 
 
 def counts(size: str) -> tuple[int, int, int]:

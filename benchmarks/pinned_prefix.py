@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from codec_speed import Levels, machine, ternary
 
-from exporter.codec import native
+from exporter.codec import native, native_encoder, native_residency
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.encoder import encode_with
 
@@ -37,7 +37,7 @@ def write_weights(path: Path, n_tensors: int, rows: int, cols: int) -> list[int]
     with path.open("wb") as file:
         for i in range(n_tensors):
             levels: Levels = np.roll(ternary(rows * (4 if i % 3 == 0 else 1), cols, 50), i, axis=0)
-            counts = native.count_levels(levels)[127:130]
+            counts = native_encoder.count_levels(levels)[127:130]
             blob = encode_with(levels, Dictionary.grow(counts, -1, 3, 12, 16))
             file.write(blob.tobytes())
             offsets.append(file.tell())
@@ -65,7 +65,7 @@ def tokens_in_group(
 ) -> None:
     """Prints one line: seconds, bytes read and major faults a token, medians but for the first two
     tokens."""
-    manager = native.ResidencyManager()
+    manager = native_residency.ResidencyManager()
     manager.set_clean_budget(clean_budget)
     with path.open("rb") as file:
         mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -123,8 +123,8 @@ def main() -> None:
             "threads"
         )
         cases = {
-            "no limit": (0, native.UNLIMITED),
-            "limit, system decides": (limit, native.UNLIMITED),
+            "no limit": (0, native_residency.UNLIMITED),
+            "limit, system decides": (limit, native_residency.UNLIMITED),
             "limit, clean budget": (limit, limit - ROOM),
         }
         for name, numbers in cases.items():

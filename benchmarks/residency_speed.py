@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from codec_speed import Blob, Levels, machine, raw_blob, ternary
 
-from exporter.codec import native
+from exporter.codec import native, native_encoder
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.encoder import encode_with
 
@@ -38,7 +38,7 @@ def blobs(rows: int, cols: int) -> dict[str, tuple[Blob, Blob]]:
     made = {}
     for kind, (levels, largest, raw_bits, widths) in kinds.items():
         n_levels = 2 * largest + 1
-        counts = native.count_levels(levels)[128 - largest :][:n_levels]
+        counts = native_encoder.count_levels(levels)[128 - largest :][:n_levels]
         raw = raw_blob(levels, -largest, n_levels, raw_bits)
         for bits in widths:
             coded = encode_with(levels, Dictionary.grow(counts, -largest, n_levels, bits, 16))

@@ -18,13 +18,13 @@ from runtime_ref.device import prediction as ledger
 from runtime_ref.device import run as device_run
 from runtime_ref.device import sandbox
 from runtime_ref.device.profile import MemoryBudget
-from runtime_ref.device.run import Placed, run
+from runtime_ref.device.run import DevicePlan, run
 from runtime_ref.residency import Residency
 
 ROOMY_BYTES = 20 << 30
 
 
-def placed(bundle: Bundle, wanted: str, limit_bytes: int, *, pinned: bool) -> Placed:
+def placed(bundle: Bundle, wanted: str, limit_bytes: int, *, pinned: bool) -> DevicePlan:
     """A package that streams under a limit, on no device in particular."""
     from runtime_ref.device.profile import load
 
@@ -33,10 +33,10 @@ def placed(bundle: Bundle, wanted: str, limit_bytes: int, *, pinned: bool) -> Pl
     prediction = ledger.predict(bundle.manifest, artifact, Residency())
     room = limit_bytes - prediction.dirty_bytes - device_run.reserve(prediction.dirty_bytes)
     residency = replace(Residency(), clean_budget_bytes=max(0, room)) if pinned else Residency()
-    return Placed(load("iphone-13"), budget, artifact, residency, prediction)
+    return DevicePlan(load("iphone-13"), budget, artifact, residency, prediction)
 
 
-def speed(bundle: Bundle, place: Placed, tokens: int) -> tuple[float, sandbox.SandboxReport]:
+def speed(bundle: Bundle, place: DevicePlan, tokens: int) -> tuple[float, sandbox.SandboxReport]:
     """Tokens a second after the first, and the run."""
     arguments = {"prompt": [1, 2, 3, 4], "max_new_tokens": tokens, "sampling": {}}
     report = run(bundle, place, "generate", arguments, lambda *_: None).report

@@ -25,11 +25,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Arithmetic = Literal["int16", "float32"]
 ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int16", "float32")
 ACTIVATIONS = ("int16", "float32", "float16")
-BACKENDS = {
-    "pte": "executorch",
-    "mlprogram": "coreml",
-    "custom-op": "coreml",
-}  # by format of an artifact
+# The backend of each format of an artifact.
+BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the levels of a matrix lie: file, first byte, number of bytes; and, where it has its
     own, the scales.
 
@@ -153,7 +150,7 @@ class Artifact:
     prefill_tokens: int
     kv_cache_bytes: int
     operators: dict[str, int]
-    places: dict[str, Place]
+    places: dict[str, Location]
     vectors: dict[str, VectorLocation]
     details: dict[str, Any]
 
@@ -191,9 +188,8 @@ class Manifest:
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
-    expanded: list[FileEntry] = field(
-        default_factory=list
-    )  # what `tinyqmoe expand` makes, beside the files
+    # These are made by `tinyqmoe expand`, beside the files.
+    expanded: list[FileEntry] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Indented JSON with a final newline."""
@@ -209,10 +205,10 @@ class Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"{MANIFEST} has schema version {version!r}, this tool reads {SCHEMA_VERSION}",
-                do="export again, or use the version of tiny-qmoe the bundle was made with",
+                hint="export again, or use the version of tiny-qmoe the bundle was made with",
             )
         problems: list[str] = []
-        manifest = _build(cls, raw, "", problems)
+        manifest: Manifest = _build(cls, raw, "", problems)
         if not problems:
             problems = [
                 f"format {a.format!r} is unknown"
@@ -226,7 +222,7 @@ class Manifest:
             ]
             problems += [] if manifest.artifacts else ["there is no artifact"]
         if problems:
-            raise BundleError(f"{MANIFEST} is not valid", problems=problems, do="export again")
+            raise BundleError(f"{MANIFEST} is not valid", problems=problems, hint="export again")
         return manifest
 
 
@@ -252,7 +248,7 @@ _NESTED: dict[str, Any] = {
     c.__name__: c
     for c in (
         TensorEntry,
-        Place,
+        Location,
         VectorLocation,
         Network,
         FileEntry,
@@ -277,9 +273,8 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
     if kind.startswith("list[") and isinstance(raw, list):
         inner = kind.removeprefix("list[").removesuffix("]")
         return [_value(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(raw)]
-    if kind.startswith("dict[") and isinstance(
-        raw, dict
-    ):  # the keys of a JSON object are always texts
+    # The keys of a JSON object are always texts.
+    if kind.startswith("dict[") and isinstance(raw, dict):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
     if kind == "Any" or (
@@ -305,12 +300,12 @@ class Bundle:
         if not file.is_file():
             what = "no such directory" if not path.is_dir() else f"it has no {MANIFEST}"
             raise BundleError(
-                f"{path} is not a bundle: {what}", do="make one with `tinyqmoe export MODEL OUT`"
+                f"{path} is not a bundle: {what}", hint="make one with `tinyqmoe export MODEL OUT`"
             )
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"{file} is not JSON: {error}", do="export again") from error
+            raise BundleError(f"{file} is not JSON: {error}", hint="export again") from error
         return cls(path, Manifest.from_dict(raw))
 
     def verify(self) -> None:
@@ -343,7 +338,7 @@ class Bundle:
         ]
         if problems:
             raise BundleError(
-                f"{self.path} is damaged", problems=problems, do="copy it again, or export again"
+                f"{self.path} is damaged", problems=problems, hint="copy it again, or export again"
             )
 
     def _file_problems(self, entry: FileEntry) -> list[str]:
@@ -364,7 +359,8 @@ class Bundle:
                 return a
         there = ", ".join(f"{a.format} ({a.backend})" for a in self.manifest.artifacts)
         raise UsageError(
-            f"{self.path} has no package for {wanted}: it has {there}", do="export it with --target"
+            f"{self.path} has no package for {wanted}: it has {there}",
+            hint="export it with --target",
         )
 
     def file(self, relative: str) -> Path:
@@ -419,8 +415,8 @@ def check_target(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(
-            f"{out} already exists", do="choose another directory, or give --force to replace it"
+            f"{out} already exists", hint="choose another directory, or give --force to replace it"
         )
     if out.is_symlink() or not (out / MANIFEST).is_file():
         what = f"{out} exists and is not a bundle; --force replaces only bundles"
-        raise UsageError(what, do="choose another directory")
+        raise UsageError(what, hint="choose another directory")

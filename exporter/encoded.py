@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.codec.encoder import Codec, encode
 from exporter.codec.native import NativeTensor
@@ -65,7 +66,7 @@ class EncodedMatrix:
         """Of the blob and the scales together."""
         return (self.blob_bytes + self.scales_bytes) * 8 / (self.rows * self.cols)
 
-    def blob(self) -> np.ndarray:
+    def blob(self) -> NDArray[np.uint8]:
         """uint8 [blob_bytes], memory-mapped."""
         return np.memmap(self.blob_path, dtype=np.uint8, mode="r")
 
@@ -73,7 +74,7 @@ class EncodedMatrix:
         """The blob, memory-mapped and opened by the C++ core."""
         return NativeTensor(self.blob())
 
-    def scales(self) -> np.ndarray:
+    def scales(self) -> NDArray[np.float32]:
         """float32 [rows, n_groups], memory-mapped."""
         return np.memmap(
             self.scales_path, dtype=np.float32, mode="r", shape=(self.rows, self.n_groups)
@@ -166,13 +167,8 @@ def _read_record(path: Path) -> EncodedMatrix | None:
             _summary(file) == record["files"][name] for name, file in paths.items()
         )
         return EncodedMatrix(**record["matrix"], **paths) if whole else None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ):  # one that cannot be used is as good as none
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # One that cannot be used is as good as none.
         return None
 
 

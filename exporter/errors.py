@@ -12,13 +12,13 @@ class TinyQMoEError(Exception):
 
     exit_code = 3
 
-    def __init__(self, what: str, *, problems: list[str] | None = None, do: str = "") -> None:
+    def __init__(self, what: str, *, problems: list[str] | None = None, hint: str = "") -> None:
         self.what = what
         self.problems = list(problems or [])
-        self.do = do
+        self.hint = hint
         lines = [what, *(f"  - {p}" for p in self.problems)]
-        if do:
-            lines.append(f"Next step: {do}")
+        if hint:
+            lines.append(f"Next step: {hint}")
         super().__init__("\n".join(lines))
 
 
@@ -36,9 +36,9 @@ class CodecError(TinyQMoEError):
     """A TQLZ blob violates FORMAT.md. `status` is the name of the violation, such as
     `BAD_MAGIC`."""
 
-    def __init__(self, status: str, what: str, *, do: str = "") -> None:
+    def __init__(self, status: str, what: str, *, hint: str = "") -> None:
         self.status = status
-        super().__init__(f"{status}: {what}", do=do)
+        super().__init__(f"{status}: {what}", hint=hint)
 
 
 class BundleError(TinyQMoEError):

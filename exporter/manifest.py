@@ -15,9 +15,9 @@ from exporter.bundle import (
     Artifact,
     Interface,
     LedgerRow,
+    Location,
     Manifest,
     ModelEntry,
-    Place,
     QuantizationLoss,
     TensorEntry,
 )
@@ -129,7 +129,7 @@ def check_ledger(manifest: Manifest, work: Path) -> None:
         problems += _overlaps(artifact, scales_bytes, sizes)
     if problems:
         what = "the byte ledger does not match what was written"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
 
 
 def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
@@ -150,7 +150,7 @@ def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str,
     return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
 
 
-def _spans(name: str, place: Place, scales_bytes: int) -> list[tuple[str, int, int, str]]:
+def _spans(name: str, place: Location, scales_bytes: int) -> list[tuple[str, int, int, str]]:
     """(file, begin, end, name) of the levels and of the scales."""
     spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
     if place.scales_offset is not None:

@@ -129,9 +129,8 @@ def _encode(
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
-    largest = max(
-        math.prod(checkpoint.shape(name)) for name in checkpoint.names
-    )  # its levels lie there for a while
+    # Its levels lie there for a while.
+    largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
     free = shutil.disk_usage(place.root).free
@@ -139,7 +138,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
         raise OutOfSpaceError(
             f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, "
             f"{free / 1e9:.1f} GB are free",
-            do="free space, or choose another OUT",
+            hint="free space, or choose another OUT",
         )
 
 

@@ -120,16 +120,15 @@ def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
     path = place.root / LOCK
     while True:
         place.root.mkdir(exist_ok=True)
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # the export that held it has just ended and removed it
+        with contextlib.suppress(FileNotFoundError):
+            # The export that held it has just ended and removed it.
             file = path.open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
-                do = "wait until it has ended, or choose another OUT"
-                raise UsageError(f"another export to {out} is under way", do=do) from None
+                hint = "wait until it has ended, or choose another OUT"
+                raise UsageError(f"another export to {out} is under way", hint=hint) from None
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
             file.close()
@@ -157,7 +156,7 @@ def _begin(place: StagingDirectory, fingerprint: Fingerprint, resume: bool) -> N
     elif problems := _differences(previous, fingerprint):
         what = f"{place.root} was begun with something else, so this export cannot go on from there"
         raise UsageError(
-            what, problems=problems, do="export as then, or begin anew: leave --resume out"
+            what, problems=problems, hint="export as then, or begin anew: leave --resume out"
         )
     shutil.rmtree(place.bundle, ignore_errors=True)
     place.bundle.mkdir()
@@ -203,7 +202,7 @@ def _leave(place: StagingDirectory, error: BaseException) -> None:
 def _disk_full(error: BaseException, out: Path) -> OutOfSpaceError | None:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return OutOfSpaceError(
-            f"the disk that holds {out.parent} is full", do="free space, or choose another OUT"
+            f"the disk that holds {out.parent} is full", hint="free space, or choose another OUT"
         )
     return None
 

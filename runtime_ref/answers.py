@@ -63,10 +63,12 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
                         Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
                     )
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{REFERENCE} cannot be read: {error}", do="export again") from error
+        raise BundleError(f"{REFERENCE} cannot be read: {error}", hint="export again") from error
     if problems := _reference_problems(answers, bundle, artifact):
         raise BundleError(
-            f"{REFERENCE} is not a reference for this program", problems=problems, do="export again"
+            f"{REFERENCE} is not a reference for this program",
+            problems=problems,
+            hint="export again",
         )
     return answers
 

@@ -55,12 +55,9 @@ def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
     try:
         found = probe()
     except TinyQMoEError as error:
-        return Finding(what, False, "\n".join([error.what, *error.problems]), error.do or do)
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # packages that are missing, broken or of another version
+        return Finding(what, False, "\n".join([error.what, *error.problems]), error.hint or do)
+    except (ImportError, OSError, RuntimeError) as error:
+        # Packages that are missing, broken or of another version.
         return Finding(what, False, f"{type(error).__name__}: {error}", do)
     return found if isinstance(found, Finding) else Finding(what, True, found)
 

@@ -47,7 +47,7 @@ def check_room(tokens: Sequence[int], position: int, context: int) -> None:
         raise ContextError(
             f"{position + len(tokens)} tokens do not fit the context of {context}, with which "
             "this was exported",
-            do="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
+            hint="shorten the prompt, ask for fewer new tokens, or export with a larger --context",
         )
 
 
@@ -122,12 +122,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     if not path.is_file():
         raise BundleError(
             f"{bundle.path} has no tokenizer.json: the checkpoint had none",
-            do="put tokenizer.json beside the checkpoint's config.json and export again",
+            hint="put tokenizer.json beside the checkpoint's config.json and export again",
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{path} is not a tokenizer: {error}", do="export again") from error
+        raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
 
 def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
@@ -145,11 +145,11 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
         if bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
     if not ids:
-        raise UsageError("the prompt is empty", do="give --prompt some text")
+        raise UsageError("the prompt is empty", hint="give --prompt some text")
     vocab = bundle.manifest.interface.vocab_size
     if bad := [i for i in ids if i >= vocab]:
         what = f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}"
-        raise BundleError(what, do="use the model's own tokenizer")
+        raise BundleError(what, hint="use the model's own tokenizer")
     check_fits(ids, bundle.manifest.interface.context)
     return ids
 
@@ -160,7 +160,7 @@ def check_fits(prompt: Sequence[int], context: int) -> None:
         raise ContextError(
             f"the prompt has {len(prompt)} tokens, the package was exported with a context of "
             f"{context}",
-            do="shorten the prompt, or export with a larger --context",
+            hint="shorten the prompt, or export with a larger --context",
         )
 
 
@@ -174,8 +174,8 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
     if not tokenizer.chat_template:
-        do = "run without --chat, or export an instruction-tuned model"
-        raise UsageError("this model has no chat template", do=do)
+        hint = "run without --chat, or export an instruction-tuned model"
+        raise UsageError("this model has no chat template", hint=hint)
     messages = [{"role": "user", "content": prompt}]
     try:
         return str(
@@ -183,7 +183,7 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
         )
     except TemplateError as error:
         what = f"the chat template of {bundle.path} does not render: {error}"
-        raise BundleError(what, do="run without --chat") from error
+        raise BundleError(what, hint="run without --chat") from error
 
 
 def generate(

@@ -60,7 +60,7 @@ class Tolerance:
 TOLERANCES = {
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
     # Measured as docs/parity.md says.
-    "int16": Tolerance(median_kl=1e-2, median_sqnr_db=22.0, worst_kl=math.inf, worst_sqnr_db=12.0),
+    "int16": Tolerance(median_kl=1e-4, median_sqnr_db=40.0, worst_kl=3e-4, worst_sqnr_db=36.0),
     "float16": Tolerance(median_kl=1e-4, median_sqnr_db=35.0, worst_kl=1e-3, worst_sqnr_db=30.0),
 }
 

@@ -28,7 +28,7 @@ from exporter.codec.format import (
     align,
     packed_bytes,
 )
-from exporter.codec.native import UNLIMITED, ResidencyManager, ResidencyStats
+from exporter.codec.native_residency import UNLIMITED, ResidencyManager, ResidencyStats
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
 
 Mode = Literal["stream", "expand", "file", "auto"]
@@ -79,7 +79,7 @@ class Residency:
             raise UsageError(
                 what,
                 problems=problems,
-                do="give a budget with mode auto, a directory with file or auto",
+                hint="give a budget with mode auto, a directory with file or auto",
             )
 
     @property
@@ -185,7 +185,9 @@ def _header(bundle: Bundle, relative: str, offset: int) -> Header:
             file.seek(offset)
             return Header.parse(file.read(HEADER_BYTES))
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", do="copy the bundle again") from error
+        raise BundleError(
+            f"{path} cannot be read: {error}", hint="copy the bundle again"
+        ) from error
 
 
 def plan(tensors: Sequence[CodedTensor], budget_bytes: int) -> set[str]:
@@ -224,20 +226,20 @@ def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTen
 
 def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor]) -> None:
     """Makes the cache directory. Raises OutOfSpaceError if its files would not fit the disk."""
-    do = "free disk space, give another cache directory, or choose another mode"
+    hint = "free disk space, give another cache directory, or choose another mode"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise OutOfSpaceError(
-            f"the cache directory {folder} cannot be used: {error}", do=do
+            f"the cache directory {folder} cannot be used: {error}", hint=hint
         ) from error
     in_memory = plan(tensors, residency.budget)
     missing = {t.file_name: t.file_bytes for t in tensors if t.gain > 0 and t.name not in in_memory}
     needed = sum(n for name, n in missing.items() if not (folder / name).is_file())
     if needed > free:
         raise OutOfSpaceError(
-            f"expanded weights need {needed:,} bytes in {folder}, {free:,} are free", do=do
+            f"expanded weights need {needed:,} bytes in {folder}, {free:,} are free", hint=hint
         )
 
 

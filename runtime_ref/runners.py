@@ -95,4 +95,4 @@ def check_residency(artifact: Artifact, residency: Residency) -> None:
 def no_residency(mode: residencies.Mode) -> UsageError:
     """Error of a residency `mode` for a package that has no coded weights when it runs."""
     what = f"an ML Program has no coded weights when it runs, so there is no residency {mode}"
-    return UsageError(what, do="choose another --backend, or leave --residency away")
+    return UsageError(what, hint="choose another --backend, or leave --residency away")

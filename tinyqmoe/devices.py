@@ -80,7 +80,7 @@ def fit(
     if is_bundle(model_or_bundle):
         if given := [*(["config"] if config else []), *settings]:
             what = f"{', '.join(given)} cannot be given for a bundle: it has its own"
-            raise UsageError(what, do="leave it away, or give a model")
+            raise UsageError(what, hint="leave it away, or give a model")
         manifest = _manifest(model_or_bundle)
     else:
         if config is None:
@@ -145,7 +145,7 @@ def plan_packages(
     if profiles and not plans:
         raise UsageError(
             "Core ML packages do not run on Android",
-            do="choose --backend executorch, or an iOS device",
+            hint="choose --backend executorch, or an iOS device",
         )
     return plans
 

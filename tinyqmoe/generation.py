@@ -51,7 +51,7 @@ def generate(
         runner = open_runner(bundle, backend=backend, residency=residency, progress=progress)
     elif backend is not None or residency is not None:
         raise UsageError(
-            "a runner has its backend and its residency", do="give them to open_runner"
+            "a runner has its backend and its residency", hint="give them to open_runner"
         )
     return texts.TextStream(bundle, runner, ids, max_new_tokens, sampling)
 

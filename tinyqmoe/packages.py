@@ -46,7 +46,7 @@ def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> li
     if missing := [name for name in wanted if name not in known]:
         formats = ", ".join(f"{a.format} ({a.backend})" for a in manifest.artifacts)
         what = f"there is no package for {', '.join(missing)}: it has {formats}"
-        raise UsageError(what, do="export it with --target")
+        raise UsageError(what, hint="export it with --target")
     return there
 
 

@@ -55,7 +55,7 @@ def export_config(
     if config is not None:
         if settings:
             what = f"config is given, and {', '.join(settings)} besides"
-            raise UsageError(what, do="give one of them: dataclasses.replace changes a config")
+            raise UsageError(what, hint="give one of them: dataclasses.replace changes a config")
         return config
     given = dict(settings)
     of_quantization = {field.name for field in fields(QuantConfig)} & given.keys()

@@ -43,7 +43,7 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
     reasons = {name: load(name).supports(family) for name in config.formats}
     if problems := [f"{name}: {reason}" for name, reason in reasons.items() if reason]:
         what = f"models of the family {family} cannot be packed as asked"
-        raise UsageError(what, problems=problems, do="choose another --target")
+        raise UsageError(what, problems=problems, hint="choose another --target")
     for name in config.formats:
         load(name).check(config, checkpoint)
 

@@ -22,14 +22,14 @@ from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.folder import (
     GET_ANOTHER,
     TOKENIZER_FILES,
-    _local_directory,
-    _read_json,
+    local_directory,
+    read_json,
 )
 from exporter.checkpoint.safetensors import (
     TORCH_DTYPES,
-    TensorEntry,
-    _read_entries,
-    _read_rows,
+    StoredTensor,
+    read_entries,
+    read_rows,
 )
 from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig, is_id
@@ -49,7 +49,7 @@ class Checkpoint:
     path: Path
     config_dict: dict[str, Any]
     config: ModelConfig
-    entries: Mapping[str, TensorEntry]
+    entries: Mapping[str, StoredTensor]
     eos_token_ids: tuple[int, ...]
 
     @classmethod
@@ -59,17 +59,17 @@ class Checkpoint:
         Raises CheckpointError with every reason to refuse, OutOfSpaceError if a download does not
         fit the disk.
         """
-        directory = _local_directory(model, show_bars=progress is not None)
+        directory = local_directory(model, show_bars=progress is not None)
         problems: list[str] = []
         raw, config = _read_config(directory, problems)
-        generation = _read_json(directory / "generation_config.json", problems, required=False)
+        generation = read_json(directory / "generation_config.json", problems, required=False)
         eos = _eos_ids(generation, config, problems)
-        entries = _read_entries(directory, problems)
+        entries = read_entries(directory, problems)
         if config is not None and entries is not None:
             entries = _match(config, raw, entries, problems)
         if problems or config is None or entries is None:
             raise CheckpointError(
-                f"{directory} cannot be exported", problems=problems, do=GET_ANOTHER
+                f"{directory} cannot be exported", problems=problems, hint=GET_ANOTHER
             )
         return cls(directory, raw, config, entries, eos)
 
@@ -113,11 +113,11 @@ class Checkpoint:
 
     def rows(self, name: str, begin: int, end: int) -> torch.Tensor:
         """Rows [begin, end) of a matrix as float32 [end - begin, cols]; only they are read."""
-        return _read_rows(name, self.entries[name], begin, end)
+        return read_rows(name, self.entries[name], begin, end)
 
     def vector(self, name: str) -> torch.Tensor:
         """A whole vector as float32 [length]."""
-        return _read_rows(name, self.entries[name], 0, self.shape(name)[0])
+        return read_rows(name, self.entries[name], 0, self.shape(name)[0])
 
     def vectors(self) -> dict[str, torch.Tensor]:
         """All vectors by name, such as norm weights: float32."""
@@ -149,7 +149,7 @@ class Checkpoint:
                 )
         if problems:
             raise CheckpointError(
-                f"{self.path} has weights that are not finite", problems=problems, do=GET_ANOTHER
+                f"{self.path} has weights that are not finite", problems=problems, hint=GET_ANOTHER
             )
 
 
@@ -177,7 +177,7 @@ def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], 
     """config.json as it is and as the config of its family; None with notes in `problems` where it
     is not usable."""
     before = len(problems)
-    raw = _read_json(directory / "config.json", problems)
+    raw = read_json(directory / "config.json", problems)
     if len(problems) > before:
         return raw, None
     try:
@@ -207,8 +207,8 @@ def _eos_ids(
 
 
 def _match(
-    config: ModelConfig, raw: dict[str, Any], found: dict[str, TensorEntry], problems: list[str]
-) -> dict[str, TensorEntry]:
+    config: ModelConfig, raw: dict[str, Any], found: dict[str, StoredTensor], problems: list[str]
+) -> dict[str, StoredTensor]:
     """The tensors of the network, in its order; notes missing, surplus and misshapen ones in
     `problems`."""
     expected = models.load(raw["model_type"]).tensor_shapes(config)
@@ -225,14 +225,13 @@ def _match(
                 problems.append(
                     f"{HEAD} differs from {EMBEDDING}, though tie_word_embeddings is true"
                 )
-        elif not name.endswith(
-            "rotary_emb.inv_freq"
-        ):  # a buffer that old versions saved; computed from the config
+        elif not name.endswith("rotary_emb.inv_freq"):
+            # Old versions saved this buffer, which is computed from the config.
             problems.append(f"{name} is not part of this model")
     return {name: found[name] for name in expected if name in found}
 
 
-def _same(entries: Mapping[str, TensorEntry], first: str, second: str) -> bool:
+def _same(entries: Mapping[str, StoredTensor], first: str, second: str) -> bool:
     """Whether two matrices hold the same values."""
     a, b = entries[first], entries[second]
     if a.shape != b.shape:
@@ -240,5 +239,5 @@ def _same(entries: Mapping[str, TensorEntry], first: str, second: str) -> bool:
     step = max(1, BLOCK_WEIGHTS // a.shape[1])
     spans = ((begin, min(begin + step, a.shape[0])) for begin in range(0, a.shape[0], step))
     return all(
-        torch.equal(_read_rows(first, a, *span), _read_rows(second, b, *span)) for span in spans
+        torch.equal(read_rows(first, a, *span), read_rows(second, b, *span)) for span in spans
     )

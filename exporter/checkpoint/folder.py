@@ -28,7 +28,7 @@ GET_ANOTHER = (
 )
 
 
-def _local_directory(model: str | Path, *, show_bars: bool) -> Path:
+def local_directory(model: str | Path, *, show_bars: bool) -> Path:
     """The directory of a local or downloaded checkpoint. Raises CheckpointError where there is
     none."""
     path = Path(model)
@@ -36,12 +36,12 @@ def _local_directory(model: str | Path, *, show_bars: bool) -> Path:
         return path
     if path.exists():
         raise CheckpointError(
-            f"{path} is a file, not a checkpoint directory", do="give the directory it lies in"
+            f"{path} is a file, not a checkpoint directory", hint="give the directory it lies in"
         )
     if isinstance(model, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
         raise CheckpointError(
             f"there is no directory {path}",
-            do="give a Hugging Face directory or a hub id (owner/name)",
+            hint="give a Hugging Face directory or a hub id (owner/name)",
         )
     return _download(model, show_bars=show_bars)
 
@@ -60,42 +60,41 @@ def _download(repo_id: str, *, show_bars: bool) -> Path:
             snapshot_download(repo_id, allow_patterns=["config.json", *weights, *TOKENIZER_FILES])
         )
     except errors.GatedRepoError as error:
-        do = (
+        hint = (
             f"accept the licence at https://huggingface.co/{repo_id}, then set HF_TOKEN or run "
             "`hf auth login`"
         )
         raise CheckpointError(
-            f"{repo_id} on the hub is gated, and access was refused", do=do
+            f"{repo_id} on the hub is gated, and access was refused", hint=hint
         ) from error
     except errors.RepositoryNotFoundError as error:
-        do = (
+        hint = (
             "check the spelling; for a private model set HF_TOKEN; for a local model give its "
             "directory"
         )
         raise CheckpointError(
-            f"there is no directory {repo_id} and no such model on the hub", do=do
+            f"there is no directory {repo_id} and no such model on the hub", hint=hint
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        do = "connect to the internet, unset HF_HUB_OFFLINE, or give a local directory"
+        hint = "connect to the internet, unset HF_HUB_OFFLINE, or give a local directory"
         raise CheckpointError(
-            f"{repo_id} is no local directory, and the hub cannot be reached", do=do
+            f"{repo_id} is no local directory, and the hub cannot be reached", hint=hint
         ) from error
-    except (
-        Exception
-    ) as error:  # whatever the hub's HTTP library raises: that library changes between versions
+    except Exception as error:
+        # This is whatever the hub's HTTP library raises: that library changes between versions.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OutOfSpaceError(
-                f"the disk is full: {error}", do="free space; the download will resume"
+                f"the disk is full: {error}", hint="free space; the download will resume"
             ) from error
         raise CheckpointError(
-            f"{repo_id} could not be downloaded: {error}", do="try again; it will resume"
+            f"{repo_id} could not be downloaded: {error}", hint="try again; it will resume"
         ) from error
     finally:
         if not were_off:
             utils.enable_progress_bars()
 
 
-def _read_json(file: Path, problems: list[str], *, required: bool = True) -> dict[str, Any]:
+def read_json(file: Path, problems: list[str], *, required: bool = True) -> dict[str, Any]:
     """A JSON object, or {} with a note in `problems`. An optional file may be absent."""
     if not file.is_file():
         if required:

@@ -16,7 +16,7 @@ from exporter.checkpoint.folder import (
     GET_ANOTHER,
     INDEX_FILE,
     SINGLE_FILE,
-    _read_json,
+    read_json,
 )
 from exporter.errors import CheckpointError
 
@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 
 @dataclass(frozen=True)
-class TensorEntry:
+class StoredTensor:
     """Where a tensor lies: its file, first byte there, safetensors dtype (F32, F16 or BF16) and
     shape."""
 
@@ -40,11 +40,11 @@ class TensorEntry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def _read_entries(directory: Path, problems: list[str]) -> dict[str, TensorEntry] | None:
+def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor] | None:
     """All tensors of all files; None with notes in `problems` where files are missing or
     damaged."""
     before = len(problems)
-    entries: dict[str, TensorEntry] = {}
+    entries: dict[str, StoredTensor] = {}
     if (directory / SINGLE_FILE).is_file():
         entries = _read_header(directory / SINGLE_FILE, problems)
     elif (directory / INDEX_FILE).is_file():
@@ -71,9 +71,9 @@ def _no_weights(directory: Path) -> str:
     return f"neither {SINGLE_FILE} nor {INDEX_FILE} is there; found {listing}"
 
 
-def _read_shards(directory: Path, problems: list[str]) -> dict[str, TensorEntry]:
+def _read_shards(directory: Path, problems: list[str]) -> dict[str, StoredTensor]:
     """The tensors of a sharded checkpoint, checked against its index both ways."""
-    index = _read_json(directory / INDEX_FILE, problems).get("weight_map")
+    index = read_json(directory / INDEX_FILE, problems).get("weight_map")
     if not isinstance(index, dict) or not index:
         problems.append(f"{INDEX_FILE} must hold a weight_map of tensor names to files")
         return {}
@@ -82,7 +82,7 @@ def _read_shards(directory: Path, problems: list[str]) -> dict[str, TensorEntry]
     problems += [
         f"{INDEX_FILE} names {file!r}, which is not a plain file name beside it" for file in unsafe
     ]
-    entries: dict[str, TensorEntry] = {}
+    entries: dict[str, StoredTensor] = {}
     for file in sorted(set(files) - set(unsafe)):
         if not (directory / file).is_file():
             problems.append(f"shard {file} is missing")
@@ -103,7 +103,7 @@ def _read_shards(directory: Path, problems: list[str]) -> dict[str, TensorEntry]
     return entries
 
 
-def _read_header(file: Path, problems: list[str]) -> dict[str, TensorEntry]:
+def _read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
     """The tensors one safetensors file declares, checked against its size; appends to `problems`.
 
     Format: u64 little-endian header length, JSON {name: {dtype, shape, data_offsets}}, then the
@@ -137,7 +137,7 @@ def _read_header(file: Path, problems: list[str]) -> dict[str, TensorEntry]:
         if dtype not in ITEM_BYTES:
             problems.append(f"{name} is {dtype} in {file.name}, supported: {', '.join(ITEM_BYTES)}")
     return {
-        name: TensorEntry(file, data_begin + span[0], dtype, shape)
+        name: StoredTensor(file, data_begin + span[0], dtype, shape)
         for name, (span, dtype, shape) in spans.items()
     }
 
@@ -189,7 +189,7 @@ def _layout_problems(file: Path, spans: list[tuple[int, int]], data_bytes: int) 
     return []
 
 
-def _read_rows(name: str, entry: TensorEntry, begin: int, end: int) -> torch.Tensor:
+def read_rows(name: str, entry: StoredTensor, begin: int, end: int) -> torch.Tensor:
     """Rows [begin, end) of a tensor as float32. Raises CheckpointError if the file has changed
     since it was opened."""
     if not 0 <= begin <= end <= entry.shape[0]:
@@ -202,9 +202,9 @@ def _read_rows(name: str, entry: TensorEntry, begin: int, end: int) -> torch.Ten
         )
     except OSError as error:
         raise CheckpointError(
-            f"{entry.file} cannot be read any more: {error}", do=GET_ANOTHER
+            f"{entry.file} cannot be read any more: {error}", hint=GET_ANOTHER
         ) from error
     if raw.size != wanted:
-        raise CheckpointError(f"{entry.file} was shortened: {name} ends early", do=GET_ANOTHER)
+        raise CheckpointError(f"{entry.file} was shortened: {name} ends early", hint=GET_ANOTHER)
     values = torch.from_numpy(raw.reshape(end - begin, row_bytes)).view(TORCH_DTYPES[entry.dtype])
     return values.float().reshape(end - begin, *entry.shape[1:])

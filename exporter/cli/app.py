@@ -106,9 +106,8 @@ def main() -> None:
     # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
     # that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED)
-    )  # so that unfinished bundles are removed
+    # An export that is ended so removes its unfinished bundle.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         app()
     except Exception:

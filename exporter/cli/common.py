@@ -18,14 +18,14 @@ def check_device_options(
 ) -> None:
     """Raises UsageError for options that mean nothing without a device, and for two devices where
     one can be."""
-    do = "give --device NAME; `tinyqmoe devices` lists them"
+    hint = "give --device NAME; `tinyqmoe devices` lists them"
     if not profiles and residency is ResidencyMode.AUTO:
         raise tinyqmoe.UsageError(
-            "--residency auto fills the limit of a device, and there is none", do=do
+            "--residency auto fills the limit of a device, and there is none", hint=hint
         )
     if not profiles and (entitlement or plot):
         raise tinyqmoe.UsageError(
-            f"--{'entitlement' if entitlement else 'plot'} needs a device", do=do
+            f"--{'entitlement' if entitlement else 'plot'} needs a device", hint=hint
         )
 
 

@@ -135,9 +135,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 for task in tasks.values():
-                    bars.update(
-                        task, total=1, completed=1
-                    )  # a stage begins when the one before has ended
+                    # A stage begins when the one before has ended.
+                    bars.update(task, total=1, completed=1)
                 tasks[stage] = bars.add_task(stage, total=total or None)
             bars.update(tasks[stage], completed=done, total=total or None)
 

@@ -89,7 +89,7 @@ def fit(
         options = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise tinyqmoe.UsageError(
             f"{options} cannot be given for a bundle: it has its own",
-            do="leave it away, or give a MODEL",
+            hint="leave it away, or give a MODEL",
         )
     with progress_bars() as progress:
         verdicts = tinyqmoe.fit(

@@ -158,7 +158,7 @@ def expand(
     package = bundle.file(artifact.path) if target is None else target
     if package.exists() and not force:
         raise UsageError(
-            f"{package} already exists", do="choose another TARGET, or give --force to replace it"
+            f"{package} already exists", hint="choose another TARGET, or give --force to replace it"
         )
     with progress_bars() as progress:
         expansion.expand(

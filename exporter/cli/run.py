@@ -80,7 +80,7 @@ def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DevicePr
     """The only device. Raises UsageError for several."""
     if len(profiles) > 1:
         what = "a run is on one device, and --device and --device-file give two"
-        raise tinyqmoe.UsageError(what, do="leave one of them away")
+        raise tinyqmoe.UsageError(what, hint="leave one of them away")
     return profiles[0]
 
 

@@ -177,15 +177,12 @@ def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
     n_levels = len(shares)
     p = np.array(shares, np.float64) / np.float64(sum(shares))
     splits_left = (2**code_bits - 1) // (n_levels - 1)
-    first_child = np.full(
-        1 + splits_left * n_levels, -1, np.int64
-    )  # by node, in the order they are made; -1 a leaf
+    # Nodes are numbered in the order they are made; -1 is a leaf.
+    first_child = np.full(1 + splits_left * n_levels, -1, np.int64)
     depth = np.zeros(len(first_child), np.int64)
     n_nodes = 1
-    leaves, probability = (
-        np.array([0]),
-        np.array([1.0]),
-    )  # those that may be split, in the order they were made
+    # The nodes that may be split, in the order they were made.
+    leaves, probability = (np.array([0]), np.array([1.0]))
     while splits_left and len(leaves):
         due = np.flatnonzero(probability >= probability.max() * p.max())
         due = due[np.argsort(-probability[due], kind="stable")][:splits_left]

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec import native
+from exporter.codec import native, native_encoder
 from exporter.codec.dictionary import Dictionary, round_shares
 from exporter.codec.format import (
     LZW_CAPS,
@@ -50,9 +50,8 @@ class EncodedTensor:
     entropy_bits: float
     zeros: float  # share of the levels
     levels_crc32: int
-    sizes_bytes: dict[
-        str, int
-    ]  # of every candidate considered, such as {"raw2": ..., "lzw12": ...}
+    # Of every candidate considered, such as {"raw2": ..., "lzw12": ...}.
+    sizes_bytes: dict[str, int]
 
     @property
     def code_bits(self) -> int:
@@ -166,7 +165,7 @@ def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
                 raise CodecError(
                     "BAD_LEVEL",
                     f"rows {begin} to {end} do not decode to what was coded",
-                    do="report this as a bug",
+                    hint="report this as a bug",
                 )
             release(blob)
 
@@ -197,7 +196,7 @@ def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[n
     """
     all_counts, crc = np.zeros(256, np.uint64), 0
     for _, _, block in _blocks(levels):
-        all_counts += native.count_levels(block)
+        all_counts += native_encoder.count_levels(block)
         crc = zlib.crc32(block.data, crc)
     counts = all_counts[level_min + 128 :][:n_levels]
     outside = levels.size - int(counts.sum())
@@ -288,7 +287,9 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
     file.seek(layout.payload_offset)
     for begin, end, block in _blocks(levels):
         if dictionary is None:
-            part = native.encode_raw(block, header.level_min, header.n_levels, header.code_bits)
+            part = native_encoder.encode_raw(
+                block, header.level_min, header.n_levels, header.code_bits
+            )
         else:
             row_codes[begin:end], part, _ = _encode_lzw(block, dictionary)
         payload_crc32 = zlib.crc32(part.data, payload_crc32)
@@ -309,7 +310,7 @@ def _encode_lzw(
     """Codewords of each row, the payload (empty when only counting), and the payload's size in
     bytes."""
     d = dictionary
-    row_codes, payload, n_bytes = native.encode_lzw(
+    row_codes, payload, n_bytes = native_encoder.encode_lzw(
         levels,
         d.level_min,
         d.n_levels,

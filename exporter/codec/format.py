@@ -20,9 +20,8 @@ MAGIC = b"TQLZ"
 VERSION = 1
 HEADER_BYTES = 64
 TILE_ROWS = 32
-TAIL_BYTES = (
-    16  # readable zeros after the payload, so that a decoder may load eight bytes at any codeword
-)
+# There are readable zeros after the payload, so that a decoder may load 8 bytes at any codeword.
+TAIL_BYTES = 16
 ALIGNMENT = 64
 
 RAW_CODE_BITS = (2, 4, 8)
@@ -281,11 +280,11 @@ def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
         raise CodecError(
             "BAD_MAGIC",
             f"got {magic!r}, expected {MAGIC!r}",
-            do="check that the file is a TQLZ blob",
+            hint="check that the file is a TQLZ blob",
         )
     if version != VERSION:
         raise CodecError(
-            "BAD_VERSION", f"got version {version}, expected {VERSION}", do="update tinyqmoe"
+            "BAD_VERSION", f"got version {version}, expected {VERSION}", hint="update tinyqmoe"
         )
     if header_bytes != HEADER_BYTES:
         raise CodecError("BAD_VERSION", f"got header_bytes {header_bytes}, expected {HEADER_BYTES}")

@@ -1,5 +1,5 @@
-"""The C++ core through ctypes: opening, decoding and multiplying TQLZ blobs, and the fast half of
-the encoder.
+"""The C++ core through ctypes: loading it, and opening, decoding and multiplying TQLZ
+blobs.
 
 `exporter/native/include/tinyqmoe/tinyqmoe.h` is the authority on what each call computes.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,8 +22,8 @@ import numpy.typing as npt
 from exporter.errors import CodecError, MissingComponentError
 
 ABI_VERSION = 4
+REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
 _VERIFY_PAYLOAD = 1
-UNLIMITED = 2**64 - 1  # of a budget
 
 Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
 _ISA_NUMBER: dict[str, int] = {
@@ -40,9 +39,8 @@ _ISA_NUMBER: dict[str, int] = {
 # are CodecErrors.
 _ARGUMENT_STATUSES = frozenset({"BAD_ARGUMENT", "BUFFER_TOO_SMALL", "NO_ISA"})
 
-Bytes = (
-    bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
-)  # anything with the buffer protocol, as an mmap
+# Anything with the buffer protocol will do, as an mmap.
+Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Any
 Int8Array = npt.NDArray[np.int8]
 Int16Array = npt.NDArray[np.int16]
 FloatArray = npt.NDArray[np.float32]
@@ -81,37 +79,6 @@ class TensorInfo:
     total_bytes: int
 
 
-@dataclass(frozen=True)
-class ResidencyStats:
-    """What a copy of the core holds and has done; the fields are those of tinyqmoe.h."""
-
-    budget_bytes: int
-    clean_budget_bytes: int
-    dirty_bytes: int
-    dirty_peak_bytes: int
-    file_bytes: int
-    tensors_known: int
-    tensors_raw: int
-    tensors_expanded: int
-    tensors_from_file: int
-    tensors_streamed: int
-    expansions: int
-    products_raw: int
-    products_from_codes: int
-    products_from_forms: int
-    file_failures: int
-    code_bytes_read: int
-    pinned_bytes: int
-    given_back_bytes: int
-
-
-class _CResidencyStats(ctypes.Structure):
-    _fields_ = (
-        ("struct_bytes", ctypes.c_uint64),
-        *((f.name, ctypes.c_uint64) for f in fields(ResidencyStats)),
-    )
-
-
 class _CEmbeddingArgs(ctypes.Structure):
     _fields_ = (
         ("tensor", ctypes.c_void_p),
@@ -139,28 +106,6 @@ class _CLinearArgs(ctypes.Structure):
     )
 
 
-class _CEncodeArgs(ctypes.Structure):
-    _fields_ = (
-        ("levels", ctypes.c_void_p),
-        ("rows", ctypes.c_uint32),
-        ("cols", ctypes.c_uint32),
-        ("level_min", ctypes.c_int8),
-        ("n_levels", ctypes.c_uint32),
-        ("code_bits", ctypes.c_uint32),
-        ("payload", ctypes.c_void_p),
-        ("payload_capacity", ctypes.c_uint64),
-    )
-
-
-class _CEncodeDictionary(ctypes.Structure):
-    _fields_ = (
-        ("cap", ctypes.c_uint32),
-        ("n_entries", ctypes.c_uint32),
-        ("bytes", ctypes.c_void_p),
-        ("n_bytes", ctypes.c_uint64),
-    )
-
-
 def native_dir() -> Path:
     """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
     return Path(__file__).resolve().parent.parent / "native"
@@ -171,15 +116,8 @@ _U32 = ctypes.c_uint32
 _U64 = ctypes.c_uint64
 _INT = ctypes.c_int
 
-_RESIDENCY_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "set_budget": (None, (_U64,)),
-    "trim": (None, (_U64, ctypes.POINTER(_U64))),
-    "set_cache_dir": (_INT, (ctypes.c_char_p,)),
-    "set_clean_budget": (None, (_U64,)),
-    "stats": (_INT, (ctypes.POINTER(_CResidencyStats),)),
-}
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    **_RESIDENCY_SIGNATURES,
     "abi_version": (_U32, ()),
     "status_name": (ctypes.c_char_p, (_INT,)),
     "best_isa": (_INT, ()),
@@ -198,17 +136,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "form_tensor": (_P, (_P,)),
     "form_next_rows": (ctypes.c_bool, (_P, ctypes.POINTER(_U32), ctypes.POINTER(_U32))),
     "release": (None, (_P,)),
-    "count_levels": (_INT, (_P, _U64, _P)),
-    "encode_lzw": (
-        _INT,
-        (
-            ctypes.POINTER(_CEncodeArgs),
-            ctypes.POINTER(_CEncodeDictionary),
-            _P,
-            ctypes.POINTER(_U64),
-        ),
-    ),
-    "encode_raw": (_INT, (ctypes.POINTER(_CEncodeArgs),)),
 }
 
 
@@ -216,30 +143,33 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def library() -> ctypes.CDLL:
     """The compiled core, with the signatures of all its functions set."""
     found = sorted(native_dir().glob("_tinyqmoe*.so"))
-    rebuild = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
     if not found:
-        raise MissingComponentError(f"the compiled codec is not in {native_dir()}", do=rebuild)
+        raise MissingComponentError(f"the compiled codec is not in {native_dir()}", hint=REBUILD)
     loaded = ctypes.CDLL(str(found[0]))
-    _declare(loaded, _SIGNATURES, rebuild)
+    declare(loaded, _SIGNATURES, REBUILD)
     if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
         raise MissingComponentError(
-            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", do=rebuild
+            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", hint=REBUILD
         )
     return loaded
 
 
-def _declare(
-    loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], do: str
+def declare(
+    loaded: ctypes.CDLL, signatures: dict[str, tuple[Any, tuple[Any, ...]]], hint: str
 ) -> None:
+    """Sets the signatures of functions. Raises MissingComponentError where one lacks."""
     for name, (result, arguments) in signatures.items():
         function = getattr(loaded, f"tinyqmoe_{name}", None)
         if function is None:
-            raise MissingComponentError(f"{Path(loaded._name).name} lacks tinyqmoe_{name}", do=do)
+            raise MissingComponentError(
+                f"{Path(loaded._name).name} lacks tinyqmoe_{name}", hint=hint
+            )
         function.restype = result
         function.argtypes = arguments
 
 
-def _check(status: int, what: str) -> None:
+def check(status: int, what: str) -> None:
+    """Raises what a status means: MemoryError, ValueError for arguments, CodecError for bytes."""
     if status == 0:
         return
     name = library().tinyqmoe_status_name(status).decode()
@@ -269,15 +199,6 @@ def crc32(data: Bytes, crc: int = 0) -> int:
     return int(library().tinyqmoe_crc32(crc, view.ctypes.data, view.size))
 
 
-def _levels(levels: npt.ArrayLike) -> Int8Array:
-    array = np.asarray(levels)
-    if array.dtype != np.int8 or array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"levels must be a matrix of int8 with elements, got {array.dtype} {array.shape}"
-        )
-    return np.ascontiguousarray(array)
-
-
 def _activations(x: npt.ArrayLike, cols: int | None = None) -> FloatArray:
     array = np.ascontiguousarray(x, np.float32)
     if array.ndim != 2 or (cols is not None and array.shape[1] != cols):
@@ -300,7 +221,7 @@ def _quantize(x: FloatArray, isa: Isa) -> tuple[npt.NDArray[np.uint8], FloatArra
     status = library().tinyqmoe_quantize_x16(
         x.ctypes.data, tokens, cols, _ISA_NUMBER[isa], quantized.ctypes.data, scales.ctypes.data
     )
-    _check(status, f"activations {x.shape}")
+    check(status, f"activations {x.shape}")
     return quantized, scales
 
 
@@ -321,7 +242,7 @@ class NativeTensor:
         status = library().tinyqmoe_open(
             self._bytes.ctypes.data, self._bytes.size, flags, ctypes.byref(self._handle)
         )
-        _check(status, f"a TQLZ blob of {self._bytes.size} bytes")
+        check(status, f"a TQLZ blob of {self._bytes.size} bytes")
         raw = _CInfo()
         library().tinyqmoe_get_info(self._handle, ctypes.byref(raw))
         fields = {name: getattr(raw, name) for name, _ in _CInfo._fields_}
@@ -367,7 +288,7 @@ class NativeTensor:
         status = library().tinyqmoe_decode_rows(
             self._open_handle(), begin, end, _ISA_NUMBER[isa], levels.ctypes.data
         )
-        _check(status, f"rows {begin}..{end} of a {self._where}")
+        check(status, f"rows {begin}..{end} of a {self._where}")
         return levels
 
     def _scales(self, scales: npt.ArrayLike, group_size: int) -> FloatArray:
@@ -396,7 +317,7 @@ class NativeTensor:
             out=out.ctypes.data,
         )
         status = library().tinyqmoe_embedding(ctypes.byref(args))
-        _check(status, f"{index.size} ids of a {self._where}")
+        check(status, f"{index.size} ids of a {self._where}")
         return out
 
     def linear_x16(
@@ -412,9 +333,10 @@ class NativeTensor:
         quantized, x_scales = _quantize(array, isa)
 
         def part(args: _CLinearArgs) -> int:
-            return library().tinyqmoe_linear_x16(
+            status: int = library().tinyqmoe_linear_x16(
                 ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
             )
+            return status
 
         return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
@@ -431,7 +353,8 @@ class NativeTensor:
         array = _activations(x, self.info.cols)
 
         def part(args: _CLinearArgs) -> int:
-            return library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
+            status: int = library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
+            return status
 
         return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
@@ -449,7 +372,7 @@ class NativeTensor:
         factors = self._scales(scales, group_size)
         y = np.empty((tokens, self.info.rows), np.float32)
         form = _P()
-        _check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
+        check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
             handle = library().tinyqmoe_form_tensor(form)
             scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
@@ -474,7 +397,7 @@ class NativeTensor:
                         for begin, scratch in zip(range(first, last, step), scratches, strict=False)
                     ]
                     for status in each(part, jobs):
-                        _check(status, what)
+                        check(status, what)
         finally:
             library().tinyqmoe_release(form)
         return y
@@ -485,130 +408,3 @@ def _blocks(form: _P) -> Iterator[tuple[int, int]]:
     begin, end = _U32(), _U32()
     while library().tinyqmoe_form_next_rows(form, ctypes.byref(begin), ctypes.byref(end)):
         yield begin.value, end.value
-
-
-class ResidencyManager:
-    """Where a copy of the core holds the weights that its products read: the codec's own copy, or
-    that of `loaded`.
-
-    Each shared library has a manager of its own. All calls may be made from any thread, also during
-    products.
-    """
-
-    def __init__(self, loaded: ctypes.CDLL | None = None) -> None:
-        self._library = loaded or library()
-        _declare(
-            self._library,
-            _RESIDENCY_SIGNATURES,
-            "build the library anew from the sources of this package",
-        )
-
-    def set_budget(self, n_bytes: int) -> None:
-        """Anonymous memory that expanded forms may take: 0 none, UNLIMITED all of them."""
-        self._library.tinyqmoe_set_budget(n_bytes)
-
-    def trim(self, n_bytes: int) -> int:
-        """Frees expanded forms of at least `n_bytes`, if there are, and lowers the budget; returns
-        the bytes freed."""
-        freed = _U64()
-        self._library.tinyqmoe_trim(n_bytes, ctypes.byref(freed))
-        return freed.value
-
-    def set_cache_dir(self, path: Path | None) -> None:
-        """The folder of expanded forms in files, which must exist; None: no files."""
-        status = self._library.tinyqmoe_set_cache_dir(None if path is None else os.fsencode(path))
-        _check(status, f"cache directory {path}")
-
-    def set_clean_budget(self, n_bytes: int) -> None:
-        """Memory that pages of mapped weights may take; UNLIMITED: the system decides."""
-        self._library.tinyqmoe_set_clean_budget(n_bytes)
-
-    def stats(self) -> ResidencyStats:
-        """What is held now and was done since the start."""
-        raw = _CResidencyStats(struct_bytes=ctypes.sizeof(_CResidencyStats))
-        _check(self._library.tinyqmoe_stats(ctypes.byref(raw)), "residency statistics")
-        return ResidencyStats(**{f.name: getattr(raw, f.name) for f in fields(ResidencyStats)})
-
-
-def count_levels(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
-    """How often each level occurs: counts[level + 128]."""
-    flat = np.ascontiguousarray(levels, np.int8)
-    counts = np.zeros(256, np.uint64)
-    _check(
-        library().tinyqmoe_count_levels(flat.ctypes.data, flat.size, counts.ctypes.data), "levels"
-    )
-    return counts
-
-
-def _encode_args(
-    levels: npt.NDArray[np.int8],
-    level_min: int,
-    n_levels: int,
-    code_bits: int,
-    payload: npt.NDArray[np.uint8] | None,
-) -> _CEncodeArgs:
-    return _CEncodeArgs(
-        levels=levels.ctypes.data,
-        rows=levels.shape[0],
-        cols=levels.shape[1],
-        level_min=level_min,
-        n_levels=n_levels,
-        code_bits=code_bits,
-        payload=None if payload is None else payload.ctypes.data,
-        payload_capacity=0 if payload is None else payload.size,
-    )
-
-
-def encode_lzw(
-    levels: npt.NDArray[np.int8],
-    level_min: int,
-    n_levels: int,
-    code_bits: int,
-    cap: int,
-    n_entries: int,
-    dictionary: bytes,
-    count_only: bool = False,
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8] | None, int]:
-    """Codewords a row, the payload (None with `count_only`), and its exact size in bytes."""
-    matrix = _levels(levels)
-    rows, cols = matrix.shape
-    what = f"encoding {rows} x {cols} levels from {level_min}, {n_levels} of them"
-    row_codes = np.empty(rows, np.uint16)
-    size = _U64()
-    tree = np.frombuffer(dictionary, np.uint8)
-    c_dictionary = _CEncodeDictionary(cap, n_entries, tree.ctypes.data, tree.size)
-
-    def encode(payload: npt.NDArray[np.uint8] | None) -> None:
-        args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
-        status = library().tinyqmoe_encode_lzw(
-            ctypes.byref(args),
-            ctypes.byref(c_dictionary),
-            row_codes.ctypes.data,
-            ctypes.byref(size),
-        )
-        _check(status, what)
-
-    if count_only:
-        encode(None)
-        return row_codes, None, size.value
-    # No more than one codeword a level; pages that stay unwritten cost nothing.
-    room = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
-    encode(room)
-    return row_codes, room[: size.value].copy(), size.value
-
-
-def encode_raw(
-    levels: npt.NDArray[np.int8], level_min: int, n_levels: int, code_bits: int
-) -> npt.NDArray[np.uint8]:
-    """Levels packed as `level - level_min`, each row to a whole number of bytes."""
-    matrix = _levels(levels)
-    rows, cols = matrix.shape
-    payload = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
-    args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
-    status = library().tinyqmoe_encode_raw(ctypes.byref(args))
-    _check(
-        status,
-        f"packing {rows} x {cols} levels from {level_min}, {n_levels} of them, into {code_bits} "
-        "bits",
-    )
-    return payload

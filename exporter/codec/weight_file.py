@@ -19,16 +19,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
-RECIPE_VERSION = 1
-BLOCK_WEIGHTS = (
-    1 << 22
-)  # decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes
+Levels = NDArray[np.int8]
+Octets = NDArray[np.uint8]
 
+RECIPE_VERSION = 1
+# Levels decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes.
+BLOCK_WEIGHTS = 1 << 22
 FORMS = ("bytes", "int8", "int4", "uint2")
 PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
@@ -83,11 +85,11 @@ class Recipe:
             recipe = cls(**raw | {"weight_files": files})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BundleError(
-                f"the recipe of the weight file is damaged: {error}", do="export again"
+                f"the recipe of the weight file is damaged: {error}", hint="export again"
             ) from error
         if problems := recipe._problems():
             raise BundleError(
-                "the recipe of the weight file is not valid", problems=problems, do="export again"
+                "the recipe of the weight file is not valid", problems=problems, hint="export again"
             )
         return recipe
 
@@ -132,13 +134,13 @@ class PlainForm:
         """Size of so many levels, in bytes."""
         return -(-n_levels * self.bits // 8)
 
-    def pack(self, levels: np.ndarray) -> np.ndarray:
+    def pack(self, levels: Levels) -> Octets:
         """Levels int8 [..] -> uint8 [n_bytes]."""
         if self.bits == 2:
             return pack_uint2(levels)
         return pack_int4(levels) if self.bits == 4 else levels.reshape(-1).view(np.uint8)
 
-    def unpack(self, packed: np.ndarray, n: int) -> np.ndarray:
+    def unpack(self, packed: Octets, n: int) -> Levels:
         """Inverse of `pack`: int8 [n]."""
         if self.bits == 2:
             return unpack_uint2(packed, n)
@@ -154,37 +156,41 @@ def plain_form(n_levels: int) -> PlainForm:
     return PLAIN_FORMS[name]
 
 
-def pack_int4(levels: np.ndarray) -> np.ndarray:
+def pack_int4(levels: Levels) -> Octets:
     """Levels int8 [n] from -8 to 7 -> uint8 [ceil(n / 2)], the first in the lower four bits."""
     nibbles = np.zeros(-(-levels.size // 2) * 2, np.uint8)
     nibbles[: levels.size] = levels.reshape(-1).view(np.uint8) & 15
     low, high = nibbles.reshape(-1, 2).T
-    return low | (high << 4)
+    packed: Octets = low | (high << np.uint8(4))
+    return packed
 
 
-def unpack_int4(packed: np.ndarray, n: int) -> np.ndarray:
+def unpack_int4(packed: Octets, n: int) -> Levels:
     """Inverse of `pack_int4`: int8 [n]."""
     nibbles = (packed[:, None] >> np.array([0, 4], np.uint8)) & 15
     return ((nibbles ^ 8).astype(np.int8) - 8).reshape(-1)[:n]
 
 
-def pack_uint2(levels: np.ndarray) -> np.ndarray:
+def pack_uint2(levels: Levels) -> Octets:
     """Ternary levels int8 [n] -> uint8 [ceil(n / 4)]: level + 1 in two bits, the first in the
     lowest."""
     indices = np.zeros(-(-levels.size // 4) * 4, np.uint8)
     np.add(levels.reshape(-1), 1, out=indices[: levels.size], casting="unsafe")
     first, second, third, fourth = indices.reshape(-1, 4).T
-    return first | (second << 2) | (third << 4) | (fourth << 6)
+    packed: Octets = (
+        first | (second << np.uint8(2)) | (third << np.uint8(4)) | (fourth << np.uint8(6))
+    )
+    return packed
 
 
-def unpack_uint2(packed: np.ndarray, n: int) -> np.ndarray:
+def unpack_uint2(packed: Octets, n: int) -> Levels:
     """Inverse of `pack_uint2`: int8 [n]; an index of 3 becomes level 2, which no ternary matrix
     has."""
     shifted = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)
     return ((shifted & 3).astype(np.int8) - 1).reshape(-1)[:n]
 
 
-def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
+def expanded(coded: Octets, piece: Piece) -> Iterator[Octets]:
     """The bytes of a piece, in blocks of uint8. Raises CodecError or BundleError where the coded
     file is wrong."""
     source = coded[piece.coded_offset : piece.coded_offset + piece.coded_bytes]
@@ -193,7 +199,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
             f"the coded file ends at {coded.size:,} bytes, a piece at "
             f"{piece.coded_offset + piece.coded_bytes:,}"
         )
-        raise BundleError(what, do="copy the bundle again")
+        raise BundleError(what, hint="copy the bundle again")
     if piece.form == "bytes":
         yield source
         return
@@ -206,7 +212,7 @@ def expanded(coded: np.ndarray, piece: Piece) -> Iterator[np.ndarray]:
             release(coded)
 
 
-def sha256_of(coded: np.ndarray, pieces: list[Piece], progress: Callable[[int], None]) -> str:
+def sha256_of(coded: Octets, pieces: list[Piece], progress: Callable[[int], None]) -> str:
     """Hex digest of the weight file made of `pieces`, without writing it; `progress` is told the
     bytes done."""
     digest = hashlib.sha256()
@@ -229,9 +235,9 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
     """
     if target.is_symlink() or (target.exists() and not (target / PACKAGE_MANIFEST).is_file()):
         raise UsageError(
-            f"{target} exists and is not a Core ML package", do="choose another TARGET"
+            f"{target} exists and is not a Core ML package", hint="choose another TARGET"
         )
-    work = partial_path(target)
+    work = staging_path(target)
     package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
     _check_disk(recipe, package, target.parent)
@@ -247,7 +253,7 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
     shutil.rmtree(work)
 
 
-def partial_path(target: Path) -> Path:
+def staging_path(target: Path) -> Path:
     """Where an expansion to `target` works."""
     return target.with_name(f".{target.name}.partial")
 
@@ -263,12 +269,12 @@ def _check_disk(recipe: Recipe, package: Path, disk: Path) -> None:
     if free < needed:
         what = f"the package needs {needed / 1e9:.2f} GB in {disk}, {free / 1e9:.2f} GB are free"
         raise OutOfSpaceError(
-            what, do="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET"
+            what, hint="free space, or expand to another disk: tinyqmoe expand BUNDLE TARGET"
         )
 
 
 def _expand_file(
-    coded: np.ndarray, file: WeightFile, path: Path, progress: Callable[[int], None]
+    coded: Octets, file: WeightFile, path: Path, progress: Callable[[int], None]
 ) -> None:
     digest = hashlib.sha256()
     with path.open("r+b" if path.exists() else "w+b") as out:
@@ -286,14 +292,14 @@ def _expand_file(
                     progress(block.size)
             except CodecError as error:
                 raise BundleError(
-                    f"{path.name} cannot be rebuilt: {error}", do="copy the bundle again"
+                    f"{path.name} cannot be rebuilt: {error}", hint="copy the bundle again"
                 ) from error
         out.truncate()
     if digest.hexdigest() != file.sha256:
         path.unlink()  # so that the next try begins anew
         what = f"{file.path} was rebuilt with another SHA-256 than it was exported with"
         raise BundleError(
-            what, do="run `tinyqmoe expand` again; if that fails, copy the bundle again"
+            what, hint="run `tinyqmoe expand` again; if that fails, copy the bundle again"
         )
 
 

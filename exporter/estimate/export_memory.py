@@ -49,7 +49,7 @@ def check_memory(max_ram: int, checkpoint: Checkpoint, config: ExportConfig, con
         raise OutOfSpaceError(
             f"--max-ram {max_ram / MB:,.0f} MB is too little: {most.what} takes the process up "
             f"to {smallest:,} MB",
-            do=f"give --max-ram {smallest}MB or more",
+            hint=f"give --max-ram {smallest}MB or more",
         )
 
 
@@ -112,9 +112,8 @@ def _loss(checkpoint: Checkpoint, context: int) -> int:
     compared in float64."""
     n, vocab = min(context, loss_positions(checkpoint.parameters)), checkpoint.config.vocab_size
     logits = 2 * 4 * min(n, LOSS_POSITIONS) * vocab + 6 * 8 * LOSS_ROWS * vocab
-    return (
-        _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
-    )  # blocks of this size leave holes
+    # Blocks of this size leave holes in the heap.
+    return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
 
 
 def _model(checkpoint: Checkpoint, context: int) -> int:

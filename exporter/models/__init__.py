@@ -27,6 +27,6 @@ def load(model_type: object) -> ModuleType:
     if model_type not in names:
         raise CheckpointError(
             f"config.json says model_type {model_type!r}, which is not supported",
-            do=f"use a checkpoint of one of: {', '.join(names)}",
+            hint=f"use a checkpoint of one of: {', '.join(names)}",
         )
     return importlib.import_module(f"{__name__}.{model_type}")

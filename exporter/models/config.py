@@ -121,7 +121,7 @@ class ConfigReader:
             raise CheckpointError(
                 "config.json describes a model this tool cannot export",
                 problems=self.problems,
-                do="use an unquantized Hugging Face checkpoint of a family that this tool supports",
+                hint="use an unquantized Hugging Face checkpoint of a family this tool supports",
             )
 
 
@@ -278,9 +278,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     if config.rope is None:
         return freqs
     rope = config.rope
-    turns = (
-        rope.original_max_position_embeddings * freqs / (2 * math.pi)
-    )  # full turns within the original context
+    # Full turns within the original context.
+    turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
     keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(
         0, 1
     )

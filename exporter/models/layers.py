@@ -69,7 +69,8 @@ class Biased(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.bias
+        y: Tensor = self.linear(x) + self.bias
+        return y
 
 
 class Block(nn.Module):
@@ -105,13 +106,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, input_pos: Tensor) -> Tensor:
         h = self.attention_norm(x)
-        q, k, v = (
-            proj(h).unflatten(-1, (-1, self.head_dim)) for proj in (self.q, self.k, self.v)
-        )  # [1, S, heads, D]
+        # q, k and v are [1, S, heads, D].
+        q, k, v = (proj(h).unflatten(-1, (-1, self.head_dim)) for proj in (self.q, self.k, self.v))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         x = x + self.o(self.attention(q, k, v, input_pos).flatten(2))
         h = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        y: Tensor = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return y
 
 
 class Decoder(nn.Module):
@@ -142,11 +143,13 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, cos, sin, input_pos)
-        return self.norm(x)
+        h: Tensor = self.norm(x)
+        return h
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [.., hidden] -> [.., vocab]."""
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         """Logits of the last position only, float32 [1, vocab]: all of them would cost S x vocab
@@ -178,9 +181,8 @@ class TorchAttention(nn.Module):
         positions = input_pos + torch.arange(q.shape[1])
         self.k_cache.index_copy_(1, positions, k)
         self.v_cache.index_copy_(1, positions, v)
-        seen = (
-            torch.arange(self.k_cache.shape[1]) <= positions[:, None]
-        )  # [S, C]: causal, and hides unwritten slots
+        # The mask is bool [S, C]: it is causal, and hides unwritten slots.
+        seen = torch.arange(self.k_cache.shape[1]) <= positions[:, None]
         k, v = self.k_cache.transpose(1, 2), self.v_cache.transpose(1, 2)
         return F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=seen, enable_gqa=True
@@ -195,14 +197,14 @@ class DenseLayers:
         self.weight = weight
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        module = nn.Linear(
-            in_features, out_features, bias=False, device="meta"
-        )  # meta: no second copy of the weight
+        # On the meta device: there is no second copy of the weight.
+        module = nn.Linear(in_features, out_features, bias=False, device="meta")
         module.weight = nn.Parameter(self.weight(name).float(), requires_grad=False)
         return module
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
-        return nn.Embedding.from_pretrained(self.weight(name).float())
+        module: nn.Module = nn.Embedding.from_pretrained(self.weight(name).float())
+        return module
 
     def attention(self, config: ModelConfig, context: int) -> nn.Module:
         return TorchAttention(config, context)

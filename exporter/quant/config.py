@@ -37,7 +37,7 @@ class QuantConfig(JsonConfig):
         given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         for name, value in given.items():
             having = schemes_with(name)
-            if self.scheme not in having:
+            if self.scheme in supported() and self.scheme not in having:
                 problems.append(
                     f"{name} is an option of scheme {' or '.join(having)}, the scheme is "
                     f"{self.scheme!r}"

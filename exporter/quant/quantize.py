@@ -65,7 +65,7 @@ def _quantize_tensor(
     if not np.isfinite(scales).all():
         raise CheckpointError(
             f"{name} has weights that are not finite, or too large to add up in float32",
-            do="check the checkpoint; weights must be far below 1e38",
+            hint="check the checkpoint; weights must be far below 1e38",
         )
     return QuantizedTensor(
         name, levels, scales, group_size, scheme_name, scheme.LEVEL_MIN, scheme.N_LEVELS

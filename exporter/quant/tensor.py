@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter.errors import UsageError
@@ -25,8 +26,8 @@ class QuantizedTensor:
     """
 
     name: str
-    levels: np.ndarray
-    scales: np.ndarray
+    levels: NDArray[np.int8]
+    scales: NDArray[np.float32]
     group_size: int
     scheme: str
     level_min: int
@@ -116,7 +117,8 @@ class JsonConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return fields
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:

@@ -62,17 +62,17 @@ def expected_entropy(config: Config) -> float:
 
 def sparsity_problems(sparsity: object) -> list[str]:
     """Empty for None or a number from 0 up to, but not including, 1."""
-    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
-    if sparsity is None or (number and 0 <= sparsity < 1):  # type: ignore[operator]
+    if sparsity is None:
+        return []
+    if isinstance(sparsity, int | float) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
         return []
     return [f"sparsity must be a number from 0 up to, but not including, 1; got {sparsity!r}"]
 
 
 def zeros_per_group(sparsity: float, size: int) -> int:
     """How many of `size` weights become zero: floor(sparsity * size), and always one is kept."""
-    return min(
-        size - 1, math.floor(sparsity * size + 1e-9)
-    )  # 1e-9: 0.29 * 100 is 28.999999999999996 in binary
+    # The 1e-9 is for 0.29 * 100, which is 28.999999999999996 in binary.
+    return min(size - 1, math.floor(sparsity * size + 1e-9))
 
 
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -104,15 +104,13 @@ def _largest(magnitude: Tensor, sparsity: float) -> Tensor:
     if zeros == 0:
         return torch.ones_like(magnitude, dtype=torch.bool)
     partitioned = np.partition(magnitude.numpy(), zeros - 1, axis=-1)
-    threshold = torch.from_numpy(
-        partitioned[..., zeros - 1 : zeros].copy()
-    )  # the largest |w| that becomes zero
+    # The threshold is the largest |w| that becomes zero.
+    threshold = torch.from_numpy(partitioned[..., zeros - 1 : zeros].copy())
     keep = magnitude > threshold
     ties = magnitude == threshold
     ties_to_keep = magnitude.shape[-1] - zeros - keep.sum(-1, keepdim=True, dtype=torch.int32)
-    tie_rank = ties.sum(-1, keepdim=True, dtype=torch.int32) - ties.cumsum(
-        -1, dtype=torch.int32
-    )  # 0 is the last
+    # Rank 0 is the last of the ties.
+    tie_rank = ties.sum(-1, keepdim=True, dtype=torch.int32) - ties.cumsum(-1, dtype=torch.int32)
     return keep | (ties & (tie_rank < ties_to_keep))
 
 
@@ -121,7 +119,6 @@ def _with_support(w: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     counted as kept."""
     levels = w.sign().mul_(keep)
     count = levels.count_nonzero(-1).clamp(min=1)
-    scales = (w * levels).sum(
-        -1, dtype=torch.float64
-    ) / count  # float64: the sum's order does not show in float32
+    # The sum is float64: its order does not show in float32.
+    scales = (w * levels).sum(-1, dtype=torch.float64) / count
     return levels.to(torch.int8), short_scales(scales.float(), up=False)

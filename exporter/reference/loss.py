@@ -36,9 +36,8 @@ def quantization_loss(
     )
     models = [checkpoint.network(n, layers) for layers in all_layers]
     hidden = [hidden_states(model, tokens) for model in models]
-    following = torch.tensor(
-        [*tokens[1:], 0]
-    )  # nothing follows the last: what it would cost is left out below
+    # Nothing follows the last: what it would cost is left out below.
+    following = torch.tensor([*tokens[1:], 0])
 
     def compare(part: slice) -> list[tuple[Tensor, ...]]:
         logits = (

@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
 
 
-BLOCK_WEIGHTS = (
-    1 << 20
-)  # decoded at a time: 4 MiB as float32, which stays in the cache and in the heap
+# The weights decoded at a time: 4 MiB as float32, which stays in the cache and in the heap.
+BLOCK_WEIGHTS = 1 << 20
 
 
 MOST = 32512.0  # of a quantized activation: 256 * 127
 
 
-PIECE_TOKENS = (
-    256  # of a prompt computed at a time: attention over a full context takes much memory
-)
+# The tokens of a prompt computed at a time: attention over a full context takes much memory.
+PIECE_TOKENS = 256
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,11 +201,10 @@ def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
 def finite(logits: Tensor) -> Tensor:
     """The same logits. Raises CheckpointError if one is NaN or infinite: no package could be judged
     by them."""
-    if (
-        torch.stack(logits.aminmax()).isfinite().all()
-    ):  # NaN passes through it, and nothing is copied
+    # NaN passes through it, and nothing is copied.
+    if torch.stack(logits.aminmax()).isfinite().all():
         return logits
     raise CheckpointError(
         "the model computes logits that are not finite: its weights overflow float32",
-        do="check the checkpoint: does it generate text with transformers?",
+        hint="check the checkpoint: does it generate text with transformers?",
     )

@@ -40,9 +40,8 @@ def token_sequences(
     return ["random ids: the checkpoint has no tokenizer.json"], [random_tokens(vocab, 64)]
 
 
-SMALL_MODEL = (
-    50_000_000  # parameters; for larger ones each answer takes seconds, so fewer are computed
-)
+# Parameters of a small model; for larger ones each answer takes seconds, so fewer are computed.
+SMALL_MODEL = 50_000_000
 
 
 SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
@@ -101,4 +100,5 @@ def _cycle(tokens: Sequence[int], n: int) -> list[int]:
 
 def random_tokens(vocab_size: int, n: int) -> list[int]:
     """Fixed token ids for a model without a usable tokenizer."""
-    return np.random.default_rng(0).integers(0, vocab_size, n).tolist()
+    tokens: list[int] = np.random.default_rng(0).integers(0, vocab_size, n).tolist()
+    return tokens

@@ -151,4 +151,4 @@ def _check_network(network: NeuralNetwork, bundle: Bundle, artifact: Artifact) -
         )
     if problems:
         what = f"{artifact.path} is not the package the manifest describes"
-        raise BundleError(what, problems=problems, do="export again")
+        raise BundleError(what, problems=problems, hint="export again")

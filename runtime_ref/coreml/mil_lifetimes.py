@@ -19,9 +19,8 @@ def with_lifetimes(steps: list[Step], kept: set[str]) -> list[Step]:
     for name, i in last.items():
         if name not in kept:
             dying.setdefault(i, []).append(name)
-    origin: dict[
-        str, str
-    ] = {}  # of values read from a state, or made by updates: the state, or "" for none
+    # Of values read from a state, or made by updates: the state, or "" for none.
+    origin: dict[str, str] = {}
     marked = []
     for i, step in enumerate(steps):
         x = step.tensors.get("x")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exporter.errors import BundleError, UsageError
 from runtime_ref.coreml.mil_operation import Operation
-from runtime_ref.coreml.mil_reader import DO, resolve
+from runtime_ref.coreml.mil_reader import HINT, resolve
 from runtime_ref.coreml.mil_steps import Arithmetic, Computed, Resolved, Source, Step, Type, held_as
 from runtime_ref.coreml.mil_weights import Weight, WeightCache
 from runtime_ref.coreml.package import BlobFiles, CoreMLPackage, load_spec
@@ -141,7 +141,7 @@ class MLProgram:
                 f"the function {self.function} of {self.package.path.name} is not called as "
                 "it declares"
             )
-            raise UsageError(what, problems=problems, do="give the inputs and states it declares")
+            raise UsageError(what, problems=problems, hint="give the inputs and states it declares")
 
     def _run(self, step: Step, values: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         try:
@@ -150,7 +150,7 @@ class MLProgram:
                 values[output.name] = self._typed(output, result)
         except (ValueError, IndexError, RuntimeError) as error:
             what = f"{self.package.path}, function {self.function}: {step.where}: {error}"
-            raise BundleError(what, do="see which values reach this operation") from error
+            raise BundleError(what, hint="see which values reach this operation") from error
         for name in step.dies:
             del values[name]
 
@@ -254,15 +254,15 @@ def _described(package: CoreMLPackage, spec: Model, function: str | None) -> tup
     """
     if spec.WhichOneof("Type") != "mlProgram":
         raise BundleError(
-            f"{package.path} holds a {spec.WhichOneof('Type')}, not an ML Program", do=DO
+            f"{package.path} holds a {spec.WhichOneof('Type')}, not an ML Program", hint=HINT
         )
     described = {f.name: f for f in spec.description.functions} or {"main": spec.description}
     name = function or spec.description.defaultFunctionName or "main"
     if name not in spec.mlProgram.functions:
         known = ", ".join(sorted(spec.mlProgram.functions))
-        raise UsageError(f"{package.path} has no function {name!r}", do=f"choose one of: {known}")
+        raise UsageError(f"{package.path} has no function {name!r}", hint=f"choose one of: {known}")
     if name not in described:
-        raise BundleError(f"{package.path} does not describe its function {name!r}", do=DO)
+        raise BundleError(f"{package.path} does not describe its function {name!r}", hint=HINT)
     return name, described[name]
 
 
@@ -289,7 +289,7 @@ def _interface(where: str, features: Iterable[Any]) -> dict[str, TensorInfo]:
             found[feature.name] = TensorInfo(tuple(array.shape), _ARRAY_TYPES[array.dataType])
     if problems:
         raise BundleError(
-            f"{where}: only arrays of a fixed shape are supported", problems=problems, do=DO
+            f"{where}: only arrays of a fixed shape are supported", problems=problems, hint=HINT
         )
     return found
 
@@ -307,7 +307,7 @@ def _check_interface(
                 f"{name} is described as {info.dtype} {list(info.shape)}, the function has {type_}"
             )
     if problems:
-        raise BundleError(f"{where} is not what the description says", problems=problems, do=DO)
+        raise BundleError(f"{where} is not what the description says", problems=problems, hint=HINT)
 
 
 def _difference(what: str, expected: set[str], got: set[str]) -> list[str]:

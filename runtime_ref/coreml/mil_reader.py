@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 OPSETS = ("CoreML7", "CoreML8")  # of iOS 17 and 18: what the operations here mean
 SHOWN_PROBLEMS = 20
-DO = "export for iOS 17 or 18, with operations that runtime_ref/coreml/mil_ops.py knows"
+HINT = "export for iOS 17 or 18, with operations that runtime_ref/coreml/mil_ops.py knows"
 
 
 def resolve(
@@ -60,7 +60,7 @@ def resolve(
     """
     if function.opset not in OPSETS or function.opset not in function.block_specializations:
         raise BundleError(
-            f"{where} is of opset {function.opset!r}, this computes {', '.join(OPSETS)}", do=DO
+            f"{where} is of opset {function.opset!r}, this computes {', '.join(OPSETS)}", hint=HINT
         )
     return _Reader(blobs, arithmetic, cache).function(function, where)
 
@@ -112,7 +112,7 @@ class _Reader:
                 else []
             )
             raise BundleError(
-                f"{where} cannot be computed", problems=problems[:SHOWN_PROBLEMS] + more, do=DO
+                f"{where} cannot be computed", problems=problems[:SHOWN_PROBLEMS] + more, hint=HINT
             )
         return Resolved(with_lifetimes(steps, set(block.outputs)), outputs, types)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SPECIFICATION_VERSIONS = range(4, 11)  # from iOS 13 on tensors have any rank
 _VERSIONS = f"{SPECIFICATION_VERSIONS.start} to {SPECIFICATION_VERSIONS.stop - 1}"
-DO = "export again, or copy the package again"
+HINT = "export again, or copy the package again"
 SHOWN_PROBLEMS = 20
 
 _DTYPES = {65568: "float32", 131104: "int32"}  # numbers of FeatureTypes.proto's ArrayDataType
@@ -119,7 +119,7 @@ class NeuralNetwork:
             values[step.output] = step.compute(*(values[name] for name in step.inputs))
         except (ValueError, IndexError, CodecError) as error:
             what = f"{self.path}: {step.where}: {error}"
-            raise BundleError(what, do="see which values reach this layer") from error
+            raise BundleError(what, hint="see which values reach this layer") from error
         for name in step.dies:
             del values[name]
 
@@ -131,7 +131,7 @@ class NeuralNetwork:
                 f"{self.path}: the output {name} came out as {list(result.shape)}, declared "
                 f"is {info}"
             )
-            raise BundleError(what, do=DO)
+            raise BundleError(what, hint=HINT)
         return result
 
     def _check_inputs(self, inputs: dict[str, NDArray[Any]]) -> None:
@@ -145,7 +145,7 @@ class NeuralNetwork:
                 )
         if problems:
             what = f"{self.path.name} is not called as it declares"
-            raise UsageError(what, problems=problems, do="give the inputs it declares")
+            raise UsageError(what, problems=problems, hint="give the inputs it declares")
 
     def _parsed(self) -> tuple[Model, list[list[WeightFields]]]:
         """Model, and the custom weights of each layer. Raises BundleError."""
@@ -154,7 +154,7 @@ class NeuralNetwork:
         try:
             model, weights = read_model(mapped(self.path))
         except (OSError, ValueError, DecodeError) as error:
-            raise BundleError(f"{self.path} is not a Core ML model: {error}", do=DO) from error
+            raise BundleError(f"{self.path} is not a Core ML model: {error}", hint=HINT) from error
         problems = []
         if (kind := model.WhichOneof("Type")) != "neuralNetwork":
             problems.append(f"it holds {kind or 'no model'}, expected neuralNetwork")
@@ -169,7 +169,9 @@ class NeuralNetwork:
         elif model.neuralNetwork.preprocessing:
             problems.append("it preprocesses images")
         if problems:
-            raise BundleError(f"{self.path} is no network that this runs", problems=problems, do=DO)
+            raise BundleError(
+                f"{self.path} is no network that this runs", problems=problems, hint=HINT
+            )
         return model, weights
 
     def _interface(self, features: Sequence[Any]) -> dict[str, ArrayInfo]:
@@ -186,7 +188,7 @@ class NeuralNetwork:
                 found[feature.name] = ArrayInfo(_DTYPES[array.dataType], _sizes(array))
         if problems:
             what = f"{self.path} has inputs or outputs that this does not take"
-            raise BundleError(what, problems=problems, do=DO)
+            raise BundleError(what, problems=problems, hint=HINT)
         return found
 
     def _resolved(
@@ -221,7 +223,7 @@ class NeuralNetwork:
                 else []
             )
             raise BundleError(
-                f"{self.path} cannot be run", problems=problems[:SHOWN_PROBLEMS] + more, do=DO
+                f"{self.path} cannot be run", problems=problems[:SHOWN_PROBLEMS] + more, hint=HINT
             )
         return _with_lifetimes(steps, set(self.outputs))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST, DATA, WEIGHTS = "Manifest.json", "Data", "weights"
 FORMAT_VERSION = "1.0.0"
-DO = "export again, or copy the package again"
+HINT = "export again, or copy the package again"
 
 HEADER_BYTES = METADATA_BYTES = ALIGNMENT = 64
 STORAGE_VERSION, SENTINEL = 2, 0xDEADBEEF
@@ -83,29 +83,30 @@ class CoreMLPackage:
             items = {key: str(entry["path"]) for key, entry in manifest["itemInfoEntries"].items()}
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError(
-                f"{path} is not a Core ML package: {MANIFEST}: {error}", do=DO
+                f"{path} is not a Core ML package: {MANIFEST}: {error}", hint=HINT
             ) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(
-                f"{path}/{MANIFEST} lacks an entry or has one of another kind: {error}", do=DO
+                f"{path}/{MANIFEST} lacks an entry or has one of another kind: {error}", hint=HINT
             ) from error
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"{path} has fileFormatVersion {version!r}, this reads {FORMAT_VERSION!r}", do=DO
+                f"{path} has fileFormatVersion {version!r}, this reads {FORMAT_VERSION!r}",
+                hint=HINT,
             )
         if problems := [
             problem for item in items.values() for problem in _item_problems(path, item)
         ]:
             raise BundleError(
-                f"{path}/{MANIFEST} lists what is not there", problems=problems, do=DO
+                f"{path}/{MANIFEST} lists what is not there", problems=problems, hint=HINT
             )
         if root_id not in items:
             raise BundleError(
-                f"{path}/{MANIFEST} has the root {root_id!r}, but no such item", do=DO
+                f"{path}/{MANIFEST} has the root {root_id!r}, but no such item", hint=HINT
             )
         model = PurePosixPath(items[root_id])
         if not (path / DATA / model).is_file():
-            raise BundleError(f"{path}: the root item {model} is not a file", do=DO)
+            raise BundleError(f"{path}: the root item {model} is not a file", hint=HINT)
         weights = model.parent / WEIGHTS
         listed = weights in {PurePosixPath(item) for item in items.values()}
         return cls(path, path / DATA / model, path / DATA / weights if listed else None)
@@ -128,9 +129,9 @@ def load_spec(model_file: Path) -> Model:
     try:
         model.ParseFromString(model_file.read_bytes())
     except (OSError, DecodeError) as error:
-        raise BundleError(f"{model_file} is not a Core ML model: {error}", do=DO) from error
+        raise BundleError(f"{model_file} is not a Core ML model: {error}", hint=HINT) from error
     if model.WhichOneof("Type") is None:
-        raise BundleError(f"{model_file} holds no model", do=DO)
+        raise BundleError(f"{model_file} holds no model", hint=HINT)
     return model
 
 
@@ -215,16 +216,16 @@ class BlobFile:
             # nothing is copied.
             self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path} is not a weight file: {error}", do=DO) from error
+            raise BundleError(f"{path} is not a weight file: {error}", hint=HINT) from error
         if len(self._bytes) < HEADER_BYTES:
             raise BundleError(
                 f"{path} is not a weight file: {len(self._bytes)} bytes, expected {HEADER_BYTES}",
-                do=DO,
+                hint=HINT,
             )
         _, version = struct.unpack_from("<II", self._bytes[:HEADER_BYTES].tobytes())
         if version != STORAGE_VERSION:
             raise BundleError(
-                f"{path} has storage version {version}, expected {STORAGE_VERSION}", do=DO
+                f"{path} has storage version {version}, expected {STORAGE_VERSION}", hint=HINT
             )
 
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Packed:
@@ -259,7 +260,7 @@ class BlobFile:
 
     def _fail(self, offset: int, what: str, got: object, expected: object) -> None:
         raise BundleError(
-            f"{self.path}, blob at {offset}: {what} is {got}, expected {expected}", do=DO
+            f"{self.path}, blob at {offset}: {what} is {got}, expected {expected}", hint=HINT
         )
 
 
@@ -286,8 +287,11 @@ class BlobFiles:
             or "\0" in file
         ):
             raise BundleError(
-                f"the program names the weight file {name!r}, which is not in {self.PREFIX}", do=DO
+                f"the program names the weight file {name!r}, which is not in {self.PREFIX}",
+                hint=HINT,
             )
         if self.weights_dir is None:
-            raise BundleError(f"the program names {name}, but {MANIFEST} lists no weights", do=DO)
+            raise BundleError(
+                f"the program names {name}, but {MANIFEST} lists no weights", hint=HINT
+            )
         return self._open(self.weights_dir / file).read(offset, dtype, shape)

@@ -124,7 +124,7 @@ def _model_shape(manifest: Manifest, artifact: Artifact, context: int) -> ModelS
         heads = int(manifest.model.config["num_attention_heads"])
     except (KeyError, TypeError, ValueError) as error:
         what = f"the manifest lacks {error}, which the memory of a run follows"
-        raise BundleError(what, do="export again") from error
+        raise BundleError(what, hint="export again") from error
     return ModelShape(
         hidden=hidden,
         intermediate=intermediate,

@@ -112,8 +112,8 @@ def load(name: str) -> DeviceProfile:
     names = _names()
     if name not in names:
         alike = difflib.get_close_matches(name.lower().replace(" ", "-"), names, n=3, cutoff=0.5)
-        do = f"perhaps {' or '.join(alike)}; " if alike else ""
-        raise UsageError(f"there is no device {name!r}", do=f"{do}`tinyqmoe devices` lists all")
+        hint = f"perhaps {' or '.join(alike)}; " if alike else ""
+        raise UsageError(f"there is no device {name!r}", hint=f"{hint}`tinyqmoe devices` lists all")
     return load_file(FOLDER / f"{name}.toml")
 
 
@@ -134,15 +134,15 @@ def load_file(path: Path) -> DeviceProfile:
     """
     if not path.is_file():
         raise UsageError(
-            f"there is no file {path}", do="`tinyqmoe devices` lists the devices that need none"
+            f"there is no file {path}", hint="`tinyqmoe devices` lists the devices that need none"
         )
-    what, do = f"{path} does not describe a device", "docs/devices.md says what such a file holds"
+    what, hint = f"{path} does not describe a device", "docs/devices.md says what such a file holds"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise TinyQMoEError(f"{what}: it is not TOML: {error}", do=do) from error
+        raise TinyQMoEError(f"{what}: it is not TOML: {error}", hint=hint) from error
     if found := _problems(raw):
-        raise TinyQMoEError(what, problems=found, do=do)
+        raise TinyQMoEError(what, problems=found, hint=hint)
     figures = {key: Figure(**value) for key, value in raw.items() if isinstance(value, dict)}
     return DeviceProfile(name=path.stem, title=raw["title"], platform=raw["platform"], **figures)
 
@@ -156,9 +156,9 @@ def memory_budget(profile: DeviceProfile, *, entitlement: bool) -> MemoryBudget:
     """
     if profile.platform == "android":
         if entitlement:
-            do = "leave --entitlement away"
+            hint = "leave --entitlement away"
             raise UsageError(
-                f"{profile.title} is an Android device: there is no such entitlement", do=do
+                f"{profile.title} is an Android device: there is no such entitlement", hint=hint
             )
         available = _mb(profile.available_mb)
         dirty = min(available, _mb(profile.anonymous_limit_mb or profile.available_mb))
@@ -167,7 +167,7 @@ def memory_budget(profile: DeviceProfile, *, entitlement: bool) -> MemoryBudget:
     if limit is None:
         what = f"the limit of {profile.title} with the entitlement is not known"
         raise UsageError(
-            what, do="leave --entitlement away, or describe the device in a file of your own"
+            what, hint="leave --entitlement away, or describe the device in a file of your own"
         )
     mapped = profile.mapped_with_entitlement_gb if entitlement else profile.mapped_gb
     mapped_bytes = None if mapped is None else int(mapped.value * 1e9)

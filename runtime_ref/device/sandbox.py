@@ -63,7 +63,7 @@ def run(
     """
     if not sys.platform.startswith("linux"):
         raise MissingComponentError(
-            "memory limits are enforced by the Linux kernel only", do="run this on Linux"
+            "memory limits are enforced by the Linux kernel only", hint="run this on Linux"
         )
     progress("start the sandbox", 0, 0)
     with _sigterm_unwinds(), open_limit(limit_bytes) as limit, tempfile.TemporaryFile() as output:
@@ -116,10 +116,8 @@ def _child(
             stack.callback(process.wait)
             stack.callback(process.kill)
         assert process.stdin is not None
-        with (
-            contextlib.suppress(BrokenPipeError),
-            process.stdin,
-        ):  # where it died at once, its return code says of what
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            # Where it died at once, its return code says of what.
             process.stdin.write(json.dumps(request).encode())
         yield process, messages
 

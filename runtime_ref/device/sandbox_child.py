@@ -102,9 +102,8 @@ def forbid_locking() -> None:
     """
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (
-        ctypes.c_uint32 * 6
-    )()  # effective, permitted, inheritable of capabilities 0-31, then of 32-63
+    # The sets are effective, permitted, inheritable of capabilities 0-31, then of 32-63.
+    sets = (ctypes.c_uint32 * 6)()
     if _libc.capget(header, sets) == 0:
         for i in range(3):
             sets[i] &= ~(1 << _CAP_IPC_LOCK)

@@ -43,7 +43,7 @@ def compiler() -> list[str]:
             return [path, *words[1:]]
     raise MissingComponentError(
         f"no C++ compiler: looked for {', '.join(wanted)}",
-        do="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set "
+        hint="install one (Debian: `apt-get install g++`; macOS: `xcode-select --install`) or set "
         "CXX",
     )
 
@@ -57,7 +57,7 @@ def sources() -> list[Path]:
     ]
     if not found:
         raise MissingComponentError(
-            f"{native_dir()} holds no C++ sources", do="install tiny-qmoe again"
+            f"{native_dir()} holds no C++ sources", hint="install tiny-qmoe again"
         )
     return found
 
@@ -110,7 +110,7 @@ def build() -> Path:
             raise MissingComponentError(
                 f"the kernel library does not compile: {command[0]} ended with {done.returncode}",
                 problems=done.stderr.strip().splitlines()[-8:],
-                do="run `tinyqmoe doctor`",
+                hint="run `tinyqmoe doctor`",
             )
         os.replace(built, target)  # whole or not at all, also with two processes building at once
     return target
@@ -130,17 +130,17 @@ def load() -> ctypes.CDLL:
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",
-            do="load one copy only: a second would abort it",
+            hint="load one copy only: a second would abort it",
         )
     library = build()
     try:
         loaded = ctypes.CDLL(str(library))
     except OSError as error:
         what = f"{library} does not load: {error}"
-        raise MissingComponentError(what, do=f"delete {library.parent} and try again") from error
+        raise MissingComponentError(what, hint=f"delete {library.parent} and try again") from error
     if missing := set(OPERATORS) - registry.operator_names:
         what = f"{library} did not register {', '.join(sorted(missing))}"
-        raise MissingComponentError(what, do="run `tinyqmoe doctor`")
+        raise MissingComponentError(what, hint="run `tinyqmoe doctor`")
     return loaded
 
 
@@ -154,4 +154,4 @@ def _executorch_root() -> Path:
         if file.name == "libexecutorch.so":
             return Path(str(file.locate())).resolve().parent.parent
     what = "executorch is not installed, or lacks its C++ library"
-    raise MissingComponentError(what, do="pip install executorch==1.5.1")
+    raise MissingComponentError(what, hint="pip install executorch==1.5.1")

@@ -100,7 +100,7 @@ class ExecuTorchRunner:
             loaded = Runtime.get().load_program(path)
         except RuntimeError as error:
             raise BundleError(
-                f"ExecuTorch does not load {path}: {error}", do="export again"
+                f"ExecuTorch does not load {path}: {error}", hint="export again"
             ) from error
         _check_contract(loaded, bundle)
         self._loaded = loaded  # the method uses its memory
@@ -143,8 +143,8 @@ class ExecuTorchRunner:
             (logits,) = self._method.execute(inputs)
         except RuntimeError as error:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
-            do = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
-            raise BundleError(what, do=do) from error
+            hint = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
+            raise BundleError(what, hint=hint) from error
         last: NDArray[np.float32] = logits.numpy().reshape(-1)
         return last
 
@@ -156,7 +156,7 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
     available = Runtime.get().operator_registry.operator_names
     if missing := sorted(set(bundle.artifact("pte").operators) - available):
         raise MissingComponentError(
-            f"this runtime lacks {', '.join(missing)}", do="run `tinyqmoe doctor`"
+            f"this runtime lacks {', '.join(missing)}", hint="run `tinyqmoe doctor`"
         )
     try:
         # the thread pool, which starts here, logs which files about the processor it cannot read
@@ -194,4 +194,4 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
         problems.append("the method `forward` is missing")
     if problems:
         what = f"{artifact.path} is not the program the manifest describes"
-        raise BundleError(what, problems=problems, do="export again")
+        raise BundleError(what, problems=problems, hint="export again")

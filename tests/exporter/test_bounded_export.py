@@ -1,4 +1,4 @@
-"""The memory of an export: streamed coding, the forecast, and `--max-ram`."""
+"""The memory of an export: streamed coding, the estimate, and `--max-ram`."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def in_a_process(script: str, *arguments: str | Path, **environment: str) -> Any
 CODE = """
 import sys
 from pathlib import Path
-from exporter.checkpoint import Checkpoint
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec import encoder
 from exporter.encoded import encode_matrices
 from exporter.memory import peak_bytes
@@ -195,8 +195,8 @@ def test_expanding_holds_no_coded_file(tmp_path: Path) -> None:
 EXPORT = """
 import sys
 from pathlib import Path
-from exporter import forecast, pipeline
-from exporter.checkpoint import Checkpoint
+from exporter import pipeline
+from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes
 from exporter.quant.config import QuantConfig
@@ -207,7 +207,7 @@ def export(name, bound):
 try:
     export("refused", 1)
 except OutOfSpaceError as error:
-    smallest = int(error.do.split()[2].removesuffix("MB")) * 10**6
+    smallest = int(error.hint.split()[2].removesuffix("MB")) * 10**6
     bound = smallest + 10**7  # the process has grown by having been refused
 export("bounded", bound)
 print(peak := peak_bytes())
@@ -222,7 +222,7 @@ def test_an_export_stays_within_the_smallest_bound(
 ) -> None:
     bound, peak = in_a_process(EXPORT, large, tmp_path, format_name)
     assert peak < bound
-    assert peak > 0.75 * bound, "the forecast is far above what happens"
+    assert peak > 0.75 * bound, "the estimate is far above what happens"
     bounded, free = (Bundle.open(tmp_path / name) for name in ("bounded", "free"))
     bounded.verify()
     assert bounded.manifest.files == free.manifest.files
@@ -236,7 +236,7 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
         OutOfSpaceError, match=r"is too little: .* takes the process up to"
     ) as caught:
         pipeline.export(checkpoint, out, config, no_progress, max_ram=100 * MB)
-    assert re.fullmatch(r"give --max-ram \d+MB or more", caught.value.do)
+    assert re.fullmatch(r"give --max-ram \d+MB or more", caught.value.hint)
     assert not out.parent.exists()
     result = CliRunner().invoke(
         app.app, ["export", str(checkpoint), str(out), "--max-ram", "100 MB"]
@@ -245,7 +245,7 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
     assert "give --max-ram" in result.stderr
 
 
-def test_the_forecast_follows_model_and_options(checkpoint: Path, large: Path) -> None:
+def test_the_estimate_follows_model_and_options(checkpoint: Path, large: Path) -> None:
     def most(path: Path, context: int = 64, **options: Any) -> export_memory.Stage:
         config = ExportConfig(QuantConfig(), **options)
         return max(

@@ -116,7 +116,7 @@ def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
 def test_another_schema_version_is_refused_before_anything_else(version: object) -> None:
     with pytest.raises(BundleError, match="schema version") as caught:
         Manifest.from_dict({"schema_version": version, "what": "a later tool writes other fields"})
-    assert "export again" in caught.value.do
+    assert "export again" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_an_existing_bundle_is_refused_without_force(small: Bundle) -> None:
         new_bundle(small.path, force=False),
     ):
         pytest.fail("the work began")
-    assert "--force" in caught.value.do
+    assert "--force" in caught.value.hint
     check(small.path)
 
 

@@ -232,7 +232,7 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
     assert other_bundle.manifest.prompts == ["random ids: the checkpoint has no tokenizer.json"]
     with pytest.raises(BundleError, match=r"no tokenizer\.json") as caught:
         generate.encode_prompt(other_bundle, "hi", chat=False)
-    assert "tokenizer.json" in caught.value.do
+    assert "tokenizer.json" in caught.value.hint
     tokens = list(
         generate.generate(ExecuTorchRunner(other_bundle), [3, 4], 4, generate.Sampling(), ())
     )

@@ -236,7 +236,7 @@ def test_another_checkpoint_is_refused_and_named(
     with pytest.raises(UsageError, match="cannot go on") as caught:
         export(touched, interrupted, resume=True)
     assert [p.split(":")[0] for p in caught.value.problems] == ["model.safetensors"]
-    assert "--resume" in caught.value.do
+    assert "--resume" in caught.value.hint
     assert staging.staging_directory_of(interrupted).finished == MATRICES
 
 

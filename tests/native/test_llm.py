@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.bundle import REFERENCE, Bundle
 from exporter.codec import native
 from exporter.codec.native import native_dir
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
@@ -172,11 +173,15 @@ def open_session(
 
 
 def native_logits(
-    library: ctypes.CDLL, bundle: Path, tokens: list[int], kv_type: int
+    library: ctypes.CDLL,
+    bundle: Path,
+    tokens: list[int],
+    kv_type: int,
+    vocabulary: int = VOCABULARY,
 ) -> np.ndarray:
     session, error = open_session(library, bundle, kv_type)
     assert session, error
-    ids, logits = np.array(tokens, np.int32), np.empty(VOCABULARY, np.float32)
+    ids, logits = np.array(tokens, np.int32), np.empty(vocabulary, np.float32)
     status = library.tinyqmoe_session_feed(session, ids.ctypes.data, len(ids), logits.ctypes.data)
     library.tinyqmoe_session_close(session)
     assert status == 0
@@ -205,6 +210,21 @@ def test_a_session_computes_what_transformers_does(
         assert values[FLOAT32] > 70
         assert values[FLOAT16] > 50
         assert values[INT8] > 30
+
+
+def test_a_session_reads_what_an_export_writes(bundle: Bundle, library: ctypes.CDLL) -> None:
+    """The answers of the reference in PyTorch, after every prompt."""
+    from safetensors.numpy import load_file
+
+    answers = load_file(bundle.file(REFERENCE))
+    found = [n for n in range(10) if f"int16.{n}.logits" in answers]
+    assert len(found) > 2
+    for n in found:
+        expected = answers[f"int16.{n}.logits"][0]
+        tokens = answers[f"prompt.{n}"].tolist()
+        got = native_logits(library, bundle.path, tokens, FLOAT32, len(expected))
+        assert sqnr(expected, got) > 60
+        assert got.argmax() == expected.argmax()
 
 
 def test_an_expanded_model_has_the_same_bits(

@@ -30,7 +30,7 @@ HEAVY = (
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
-MODELS = ("exporter.models", "exporter.errors")
+MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
 CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
@@ -63,7 +63,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.config": (CONFIG, ()),
-    "exporter.encoded": ((*CODEC, *QUANT), ("numpy",)),
+    "exporter.encoded": ((*CODEC, *QUANT), ("numpy", "torch")),
     "exporter.reference": (REFERENCE, ("torch", "numpy", "safetensors", "tokenizers")),
     "exporter.backends.package": (("exporter.backends", *BACKEND), ("torch",)),
     "exporter.backends": (
@@ -83,13 +83,29 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),
     "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.pipeline": (
-        ("exporter.manifest", "exporter.estimate", "exporter.staging", *BACKEND, *REFERENCE),
+        (
+            "exporter.manifest",
+            "exporter.backends.registry",
+            "exporter.estimate",
+            "exporter.staging",
+            *BACKEND,
+            *REFERENCE,
+        ),
         (),
     ),
     "exporter.demo": ((), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
     "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
-    "exporter.cli.options": (("exporter.memory", "exporter.errors"), ("typer",)),
+    "exporter.cli.options": (
+        (
+            "exporter.quant",
+            "exporter.backends.registry",
+            "exporter.bundle",
+            "exporter.memory",
+            "exporter.errors",
+        ),
+        ("typer",),
+    ),
     # For what is exported, run and judged a command calls the public interface and nothing below.
     "exporter.cli": (
         (

@@ -109,18 +109,18 @@ print(json.dumps([[f.what, f.ok, f.found, f.do] for f in examine()]))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    ok, found, do = next(
+    ok, found, hint = next(
         rest for what, *rest in json.loads(done.stdout) if what == "ExecuTorch kernels"
     )
     assert not ok
     assert "executorch" in found
-    assert do
+    assert hint
 
 
 def test_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise MissingComponentError(
-            "it does not compile", problems=["x.cc:1: error"], do="look at it"
+            "it does not compile", problems=["x.cc:1: error"], hint="look at it"
         )
 
     monkeypatch.setattr(kernels, "load", load)

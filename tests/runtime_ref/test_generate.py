@@ -182,7 +182,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_it_runs(bytes_bundle
         ContextError, match="5 tokens, the package was exported with a context of 4"
     ) as caught:
         run(bytes_bundle, runner, [70] * 5, 3, Sampling(), show_nothing)
-    assert "--context" in caught.value.do
+    assert "--context" in caught.value.hint
     assert runner.fed == []
 
 
@@ -327,7 +327,7 @@ def test_chat_renders_the_template_file_that_an_export_copied(bundle: Bundle) ->
 def test_chat_without_a_template_is_refused(bytes_bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="no chat template") as caught:
         encode_prompt(bytes_bundle, "hi", chat=True)
-    assert "--chat" in caught.value.do
+    assert "--chat" in caught.value.hint
 
 
 @pytest.mark.parametrize(

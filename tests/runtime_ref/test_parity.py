@@ -22,7 +22,8 @@ from torch import Tensor
 from exporter import bundle as bundles
 from exporter.backends.executorch import lowering
 from exporter.bundle import Bundle
-from exporter.codec.native import NativeTensor, encode_raw
+from exporter.codec.native import NativeTensor
+from exporter.codec.native_encoder import encode_raw
 from exporter.errors import BundleError, ContextError, MissingComponentError
 from exporter.models import layers
 from exporter.models.config import ModelConfig, rope_frequencies

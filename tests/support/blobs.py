@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec import native
+from exporter.codec import native_encoder
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.format import CodecId, Header, new_blob, seal, write_tables
 
@@ -24,15 +24,15 @@ def make_blob(
 ) -> npt.NDArray[Any]:
     rows, cols = levels.shape
     if codec == "raw":
-        part = native.encode_raw(levels, level_min, n_levels, code_bits)
+        part = native_encoder.encode_raw(levels, level_min, n_levels, code_bits)
         header = Header(CodecId.RAW, code_bits, 0, level_min, n_levels, rows, cols, 0, part.size)
         blob, payload = new_blob(header)
         payload[:] = part
         seal(blob, header)
         return blob
-    counts = native.count_levels(levels)[level_min + 128 :][:n_levels]
+    counts = native_encoder.count_levels(levels)[level_min + 128 :][:n_levels]
     d = Dictionary.grow(counts, level_min, n_levels, code_bits, cap)
-    row_codes, coded, size = native.encode_lzw(
+    row_codes, coded, size = native_encoder.encode_lzw(
         levels, level_min, n_levels, code_bits, cap, d.n_entries, d.to_bits()
     )
     assert coded is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.backends.executorch import lowering
-from exporter.bundle import Arithmetic, Artifact, Bundle, Manifest, Place, TensorEntry
+from exporter.bundle import Arithmetic, Artifact, Bundle, Location, Manifest, TensorEntry
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.config import ExportConfig
@@ -154,7 +154,7 @@ def tensor(bundle: Bundle, name: str) -> TensorEntry:
     return next(t for t in bundle.manifest.tensors if t.name == name)
 
 
-def place(bundle: Bundle, name: str, wanted: str = "pte") -> Place:
+def place(bundle: Bundle, name: str, wanted: str = "pte") -> Location:
     """Where a matrix lies in a package."""
     return bundle.artifact(wanted).places[name]
 
@@ -190,7 +190,9 @@ def small_manifest(**changes: Any) -> Manifest:
         prefill_tokens=16,
         kv_cache_bytes=1,
         operators={"tinyqmoe::lzw_linear.out": 1},
-        places={"model.embed_tokens.weight": bundles.Place(bundles.PROGRAM, "tqlz", 64, 32, 128)},
+        places={
+            "model.embed_tokens.weight": bundles.Location(bundles.PROGRAM, "tqlz", 64, 32, 128)
+        },
         vectors={"model.norm.weight": bundles.VectorLocation(bundles.PROGRAM, 160, 8)},
         details={"arena_bytes": 1, "delegates": 0},
     )

@@ -86,7 +86,7 @@ def locked(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
 
 def codec_error(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
     """Raises an error with a message for the user, and a part that only its class has."""
-    raise CodecError("BAD_MAGIC", "this is no blob", do="export again")
+    raise CodecError("BAD_MAGIC", "this is no blob", hint="export again")
 
 
 def bug(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:

@@ -44,9 +44,9 @@ from exporter.backends.coreml.custom_op_graph import (
     EMBEDDING_CLASS,
     LINEAR_CLASS,
     CustomOpConfig,
-    _Builder,
+    NetworkBuilder,
 )
-from exporter.backends.coreml.protobuf_stream import Piece
+from exporter.backends.coreml.protobuf_stream import Fragment
 from exporter.backends.package import (
     Emitted,
     ExportMemory,
@@ -58,7 +58,7 @@ from exporter.backends.package import (
     metadata,
     rows_of,
 )
-from exporter.bundle import Artifact, Place
+from exporter.bundle import Artifact, Location
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError
 from exporter.models.config import ModelConfig
@@ -117,7 +117,7 @@ class EmittedCustomOp:
     """
 
     files: list[Path]
-    places: dict[str, Place]
+    places: dict[str, Location]
     layers: dict[str, int]
     constants_bytes: int  # of norms, rope tables and scalars
     specification_version: int
@@ -139,7 +139,7 @@ def write(
     follow their size. Raises ExportError if it is not what it should be.
     """
     with quiet():
-        layers = _Builder(encoded, model, config).layers
+        layers = NetworkBuilder(encoded, model, config).layers
         spec = _interface(model, config)
     mlpackage.fill_metadata(spec.description.metadata, metadata)
     (package / mlpackage.DATA).mkdir(parents=True)
@@ -222,25 +222,25 @@ def _write(
 
     Returns the file that has the weights and where each blob and each scale tensor lies in it.
     """
-    pieces = _model_pieces(spec, layers, encoded.matrices)
-    if protobuf_stream.length(pieces) <= PROTOBUF_LIMIT_BYTES:
-        return model_file, protobuf_stream.write(pieces, model_file)
-    offsets = protobuf_stream.write(_side_pieces(encoded), side_file)
+    fragments = _model_fragments(spec, layers, encoded.matrices)
+    if protobuf_stream.length(fragments) <= PROTOBUF_LIMIT_BYTES:
+        return model_file, protobuf_stream.write(fragments, model_file)
+    offsets = protobuf_stream.write(_side_fragments(encoded), side_file)
     for layer in layers:
         if matrix := encoded.matrices.get(layer.name):
             _refer(layer.custom, matrix, side_file.name, offsets)
-    protobuf_stream.write(_model_pieces(spec, layers, {}), model_file)
+    protobuf_stream.write(_model_fragments(spec, layers, {}), model_file)
     return side_file, offsets
 
 
-def _model_pieces(
+def _model_fragments(
     spec: Model, layers: Sequence[NeuralNetworkLayer], weights: dict[str, EncodedMatrix]
-) -> list[Piece]:
+) -> list[Fragment]:
     """The whole message. A layer of the name of a matrix in `weights` gets its blob and scales."""
-    network: list[Piece] = []
+    network: list[Fragment] = []
     for layer in layers:
         network += protobuf_stream.field(
-            NETWORK_LAYERS, _layer_pieces(layer, weights.get(layer.name))
+            NETWORK_LAYERS, _layer_fragments(layer, weights.get(layer.name))
         )
     head = type(spec)()
     head.CopyFrom(spec)
@@ -252,7 +252,7 @@ def _model_pieces(
     ]
 
 
-def _layer_pieces(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) -> list[Piece]:
+def _layer_fragments(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) -> list[Fragment]:
     if matrix is None:
         return [layer.SerializeToString(deterministic=True)]
     head, first, last = type(layer)(), type(layer.custom)(), type(layer.custom)()
@@ -271,13 +271,13 @@ def _layer_pieces(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) -> li
     ]
 
 
-def _side_pieces(encoded: EncodedModel) -> list[Piece]:
+def _side_fragments(encoded: EncodedModel) -> list[Fragment]:
     """All blobs and scales, each filled up to a multiple of ALIGNMENT."""
-    pieces: list[Piece] = []
+    fragments: list[Fragment] = []
     for matrix in encoded.matrices.values():
         for path in (matrix.blob_path, matrix.scales_path):
-            pieces += [path, bytes(-protobuf_stream.length([path]) % ALIGNMENT)]
-    return pieces
+            fragments += [path, bytes(-protobuf_stream.length([path]) % ALIGNMENT)]
+    return fragments
 
 
 def _refer(
@@ -291,9 +291,9 @@ def _refer(
     custom.parameters["scales_bytes"].longValue = matrix.scales_bytes
 
 
-def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict[str, Place]:
+def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict[str, Location]:
     return {
-        m.name: Place(
+        m.name: Location(
             file.as_posix(), "tqlz", offsets[m.blob_path], m.blob_bytes, offsets[m.scales_path]
         )
         for m in encoded.matrices.values()
@@ -363,7 +363,7 @@ def _check(
         problems.append(f"{rest_bytes:,} bytes are neither blobs, scales nor constants")
     if problems:
         what = f"{package.name} is not the package that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
 
 
 def _contract(model: ModelConfig, config: CustomOpConfig) -> dict[str, str]:
@@ -394,7 +394,7 @@ def _reload(model_file: Path) -> Model:
         return Model.FromString(protobuf_stream.shortened(model_file, PATH_TO_WEIGHTS))
     except Exception as error:  # protobuf's own is no ValueError
         what = f"coremltools cannot read the model it was given: {error}"
-        raise ExportError(what, do="report this as a bug") from error
+        raise ExportError(what, hint="report this as a bug") from error
 
 
 def _graph_problems(spec: Model) -> list[str]:
@@ -422,7 +422,7 @@ def _graph_problems(spec: Model) -> list[str]:
     ]
 
 
-def _misplaced(matrix: EncodedMatrix, place: Place | None, package: Path) -> str:
+def _misplaced(matrix: EncodedMatrix, place: Location | None, package: Path) -> str:
     """Compares both ends of blob and scales with what lies in the package."""
     if place is None or place.scales_offset is None:
         return f"{matrix.name} is not in the package"
@@ -498,7 +498,7 @@ def estimate(planned: PlannedModel) -> Artifact:
         prefill_tokens=min(planned.context, MAX_TOKENS),
         kv_cache_bytes=4 * kv_cache_values(planned.config, planned.context),
         operators={"calls": CALLS_A_LAYER * planned.config.num_hidden_layers + OTHER_CALLS},
-        places={t.name: Place(PACKAGE, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        places={t.name: Location(PACKAGE, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
         vectors={},
         details={},
     )

@@ -32,7 +32,7 @@ class CustomOpConfig:
     int16_activations: bool
 
 
-class _Builder:
+class NetworkBuilder:
     """Writes the graph. Methods take and return names of values; letters in shapes are those of the
     module."""
 
@@ -159,9 +159,8 @@ class _Builder:
         self.query_shape = self._with_tokens(m.num_key_value_heads, groups, m.head_dim)
         self.key_shape = self._with_tokens(m.num_key_value_heads, 1, m.head_dim)
         tables = (self.constant(table) for table in mlpackage.rope_tables(m, context))  # [C, D/2]
-        cos, sin = (
-            self.layer("gather", table, "positions", axis=0) for table in tables
-        )  # [S, D/2]
+        # Both are [S, D/2].
+        cos, sin = (self.layer("gather", table, "positions", axis=0) for table in tables)
         self.cos = self._to_heads(self.concat(cos, cos, axis=-1))
         self.sin = self._to_heads(self.concat(self.multiply(sin, self.scalar(-1.0)), sin, axis=-1))
         # A slot that holds no token yet gets a position after every token's.
@@ -249,9 +248,8 @@ class _Builder:
         scores = self.concat(
             self.matmul(q, old_k, transpose=True), self.matmul(q, k, transpose=True), axis=-1
         )
-        scores = self.layer(
-            "whereBroadcastable", self.unseen, self.scalar(HIDDEN_SCORE), scores
-        )  # [KV, G, S, C + S]
+        # The scores are [KV, G, S, C + S].
+        scores = self.layer("whereBroadcastable", self.unseen, self.scalar(HIDDEN_SCORE), scores)
         weights = self.layer("softmaxND", scores, axis=-1)
         old, new = self.part(weights, 4, 3, None, context), self.part(weights, 4, 3, context, None)
         mixed = self.add(self.matmul(old, old_v), self.matmul(new, v))  # [KV, G, S, D]

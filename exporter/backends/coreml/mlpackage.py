@@ -20,12 +20,8 @@ DATA = "Data/com.apple.CoreML"
 MODEL_FILE = f"{DATA}/model.mlmodel"
 WEIGHTS_DIR = f"{DATA}/weights"
 AUTHOR = "com.apple.CoreML"  # of the items of a package, as coremltools writes it
-SHOWN_BY_NAME = (
-    "author",
-    "license",
-    "versionString",
-    "shortDescription",
-)  # by Xcode; it has a table for the rest
+# Xcode maps these; it has a table for the rest.
+SHOWN_BY_NAME = ("author", "license", "versionString", "shortDescription")
 
 
 def write_package_manifest(package: Path, *, weights: bool) -> None:

@@ -25,15 +25,15 @@ from exporter.backends.coreml.mlprogram_graph import (
     PREFILL,
     PREFILL_TOKENS,
     MLProgramConfig,
-    _Builder,
+    ProgramBuilder,
 )
 from exporter.backends.coreml.mlprogram_weights import (
     ALIGNMENT,
-    _Blob,
-    _Layout,
-    _weight_files,
-    _write_coded,
+    BlobLayout,
+    WeightBlob,
+    recipe_files,
     weight_file_name,
+    write_coded,
 )
 from exporter.backends.package import (
     Emitted,
@@ -47,7 +47,7 @@ from exporter.backends.package import (
     metadata,
     rows_of,
 )
-from exporter.bundle import Artifact, FileEntry, LedgerRow, Place, sha256
+from exporter.bundle import Artifact, FileEntry, LedgerRow, Location, sha256
 from exporter.codec.weight_file import RECIPE_VERSION, Recipe, plain_form
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError, UsageError
@@ -71,9 +71,8 @@ TEMPLATE, PACKAGE = "model.template.mlpackage", "model.mlpackage"
 CODED_FILE, RECIPE_FILE = "model.weights.tqlz", "expand.json"
 
 SPECIFICATION_VERSION = 9  # iOS 18, the first with states and 2-bit tables
-BYTES_PER_LAYER = (
-    64 << 10
-)  # of a program without weights, at most; two such for what is outside of layers
+# Of a program without weights, at most; two such for what is outside of layers.
+BYTES_PER_LAYER = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class EmittedMLProgram:
     """What was written into the bundle. Places are in the expanded package."""
 
     recipe: Recipe
-    places: dict[str, Place]
+    places: dict[str, Location]
     operators: dict[str, int]
     constants_bytes: int  # of norms, rope tables, scales and look-up tables
     specification_version: int
@@ -119,8 +118,8 @@ def _check_groups(groups: dict[str, tuple[int, int | None]]) -> None:
         if group is not None and cols % min(group, cols)
     ]
     if problems:
-        do = "choose another --group-size, or --coreml-format custom-op, which takes any"
-        raise UsageError("the group size does not suit an ML Program", problems=problems, do=do)
+        hint = "choose another --group-size, or --coreml-format custom-op, which takes any"
+        raise UsageError("the group size does not suit an ML Program", problems=problems, hint=hint)
 
 
 def write(
@@ -137,9 +136,9 @@ def write(
     Raises ExportError if what was written is not what it should be, UsageError if a matrix does not
     fit a chunk.
     """
-    layout = _Layout(config.chunk_bytes)
+    layout = BlobLayout(config.chunk_bytes)
     with quiet():
-        program = _Builder(encoded, model, config).program()
+        program = ProgramBuilder(encoded, model, config).program()
         spec = _translate(program, encoded, layout)
         mlpackage.fill_metadata(spec.description.metadata, metadata)
     template = work / TEMPLATE
@@ -150,13 +149,13 @@ def write(
     with quiet():
         _check_reload(written)
     _check(written, layout, encoded, model, config, metadata)
-    pieces = _write_coded(layout, work / CODED_FILE)
+    pieces = write_coded(layout, work / CODED_FILE)
     recipe = Recipe(
         RECIPE_VERSION,
         TEMPLATE,
         PACKAGE,
         CODED_FILE,
-        _weight_files(pieces, work / CODED_FILE, progress),
+        recipe_files(pieces, work / CODED_FILE, progress),
     )
     (work / RECIPE_FILE).write_text(recipe.to_json(), encoding="utf-8")
     return EmittedMLProgram(
@@ -174,24 +173,24 @@ def write(
     )
 
 
-def _place(number: int, blob: _Blob) -> Place:
+def _place(number: int, blob: WeightBlob) -> Location:
     file = f"{PACKAGE}/{mlpackage.WEIGHTS_DIR}/{weight_file_name(number)}"
-    return Place(file, blob.kind, blob.offset + ALIGNMENT, blob.n_bytes)
+    return Location(file, blob.kind, blob.offset + ALIGNMENT, blob.n_bytes)
 
 
-def _translate(program: Program, encoded: EncodedModel, layout: _Layout) -> Model:
+def _translate(program: Program, encoded: EncodedModel, layout: BlobLayout) -> Model:
     """The program as protobuf, by coremltools' own exporters, with our places for the constants."""
     from coremltools import _SPECIFICATION_VERSION_IOS_18 as VERSION
     from coremltools.converters.mil.backend.mil import helper
     from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
 
-    class Exporter(MILProtoExporter):
+    class Exporter(MILProtoExporter):  # type: ignore[misc]  # coremltools has no types
         def create_file_value(self, var: Var) -> Value:
             key = var.op.weight_id
             if key is None:
                 raise ExportError(
                     f"nobody asked for the constant {var.name} {var.shape}",
-                    do="report this as a bug",
+                    hint="report this as a bug",
                 )
             matrix = encoded.matrices.get(key)
             source = np.ascontiguousarray(var.val).tobytes() if matrix is None else matrix
@@ -241,18 +240,19 @@ def _check_reload(spec: Model) -> None:
         )
     except Exception as error:
         what = f"coremltools cannot read the program it wrote: {error}"
-        raise ExportError(what, do="report this as a bug") from error
+        raise ExportError(what, hint="report this as a bug") from error
     finally:
         load._load_value = original
     if set(program.functions) != {DECODE, PREFILL}:
         raise ExportError(
-            f"the program has the functions {sorted(program.functions)}", do="report this as a bug"
+            f"the program has the functions {sorted(program.functions)}",
+            hint="report this as a bug",
         )
 
 
 def _check(
     spec: Model,
-    layout: _Layout,
+    layout: BlobLayout,
     encoded: EncodedModel,
     model: ModelConfig,
     config: MLProgramConfig,
@@ -288,7 +288,7 @@ def _check(
         problems.append(f"the program without weights has {n:,} bytes, expected {limit:,} at most")
     if problems:
         what = f"{TEMPLATE} is not the program that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
 
 
 def _interface(
@@ -394,7 +394,7 @@ def estimate(planned: PlannedModel) -> Artifact:
     places = {}
     for t in planned.tensors:
         form = plain_form(t.n_levels)
-        places[t.name] = Place(PACKAGE, form.name, 0, form.n_bytes(t.rows * t.cols))
+        places[t.name] = Location(PACKAGE, form.name, 0, form.n_bytes(t.rows * t.cols))
     return Artifact(
         format=NAME,
         path=PACKAGE,

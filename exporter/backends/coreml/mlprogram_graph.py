@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.backends.coreml import mlpackage
 from exporter.codec.weight_file import plain_form
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 DECODE, PREFILL = "decode", "prefill"
 
 
-PREFILL_TOKENS = (
-    128  # of one call of `prefill`; its shapes are fixed, as the Neural Engine wants them
-)
+# The tokens of one call of `prefill`; its shapes are fixed, as the Neural Engine wants them.
+PREFILL_TOKENS = 128
 
 
 MASKED = -3e4  # exp of it is 0, and half precision holds it
@@ -41,7 +41,7 @@ class MLProgramConfig:
         return min(self.context, PREFILL_TOKENS)
 
 
-class _Builder:
+class ProgramBuilder:
     """Builds both functions. `mb` keeps a stack of open blocks, so operations go where they are
     written."""
 
@@ -244,7 +244,7 @@ class _Builder:
             bias = self.constant(bias_of(name), half(bias_of(name), own.numpy()))
         return self.mb.linear(x=x, weight=self.weight(name), bias=bias)
 
-    def constant(self, key: str, value: np.ndarray) -> Var:
+    def constant(self, key: str, value: NDArray[Any]) -> Var:
         """A constant that both functions share, if both have it with these values."""
         if key not in self.constants:
             var = self.mb.const(val=value, name=key)
@@ -286,19 +286,19 @@ class _Builder:
         return var
 
 
-def half_scales(matrix: EncodedMatrix) -> np.ndarray:
+def half_scales(matrix: EncodedMatrix) -> NDArray[np.float16]:
     """Scales float16 [rows, groups]. Raises ExportError where half precision cannot hold the
     weights."""
     return half(matrix.name, np.asarray(matrix.scales()), largest_level=matrix.n_levels // 2)
 
 
-def half(name: str, values: np.ndarray, *, largest_level: int = 1) -> np.ndarray:
+def half(name: str, values: NDArray[np.float32], *, largest_level: int = 1) -> NDArray[np.float16]:
     """The same values in float16. Raises ExportError where half precision cannot hold them, or
     their products with a level."""
     largest = float(np.abs(values).max())
     if largest * largest_level > 65504 or 0 < largest < 2.0**-14:
         raise ExportError(
             f"{name} has scales or values up to {largest:.3g}: they do not fit half precision",
-            do="export for Android, or with --coreml-format custom-op, which keep float32",
+            hint="export for Android, or with --coreml-format custom-op, which keep float32",
         )
     return values.astype(np.float16)

@@ -37,7 +37,7 @@ BLOB_TYPES = {
 
 
 @dataclass(frozen=True)
-class _Blob:
+class WeightBlob:
     """A constant of a weight file: literal bytes, or a matrix. Its description is at `offset`, its
     data 64 further."""
 
@@ -49,19 +49,19 @@ class _Blob:
     source: bytes | EncodedMatrix
 
 
-class _Layout:
+class BlobLayout:
     """Decides where each constant lies. A constant asked for twice, as by two functions, has one
     place."""
 
     def __init__(self, chunk_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
-        self.files: list[list[_Blob]] = []
-        self.places: dict[str, tuple[int, _Blob]] = {}
+        self.files: list[list[WeightBlob]] = []
+        self.places: dict[str, tuple[int, WeightBlob]] = {}
         self._end = 0
 
     def place(
         self, key: str, kind: str, n_elements: int, source: bytes | EncodedMatrix
-    ) -> tuple[int, _Blob]:
+    ) -> tuple[int, WeightBlob]:
         """The number of the file, and the blob."""
         if key not in self.places:
             n_bytes = -(-n_elements * BLOB_TYPES[kind][1] // 8)
@@ -74,8 +74,8 @@ class _Layout:
                     f"--chunk-bytes is {self.chunk_bytes:,}, and {key} alone takes "
                     f"{n_bytes + 2 * ALIGNMENT:,}"
                 )
-                raise UsageError(what, do="choose larger chunks")
-            blob = _Blob(key, kind, n_elements, n_bytes, offset, source)
+                raise UsageError(what, hint="choose larger chunks")
+            blob = WeightBlob(key, kind, n_elements, n_bytes, offset, source)
             self.files[-1].append(blob)
             self._end = offset + ALIGNMENT + n_bytes
             self.places[key] = (len(self.files) - 1, blob)
@@ -91,14 +91,14 @@ def weight_file_name(number: int) -> str:
     return "weight.bin" if number == 0 else f"weight-{number}.bin"
 
 
-def _write_coded(layout: _Layout, path: Path) -> list[list[Piece]]:
+def write_coded(layout: BlobLayout, path: Path) -> list[list[Piece]]:
     """Writes literals and TQLZ blobs one after another; returns of which pieces each weight file is
     made."""
     with path.open("wb") as coded:
         return [_write_coded_file(blobs, coded) for blobs in layout.files]
 
 
-def _write_coded_file(blobs: list[_Blob], coded: BinaryIO) -> list[Piece]:
+def _write_coded_file(blobs: list[WeightBlob], coded: BinaryIO) -> list[Piece]:
     pieces: list[Piece] = []
     literal = bytearray(struct.pack("<II56x", len(blobs), STORAGE_VERSION))
     end = len(literal)
@@ -120,9 +120,8 @@ def _write_coded_file(blobs: list[_Blob], coded: BinaryIO) -> list[Piece]:
             continue
         literal_end = coded.tell() + len(literal)
         flush()
-        coded.write(
-            bytes(_aligned(literal_end) - literal_end)
-        )  # a blob's own sections are aligned to 64
+        # A blob's own sections are aligned to 64.
+        coded.write(bytes(_aligned(literal_end) - literal_end))
         pieces.append(Piece(blob.kind, blob.n_bytes, coded.tell(), blob.source.blob_bytes))
         with blob.source.blob_path.open("rb") as source:
             shutil.copyfileobj(source, coded, 1 << 20)
@@ -130,7 +129,7 @@ def _write_coded_file(blobs: list[_Blob], coded: BinaryIO) -> list[Piece]:
     return pieces
 
 
-def _weight_files(
+def recipe_files(
     files: list[list[Piece]], coded_path: Path, progress: Callable[[int, int], None]
 ) -> list[WeightFile]:
     """Expands the coded file as `tinyqmoe expand` will, for its hashes."""

@@ -1,10 +1,10 @@
 """Writes protobuf messages that are larger than memory should be: a message is the concatenation of
 its fields.
 
-A message is a list of pieces: bytes that protobuf serialized, and files whose content goes in as it
-is. The result is what protobuf itself would write, as long as the fields are given in the order of
-their numbers. `shortened` is for reading them: the same message without most of the bytes that make
-it large.
+A message is a list of fragments: bytes that protobuf serialized, and files whose content goes in as
+it is. The result is what protobuf itself would write, as long as the fields are given in the order
+of their numbers. `shortened` is for reading them: the same message without most of the bytes that
+make it large.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-Piece = bytes | Path
+Fragment = bytes | Path
 
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = (
-    0,
-    1,
-    2,
-    5,
-)  # wire types; 2 is messages, bytes, strings, packed numbers
+# The wire types; 2 is messages, bytes, strings, packed numbers.
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = (0, 1, 2, 5)
 COPY_BYTES = 1 << 20
 KEPT_BYTES = 64  # of a shortened value, a multiple of the size of every packed number of fixed size
 
@@ -37,26 +33,26 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def length(pieces: Sequence[Piece]) -> int:
-    """Bytes of all pieces."""
-    return sum(len(p) if isinstance(p, bytes) else p.stat().st_size for p in pieces)
+def length(fragments: Sequence[Fragment]) -> int:
+    """Bytes of all fragments."""
+    return sum(len(p) if isinstance(p, bytes) else p.stat().st_size for p in fragments)
 
 
-def field(number: int, pieces: Sequence[Piece]) -> list[Piece]:
-    """A length-delimited field: its tag, the length of `pieces`, and `pieces`."""
-    return [varint(number << 3 | LENGTH_DELIMITED) + varint(length(pieces)), *pieces]
+def field(number: int, fragments: Sequence[Fragment]) -> list[Fragment]:
+    """A length-delimited field: its tag, the length of `fragments`, and `fragments`."""
+    return [varint(number << 3 | LENGTH_DELIMITED) + varint(length(fragments)), *fragments]
 
 
-def write(pieces: Sequence[Piece], path: Path) -> dict[Path, int]:
-    """Writes the pieces one after another; returns the offset of each file."""
+def write(fragments: Sequence[Fragment], path: Path) -> dict[Path, int]:
+    """Writes the fragments one after another; returns the offset of each file."""
     offsets = {}
     with path.open("wb") as out:
-        for piece in pieces:
-            if isinstance(piece, bytes):
-                out.write(piece)
+        for fragment in fragments:
+            if isinstance(fragment, bytes):
+                out.write(fragment)
                 continue
-            offsets[piece] = out.tell()
-            with piece.open("rb") as source:
+            offsets[fragment] = out.tell()
+            with fragment.open("rb") as source:
                 shutil.copyfileobj(source, out, COPY_BYTES)
     return offsets
 

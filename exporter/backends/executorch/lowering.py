@@ -91,18 +91,20 @@ class LZWLinear(_Coded):
         self.int16_activations = int16_activations
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.tinyqmoe.lzw_linear(
+        y: Tensor = torch.ops.tinyqmoe.lzw_linear(
             x, self.blob, self.scales, self.rows, self.group_size, self.int16_activations
         )
+        return y
 
 
 class LZWEmbedding(_Coded):
     """ids int64 [1, S] -> float32 [1, S, cols] by `tinyqmoe::lzw_embedding`."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return torch.ops.tinyqmoe.lzw_embedding(
+        rows: Tensor = torch.ops.tinyqmoe.lzw_embedding(
             ids, self.blob, self.scales, self.cols, self.group_size
         )
+        return rows
 
 
 class CachedAttention(nn.Module):
@@ -124,7 +126,8 @@ class CachedAttention(nn.Module):
         torch._check(start < self.context)
         torch.ops.llama.update_cache(k, self.k_cache, start)
         torch.ops.llama.update_cache(v, self.v_cache, start)
-        return torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, start, None, 0, True)
+        y: Tensor = torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, start, None, 0, True)
+        return y
 
 
 class ProgramLayers:
@@ -166,7 +169,7 @@ def emit(
     if absent:
         problems = [f"{name} is not in the program" for name in absent]
         what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")
     emitted = EmittedProgram(
         blob_offsets={m.name: offsets[m.blob_path] for m in encoded.matrices.values()},
         scales_offsets={m.name: offsets[m.scales_path] for m in encoded.matrices.values()},
@@ -331,4 +334,4 @@ def _check(emitted: EmittedProgram, encoded: EncodedModel, path: Path) -> None:
         problems.append(f"{what}: are weights stored dense?")
     if problems:
         what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, do="report this as a bug")
+        raise ExportError(what, problems=problems, hint="report this as a bug")

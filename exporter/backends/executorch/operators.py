@@ -16,6 +16,9 @@ lowered with a stand-in for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -94,22 +97,20 @@ def _embedding_fake(
     return ids.new_empty((*ids.shape, embedding_dim), dtype=torch.float32)
 
 
-def _register(name: str, compute, fake) -> None:  # type: ignore[no-untyped-def]
+def _register(name: str, compute: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     """Registers `compute` and `fake` for the functional and for the `.out` form of an operator."""
 
-    def compute_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def compute_out(*args: Any, out: Tensor) -> Tensor:
         result = compute(*args)
-        if (out.shape, out.dtype) != (
-            result.shape,
-            result.dtype,
-        ):  # copy_ would broadcast and convert
+        # copy_ would broadcast and convert.
+        if (out.shape, out.dtype) != (result.shape, result.dtype):
             raise ValueError(
                 f"out is {out.dtype} {list(out.shape)}, expected {result.dtype} "
                 f"{list(result.shape)}"
             )
         return out.copy_(result)
 
-    def fake_out(*args, out: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def fake_out(*args: Any, out: Tensor) -> Tensor:
         return out
 
     _LIBRARY.impl(name, compute, "CPU")

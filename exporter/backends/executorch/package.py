@@ -15,7 +15,7 @@ from exporter.backends.package import (
     matrix_rows,
     rows_of,
 )
-from exporter.bundle import PROGRAM, VECTORS, Artifact, LedgerRow, Place, VectorLocation
+from exporter.bundle import PROGRAM, VECTORS, Artifact, LedgerRow, Location, VectorLocation
 from exporter.models.config import rope_frequencies
 from exporter.progress import Progress
 
@@ -60,7 +60,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
     network = checkpoint.network(source.context, layers)
     emitted = lowering.emit(source.encoded, network, config, path)
     places = {
-        m.name: Place(
+        m.name: Location(
             path.name,
             "tqlz",
             emitted.blob_offsets[m.name],
@@ -115,7 +115,7 @@ def estimate(planned: PlannedModel) -> Artifact:
         prefill_tokens=tokens,
         kv_cache_bytes=cache,
         operators={"calls": CALLS_A_LAYER * model.num_hidden_layers + OTHER_CALLS},
-        places={t.name: Place(PROGRAM, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        places={t.name: Location(PROGRAM, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
         vectors={},
         details={"arena_bytes": cache + 4 * tokens * widest + PLANNED_BESIDES},
     )

@@ -245,7 +245,7 @@ def test_bad_end_token(damaged: Path) -> None:
 
 
 def test_all_reasons_at_once(damaged: Path) -> None:
-    edit_config(damaged, hidden_act="gelu", mlp_bias=True)
+    edit_config(damaged, hidden_act="gelu", partial_rotary_factor=0.5)
     (damaged / "generation_config.json").write_text("{")
     (damaged / "model.safetensors").write_bytes(b"short")
     assert len(refusal(damaged).problems) == 4

@@ -156,7 +156,7 @@ def test_a_changed_bundle_is_3(command: list[str], copied: Bundle) -> None:
 
 def test_a_missing_component_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        kernels, "load", raising(MissingComponentError("no compiler", do="install one"))
+        kernels, "load", raising(MissingComponentError("no compiler", hint="install one"))
     )
     assert "Next step: install one" in one_error(tinyqmoe("parity", bundle.path), 5)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.codec import native, reference
+from exporter.codec import native, native_encoder, reference
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.native import NativeTensor
 from exporter.errors import CodecError, MissingComponentError
@@ -178,10 +178,10 @@ def test_non_finite(bad: float) -> None:
 
 def test_encode_sizes_and_errors() -> None:
     levels = random_levels((50, 77), -1, 3)
-    d = Dictionary.grow(native.count_levels(levels)[127:130], -1, 3, 12, 16)
+    d = Dictionary.grow(native_encoder.count_levels(levels)[127:130], -1, 3, 12, 16)
     arguments = (-1, 3, 12, 16, d.n_entries, d.to_bits())
-    row_codes, payload, size = native.encode_lzw(levels, *arguments)
-    counted, nothing, counted_size = native.encode_lzw(levels, *arguments, count_only=True)
+    row_codes, payload, size = native_encoder.encode_lzw(levels, *arguments)
+    counted, nothing, counted_size = native_encoder.encode_lzw(levels, *arguments, count_only=True)
     assert payload is not None
     assert nothing is None
     assert (
@@ -190,8 +190,8 @@ def test_encode_sizes_and_errors() -> None:
     assert np.array_equal(row_codes, counted)
     levels[3, 5] = 2
     for encode in (
-        lambda: native.encode_lzw(levels, *arguments),
-        lambda: native.encode_raw(levels, -1, 3, 2),
+        lambda: native_encoder.encode_lzw(levels, *arguments),
+        lambda: native_encoder.encode_raw(levels, -1, 3, 2),
     ):
         with pytest.raises(CodecError) as caught:
             encode()
@@ -201,7 +201,8 @@ def test_encode_sizes_and_errors() -> None:
 def test_counts_and_crc() -> None:
     levels = np.random.default_rng(0).integers(-128, 128, (9, 1001), dtype=np.int8)
     assert np.array_equal(
-        native.count_levels(levels), np.bincount(levels.ravel().astype(int) + 128, minlength=256)
+        native_encoder.count_levels(levels),
+        np.bincount(levels.ravel().astype(int) + 128, minlength=256),
     )
     for n in (0, 1, 7, 8, 9, 1000):
         data = levels.tobytes()[:n]

@@ -122,9 +122,9 @@ def test_an_interrupted_expansion_goes_on(
     """Whole pieces that are there are kept, and hashed again; the torn one is written anew."""
     recipe, expected = made(tmp_path)
     content = expected["Data/weights/weight.bin"]
-    partial = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
-    partial.mkdir(parents=True)
-    (partial / "weight.bin").write_bytes(content[:present])
+    staging = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
+    staging.mkdir(parents=True)
+    (staging / "weight.bin").write_bytes(content[:present])
     expanded: list[int] = []
     real = weight_file.expanded
     monkeypatch.setattr(
@@ -142,9 +142,9 @@ def test_an_interrupted_expansion_goes_on(
 
 def test_a_partial_file_that_was_damaged_is_seen_and_made_anew(tmp_path: Path) -> None:
     recipe, expected = made(tmp_path)
-    partial = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
-    partial.mkdir(parents=True)
-    (partial / "weight.bin").write_bytes(
+    staging = tmp_path / ".m.mlpackage.partial" / "new" / "Data" / "weights"
+    staging.mkdir(parents=True)
+    (staging / "weight.bin").write_bytes(
         b"HEAD" + expected["Data/weights/weight.bin"][4:467] + b"too long by far"
     )
     with pytest.raises(BundleError, match="another SHA-256"):
@@ -186,7 +186,7 @@ def test_what_is_no_package_is_not_replaced(tmp_path: Path, recipe: Recipe, kind
         expand(tmp_path, recipe, target, lambda n: None)
     assert files(kept) == {"Manifest.json": b"old", "old": b"old"}
     assert {"link": target.is_symlink, "file": target.is_file, "directory": target.is_dir}[kind]()
-    assert not weight_file.partial_path(target).exists()
+    assert not weight_file.staging_path(target).exists()
 
 
 class KilledError(BaseException):
@@ -222,7 +222,7 @@ def test_a_process_may_be_killed_at_any_moment(
             lambda coded, file, path, progress: file == recipe.weight_files[1],
         )
     elif moment == "work removed":
-        killed(shutil, "rmtree", lambda path: path == weight_file.partial_path(target))
+        killed(shutil, "rmtree", lambda path: path == weight_file.staging_path(target))
     else:
         killed(
             os,

@@ -179,8 +179,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "model_type": ({"model_type": "mistral"}, "model_type is 'mistral'"),
     "architecture": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "attention-bias": ({"attention_bias": True}, "attention_bias is True"),
-    "mlp-bias": ({"mlp_bias": True}, "mlp_bias is True"),
+    "attention-bias": ({"attention_bias": "no"}, "attention_bias is 'no'"),
+    "mlp-bias": ({"mlp_bias": 2}, "mlp_bias is 2"),
     "tie": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     "partial-rotary": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "quantized": ({"quantization_config": {"bits": 4}}, "already quantized"),
@@ -229,7 +229,7 @@ def test_unsupported_config_is_refused(case: str) -> None:
 def test_all_problems_at_once() -> None:
     wrong = {
         "hidden_act": "relu",
-        "mlp_bias": True,
+        "mlp_bias": 2,
         "vocab_size": -1,
         "rope_scaling": {"rope_type": "yarn"},
     }

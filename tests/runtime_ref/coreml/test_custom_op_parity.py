@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage
-from exporter.bundle import Bundle, Place
+from exporter.bundle import Bundle, Location
 from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError
@@ -27,7 +27,7 @@ from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
 FORMAT = "custom-op"
 GATE, UP = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
-MODEL = f"{custom_op.CUSTOM_OP_PACKAGE}/{mlpackage.MODEL_FILE}"
+MODEL = f"{custom_op.PACKAGE}/{mlpackage.MODEL_FILE}"
 SIDE = "model-custom-op.weights"
 Layer = Callable[..., str]
 
@@ -128,7 +128,7 @@ def patched(bundle: Bundle, file: str, offset: int, data: bytes, **changes: Any)
     return reseal(bundle, **changes)
 
 
-def stored(bundle: Bundle, name: str) -> tuple[Place, bytes]:
+def stored(bundle: Bundle, name: str) -> tuple[Location, bytes]:
     """Where a matrix lies, and its blob."""
     at = place(bundle, name, FORMAT)
     return at, (bundle.path / at.file).read_bytes()[at.offset : at.offset + at.n_bytes]
@@ -245,8 +245,8 @@ def test_one_wrong_row_of_a_rope_table(checkpoint: Path, tmp_path: Path) -> None
 
 
 def with_layer(change: Callable[[Layer, Any, str, Sequence[str], dict[str, Any]], str]) -> Layer:
-    """`_Builder.layer` that asks `change` first."""
-    real = custom_op_graph._Builder.layer
+    """`NetworkBuilder.layer` that asks `change` first."""
+    real = custom_op_graph.NetworkBuilder.layer
 
     def layer(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         def plain(kind: str, *inputs: str, **params: Any) -> str:
@@ -310,13 +310,13 @@ GRAPHS = [permuted_heads, transposed_heads, shown_future, unhidden_slots, no_roo
 
 @pytest.mark.parametrize("change", GRAPHS, ids=lambda change: change.__name__)
 def test_a_wrong_graph(checkpoint: Path, tmp_path: Path, change: Any) -> None:
-    builder = custom_op_graph._Builder
+    builder = custom_op_graph.NetworkBuilder
     assert "logits" in wrong(checkpoint, tmp_path / "out", builder, "layer", with_layer(change))
 
 
 def test_keys_read_as_values(checkpoint: Path, tmp_path: Path) -> None:
     """Right within a call, wrong across calls."""
-    builder = custom_op_graph._Builder
+    builder = custom_op_graph.NetworkBuilder
     real = builder._cached
     changed = wrong(
         checkpoint,

@@ -214,7 +214,7 @@ def wrong(
 ) -> ParityReport:
     """Parity of a package whose builder was changed; levels stay right."""
     for name, method in methods.items():
-        monkeypatch.setattr(mlprogram_graph._Builder, name, method)
+        monkeypatch.setattr(mlprogram_graph.ProgramBuilder, name, method)
     report = judge(export(checkpoint, out))
     assert report.checks[0].passed
     return report
@@ -225,7 +225,7 @@ def test_a_state_read_before_its_update(
 ) -> None:
     """What coremltools' merged reads do: the attention of the first layer does not see the new
     keys."""
-    real = mlprogram_graph._Builder.update
+    real = mlprogram_graph.ProgramBuilder.update
 
     def stale(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         before = cache[1]
@@ -233,7 +233,7 @@ def test_a_state_read_before_its_update(
         self.stale = getattr(self, "stale", {}) | ({state.name: before} if layer == 0 else {})
         return state, after
 
-    attention = mlprogram_graph._Builder.attention
+    attention = mlprogram_graph.ProgramBuilder.attention
 
     def attend(self: Any, q: Any, caches: Any, layer: int, mask: Any, n_tokens: int) -> Any:
         return attention(
@@ -249,7 +249,7 @@ def test_a_stale_position(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call writes into the first slots of the second layer."""
-    real = mlprogram_graph._Builder.update
+    real = mlprogram_graph.ProgramBuilder.update
 
     def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         return real(self, cache, layer, new, self.mb.mul(x=position, y=np.int32(layer == 0)))
@@ -272,7 +272,7 @@ def test_a_swapped_transpose(
 def test_a_mask_that_shows_the_future(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = mlprogram_graph._Builder.mask
+    real = mlprogram_graph.ProgramBuilder.mask
 
     def mask(self: Any, positions: Any, n_tokens: int) -> Any:
         return real(self, self.mb.add(x=positions, y=np.int32(1)), n_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from exporter.bundle import Artifact, Bundle, FileEntry, Manifest, Place, TensorEntry
+from exporter.bundle import Artifact, Bundle, FileEntry, Location, Manifest, TensorEntry
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.demo import model_path
@@ -66,7 +66,7 @@ def model() -> tuple[Manifest, Artifact]:
     small = shared.small_manifest()
     artifact = replace(
         small.artifacts[0], prefill_tokens=TOKENS, kv_cache_bytes=20 * MB, operators={"x": 100},
-        places={t.name: Place("model.pte", "tqlz", 0, t.blob_bytes) for t in tensors},
+        places={t.name: Location("model.pte", "tqlz", 0, t.blob_bytes) for t in tensors},
         details={"arena_bytes": 25 * MB, "delegates": 1},
     )  # fmt: skip
     described = replace(
@@ -281,13 +281,13 @@ def test_an_estimate_predicts_what_the_export_does(
     for planned, made in zip(before.artifacts, after.artifacts, strict=True):
         assert planned.kv_cache_bytes == made.kv_cache_bytes
         assert sum(planned.operators.values()) == sum(made.operators.values()), made.format
-        forecast, holders = (
+        estimate, holders = (
             held(predictions.predict(*of, Residency())) for of in ((before, planned), (after, made))
         )
         of_codes = {"package, as it lies in its files", "dictionaries", "activations, as planned"}
-        assert forecast.keys() - of_codes == holders.keys() - of_codes
+        assert estimate.keys() - of_codes == holders.keys() - of_codes
         for what in holders.keys() - of_codes:
-            assert forecast[what] == holders[what], what
+            assert estimate[what] == holders[what], what
     arenas = (m.artifacts[0].details["arena_bytes"] for m in (before, after))
     assert next(arenas) == pytest.approx(next(arenas), abs=40_000)
 

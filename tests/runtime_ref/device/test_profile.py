@@ -193,7 +193,7 @@ def test_an_entitlement_that_means_nothing_is_refused() -> None:
 def test_an_unknown_name_suggests_those_that_are_alike(name: str, alike: str) -> None:
     with pytest.raises(UsageError, match=f"there is no device '{name}'") as caught:
         device.load(name)
-    assert alike in caught.value.do
+    assert alike in caught.value.hint
     assert caught.value.exit_code == 2
 
 

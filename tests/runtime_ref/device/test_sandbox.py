@@ -238,7 +238,7 @@ def test_pages_cannot_be_locked() -> None:
 def test_an_error_of_the_task_comes_back_as_it_was() -> None:
     with pytest.raises(CodecError) as caught:
         probe("codec_error")
-    error, same = caught.value, CodecError("BAD_MAGIC", "this is no blob", do="export again")
+    error, same = caught.value, CodecError("BAD_MAGIC", "this is no blob", hint="export again")
     assert (str(error), vars(error), error.exit_code) == (str(same), vars(same), same.exit_code)
 
 

@@ -91,7 +91,7 @@ def test_without_a_compiler_the_error_says_how_to_get_one(
         MissingComponentError, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+"
     ) as caught:
         kernels.build()
-    assert "apt-get install g++" in caught.value.do
+    assert "apt-get install g++" in caught.value.hint
     assert caught.value.exit_code == 5
 
 
@@ -186,7 +186,7 @@ def test_a_library_that_does_not_load_is_named(
     monkeypatch.setattr(kernels, "OPERATORS", ("tinyqmoe::of_tomorrow.out",))
     with pytest.raises(MissingComponentError, match="does not load") as caught:
         kernels.load.__wrapped__()
-    assert str(kernels.library_path().parent) in caught.value.do
+    assert str(kernels.library_path().parent) in caught.value.hint
 
 
 def test_a_library_that_registers_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

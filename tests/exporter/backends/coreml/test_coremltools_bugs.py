@@ -38,8 +38,8 @@ def operations(model: Any) -> list[str]:
 
 
 def test_two_reads_of_a_state_are_merged_over_a_write(ct: Any, mb: Any) -> None:
-    """Workaround: each state is read once and its updates are chained (_Builder.update); and no
-    pass is run."""
+    """Workaround: each state is read once and its updates are chained (ProgramBuilder.update);
+    and no pass is run."""
     from coremltools.converters.mil.mil import types
 
     @mb.program(
@@ -61,7 +61,8 @@ def test_two_reads_of_a_state_are_merged_over_a_write(ct: Any, mb: Any) -> None:
 
 
 def test_operations_are_numbered_over_the_whole_process(ct: Any, mb: Any) -> None:
-    """Workaround: _Builder.program sets the counters back, or two equal exports would differ."""
+    """Workaround: ProgramBuilder.program sets the counters back; two equal exports would differ
+    otherwise."""
 
     def names() -> list[str]:
         @mb.program(input_specs=[mb.TensorSpec(SHAPE)], opset_version=ct.target.iOS18)
@@ -102,7 +103,7 @@ def test_package_items_have_random_identifiers(ct: Any, mb: Any, tmp_path: Path)
 
 
 def test_select_of_two_scalars_forgets_the_shape_of_its_condition(ct: Any, mb: Any) -> None:
-    """Workaround: _Builder.mask multiplies."""
+    """Workaround: ProgramBuilder.mask multiplies."""
     shapes = []
 
     @mb.program(input_specs=[mb.TensorSpec((3, 4))], opset_version=ct.target.iOS18)
@@ -115,7 +116,7 @@ def test_select_of_two_scalars_forgets_the_shape_of_its_condition(ct: Any, mb: A
 
 
 def test_a_product_without_bias_gets_zeros_in_the_file(ct: Any, mb: Any) -> None:
-    """Workaround: _Builder.linear shares one bias for all products of a size."""
+    """Workaround: ProgramBuilder.linear shares one bias for all products of a size."""
     biases = []
 
     @mb.program(input_specs=[mb.TensorSpec(SHAPE)], opset_version=ct.target.iOS18)

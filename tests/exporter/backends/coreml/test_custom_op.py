@@ -525,7 +525,7 @@ def test_a_missing_product_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        custom_op_graph._Builder,
+        custom_op_graph.NetworkBuilder,
         "_head",
         lambda self, x: self.layer("reshapeStatic", x, targetShape=[48]),
     )
@@ -534,7 +534,7 @@ def test_a_missing_product_fails(
 
 def test_a_dense_product_fails(raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        custom_op_graph._Builder,
+        custom_op_graph.NetworkBuilder,
         "linear",
         lambda self, x, tensor: self.layer("innerProduct", x, name=tensor),
     )
@@ -547,20 +547,20 @@ def changed_layers(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[str, dict[str, Any]], str]
 ) -> None:
     """`change` gives the type of a layer, and may edit its parameters."""
-    layer = custom_op_graph._Builder.layer
+    layer = custom_op_graph.NetworkBuilder.layer
 
     def changed(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         return layer(self, change(kind, params), *inputs, name=name, **params)
 
-    monkeypatch.setattr(custom_op_graph._Builder, "layer", changed)
+    monkeypatch.setattr(custom_op_graph.NetworkBuilder, "layer", changed)
 
 
 def test_a_missing_embedding_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    custom = custom_op_graph._Builder.custom
+    custom = custom_op_graph.NetworkBuilder.custom
     monkeypatch.setattr(
-        custom_op_graph._Builder,
+        custom_op_graph.NetworkBuilder,
         "custom",
         lambda self, kind, *args, **more: custom(self, "LZWLinear", *args, **more),
     )
@@ -597,11 +597,11 @@ def test_a_constant_of_another_size_fails(
 def test_layers_that_are_lost_on_the_way_to_the_file_fail(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces = custom_op._layer_pieces
+    fragments = custom_op._layer_fragments
     monkeypatch.setattr(
         custom_op,
-        "_layer_pieces",
-        lambda layer, m: [] if layer.name == "logits" else pieces(layer, m),
+        "_layer_fragments",
+        lambda layer, m: [] if layer.name == "logits" else fragments(layer, m),
     )
     message = failure(raw, tmp_path)
     assert "its layers are not those that were written" in message  # one has no type now
@@ -664,7 +664,7 @@ def test_a_misplaced_matrix_fails(
     monkeypatch.setattr(
         protobuf_stream,
         "write",
-        lambda pieces, path: {k: at + 1 for k, at in write(pieces, path).items()},
+        lambda fragments, path: {k: at + 1 for k, at in write(fragments, path).items()},
     )
     assert f"{GATE} is not at byte" in failure(raw, tmp_path)
 
@@ -674,7 +674,9 @@ def test_an_absent_matrix_fails(
 ) -> None:
     write = protobuf_stream.write
     monkeypatch.setattr(
-        protobuf_stream, "write", lambda pieces, path: dict(list(write(pieces, path).items())[2:])
+        protobuf_stream,
+        "write",
+        lambda fragments, path: dict(list(write(fragments, path).items())[2:]),
     )
     assert f"{EMBED} is not in the package" in failure(raw, tmp_path)
 
@@ -684,8 +686,8 @@ def test_a_matrix_that_ends_otherwise_fails(
 ) -> None:
     write, blob = protobuf_stream.write, raw.encoded.matrices[GATE].blob_path
 
-    def written(pieces: Any, path: Path) -> dict[Path, int]:
-        offsets = write(pieces, path)
+    def written(fragments: Any, path: Path) -> dict[Path, int]:
+        offsets = write(fragments, path)
         with path.open("r+b") as file:
             file.seek(offsets[blob] + blob.stat().st_size - 1)
             file.write(b"\x5a")
@@ -710,7 +712,7 @@ def test_a_file_that_coremltools_cannot_read_fails(
 ) -> None:
     write = protobuf_stream.write
     monkeypatch.setattr(
-        protobuf_stream, "write", lambda pieces, path: write([*pieces, b"\xff"], path)
+        protobuf_stream, "write", lambda fragments, path: write([*fragments, b"\xff"], path)
     )
     assert "coremltools cannot read the model" in failure(raw, tmp_path)
 
@@ -726,13 +728,13 @@ def test_a_file_that_coremltools_cannot_read_fails(
 def test_a_graph_with_a_gap_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, problem: str
 ) -> None:
-    layer = custom_op_graph._Builder.layer
+    layer = custom_op_graph.NetworkBuilder.layer
 
     def renamed(self: Any, kind: str, *inputs: str, name: str = "", **params: Any) -> str:
         inputs = tuple(new if i == old else i for i in inputs)
         return layer(self, kind, *inputs, name=new if name == old else name, **params)
 
-    monkeypatch.setattr(custom_op_graph._Builder, "layer", renamed)
+    monkeypatch.setattr(custom_op_graph.NetworkBuilder, "layer", renamed)
     assert problem in failure(raw, tmp_path)
 
 
@@ -793,7 +795,7 @@ def test_a_length_that_is_wrong_fails(
     blob = raw.encoded.matrices[GATE].blob_path
     length = protobuf_stream.length
     monkeypatch.setattr(
-        protobuf_stream, "length", lambda pieces: length(pieces) - (list(pieces) == [blob])
+        protobuf_stream, "length", lambda fragments: length(fragments) - (list(fragments) == [blob])
     )
     assert "coremltools cannot read the model" in failure(raw, tmp_path)
 

@@ -263,7 +263,7 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, sca
 def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -> list[str]:
     """What is wrong with the program after `edit`; `placed` are rows of matrices in the weight
     file, 0 for none."""
-    layout = mlprogram_weights._Layout(10**9)
+    layout = mlprogram_weights.BlobLayout(10**9)
     for name, matrix in made.parts.encoded.matrices.items():
         if rows := placed.get(name.split(".")[-2], matrix.rows):
             layout.place(name, "int8", rows * matrix.cols, matrix)
@@ -319,13 +319,13 @@ def test_a_state_read_twice_fails_the_export(
 ) -> None:
     """As one might write it; coremltools' passes would then merge the reads over a write between
     them."""
-    real = mlprogram_graph._Builder.update
+    real = mlprogram_graph.ProgramBuilder.update
 
     def update(self: Any, cache: Any, layer: int, new: Any, position: Any) -> Any:
         state, _ = cache
         return real(self, (state, self.mb.read_state(input=state)), layer, new, position)
 
-    monkeypatch.setattr(mlprogram_graph._Builder, "update", update)
+    monkeypatch.setattr(mlprogram_graph.ProgramBuilder, "update", update)
     with pytest.raises(ExportError) as caught:
         emit(made.parts, tmp_path / "out")
     right = "is not read once and then updated in a chain"
@@ -392,13 +392,13 @@ def test_a_wrong_description_fails_the_check(made: Made, spec: Any, name: str) -
 def test_a_constant_nobody_asked_for_fails_the_export(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = mlprogram_graph._Builder.mlp
+    real = mlprogram_graph.ProgramBuilder.mlp
 
     def with_dense_weights(self: Any, h: Any, prefix: str) -> Any:
         rows = h.shape[-1]
         return self.mb.linear(x=real(self, h, prefix), weight=np.eye(rows, dtype=np.float16))
 
-    monkeypatch.setattr(mlprogram_graph._Builder, "mlp", with_dense_weights)
+    monkeypatch.setattr(mlprogram_graph.ProgramBuilder, "mlp", with_dense_weights)
     with pytest.raises(ExportError, match="nobody asked for the constant"):
         emit(made.parts, tmp_path / "out")
 
