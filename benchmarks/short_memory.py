@@ -16,7 +16,6 @@ from pathlib import Path
 from exporter.bundle import Bundle
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import run as device_run
-from runtime_ref.device import sandbox
 from runtime_ref.device.profile import MemoryBudget
 from runtime_ref.device.run import DevicePlan, run
 from runtime_ref.residency import Residency
@@ -36,7 +35,9 @@ def placed(bundle: Bundle, wanted: str, limit_bytes: int, *, pinned: bool) -> De
     return DevicePlan(load("iphone-13"), budget, artifact, residency, prediction)
 
 
-def speed(bundle: Bundle, place: DevicePlan, tokens: int) -> tuple[float, sandbox.SandboxReport]:
+def speed(
+    bundle: Bundle, place: DevicePlan, tokens: int
+) -> tuple[float, sandbox_report.SandboxReport]:
     """Tokens a second after the first, and the run."""
     arguments = {"prompt": [1, 2, 3, 4], "max_new_tokens": tokens, "sampling": {}}
     report = run(bundle, place, "generate", arguments, lambda *_: None).report

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
+VECTORS = "model.vectors"  # beside the program, for a session, which cannot read its constants
+NETWORK_VERSION = 1  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Arithmetic = Literal["int16", "float32"]
@@ -66,6 +68,34 @@ class Location:
     offset: int
     n_bytes: int
     scales_offset: int | None = None
+
+
+@dataclass(frozen=True)
+class VectorLocation:
+    """Location of the float32 values of a vector: file, first byte (a multiple of 4), and number."""
+
+    file: str
+    offset: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """The sizes of the decoder, as a session reads them (native/llm/MANIFEST.md).
+
+    eps: of the norms, at most 9 digits, which are its float32.
+    """
+
+    version: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +152,8 @@ class Artifact:
     path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what
     ships for it. activations: the arithmetic of the products, "int16", "float32" or "float16".
     prefill_tokens: number of tokens of the longest call. operators: how often each is in it.
-    places: by name of the matrix. details: what only its kind has.
+    places: by name of the matrix. vectors: by name, of what lies in float32 where a session can
+    read it, or none. details: what only its kind has.
     """
 
     format: str  # pte | mlprogram | custom-op
@@ -133,6 +164,7 @@ class Artifact:
     kv_cache_bytes: int
     operators: dict[str, int]
     places: dict[str, Location]
+    vectors: dict[str, VectorLocation]
     details: dict[str, Any]
 
     @property
@@ -165,6 +197,7 @@ class Manifest:
     quantization: dict[str, Any]
     quantization_loss: QuantizationLoss
     interface: Interface
+    network: Network
     artifacts: list[Artifact]
     prompts: list[str]
     tensors: list[TensorEntry] = field(default_factory=list)
@@ -236,6 +269,8 @@ _NESTED: dict[str, Any] = {
     for c in (
         TensorEntry,
         Location,
+        VectorLocation,
+        Network,
         FileEntry,
         LedgerRow,
         ModelEntry,

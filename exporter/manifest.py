@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
 from exporter.backends import registry
+from exporter.backends.package import network_entry
 from exporter.bundle import (
     Artifact,
     Interface,
@@ -44,6 +45,7 @@ def write(
         quantization=config.quantization.to_dict(),
         quantization_loss=loss,
         interface=_interface(source.checkpoint, source.context),
+        network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
@@ -111,7 +113,8 @@ def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
 def check_ledger(manifest: Manifest, work: Path) -> None:
     """Checks that the byte ledger matches what was written.
 
-    Every file's rows sum to its size, none is negative, and the matrices lie apart in their files.
+    Every file's rows sum to its size, none is negative, and matrices and vectors lie apart in their
+    files.
     Raises ExportError with all that is wrong.
     """
     problems = [
@@ -143,6 +146,9 @@ def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str,
         span
         for name, place in artifact.places.items()
         for span in _spans(name, place, scales_bytes[name])
+    )
+    spans = sorted(
+        [*spans, *((v.file, v.offset, v.offset + 4 * v.n, n) for n, v in artifact.vectors.items())]
     )
     problems = [
         f"{name} and {other} overlap in {file}"

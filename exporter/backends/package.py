@@ -6,12 +6,22 @@ package of that kind is: its name, its checks, its contents, and what an export 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from exporter.bundle import EMBEDDING, HEAD, Artifact, FileEntry, LedgerRow, TensorEntry
+from exporter.bundle import (
+    EMBEDDING,
+    HEAD,
+    NETWORK_VERSION,
+    Artifact,
+    FileEntry,
+    LedgerRow,
+    Network,
+    TensorEntry,
+)
 from exporter.models.config import ModelConfig
 from exporter.progress import Progress
 
@@ -114,6 +124,29 @@ class PackageFormat(Protocol):
 def kv_cache_values(config: ModelConfig, context: int) -> int:
     """Number of values in the KV cache: keys and values of every layer, position and head."""
     return 2 * config.num_hidden_layers * context * config.num_key_value_heads * config.head_dim
+
+
+def network_entry(config: ModelConfig, context: int) -> Network:
+    """The sizes of a model with a cache of `context` slots."""
+    return Network(
+        version=NETWORK_VERSION,
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab_size,
+        context=context,
+        eps=_shortest(config.rms_norm_eps),
+    )
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is rounded to the same float32, which nine digits always are."""
+    wanted = struct.pack("<f", value)
+    digits = (float(f"{struct.unpack('<f', wanted)[0]:.{n}g}") for n in range(1, 10))
+    return next(decimal for decimal in digits if struct.pack("<f", decimal) == wanted)
 
 
 def matrix_rows(source: PackageInput, *, scales: bool = True) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exporter import bundle as bundles
 from exporter import quant
 from exporter.backends import registry
-from exporter.backends.package import PlannedModel
+from exporter.backends.package import PlannedModel, network_entry
 from exporter.bundle import (
     Artifact,
     FileEntry,
@@ -65,6 +65,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         interface=Interface(
             context, model.vocab_size, model.bos_token_id, list(checkpoint.eos_token_ids)
         ),
+        network=network_entry(model, context),
         artifacts=artifacts,
         prompts=[],
         tensors=tensors,

@@ -247,6 +247,7 @@ def test_an_exported_bundle_is_whole(bundle: Bundle) -> None:
         "chat_template.jinja",
         "generation_config.json",
         "model.pte",
+        "model.vectors",
         "reference.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -283,6 +284,49 @@ def test_the_manifest_says_where_each_matrix_is(which: str, request: pytest.Fixt
         assert (scales > 0).all()
         bits = 8 * (entry.blob_bytes + entry.scales_bytes) / (entry.rows * entry.cols)
         assert entry.bits_per_weight == pytest.approx(bits, abs=1e-6)
+
+
+@pytest.mark.parametrize("which", ["bundle", "other_bundle"])
+def test_the_manifest_says_where_each_vector_is(which: str, request: pytest.FixtureRequest) -> None:
+    import numpy as np
+
+    from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.models.config import rope_frequencies
+
+    made: Bundle = request.getfixturevalue(which)
+    source = "checkpoint" if which == "bundle" else "other_checkpoint"
+    checkpoint = Checkpoint.open(request.getfixturevalue(source))
+    expected = checkpoint.vectors() | {"rope.frequencies": rope_frequencies(checkpoint.config)}
+    data = (made.path / bundles.VECTORS).read_bytes()
+    artifact = made.artifact("pte")
+    assert artifact.vectors.keys() == expected.keys()
+    for name, at in artifact.vectors.items():
+        assert (at.file, at.offset % 4) == (bundles.VECTORS, 0)
+        values = np.frombuffer(data, "<f4", at.n, at.offset)
+        assert values.tobytes() == expected[name].numpy().tobytes()
+    assert 4 * sum(at.n for at in artifact.vectors.values()) == len(data)
+
+
+def test_the_manifest_has_the_sizes_of_the_network(other_bundle: Bundle) -> None:
+    network, config = other_bundle.manifest.network, other_bundle.manifest.model.config
+    assert network.version == bundles.NETWORK_VERSION
+    assert (network.hidden, network.inner) == (config["hidden_size"], config["intermediate_size"])
+    assert (network.layers, network.heads) == (1, config["num_attention_heads"])
+    assert (network.kv_heads, network.head_dim) == (4, config["head_dim"])
+    assert network.vocab == other_bundle.manifest.interface.vocab_size
+    assert network.context == other_bundle.manifest.interface.context
+    assert network.eps == config["rms_norm_eps"]
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6, 9.999999747378752e-06, 0.1, 1 / 3e5, 1.00000001e-5])
+def test_eps_has_few_digits_that_are_its_float32(eps: float) -> None:
+    import numpy as np
+
+    from exporter.backends.package import _shortest
+
+    short = _shortest(eps)
+    assert np.float32(short) == np.float32(eps)
+    assert len(repr(short).split("e")[0].replace(".", "").lstrip("0")) <= 9
 
 
 # ---- writing
@@ -409,12 +453,12 @@ def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
 def test_a_full_disk_while_the_answers_are_written(tiny_disk: Path, parts: Any) -> None:
     from exporter.reference import answers, prompts
 
-    model, prompt = parts.checkpoint.config, prompts.Prompt(tuple(range(24)), 1)
+    prompt = prompts.Prompt(tuple(range(24)), 1)
     with pytest.raises(OutOfSpaceError), new_bundle(tiny_disk / "out", force=False) as work:  # noqa: PT012
         (work / "filler").write_bytes(bytes((1 << 20) - 8192))
         answers.write_reference(
+            parts.checkpoint,
             parts.encoded,
-            model,
             48,
             [prompt] * 20,
             work / bundles.REFERENCE,

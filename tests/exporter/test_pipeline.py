@@ -290,6 +290,19 @@ def test_matrices_that_overlap_fail_the_export(bundle: Bundle) -> None:
     assert any(second.name in p and "past the end" in p for p in error.problems)
 
 
+def test_a_vector_that_overlaps_fails_the_export(bundle: Bundle) -> None:
+    vectors = bundle.artifact("pte").vectors
+    first, second, *_ = vectors
+    there = dataclasses.replace(vectors[second], offset=vectors[first].offset + 4)
+    changed = with_artifact(bundle, vectors=vectors | {second: there})
+    problems = broken_ledger(bundle, artifacts=changed).problems
+    assert any(first in p and second in p and "overlap" in p for p in problems)
+    beyond = dataclasses.replace(vectors[second], n=10**6)
+    changed = with_artifact(bundle, vectors=vectors | {second: beyond})
+    problems = broken_ledger(bundle, artifacts=changed).problems
+    assert any(second in p and "past the end" in p for p in problems)
+
+
 def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
     rows = [row for row in bundle.ledger if row.file == PROGRAM]
     assert len({row.what for row in rows}) == len(rows)

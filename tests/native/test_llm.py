@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.bundle import REFERENCE, Bundle
 from exporter.codec import native
 from exporter.codec.native import native_dir
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
@@ -91,22 +92,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 @pytest.fixture(scope="module")
 def digests(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Of the parts, and of sessions over every family, each with all instruction sets of this
-    machine; under the sanitizers for addresses and undefined behaviour."""
+    machine."""
     assert CXX is not None
-    program = compile_tests(CXX, SANITIZE, tmp_path_factory.mktemp("address"))
+    program = compile_tests(CXX, ["-O1"], tmp_path_factory.mktemp("native"))
     return digest(run(program)), digest(run(program, *(m.bundle for m in models.values())))
 
 
-def test_under_sanitizers(digests: tuple[str, str]) -> None:
+def test_all_checks_hold(digests: tuple[str, str]) -> None:
     assert all(digests)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("flags", [["-O3"], ["-O1", "-fsanitize=thread"]], ids=["O3", "thread"])
+@pytest.mark.long  # a minute of compiling each
+@pytest.mark.parametrize(
+    "flags",
+    [SANITIZE, ["-O1", "-fsanitize=thread"], ["-O3"]],
+    ids=["address", "thread", "as released"],
+)
 def test_other_builds_give_the_same_bits(
     flags: list[str], models: dict[str, Model], digests: tuple[str, str], tmp_path: Path
 ) -> None:
-    """As a release is compiled, and under the sanitizer for threads."""
+    """Under the sanitizers, and as a release is compiled."""
     assert CXX is not None
     program = compile_tests(CXX, flags, tmp_path)
     assert digest(run(program)) == digests[0]
@@ -168,11 +173,15 @@ def open_session(
 
 
 def native_logits(
-    library: ctypes.CDLL, bundle: Path, tokens: list[int], kv_type: int
+    library: ctypes.CDLL,
+    bundle: Path,
+    tokens: list[int],
+    kv_type: int,
+    vocabulary: int = VOCABULARY,
 ) -> np.ndarray:
     session, error = open_session(library, bundle, kv_type)
     assert session, error
-    ids, logits = np.array(tokens, np.int32), np.empty(VOCABULARY, np.float32)
+    ids, logits = np.array(tokens, np.int32), np.empty(vocabulary, np.float32)
     status = library.tinyqmoe_session_feed(session, ids.ctypes.data, len(ids), logits.ctypes.data)
     library.tinyqmoe_session_close(session)
     assert status == 0
@@ -201,6 +210,21 @@ def test_a_session_computes_what_transformers_does(
         assert values[FLOAT32] > 70
         assert values[FLOAT16] > 50
         assert values[INT8] > 30
+
+
+def test_a_session_reads_what_an_export_writes(bundle: Bundle, library: ctypes.CDLL) -> None:
+    """The answers of the reference in PyTorch, after every prompt."""
+    from safetensors.numpy import load_file
+
+    answers = load_file(bundle.file(REFERENCE))
+    found = [n for n in range(10) if f"int16.{n}.logits" in answers]
+    assert len(found) > 2
+    for n in found:
+        expected = answers[f"int16.{n}.logits"][0]
+        tokens = answers[f"prompt.{n}"].tolist()
+        got = native_logits(library, bundle.path, tokens, FLOAT32, len(expected))
+        assert sqnr(expected, got) > 60
+        assert got.argmax() == expected.argmax()
 
 
 def test_an_expanded_model_has_the_same_bits(

@@ -126,7 +126,7 @@ def test_the_report_is_json(right: tuple[Bundle, ParityReport]) -> None:
 def test_the_table_names_every_check_and_the_verdict(right: tuple[Bundle, ParityReport]) -> None:
     from rich.console import Console
 
-    from runtime_ref.reports.tables import parity_table
+    from runtime_ref.reports.parity_tables import parity_table
 
     _, report = right
     for shown, word in ((report, "PASS"), (dataclasses.replace(report, checks=[]), "FAIL")):

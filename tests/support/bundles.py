@@ -193,6 +193,7 @@ def small_manifest(**changes: Any) -> Manifest:
         places={
             "model.embed_tokens.weight": bundles.Location(bundles.PROGRAM, "tqlz", 64, 32, 128)
         },
+        vectors={"model.norm.weight": bundles.VectorLocation(bundles.PROGRAM, 160, 8)},
         details={"arena_bytes": 1, "delegates": 0},
     )
     matrix = TensorEntry(
@@ -221,6 +222,7 @@ def small_manifest(**changes: Any) -> Manifest:
         quantization={"scheme": "int8"},
         quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
         interface=replace(interface, **changes),
+        network=bundles.Network(1, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),
         artifacts=[artifact],
         prompts=["a prompt"],
         tensors=[matrix],

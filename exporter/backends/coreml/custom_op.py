@@ -492,6 +492,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
         kv_cache_bytes=4 * kv_cache_values(source.checkpoint.config, source.context),
         operators=emitted.layers,
         places=emitted.places,
+        vectors={},
         details={
             "specification_version": emitted.specification_version,
             "minimum_deployment_target": "iOS 13",
@@ -513,5 +514,6 @@ def estimate(planned: PlannedModel) -> Artifact:
         kv_cache_bytes=4 * kv_cache_values(planned.config, planned.context),
         operators={"calls": CALLS_A_LAYER * planned.config.num_hidden_layers + OTHER_CALLS},
         places={t.name: Location(PACKAGE, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        vectors={},
         details={},
     )

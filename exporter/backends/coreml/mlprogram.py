@@ -384,6 +384,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
         kv_cache_bytes=2 * kv_cache_values(source.checkpoint.config, source.context),
         operators=emitted.operators,
         places=emitted.places,
+        vectors={},
         details={
             "recipe": recipe.name,
             "specification_version": emitted.specification_version,
@@ -418,5 +419,6 @@ def estimate(planned: PlannedModel) -> Artifact:
         kv_cache_bytes=2 * kv_cache_values(planned.config, planned.context),
         operators={"calls": CALLS_A_LAYER * planned.config.num_hidden_layers + OTHER_CALLS},
         places=places,
+        vectors={},
         details={},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.backends.package import (
@@ -14,14 +15,18 @@ from exporter.backends.package import (
     matrix_rows,
     rows_of,
 )
-from exporter.bundle import PROGRAM, Artifact, Location
+from exporter.bundle import PROGRAM, VECTORS, Artifact, LedgerRow, Location, VectorLocation
+from exporter.models.config import rope_frequencies
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
 
 NAME, TOOL = "pte", "executorch"
+ROPE = "rope.frequencies"
 # Measured over 1 to 32 layers: the passes hold several versions of a program and of its caches.
 MEMORY = ExportMemory("lowering to ExecuTorch", Growth(194, 4.5, 0.31, 1.8), Growth(190, 10, 0, 1))
 CALLS_A_LAYER, OTHER_CALLS = 20, 9  # of operators
@@ -67,19 +72,35 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
         )
         for m in source.encoded.matrices.values()
     }
+    frequencies = {ROPE: rope_frequencies(checkpoint.config)}
+    vectors = _write_vectors(source.encoded.vectors | frequencies, source.work / VECTORS)
     artifact = Artifact(
         format=NAME,
         path=path.name,
-        files=[path.name],
+        files=[path.name, VECTORS],
         activations=activations,
         prefill_tokens=config.prefill_tokens,
         kv_cache_bytes=4 * kv_cache_values(checkpoint.config, source.context),
         operators=dict(sorted(emitted.operators.items())),
         places=places,
+        vectors=vectors,
         details={"arena_bytes": emitted.arena_bytes, "delegates": emitted.delegates},
     )
     rows = matrix_rows(source) | {"norms, rope frequencies": emitted.constants_bytes}
-    return Emitted(artifact, rows_of(path, path.name, rows, "graph, delegates, alignment"), [])
+    ledger = rows_of(path, path.name, rows, "graph, delegates, alignment")
+    n_bytes = (source.work / VECTORS).stat().st_size
+    ledger.append(LedgerRow(VECTORS, "norms, biases, rope frequencies, for sessions", n_bytes))
+    return Emitted(artifact, ledger, [])
+
+
+def _write_vectors(vectors: dict[str, Tensor], path: Path) -> dict[str, VectorLocation]:
+    """Writes vectors one after the other, in float32; returns where each lies."""
+    locations, at = {}, 0
+    with path.open("wb") as file:
+        for name, vector in vectors.items():
+            locations[name] = VectorLocation(path.name, at, vector.numel())
+            at += file.write(vector.numpy().astype("<f4").tobytes())
+    return locations
 
 
 def estimate(planned: PlannedModel) -> Artifact:
@@ -92,11 +113,12 @@ def estimate(planned: PlannedModel) -> Artifact:
     return Artifact(
         format=NAME,
         path=PROGRAM,
-        files=[PROGRAM],
+        files=[PROGRAM, VECTORS],
         activations=planned.activations,
         prefill_tokens=tokens,
         kv_cache_bytes=cache,
         operators={"calls": CALLS_A_LAYER * model.num_hidden_layers + OTHER_CALLS},
         places={t.name: Location(PROGRAM, "tqlz", 0, t.blob_bytes) for t in planned.tensors},
+        vectors={},
         details={"arena_bytes": cache + 4 * tokens * widest + PLANNED_BESIDES},
     )

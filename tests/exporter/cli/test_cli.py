@@ -91,7 +91,7 @@ def test_shell_completion() -> None:
     schemes = complete(
         _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3"
     )
-    assert schemes.split() == ["int8", "ternary"]
+    assert schemes.split() == ["int4", "int8", "ternary"]
 
 
 # Exit codes

@@ -748,7 +748,8 @@ def test_export_and_check_do_not_hold_weights(raw: Parts, tmp_path: Path) -> Non
     tracemalloc.start()
     try:
         made = emit(
-            dataclasses.replace(raw, encoded=EncodedModel(matrices)), tmp_path / "m.mlpackage"
+            dataclasses.replace(raw, encoded=EncodedModel(matrices, raw.encoded.vectors)),
+            tmp_path / "m.mlpackage",
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -780,7 +781,8 @@ def test_a_scale_that_is_cut_in_half_fails(raw: Parts, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     cut.write_bytes(matrix.scales_path.read_bytes() + b"\0\0")
     encoded = EncodedModel(
-        raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)}
+        raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)},
+        raw.encoded.vectors,
     )
     assert cut.stat().st_size > 2 * protobuf_stream.KEPT_BYTES
     assert "coremltools cannot read the model" in failure(
