@@ -16,6 +16,7 @@ from pathlib import Path
 from exporter.bundle import Bundle
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import run as device_run
+from runtime_ref.device import sandbox_report
 from runtime_ref.device.profile import MemoryBudget
 from runtime_ref.device.run import DevicePlan, run
 from runtime_ref.residency import Residency

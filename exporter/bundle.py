@@ -72,7 +72,10 @@ class Location:
 
 @dataclass(frozen=True)
 class VectorLocation:
-    """Location of the float32 values of a vector: file, first byte (a multiple of 4), and number."""
+    """Location of the float32 values of a vector: file, first byte and number.
+
+    offset: a multiple of 4.
+    """
 
     file: str
     offset: int

@@ -15,7 +15,7 @@ import pytest
 from exporter.backends.coreml import mlpackage, mlprogram, mlprogram_graph
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
-from exporter.models import config
+from exporter.models import llama
 from exporter.quant.config import QuantConfig
 from runtime_ref.coreml import expansion
 from runtime_ref.coreml.mlprogram_runner import MLProgramRunner
@@ -291,7 +291,7 @@ def test_a_wrong_rope_base(
     assert "logits" in failed(report)
     assert report.checks[0].passed
     assert (
-        config.read_config(json.loads((checkpoint / "config.json").read_text())).rope_theta
+        llama.read_config(json.loads((checkpoint / "config.json").read_text())).rope_theta
         == 10000.0
     )
 
