@@ -352,7 +352,7 @@ class DropsLastSlot(lowering.CachedAttention):
 
 @pytest.fixture(scope="module")
 def other_parts(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path) -> Parts:
-    from conftest import SPARSE
+    from tests.support.bundles import SPARSE
 
     return encode(other_checkpoint, tmp_path_factory.mktemp("other-parts"), SPARSE, "lzw")
 
@@ -500,8 +500,8 @@ def nan_logits(tensors: dict[str, np.ndarray]) -> None:
     tensors["float32.1.logits"] = tensors["float32.1.logits"] * np.float32("nan")
 
 
-def no_int8(tensors: dict[str, np.ndarray]) -> None:
-    for name in [n for n in tensors if n.startswith("int8.")]:
+def no_int16(tensors: dict[str, np.ndarray]) -> None:
+    for name in [n for n in tensors if n.startswith("int16.")]:
         del tensors[name]
 
 
@@ -512,7 +512,7 @@ def no_full_context(tensors: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [tokens_of_others, nan_logits, no_int8, no_full_context, dict.clear]
+    "change", [tokens_of_others, nan_logits, no_int16, no_full_context, dict.clear]
 )
 def test_a_reference_that_is_not_whole_is_an_error(
     copied: Bundle, change: Callable[..., object]

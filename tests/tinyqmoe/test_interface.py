@@ -34,7 +34,7 @@ def test_settings_go_where_they_belong() -> None:
         ({"scheme": "float3", "embedding": "x"}, "embedding must be one of"),
         ({"formats": ["pte", "gguf"]}, "a format must be one of pte"),
         ({"formats": []}, "formats must name at least one"),
-        ({"codec": "zip", "activations": "int4"}, "activations must be one of int8"),
+        ({"codec": "zip", "activations": "int4"}, "activations must be one of int16"),
         ({"chunk_bytes": 0}, "chunk_bytes must be a positive number"),
     ],
 )

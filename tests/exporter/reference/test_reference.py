@@ -210,7 +210,8 @@ def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path:
     prompts = [Prompt((1,), 2), Prompt((1, 2, 3), 2), Prompt(tuple(range(48)), 0)]
     steps: list[int] = []
     config = parts.checkpoint.config
-    write_reference(parts.encoded, config, 48, prompts, tmp_path / "file", steps.append)
+    file = tmp_path / "file"
+    write_reference(parts.checkpoint, parts.encoded, 48, prompts, file, steps.append)
     tensors = load_file(tmp_path / "file")
     expected = {f"prompt.{i}" for i in range(3)}
     answered = [("float32", 0), ("float32", 1), ("float32", 2), ("int16", 0), ("int16", 1)]
