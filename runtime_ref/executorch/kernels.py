@@ -24,7 +24,13 @@ from exporter.codec.native import native_dir
 from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
 
-OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
+OPERATORS = tuple(
+    f"tinyqmoe::{name}.out"
+    for name in (
+        *("lzw_decode", "lzw_linear", "lzw_embedding"),
+        *("rms_norm", "rope_angles", "attention", "swiglu", "add", "last"),
+    )
+)
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -131,7 +137,6 @@ def load() -> ctypes.CDLL:
     Raises MissingComponentError.
     """
     with quiet():  # these log what optional parts of theirs are not there
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers `llama::`)
         from executorch.runtime import Runtime
 
     registry = Runtime.get().operator_registry
