@@ -7,6 +7,7 @@ of activations have the sizes of the longest input, and shrink when the program 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,9 +60,9 @@ class Graph:
     inputs: list[int] = field(default_factory=list)
     _constants: dict[int | bytes, Value] = field(default_factory=dict)
 
-    def input(self, sizes: tuple[int, ...], *, dynamic: bool) -> Value:
-        """An input, int64, whose memory is the caller's."""
-        value = self._tensor(sizes, torch.int64, dynamic=dynamic)
+    def input(self, sizes: tuple[int, ...], dtype: torch.dtype, *, dynamic: bool) -> Value:
+        """An input, whose memory is the caller's."""
+        value = self._tensor(sizes, dtype, dynamic=dynamic)
         self.inputs.append(value.index)
         return value
 
@@ -84,14 +85,21 @@ class Graph:
         """A float32 vector [n] as a constant."""
         return self.constant(Constant(bytes_of(vector), tuple(vector.shape), torch.float32))
 
-    def call(self, name: str, *arguments: Any, sizes: tuple[int, ...], dynamic: bool) -> Value:
-        """The float32 result of the operator `tinyqmoe::name` over values and numbers.
+    def call(
+        self,
+        name: str,
+        *arguments: Any,
+        sizes: tuple[int, ...],
+        dynamic: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> Value:
+        """The result of the operator `tinyqmoe::name` over values and numbers.
 
         `sizes` are those for the longest input.
         """
         at = len(self.calls)
-        out = self._tensor(sizes, torch.float32, dynamic=dynamic)
-        out.n_bytes, out.first, out.last = 4 * torch.Size(sizes).numel(), at, at
+        out = self._tensor(sizes, dtype, dynamic=dynamic)
+        out.n_bytes, out.first, out.last = dtype.itemsize * math.prod(sizes), at, at
         self.planned.append(out)
         for argument in arguments:
             if isinstance(argument, Value) and argument.last is not None:
@@ -209,6 +217,7 @@ def bytes_of(vector: Tensor) -> bytes:
 
 _SCALAR_TYPES: dict[torch.dtype, Any] = {
     torch.uint8: lambda types: types.BYTE,
+    torch.int8: lambda types: types.CHAR,
     torch.int64: lambda types: types.LONG,
     torch.float32: lambda types: types.FLOAT,
 }

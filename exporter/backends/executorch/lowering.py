@@ -209,10 +209,10 @@ def emit(
         import executorch.exir.schema  # noqa: F401
 
         model = network(ProgramLayers(encoded, config, graph))
-        tokens = graph.input((1, graph.tokens), dynamic=graph.tokens > 1)
-        logits = model(tokens, graph.input((1,), dynamic=False))
+        tokens = graph.input((1, graph.tokens), torch.int64, dynamic=graph.tokens > 1)
+        logits = model(tokens, graph.input((1,), torch.int64, dynamic=False))
         program = graph.program(logits, config.methods())
-        at = _write(program, path)
+        at = write(program, path)
     keys = {name: bytes_of(vector) for name, vector in vectors.items()}
     sources: dict[str, set[Path | bytes]] = {
         m.name: {m.blob_path, m.scales_path} for m in encoded.matrices.values()
@@ -232,7 +232,7 @@ def emit(
     return emitted
 
 
-def _write(program: Program, path: Path) -> dict[Path | bytes, int]:
+def write(program: Program, path: Path) -> dict[Path | bytes, int]:
     """Serializes the program to `path`.
 
     Returns the offset of each file of the encoded model, and of each other constant, in bytes.
