@@ -23,7 +23,9 @@ import platformdirs
 from exporter.codec.native import native_dir
 from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
+from runtime_ref.executorch.runtime import Runtime
 
+LLAMA_OPERATORS = "extension/llm/custom_ops/libcustom_ops_aot_lib.so"
 OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
 FLAGS = (
     "-std=c++17",
@@ -131,10 +133,10 @@ def load() -> ctypes.CDLL:
     Raises MissingComponentError.
     """
     with quiet():  # these log what optional parts of theirs are not there
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers `llama::`)
-        from executorch.runtime import Runtime
+        import torch
 
-    registry = Runtime.get().operator_registry
+        registry = Runtime.get().operator_registry
+        torch.ops.load_library(_executorch_root() / LLAMA_OPERATORS)
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",
