@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
@@ -28,6 +29,7 @@ KVType = Literal["float16", "float32", "int8"]
 KV_TYPES: tuple[KVType, ...] = ("float16", "float32", "int8")
 # The backend of each format of an artifact.
 BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
+NATIVE = "native"  # the backend that runs the weights of a `.pte` in a session of the core
 
 
 @dataclass(frozen=True)
@@ -364,18 +366,18 @@ class Bundle:
             raise BundleError(f"{file} is not JSON: {error}", hint="export again") from error
         return cls(path, Manifest.from_dict(raw))
 
-    def verify(self) -> None:
-        """Compares every file with the size and SHA-256 in the manifest.
+    def verify(self, hashed: Collection[str] | None = None) -> None:
+        """Compares every file with the size in the manifest, and `hashed` with their SHA-256 too.
 
-        Raises BundleError naming all that differ.
+        `hashed` are paths as in the manifest; None is all of them. Raises BundleError naming all
+        that differ.
         """
         manifest = self.manifest
-        problems = [p for entry in manifest.files for p in self._file_problems(entry)]
-        problems += [
-            p
-            for e in manifest.expanded
-            if self.file(e.path).exists()
-            for p in self._file_problems(e)
+        there = [e for e in manifest.expanded if self.file(e.path).exists()]
+        problems = [
+            problem
+            for entry in [*manifest.files, *there]
+            for problem in self._file_problems(entry, hashed is None or entry.path in hashed)
         ]
         listed = {entry.path for entry in manifest.files}
         known = listed | {entry.path for entry in manifest.expanded}
@@ -399,13 +401,25 @@ class Bundle:
                 f"{self.path} is damaged", problems=problems, hint="copy it again, or export again"
             )
 
-    def _file_problems(self, entry: FileEntry) -> list[str]:
+    def files_of(self, artifact: Artifact) -> set[str]:
+        """Paths of the files of a package, those that `tinyqmoe expand` makes included."""
+        inside = f"{artifact.path}/"
+        expanded = {e.path for e in self.manifest.expanded if e.path.startswith(inside)}
+        return expanded | set(artifact.files)
+
+    @property
+    def shared_files(self) -> set[str]:
+        """Paths of the files that all packages share: tokenizer, chat template, sources."""
+        owned = {name for a in self.manifest.artifacts for name in self.files_of(a)}
+        return {e.path for e in self.manifest.files} - owned - {REFERENCE}
+
+    def _file_problems(self, entry: FileEntry, hashed: bool) -> list[str]:
         file = self.file(entry.path)
         if not file.is_file():
             return [f"{entry.path} is missing"]
         if file.stat().st_size != entry.n_bytes:
             return [f"{entry.path} has {file.stat().st_size:,} bytes, expected {entry.n_bytes:,}"]
-        if sha256(file) != entry.sha256:
+        if hashed and sha256(file) != entry.sha256:
             return [f"{entry.path} has been changed: its SHA-256 differs from the manifest's"]
         return []
 

@@ -134,6 +134,8 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
     """
     tokenizer = load_tokenizer(bundle)
     if chat:
+        from runtime_ref.chat import render_chat
+
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
     else:
         ids = tokenizer.encode(prompt).ids
@@ -158,28 +160,6 @@ def check_fits(prompt: Sequence[int], context: int) -> None:
             f"{context}",
             hint="shorten the prompt, or export with a larger --context",
         )
-
-
-def render_chat(bundle: Bundle, prompt: str) -> str:
-    """One user turn in the model's chat format, ready for the answer.
-
-    Raises UsageError without a template, BundleError for one that does not render.
-    """
-    from jinja2 import TemplateError
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
-    if not tokenizer.chat_template:
-        hint = "run without --chat, or export an instruction-tuned model"
-        raise UsageError("this model has no chat template", hint=hint)
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    except TemplateError as error:
-        what = f"the chat template of {bundle.path} does not render: {error}"
-        raise BundleError(what, hint="run without --chat") from error
 
 
 def generate(

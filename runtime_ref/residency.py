@@ -2,8 +2,8 @@
 
 They are coded as shipped, expanded in memory under a budget, or expanded in files. Every mode gives
 the same bits. The managers are in the C++ core (exporter/native/include/tinyqmoe/tinyqmoe.h), one
-in each shared library: `native.library()` for what the codec's extension computes, `kernels.load()`
-for ExecuTorch.
+in each shared library: `native.library()` for sessions and for what the codec's extension computes,
+`kernels.load()` for ExecuTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 
 import platformdirs
 
-from exporter.bundle import EMBEDDING, HEAD, Bundle, TensorEntry
+from exporter.bundle import EMBEDDING, HEAD, Artifact, Bundle, TensorEntry
 from exporter.codec.format import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -154,12 +154,12 @@ class CodedTensor:
         return f"tqlz-{h.rows}x{h.cols}-{h.tables_crc32:08x}-{h.payload_crc32:08x}-{sealed:08x}.raw"
 
 
-def coded_tensors(bundle: Bundle, wanted: str) -> list[CodedTensor]:
+def coded_tensors(bundle: Bundle, artifact: Artifact) -> list[CodedTensor]:
     """TQLZ blobs that the products of a package read, in the order of use.
 
     A tied head comes last. Raises BundleError, CodecError.
     """
-    places = bundle.artifact(wanted).places
+    places = artifact.places
     used = in_order_of_use([t for t in bundle.manifest.tensors if places[t.name].form == "tqlz"])
     return [
         CodedTensor(t.name, _header(bundle, places[t.name].file, places[t.name].offset))

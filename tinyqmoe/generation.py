@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UsageError
 from tinyqmoe.devices import find_devices, plan_packages
-from tinyqmoe.packages import choose_package, no_progress, open_bundle, open_runner, prepare
+from tinyqmoe.packages import PackageInUse, no_progress, prepare
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
@@ -31,6 +31,7 @@ def generate(
     seed: int = 0,
     backend: str | None = None,
     residency: Mode | Residency | None = None,
+    threads: int | None = None,
     runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> TextStream:
@@ -38,22 +39,23 @@ def generate(
 
     Its `result` has the tokens, the whole text, times and the reason of the end. `chat` puts the
     prompt through the model's chat template. Temperature 0 is greedy. The package is loaded before
-    this returns: `backend` and `residency` are as for `open_runner`, whose runner may be given in
-    their place. Raises TinyQMoEError.
+    this returns: `backend`, `residency` and `threads` are as for `open_runner`, whose runner may be
+    given in their place. Of a path, the files that are used are verified. Raises TinyQMoEError.
     """
     from runtime_ref import generate as texts
 
     _check_limit(max_new_tokens)
     sampling = texts.Sampling(temperature, top_p, seed)
-    bundle = open_bundle(bundle)
-    ids = texts.encode_prompt(bundle, prompt, chat=chat)
-    if runner is None:
-        runner = open_runner(bundle, backend=backend, residency=residency, progress=progress)
-    elif backend is not None or residency is not None:
+    if runner is not None and (backend, residency, threads) != (None, None, None):
         raise UsageError(
-            "a runner has its backend and its residency", hint="give them to open_runner"
+            "a runner has its backend, residency and threads", hint="give them to open_runner"
         )
-    return texts.TextStream(bundle, runner, ids, max_new_tokens, sampling)
+    chosen = PackageInUse(bundle, runner.artifact.format if runner else backend)
+    ids = texts.encode_prompt(chosen.bundle, prompt, chat=chat)
+    if runner is None:
+        runner = chosen.open(residency, threads, progress or no_progress)
+    chosen.wait()
+    return texts.TextStream(chosen.bundle, runner, ids, max_new_tokens, sampling)
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,11 @@ def run_on_device(
     _check_limit(max_new_tokens)
     sampling = texts.Sampling(temperature, top_p, seed)
     profiles = find_devices([device])
-    bundle, progress = open_bundle(bundle), progress or no_progress
+    chosen, progress = PackageInUse(bundle, backend), progress or no_progress
+    bundle, artifact = chosen.bundle, chosen.artifact
     ids = texts.encode_prompt(bundle, prompt, chat=chat)
-    artifact = choose_package(bundle, backend)
     (placed,) = plan_packages(bundle.manifest, [artifact], profiles, residency, entitlement)
+    chosen.wait()
     prepare(artifact, progress)
     arguments = {"prompt": ids, "max_new_tokens": max_new_tokens, "sampling": vars(sampling)}
     done = device_runs.run(bundle, placed, "generate", arguments, progress)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.bundle import Bundle
-from exporter.errors import UsageError
 from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def open_bundle(bundle: Bundle | str | Path) -> Bundle:
-    """A bundle whose files have the SHA-256 of its manifest.
+    """A bundle whose files all have the SHA-256 of its manifest.
 
     One that is open is taken as it is. Raises BundleError.
     """
@@ -35,29 +35,74 @@ def open_bundle(bundle: Bundle | str | Path) -> Bundle:
     return opened
 
 
+class PackageInUse:
+    """A bundle of which one package is used, whose files are verified while libraries are loaded.
+
+    The files that all packages share are as the manifest says from the start; those of the package
+    when `wait` has returned, before which nothing may read them. Of the others only the sizes are
+    compared. A bundle that was open is taken as it is. Raises BundleError, UsageError,
+    MissingComponentError.
+    """
+
+    def __init__(self, given: Bundle | str | Path, backend: str | None) -> None:
+        self.bundle = given if isinstance(given, Bundle) else Bundle.open(Path(given))
+        self.artifact = choose_package(self.bundle, backend)
+        self._verified: Future[None] | None = None
+        if not isinstance(given, Bundle):
+            self.bundle.verify(self.bundle.shared_files)
+            thread = ThreadPoolExecutor(1)
+            hashed = self.bundle.files_of(self.artifact)
+            self._verified = thread.submit(self.bundle.verify, hashed)
+            thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Waits until the files of the package are verified. Raises BundleError."""
+        if self._verified is not None:
+            self._verified.result()
+
+    def open(
+        self, residency: Mode | Residency | None, threads: int | None, progress: Progress
+    ) -> Runner:
+        """The package loaded in its runtime, once its libraries are loaded and it is verified.
+
+        Raises TinyQMoEError.
+        """
+        from runtime_ref import runners
+
+        placed = as_residency(residency)
+        runners.check_residency(self.artifact, placed)
+        runners.check_threads(self.artifact, threads)
+        prepare(self.artifact, progress)
+        runners.module(self.artifact.format).prepare()
+        self.wait()
+        return runners.open_runner(self.bundle, self.artifact, placed, progress, threads)
+
+
 def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> list[Artifact]:
-    """All packages of these backends or formats.
+    """All packages of these backends or formats; "all" are those that ship.
 
     Raises UsageError for one that the bundle has none of.
     """
+    from runtime_ref import runners
+
     wanted = names(wanted)
     there = [
         a for a in manifest.artifacts if ALL in wanted or a.format in wanted or a.backend in wanted
     ]
     known = {ALL, *(name for a in there for name in (a.format, a.backend))}
-    if missing := [name for name in wanted if name not in known]:
-        formats = ", ".join(f"{a.format} ({a.backend})" for a in manifest.artifacts)
-        what = f"there is no package for {', '.join(missing)}: it has {formats}"
-        raise UsageError(what, hint="export it with --target")
-    return there
+    return there + [runners.package(manifest, name) for name in wanted if name not in known]
 
 
 def choose_package(bundle: Bundle, backend: str | None) -> Artifact:
-    """The package of a format, the first one of a backend, or the first of all.
+    """The package of a format, the first one of a backend, or the one that a run takes by default.
 
-    Raises UsageError.
+    Raises UsageError, MissingComponentError.
     """
-    return bundle.manifest.artifacts[0] if backend is None else bundle.artifact(backend)
+    from runtime_ref import runners
+
+    if backend is None:
+        return runners.default_package(bundle.manifest)
+    return runners.package(bundle.manifest, backend)
 
 
 def open_runner(
@@ -65,20 +110,19 @@ def open_runner(
     *,
     backend: str | None = None,
     residency: Mode | Residency | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Runner:
     """A package loaded in its runtime, to be given to several calls of `generate`.
 
-    `backend` is a backend or a format; by default it is the first package. `residency` is where
+    `backend` is a backend or a format. By default it is "native", a session of the C++ core, where
+    the bundle has a `.pte` with int16 activations, and else the first package. `residency` is where
     weights lie, as codes ("stream") by default; it is that of all packages of a kind in this
-    process. Raises TinyQMoEError.
+    process. `threads` are those of a session, by default as many as this process may use. Raises
+    TinyQMoEError.
     """
-    from runtime_ref import runners
-
-    bundle = open_bundle(bundle)
-    artifact, progress = choose_package(bundle, backend), progress or no_progress
-    prepare(artifact, progress)
-    return runners.open_runner(bundle, artifact, as_residency(residency), progress)
+    chosen = PackageInUse(bundle, backend)
+    return chosen.open(residency, threads, progress or no_progress)
 
 
 def prepare(artifact: Artifact, progress: Progress) -> None:

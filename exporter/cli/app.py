@@ -7,7 +7,6 @@ usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing 
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import signal
 import sys
@@ -42,6 +41,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata
+
         typer.echo(f"tinyqmoe {importlib.metadata.version('tiny-qmoe')}")
         raise typer.Exit
 

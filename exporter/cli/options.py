@@ -12,13 +12,13 @@ import typer
 
 from exporter import quant
 from exporter.backends.registry import TARGETS
-from exporter.bundle import BACKENDS
+from exporter.bundle import BACKENDS, NATIVE
 from exporter.errors import UsageError
 from exporter.memory import parse_size
 
 BOTH, ALL = "both", "all"
 COREML_FORMATS = [name for name, backend in BACKENDS.items() if backend == "coreml"]
-PACKAGES = list(dict.fromkeys([*BACKENDS.values(), *COREML_FORMATS]))
+PACKAGES = list(dict.fromkeys([NATIVE, *BACKENDS.values(), *COREML_FORMATS]))
 
 
 if TYPE_CHECKING:  # whose members are known when the program runs
@@ -71,6 +71,13 @@ class ResidencyMode(enum.StrEnum):
     EXPAND = "expand"
     FILE = "file"
     AUTO = "auto"
+
+
+class Verification(enum.StrEnum):
+    """The files of a bundle whose SHA-256 is compared with the manifest before a run."""
+
+    USED = "used"
+    ALL = "all"
 
 
 class Activations(enum.StrEnum):
@@ -191,14 +198,29 @@ BackendsOption = Annotated[
     list[Packages],
     typer.Option(
         "--backend",
-        help="Which packages. Can be given several times.",
+        help="Which packages, all that ship by default. Can be given several times.",
     ),
 ]
 BackendOption = Annotated[
     Package | None,
     typer.Option(
         "--backend",
-        help="Which package of the bundle, by backend or by format.",
+        help="native: the weights of the .pte in the C++ core, by default where there are any; "
+        "executorch: the .pte in its real runtime; coreml, or a format of its: an interpreter.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Threads of --backend native; by default as many as the process may use."
+    ),
+]
+VerifyOption = Annotated[
+    Verification,
+    typer.Option(
+        "--verify",
+        help="used: the SHA-256 of the files that the run reads, and the sizes of all; all: the "
+        "SHA-256 of every file of the bundle.",
     ),
 ]
 ForceOption = Annotated[

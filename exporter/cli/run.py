@@ -31,7 +31,10 @@ from exporter.cli.options import (
     ResidencyOption,
     SeedOption,
     TemperatureOption,
+    ThreadsOption,
     TopPOption,
+    Verification,
+    VerifyOption,
 )
 from exporter.errors import OutOfSpaceError
 
@@ -46,19 +49,27 @@ def run(
     chat: ChatOption = False,
     backend: BackendOption = None,
     residency: ResidencyOption = None,
+    threads: ThreadsOption = None,
+    verify: VerifyOption = Verification.USED,
     device: OneDeviceOption = None,
     device_file: OneDeviceFileOption = None,
     entitlement: EntitlementOption = False,
     plot: PlotOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Generate text with a package: ExecuTorch's in the real runtime, Core ML's in an interpreter.
+    """Generate text with a package, by default in the C++ core that apps link.
+
+    ExecuTorch's package runs in its real runtime too, Core ML's in an interpreter.
 
     On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if
     it does not fit.
     """
     profiles = tinyqmoe.find_devices([name for name in (device, device_file) if name])
     check_device_options(profiles, residency, entitlement, plot)
+    if profiles and threads is not None:
+        what = "a run on a device takes as many threads as the process may use"
+        raise tinyqmoe.UsageError(what, hint="leave --threads or --device away")
+    bundle = open_verified(bundle_path) if verify is Verification.ALL else bundle_path
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "chat": chat,
@@ -71,9 +82,9 @@ def run(
     shown = "" if chat else prompt  # a chat shows the answer alone
     if profiles:
         options |= {"device": _one_device(profiles), "entitlement": entitlement}
-        _run_on_device(bundle_path, prompt, options, shown, plot, json_file)
+        _run_on_device(bundle, prompt, options, shown, plot, json_file)
     else:
-        _run_here(bundle_path, prompt, options, shown, json_file)
+        _run_here(bundle, prompt, options | {"threads": threads}, shown, json_file)
 
 
 def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DeviceProfile:
@@ -88,7 +99,11 @@ def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DevicePr
 
 
 def _run_here(
-    bundle: Path, prompt: str, options: dict[str, Any], shown: str, json_file: Path | None
+    bundle: tinyqmoe.Bundle | Path,
+    prompt: str,
+    options: dict[str, Any],
+    shown: str,
+    json_file: Path | None,
 ) -> None:
     with progress_bars() as progress:
         text = tinyqmoe.generate(bundle, prompt, progress=progress, **options)
@@ -100,7 +115,7 @@ def _run_here(
 
 
 def _run_on_device(
-    bundle: Path,
+    bundle: tinyqmoe.Bundle | Path,
     prompt: str,
     options: dict[str, Any],
     shown: str,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "Core ML custom-op"
 HAS_RESIDENCY = True
+HAS_THREADS = False
 SPEED_IS_REAL = False
 
 # Measured by benchmarks/memory_prediction.py.
@@ -50,7 +51,7 @@ def core() -> ctypes.CDLL | None:
     return native.library()
 
 
-def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
+def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Progress) -> Runner:
     """Runner of a network that is loaded and checked. Raises BundleError."""
     return CustomOpRunner(bundle, artifact)
 

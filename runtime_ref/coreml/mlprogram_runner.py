@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "Core ML mlprogram"
 HAS_RESIDENCY = False  # its weights are expanded at install, and Core ML places them
+HAS_THREADS = False
 SPEED_IS_REAL = False
 CACHE_BYTES = 1 << 28  # of weights an ML Program keeps dense, as float32
 
@@ -51,7 +52,7 @@ def core() -> ctypes.CDLL | None:
     return None
 
 
-def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
+def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Progress) -> Runner:
     """Runner of an ML Program, expanded first if the bundle was not. Raises BundleError."""
     return MLProgramRunner(
         bundle, artifact, lambda done, total: progress("expand the weights", done, total)

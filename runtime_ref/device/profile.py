@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from exporter.bundle import NATIVE
 from exporter.errors import TinyQMoEError, UsageError
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -76,7 +77,8 @@ class DeviceProfile:
     @property
     def backends(self) -> tuple[str, ...]:
         """Names of the backends whose packages run there."""
-        return ("executorch", "coreml") if self.platform == "ios" else ("executorch",)
+        everywhere = ("executorch", NATIVE)
+        return (*everywhere, "coreml") if self.platform == "ios" else everywhere
 
     @property
     def knows_entitlement(self) -> bool:

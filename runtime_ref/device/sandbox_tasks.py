@@ -52,7 +52,7 @@ def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> l
     files = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
     files += map(bundle.file, [*artifact.files, REFERENCE, "tokenizer.json"])
     if residency.folder is not None:
-        coded = residencies.coded_tensors(bundle, artifact.format)
+        coded = residencies.coded_tensors(bundle, artifact)
         files += [residency.folder / tensor.file_name for tensor in coded]
     return sorted({file for file in files if file.is_file()})
 
@@ -167,7 +167,7 @@ def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) 
     """Runner of the package that the arguments name."""
     wanted = arguments["residency"]
     folder = wanted["cache_dir"] and Path(wanted["cache_dir"])
-    artifact = bundle.artifact(arguments["format"])
+    artifact = runners.package(bundle.manifest, arguments["format"])
     residency = Residency(**wanted | {"cache_dir": folder})
     return runners.open_runner(bundle, artifact, residency, report_phase)
 

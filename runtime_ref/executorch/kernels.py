@@ -23,6 +23,7 @@ import platformdirs
 from exporter.codec.native import native_dir
 from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
+from runtime_ref.executorch.runtime import Runtime
 
 OPERATORS = tuple(
     f"tinyqmoe::{name}.out"
@@ -137,9 +138,7 @@ def load() -> ctypes.CDLL:
     Raises MissingComponentError.
     """
     with quiet():  # these log what optional parts of theirs are not there
-        from executorch.runtime import Runtime
-
-    registry = Runtime.get().operator_registry
+        registry = Runtime.get().operator_registry
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",

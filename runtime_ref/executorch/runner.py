@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,13 @@ from exporter.errors import BundleError, MissingComponentError
 from exporter.progress import Progress
 from exporter.quiet import quiet
 from runtime_ref.executorch import kernels
+from runtime_ref.executorch.runtime import Program, Runtime
 from runtime_ref.generate import Runner, check_room
 from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
 
-if TYPE_CHECKING:
-    from executorch.runtime import Program
-
 NAME = "executorch"
 HAS_RESIDENCY = True
+HAS_THREADS = False
 SPEED_IS_REAL = True
 
 # Measured by benchmarks/memory_prediction.py.
@@ -51,7 +50,7 @@ def core() -> ctypes.CDLL | None:
     return kernels.load()
 
 
-def open(bundle: Bundle, artifact: Artifact, progress: Progress) -> Runner:
+def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Progress) -> Runner:
     """Runner of a program that is loaded. Raises BundleError, MissingComponentError."""
     return ExecuTorchRunner(bundle)
 
@@ -94,8 +93,6 @@ class ExecuTorchRunner:
         kernels.load()
         path = self.file(self.artifact.path)
         try:
-            from executorch.runtime import Runtime
-
             loaded = Runtime.get().load_program(path)
         except RuntimeError as error:
             raise BundleError(
@@ -141,8 +138,6 @@ class ExecuTorchRunner:
 
 def _load_forward(program: Program, bundle: Bundle) -> Any:
     """Method that computes logits. Raises MissingComponentError, BundleError."""
-    from executorch.runtime import Runtime
-
     available = Runtime.get().operator_registry.operator_names
     if missing := sorted(set(bundle.artifact("pte").operators) - available):
         raise MissingComponentError(
@@ -175,7 +170,6 @@ def _check_contract(program: Program, bundle: Bundle) -> None:
             problems.append(f"{name} is missing")
             continue
         method = program.load_method(name)
-        assert method is not None
         got = method.execute(())
         value = list(got) if isinstance(want, list) else got[0]
         if value != want:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.bundle import Bundle
 from tests.support.paths import ROOT
 
 OURS = ("exporter", "runtime_ref", "tinyqmoe")
@@ -124,9 +125,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.generate": (RUNNER, ("numpy", "tokenizers", "transformers", "jinja2")),
+    "runtime_ref.chat": (("exporter.bundle", "exporter.errors"), ("jinja2",)),
+    "runtime_ref.generate": (("runtime_ref.chat", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
+    "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),
     "runtime_ref.coreml": (
         ("runtime_ref.coreml", *RUNNERS),
         ("numpy", "torch", "coremltools", "google"),
@@ -138,7 +141,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
     "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
     # It names the runners' modules as text, and imports one when it is used.
-    "runtime_ref.runners": (RUNNERS, ()),
+    "runtime_ref.runners": (("runtime_ref.native.package", *RUNNERS), ()),
     "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),
     "runtime_ref.device": (
         ("runtime_ref.device", "runtime_ref.runners", "runtime_ref.parity", *RUNNERS),
@@ -366,3 +369,39 @@ def test_the_public_interface_is_imported_without_heavy_packages(tmp_path: Path)
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout == "[]\n"
+
+
+# A run in the core needs numpy, the tokenizer and, for a chat, the template engine. The real
+# runtime needs PyTorch, and nothing that exports or compiles.
+NEVER = ("transformers", "executorch.exir", "torch._dynamo", "torch._inductor", "coremltools")
+
+
+@pytest.mark.parametrize(
+    ("options", "absent"),
+    [
+        ([], ("torch", "executorch", *NEVER)),
+        (["--chat"], ("torch", "executorch", *NEVER)),
+        (["--verify", "all", "--residency", "expand"], ("torch", "executorch", *NEVER)),
+        (["--backend", "executorch"], NEVER),
+    ],
+    ids=["native", "chat", "verified", "executorch"],
+)
+def test_a_run_imports_only_what_it_needs(
+    options: list[str], absent: tuple[str, ...], bundle: Bundle, tmp_path: Path
+) -> None:
+    """What takes seconds to import keeps a user waiting for the first token."""
+    arguments = ["run", str(bundle.path), "--prompt", "the cat", "--max-new-tokens", "2", *options]
+    script = (
+        "import json, sys\nfrom exporter.cli import app\nsys.argv[1:] = json.loads(sys.argv[1])\n"
+        "try:\n    app.app()\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print('LOADED', 'tokenizers' in sys.modules, sorted(set(sys.modules) & set({absent})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED True []"

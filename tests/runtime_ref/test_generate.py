@@ -15,7 +15,8 @@ import pytest
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
-from runtime_ref.generate import Sampling, encode_prompt, generate, load_tokenizer, render_chat, run
+from runtime_ref.chat import render_chat
+from runtime_ref.generate import Sampling, encode_prompt, generate, load_tokenizer, run
 from tests.support.bundles import small_manifest
 from tests.support.checkpoints import write_tokenizer
 

@@ -371,7 +371,7 @@ def test_executorch_trims_while_it_generates(
     bundle: Bundle = request.getfixturevalue(which)
     runner = ExecuTorchRunner(bundle)
     expected = greedy(runner, 20)
-    coded = coded_tensors(bundle, "pte")
+    coded = coded_tensors(bundle, bundle.artifact("pte"))
     forms = sum(c.form_bytes for c in coded if c.gain > 0)
     assert forms > 0
     apply(kernel_library, Residency("expand"), coded)
@@ -473,7 +473,7 @@ def test_executorch_frees_within_the_token_in_which_it_is_told_to(
     runner = ExecuTorchRunner(other_bundle)
     prompt = [3, 5, 7] * 4
     expected = runner.forward(prompt, 0).tobytes()
-    coded = coded_tensors(other_bundle, "pte")
+    coded = coded_tensors(other_bundle, other_bundle.artifact("pte"))
     forms = sum(c.form_bytes for c in coded if c.gain > 0)
     inside, deadline = 0, time.monotonic() + PATIENCE_SECONDS
     while inside < 5 and time.monotonic() < deadline:
@@ -511,7 +511,7 @@ def test_executorch_while_a_thread_changes_everything(
 def test_executorch_from_files(other_bundle: Bundle, kernel_library: Any, tmp_path: Path) -> None:
     runner = ExecuTorchRunner(other_bundle)
     expected = greedy(runner, 5)
-    coded = coded_tensors(other_bundle, "pte")
+    coded = coded_tensors(other_bundle, other_bundle.artifact("pte"))
     apply(kernel_library, Residency("file", cache_dir=tmp_path), coded)
     assert greedy(runner, 5) == expected
     assert {file.name for file in tmp_path.iterdir()} == {c.file_name for c in coded}
@@ -544,7 +544,7 @@ def test_tensors_of_a_bundle_in_the_order_of_use(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     bundle: Bundle = request.getfixturevalue(which)
-    names = [c.name for c in coded_tensors(bundle, "pte")]
+    names = [c.name for c in coded_tensors(bundle, bundle.artifact("pte"))]
     looked_up = set() if which == "bundle" else {EMBEDDING}
     assert names[-1] == (EMBEDDING if which == "bundle" else HEAD)
     assert sorted(names) == sorted({t.name for t in bundle.manifest.tensors} - looked_up)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.bundle import BACKENDS, Artifact
+from exporter.bundle import BACKENDS, NATIVE, Artifact
 from exporter.errors import UsageError
 from runtime_ref import runners
 from runtime_ref.residency import Residency
@@ -25,7 +25,7 @@ def artifact(form: str) -> Artifact:
 
 
 def test_every_format_of_a_bundle_has_a_runner() -> None:
-    assert set(runners.MODULES) == set(BACKENDS)
+    assert set(runners.MODULES) == {*BACKENDS, NATIVE}
 
 
 @pytest.mark.parametrize("form", runners.MODULES)
@@ -65,7 +65,7 @@ def test_no_module_but_the_runners_asks_for_a_format() -> None:
                     for part in ast.walk(side)
                     if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 }
-                if texts & {*BACKENDS, "ternary"}:
+                if texts & {*BACKENDS, NATIVE, "ternary"}:
                     asking.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert asking == []
 

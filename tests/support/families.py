@@ -32,6 +32,13 @@ def llama() -> Any:
     return LlamaForCausalLM(LlamaConfig(rope_parameters=rope, tie_word_embeddings=True, **SIZES))
 
 
+def llama_biases() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    biases = {"attention_bias": True, "mlp_bias": True}
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **biases, **SIZES))
+
+
 def mistral() -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -65,6 +72,7 @@ SIZES: dict[str, Any] = {
 }
 FAMILIES: dict[str, tuple[Callable[[], Any], int | None]] = {  # and the group of scales
     "llama": (llama, None),
+    "llama with biases": (llama_biases, None),
     "mistral": (mistral, 32),
     "qwen2": (qwen2, None),
     "qwen3": (qwen3, 24),

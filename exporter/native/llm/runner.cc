@@ -64,15 +64,15 @@ bool Runner::find_layer(Bundle* bundle, const std::string& prefix, Layer* layer,
   const uint32_t queries = net_.heads * net_.head_dim, keys = net_.kv_heads * net_.head_dim;
   const struct {
     const char* name;
-    const Matrix** out;
+    Linear* out;
     uint32_t rows, cols;
-  } matrices[] = {{"self_attn.q_proj.weight", &layer->q, queries, net_.hidden},
-                  {"self_attn.k_proj.weight", &layer->k, keys, net_.hidden},
-                  {"self_attn.v_proj.weight", &layer->v, keys, net_.hidden},
-                  {"self_attn.o_proj.weight", &layer->o, net_.hidden, queries},
-                  {"mlp.gate_proj.weight", &layer->gate, net_.inner, net_.hidden},
-                  {"mlp.up_proj.weight", &layer->up, net_.inner, net_.hidden},
-                  {"mlp.down_proj.weight", &layer->down, net_.hidden, net_.inner}};
+  } linears[] = {{"self_attn.q_proj", &layer->q, queries, net_.hidden},
+                 {"self_attn.k_proj", &layer->k, keys, net_.hidden},
+                 {"self_attn.v_proj", &layer->v, keys, net_.hidden},
+                 {"self_attn.o_proj", &layer->o, net_.hidden, queries},
+                 {"mlp.gate_proj", &layer->gate, net_.inner, net_.hidden},
+                 {"mlp.up_proj", &layer->up, net_.inner, net_.hidden},
+                 {"mlp.down_proj", &layer->down, net_.hidden, net_.inner}};
   const struct {
     const char* name;
     const float** out;
@@ -80,14 +80,12 @@ bool Runner::find_layer(Bundle* bundle, const std::string& prefix, Layer* layer,
     bool optional;
   } vectors[] = {{"input_layernorm.weight", &layer->attention_norm, net_.hidden, false},
                  {"post_attention_layernorm.weight", &layer->mlp_norm, net_.hidden, false},
-                 {"self_attn.q_proj.bias", &layer->q_bias, queries, true},
-                 {"self_attn.k_proj.bias", &layer->k_bias, keys, true},
-                 {"self_attn.v_proj.bias", &layer->v_bias, keys, true},
                  {"self_attn.q_norm.weight", &layer->q_norm, net_.head_dim, true},
                  {"self_attn.k_norm.weight", &layer->k_norm, net_.head_dim, true}};
-  for (const auto& m : matrices) {
-    *m.out = bundle->matrix(prefix + m.name, m.rows, m.cols);
-    if (*m.out == nullptr) *missing = prefix + m.name;
+  for (const auto& l : linears) {
+    l.out->matrix = bundle->matrix(prefix + l.name + ".weight", l.rows, l.cols);
+    l.out->bias = bundle->vector(prefix + l.name + ".bias", l.rows);
+    if (l.out->matrix == nullptr) *missing = prefix + l.name + ".weight";
   }
   for (const auto& v : vectors) {
     *v.out = bundle->vector(prefix + v.name, v.n);
@@ -148,19 +146,27 @@ tinyqmoe_status Runner::embed(const int32_t* tokens, uint32_t n_tokens) {
   return products_.embed(*embedding_, ids_.data(), n_tokens, x_);
 }
 
+// y = W x + b for up to three matrices that read the same x.
+tinyqmoe_status Runner::linear(const float* x, uint32_t n_tokens, std::initializer_list<Output> outputs) {
+  Products::Product products[3] = {};
+  uint32_t n = 0;
+  for (const Output& output : outputs) products[n++] = {output.linear->matrix, output.y};
+  tinyqmoe_status status = products_.multiply(x, n_tokens, products, n);
+  for (const auto& [linear, y] : outputs) {
+    const bool biased = status == TINYQMOE_OK && linear->bias != nullptr;
+    if (biased) status = tinyqmoe_add_bias(y, linear->bias, n_tokens, linear->matrix->rows);
+  }
+  return status;
+}
+
 // x += o(attention(rope(qkv(norm(x))))).
 tinyqmoe_status Runner::attention(const Layer& layer, uint32_t n_tokens, uint32_t position) {
-  const Products::Product qkv[] = {{layer.q, q_}, {layer.k, k_}, {layer.v, v_}};
   tinyqmoe_status status = rms_norm(x_, layer.attention_norm, normed_, n_tokens, net_.hidden);
-  if (status == TINYQMOE_OK) status = products_.multiply(normed_, n_tokens, qkv, 3);
+  if (status == TINYQMOE_OK) status = linear(normed_, n_tokens, {{&layer.q, q_}, {&layer.k, k_}, {&layer.v, v_}});
   if (status != TINYQMOE_OK) return status;
-  if (layer.q_bias != nullptr) tinyqmoe_add_bias(q_, layer.q_bias, n_tokens, layer.q->rows);
-  if (layer.k_bias != nullptr) tinyqmoe_add_bias(k_, layer.k_bias, n_tokens, layer.k->rows);
-  if (layer.v_bias != nullptr) tinyqmoe_add_bias(v_, layer.v_bias, n_tokens, layer.v->rows);
   status = first_of({prepare_heads(q_, layer.q_norm, net_.heads, n_tokens),
                      prepare_heads(k_, layer.k_norm, net_.kv_heads, n_tokens), attend(layer, n_tokens, position)});
-  const Products::Product o = {layer.o, normed_};
-  if (status == TINYQMOE_OK) status = products_.multiply(attended_, n_tokens, &o, 1);
+  if (status == TINYQMOE_OK) status = linear(attended_, n_tokens, {{&layer.o, normed_}});
   return status == TINYQMOE_OK ? tinyqmoe_add(x_, normed_, uint64_t{n_tokens} * net_.hidden) : status;
 }
 
@@ -191,16 +197,14 @@ tinyqmoe_status Runner::attend(const Layer& layer, uint32_t n_tokens, uint32_t p
 
 // x += down(silu(gate(norm(x))) * up(norm(x))).
 tinyqmoe_status Runner::mlp(const Layer& layer, uint32_t n_tokens) {
-  const Products::Product gate_up[] = {{layer.gate, gate_}, {layer.up, up_}};
   tinyqmoe_status status = rms_norm(x_, layer.mlp_norm, normed_, n_tokens, net_.hidden);
-  if (status == TINYQMOE_OK) status = products_.multiply(normed_, n_tokens, gate_up, 2);
+  if (status == TINYQMOE_OK) status = linear(normed_, n_tokens, {{&layer.gate, gate_}, {&layer.up, up_}});
   if (status != TINYQMOE_OK) return status;
   Failure failure;
   pool_->run(uint64_t{n_tokens} * net_.inner, kElementsAtATime, [&](uint64_t begin, uint64_t end, uint32_t) {
     failure.note(tinyqmoe_swiglu(gate_ + begin, up_ + begin, end - begin, options_.isa));
   });
-  const Products::Product down = {layer.down, normed_};
-  status = first_of({failure.status(), products_.multiply(gate_, n_tokens, &down, 1)});
+  status = first_of({failure.status(), linear(gate_, n_tokens, {{&layer.down, normed_}})});
   return status == TINYQMOE_OK ? tinyqmoe_add(x_, normed_, uint64_t{n_tokens} * net_.hidden) : status;
 }
 

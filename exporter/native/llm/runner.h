@@ -1,10 +1,11 @@
 // A decoder of Llama's shape over the functions of llm.h and the products.
 //
-// What a family adds is told by the vectors that a bundle has: biases of q, k and v (Qwen2), norms of each head of q
-// and k (Qwen3), and by a head of its own. A vector or a matrix that the runner does not use is an error.
+// What a family adds is told by the vectors that a bundle has: biases of products (Qwen2, Llama's options), norms of each
+// head of q and k (Qwen3), and by a head of its own. A vector or a matrix that the runner does not use is an error.
 #ifndef TINYQMOE_LLM_RUNNER_H_
 #define TINYQMOE_LLM_RUNNER_H_
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -37,17 +38,25 @@ class Runner {
   uint64_t buffer_bytes() const;
 
  private:
+  struct Linear {
+    const Matrix* matrix;
+    const float* bias;  // null where there is none
+  };
+  struct Output {
+    const Linear* linear;
+    float* y;  // [n_tokens, rows]
+  };
   struct Layer {
-    const Matrix *q, *k, *v, *o, *gate, *up, *down;
+    Linear q, k, v, o, gate, up, down;
     const float *attention_norm, *mlp_norm;
-    const float *q_bias, *k_bias, *v_bias;  // null where there are none
-    const float *q_norm, *k_norm;           // likewise
+    const float *q_norm, *k_norm;  // null where there are none
     tinyqmoe_kv_cache cache;
   };
 
   bool find_weights(Bundle* bundle, std::string* error);
   bool find_layer(Bundle* bundle, const std::string& prefix, Layer* layer, std::string* missing);
   tinyqmoe_status take_memory();
+  tinyqmoe_status linear(const float* x, uint32_t n_tokens, std::initializer_list<Output> outputs);
   tinyqmoe_status embed(const int32_t* tokens, uint32_t n_tokens);
   tinyqmoe_status attention(const Layer& layer, uint32_t n_tokens, uint32_t position);
   tinyqmoe_status attend(const Layer& layer, uint32_t n_tokens, uint32_t position);

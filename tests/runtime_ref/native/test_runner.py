@@ -1,0 +1,208 @@
+"""The native runner on exported bundles: its answers, its packages, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tinyqmoe
+from exporter.bundle import NATIVE, Bundle
+from exporter.codec import native
+from exporter.errors import BundleError, ContextError, MissingComponentError, UsageError
+from runtime_ref import runners
+from runtime_ref.answers import load_reference
+from runtime_ref.native.package import native_package
+from runtime_ref.native.runner import NativeRunner
+from runtime_ref.residency import Residency
+from tests.support.bundles import (
+    edit_manifest,
+    no_progress,
+    patch,
+    small_manifest,
+    sqnr_db,
+)
+
+
+def open_native(bundle: Bundle, threads: int | None = None) -> NativeRunner:
+    return NativeRunner(bundle, native_package(bundle.manifest), threads)
+
+
+# Answers
+
+
+def test_answers_are_those_of_the_reference(bundle: Bundle) -> None:
+    """With a cache in float16, against one in float32."""
+    runner = open_native(bundle)
+    answers = [a for a in load_reference(bundle, bundle.artifact("pte")) if a.arithmetic == "int16"]
+    assert len(answers) > 2
+    for answer in answers:
+        rows = [runner.forward(answer.prompt, 0)]
+        for step, token in enumerate(answer.tokens[:-1]):
+            rows.append(runner.forward([token], len(answer.prompt) + step))
+        for expected, got in zip(answer.logits, rows, strict=True):
+            assert sqnr_db(expected, got) > 45
+            assert got.argmax() == expected.argmax()
+
+
+def test_threads_pieces_and_residency_make_no_difference_in_bits(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    tokens = [3 + i % 90 for i in range(40)]
+    expected = open_native(bundle, 1).forward(tokens, 0).tobytes()
+    for threads in (1, 2, 3):
+        runner = open_native(bundle, threads)
+        for begin, end in ((0, 13), (13, 14), (14, 40)):
+            logits = runner.forward(tokens[begin:end], begin)
+        assert logits.tobytes() == expected
+    package = native_package(bundle.manifest)
+    for residency in (Residency("expand"), Residency("file", cache_dir=tmp_path), Residency()):
+        placed = runners.open_runner(bundle, package, residency, no_progress)
+        assert placed.forward(tokens, 0).tobytes() == expected
+
+
+def test_a_position_may_be_said_again(bundle: Bundle) -> None:
+    runner = open_native(bundle)
+    first = runner.forward([5, 6, 7], 0)
+    runner.forward([8, 9], 3)
+    assert runner.forward([6, 7], 1).tobytes() == first.tobytes()
+
+
+# Which package is run
+
+
+def test_native_is_the_default_where_it_computes_the_same(
+    bundle: Bundle, other_bundle: Bundle
+) -> None:
+    """`other_bundle` has float activations, which a session does not compute."""
+    assert tinyqmoe.open_runner(bundle).name == "native"
+    assert tinyqmoe.open_runner(bundle, backend="executorch").name == "executorch"
+    assert tinyqmoe.open_runner(other_bundle).name == "executorch"
+
+
+def test_the_package_is_the_pte_without_its_program(bundle: Bundle) -> None:
+    package, pte = native_package(bundle.manifest), bundle.artifact("pte")
+    assert (package.format, package.backend) == ("native", "native")
+    assert (package.places, package.vectors, package.files) == (pte.places, pte.vectors, pte.files)
+    assert package.operators == package.details == {}
+
+
+def test_the_predicted_cache_and_buffers_are_those_of_a_session(bundle: Bundle) -> None:
+    runner = open_native(bundle, 1)
+    package = native_package(bundle.manifest)
+    runner.forward([1] * bundle.manifest.interface.context, 0)
+    state = runner._session.state()
+    assert state.kv_cache_bytes == package.kv_cache_bytes
+    placed = tinyqmoe.fit(bundle, devices="iphone-13", backends=NATIVE)[0].plan.prediction
+    held = {h.what: h.dirty_bytes for h in placed.peak.holders}
+    assert held["KV cache"] == state.kv_cache_bytes
+    buffers = held["activations"] + held["logits"]
+    assert 0.5 * state.buffer_bytes < buffers < 1.5 * state.buffer_bytes
+
+
+# What is refused
+
+
+def test_a_bundle_without_a_pte_is_refused() -> None:
+    manifest = small_manifest()
+    other = replace(manifest, artifacts=[replace(manifest.artifacts[0], format="mlprogram")])
+    with pytest.raises(UsageError, match=r"needs a pte .* the bundle has mlprogram") as caught:
+        native_package(other)
+    assert "--target android" in caught.value.hint
+
+
+def test_float_activations_are_refused(bundle: Bundle, other_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"the bundle has pte \(float32\)"):
+        tinyqmoe.open_runner(other_bundle, backend="native")
+    with pytest.raises(UsageError, match="int16 activations only"):
+        open_native(bundle).float_activations()
+
+
+def test_a_context_that_is_full_is_refused(bundle: Bundle) -> None:
+    runner, context = open_native(bundle), bundle.manifest.interface.context
+    with pytest.raises(ContextError, match=f"{context + 1} tokens do not fit"):
+        runner.forward([1] * (context + 1), 0)
+    runner.forward([1] * context, 0)
+    with pytest.raises(ContextError):
+        runner.forward([1], context)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(bundle: Bundle) -> None:
+    vocab = bundle.manifest.interface.vocab_size
+    with pytest.raises(UsageError, match=f"token {vocab} is outside the vocabulary"):
+        open_native(bundle).forward([vocab], 0)
+
+
+def test_a_missing_file_of_weights_is_refused(copied: Bundle) -> None:
+    (copied.path / "model.pte").unlink()
+    with pytest.raises(BundleError, match=r"model\.pte is missing"):
+        tinyqmoe.open_runner(copied.path, backend="native")
+    with pytest.raises(BundleError, match="cannot be read"):
+        tinyqmoe.open_runner(copied, backend="native")
+
+
+def test_a_manifest_without_vectors_is_refused(copied: Bundle) -> None:
+    edit_manifest(copied.path, lambda raw: raw["artifacts"][0].update(vectors={}))
+    with pytest.raises(BundleError, match=r"rope\.frequencies is missing") as caught:
+        tinyqmoe.open_runner(copied.path, backend="native")
+    assert "export again" in caught.value.hint
+
+
+def test_a_bundle_whose_network_does_not_fit_is_refused(copied: Bundle) -> None:
+    edit_manifest(copied.path, lambda raw: raw["network"].update(layers=3))
+    with pytest.raises(BundleError, match=r"model\.layers\.2"):
+        tinyqmoe.open_runner(copied.path, backend="native")
+
+
+def test_a_missing_core_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "native_dir", lambda: Path("nowhere"))
+    with pytest.raises(MissingComponentError, match="not in nowhere"):
+        tinyqmoe.open_runner(bundle, backend="native")
+
+
+@pytest.mark.parametrize("backend", ["executorch", "custom-op", "mlprogram"])
+def test_threads_are_for_sessions(backend: str, bundle: Bundle) -> None:
+    artifacts = [*bundle.manifest.artifacts]
+    artifacts += [replace(artifacts[0], format=name) for name in ("custom-op", "mlprogram")]
+    with pytest.raises(UsageError, match="takes no number of threads"):
+        tinyqmoe.open_runner(
+            Bundle(bundle.path, replace(bundle.manifest, artifacts=artifacts)),
+            backend=backend,
+            threads=2,
+        )
+
+
+def test_less_than_one_thread_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="threads must be a positive number, got 0"):
+        tinyqmoe.open_runner(bundle, threads=0)
+
+
+# Verification
+
+
+def test_damage_of_the_weights_is_seen_before_they_are_read(copied: Bundle) -> None:
+    patch(copied, copied.artifact("pte").places["model.embed_tokens.weight"].offset + 200, b"\x55")
+    with pytest.raises(BundleError, match=r"model\.pte has been changed"):
+        tinyqmoe.generate(copied.path, "the cat")
+
+
+def test_files_that_are_not_used_are_hashed_by_open_bundle_only(copied: Bundle) -> None:
+    reference = copied.path / "reference.safetensors"
+    data = bytearray(reference.read_bytes())
+    data[-1] ^= 1
+    reference.write_bytes(data)
+    assert "".join(tinyqmoe.generate(copied.path, "the cat", max_new_tokens=2))
+    with pytest.raises(BundleError, match=r"reference\.safetensors has been changed"):
+        tinyqmoe.open_bundle(copied.path)
+    reference.write_bytes(data + b"\0")
+    with pytest.raises(BundleError, match=r"reference\.safetensors has .* bytes"):
+        tinyqmoe.generate(copied.path, "the cat")
+
+
+def test_a_changed_tokenizer_is_seen(copied: Bundle) -> None:
+    file = copied.path / "tokenizer.json"
+    file.write_bytes(file.read_bytes().replace(b"cat", b"cut"))
+    with pytest.raises(BundleError, match=r"tokenizer\.json has been changed"):
+        tinyqmoe.generate(copied.path, "the cat")
