@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
@@ -193,6 +193,11 @@ class Artifact:
     @property
     def backend(self) -> str:
         return BACKENDS[self.format]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the core alone computes it, so that its logits have the same bits everywhere."""
+        return bool(self.vectors) and self.activations == "int16"
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -469,6 +474,14 @@ def bundle_files(path: Path) -> list[str]:
     """Paths of all files but the manifest, relative to the bundle and sorted."""
     files = (f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
     return sorted(f for f in files if f != MANIFEST)
+
+
+def logits_sha256(rows: Iterable[memoryview]) -> bytes:
+    """SHA-256 of rows of logits float32, little-endian, one after another."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row)
+    return digest.digest()
 
 
 def file_entries(path: Path) -> list[FileEntry]:

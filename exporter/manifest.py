@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import itertools
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
 
 
+def write_for_session(source: PackageInput, emitted: list[Emitted]) -> None:
+    """Writes what a session reads of a manifest, in the place of the whole one.
+
+    The answers come before the manifest, which has their SHA-256, and some are a session's.
+    """
+    read = {
+        "network": asdict(network_entry(source.checkpoint.config, source.context)),
+        "tensors": [asdict(_tensor_entry(m)) for m in source.encoded.matrices.values()],
+        "artifacts": [asdict(e.artifact) for e in emitted],
+    }
+    (source.work / bundles.MANIFEST).write_text(json.dumps(read), encoding="utf-8")
+
+
 def write(
     source: PackageInput, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
 ) -> None:
@@ -50,7 +65,7 @@ def write(
         prompts=prompts,
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
-        files=bundles.file_entries(work),
+        files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
         expanded=[file for e in emitted for file in e.expanded],
     )
     check_ledger(manifest, work)

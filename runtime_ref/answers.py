@@ -23,7 +23,7 @@ class Answer:
     logits: NDArray[np.float32]
     tokens: list[int]
     fills_context: bool
-    sha256: bytes | None = None  # of the exact logits, of packages that have one arithmetic
+    sha256: bytes | None  # of the exact logits, where they are the same everywhere
 
 
 def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
@@ -42,7 +42,10 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
                 prompt = file.get_tensor(f"prompt.{i}").tolist()
                 key = f"{artifact.arithmetic.name}.{i}"
                 logits, tokens = (file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens"))
-                answers.append(Answer(prompt, logits, tokens.tolist(), len(prompt) == context))
+                full = len(prompt) == context
+                exact = artifact.exact and not full
+                sha256 = file.get_tensor(f"exact.{i}.sha256").tobytes() if exact else None
+                answers.append(Answer(prompt, logits, tokens.tolist(), full, sha256))
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{REFERENCE} cannot be read: {error}", hint="export again") from error
     if problems := _reference_problems(answers, bundle):

@@ -15,7 +15,6 @@ table (`Manifest.quantization_loss`).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.bundle import Artifact, Bundle, TensorEntry
+from exporter.bundle import Artifact, Bundle, TensorEntry, logits_sha256
 from exporter.codec.native import NativeTensor
 from exporter.codec.weight_file import PLAIN_FORMS
 from exporter.errors import CodecError, ContextError
@@ -305,7 +304,7 @@ class _Judge:
         """Check of the exact logits, where the reference has their digest."""
         if answer.sha256 is None:
             return []
-        same = logits_sha256(got) == answer.sha256
+        same = logits_sha256(row.data for row in got) == answer.sha256
         detail = "" if same else "the logits have other bits than where the bundle was made"
         return [Check("bits", what, same, len(got), detail=detail)]
 
@@ -352,11 +351,3 @@ class _Judge:
             *self._bits(answer, got, what),
             Check("context", f"token {n + 1} is refused", refused, 1),
         ]
-
-
-def logits_sha256(rows: Iterable[NDArray[np.float32]]) -> bytes:
-    """SHA-256 of rows of logits float32 [V], little-endian, one after another."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(np.ascontiguousarray(row, dtype="<f4").data)
-    return digest.digest()

@@ -178,7 +178,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         runs = x.unflatten(-1, (-1, self.weight.numel()))
         normed = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + self.eps) * self.weight
-        return normed.flatten(-2)
+        y: Tensor = normed.flatten(-2)
+        return y
 
 
 class Rotation(nn.Module):

@@ -9,6 +9,7 @@ the decoder with the packages, and nothing of their products or attention.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +18,11 @@ import torch
 from torch import Tensor
 
 from exporter import bundle as bundles
-from exporter.bundle import Arithmetic
+from exporter.bundle import Arithmetic, Artifact
 from exporter.memory import release_free_memory
 from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
-from exporter.reference.model import (
-    QuantizedLayers,
-    finite,
-    hidden_states,
-)
+from exporter.reference.model import PIECE_TOKENS, QuantizedLayers, finite, hidden_states
 from exporter.reference.prompts import (
     TEXTS,
     Prompt,
@@ -33,6 +30,7 @@ from exporter.reference.prompts import (
     make_prompts,
     token_sequences,
 )
+from exporter.session import Session
 
 if TYPE_CHECKING:
     from exporter.backends.package import PackageInput
@@ -53,22 +51,19 @@ def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
     return stacked, stacked.argmax(-1)
 
 
-def write_reference(
+def reference_tensors(
     network: Callable[[Arithmetic], Decoder],
     arithmetics: Sequence[Arithmetic],
-    prompts: list[Prompt],
-    path: Path,
+    prompts: Sequence[Prompt],
     progress: Callable[[int], None],
-) -> None:
-    """Answers all prompts and writes `reference.safetensors`.
+) -> dict[str, Tensor]:
+    """Prompts and their answers, by the names that they have in `reference.safetensors`.
 
     `progress` is told the number of tokens computed.
 
-    Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64
-    [n], by the name of each arithmetic.
+    `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n],
+    by the name of each arithmetic.
     """
-    from safetensors.torch import save
-
     tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
     for arithmetic in arithmetics:
         model = network(arithmetic)
@@ -78,16 +73,44 @@ def write_reference(
             tensors |= {f"{key}.logits": logits, f"{key}.tokens": tokens}
             progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
         del model  # its cache, before the next one's
-    path.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
+    return tensors
+
+
+def exact_digests(
+    bundle: Path, prompts: Sequence[Prompt], tokens: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Digests of the exact logits of a session, `exact.N.sha256` uint8 [32].
+
+    They are of the answers to prompts that are followed by `tokens`: of all positions where the
+    reference has logits, fed with its tokens.
+    """
+    session = Session(bundle, os.cpu_count() or 1, PIECE_TOKENS)
+    digests = {}
+    for i, (prompt, following) in enumerate(zip(prompts, tokens, strict=True)):
+        if not prompt.new_tokens:
+            continue  # it fills the context, and takes long
+        session.trim(0)
+        pieces = [list(prompt.tokens), *([token] for token in following[:-1].tolist())]
+        sha256 = bundles.logits_sha256(session.feed(piece).data for piece in pieces)
+        digests[f"exact.{i}.sha256"] = torch.frombuffer(bytearray(sha256), dtype=torch.uint8)
+    return digests
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file. Raises OSError: `save_file` hides a full disk in its own error."""
+    from safetensors.torch import save
+
+    path.write_bytes(save(tensors))
 
 
 def answer_prompts(
-    source: PackageInput, arithmetics: Sequence[Arithmetic], progress: Progress
+    source: PackageInput, artifacts: Sequence[Artifact], progress: Progress
 ) -> tuple[list[str], bundles.QuantizationLoss]:
-    """Writes `reference.safetensors`.
+    """Writes `reference.safetensors`, the answers that the packages must give.
 
     Returns how its prompts were made, and what quantization cost.
     """
+    arithmetics = list(dict.fromkeys(a.arithmetic for a in artifacts))
     checkpoint, encoded = source.checkpoint, source.encoded
     texts, sequences = token_sequences(checkpoint, source.config.texts or TEXTS)
     # What lowering and the tokenizer leave is freed now, and not at some time in what follows.
@@ -107,7 +130,11 @@ def answer_prompts(
         return checkpoint.network(source.context, QuantizedLayers(encoded, arithmetic))
 
     advance(0)
-    write_reference(network, arithmetics, prompts, source.work / bundles.REFERENCE, advance)
+    tensors = reference_tensors(network, arithmetics, prompts, advance)
+    for exact in (a.arithmetic.name for a in artifacts if a.exact):
+        following = [tensors[f"{exact}.{i}.tokens"] for i in range(len(prompts))]
+        tensors |= exact_digests(source.work, prompts, following)
+    write_tensors(tensors, source.work / bundles.REFERENCE)
     progress("compare with the original", 0, 0)
     tokens = prompts[-1].tokens[: loss_positions(checkpoint.parameters)]
     return texts, quantization_loss(checkpoint, encoded, arithmetics[0], tokens)

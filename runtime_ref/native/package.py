@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, fields
 
 from exporter.bundle import NATIVE, Artifact, Manifest, Network
-from exporter.codec.native import declare, library
 from exporter.errors import UsageError
 
 SOURCE = "pte"  # whose matrices and vectors a session reads
 ARITHMETIC = "int16"  # of the products of a session
-
-
-class _CKvCache(ctypes.Structure):
-    _fields_ = (
-        ("bytes", ctypes.c_void_p),
-        ("type", ctypes.c_int),
-        ("kv_heads", ctypes.c_uint32),
-        ("head_dim", ctypes.c_uint32),
-        ("context", ctypes.c_uint32),
-    )
 
 
 @dataclass(frozen=True)
@@ -44,8 +32,7 @@ def find(manifest: Manifest) -> Artifact | None:
 def native_package(manifest: Manifest) -> NativePackage:
     """The package that a session runs.
 
-    Raises UsageError for a bundle without a `.pte`, or with one of another arithmetic;
-    MissingComponentError.
+    Raises UsageError for a bundle without a `.pte`, or with one of another arithmetic.
     """
     source = find(manifest)
     if source is None:
@@ -55,25 +42,8 @@ def native_package(manifest: Manifest) -> NativePackage:
         raise UsageError(what, hint=hint)
     own = {
         "format": NATIVE,
-        "kv_cache_bytes": kv_cache_bytes(manifest.network),
         "operators": {},
         "details": {},
     }
     kept = {f.name: getattr(source, f.name) for f in fields(source)}
     return NativePackage(**kept | own, network=manifest.network)
-
-
-def kv_cache_bytes(network: Network) -> int:
-    """Size of the KV cache of a session, in bytes.
-
-    Raises MissingComponentError where the core is not compiled.
-    """
-    core = library()
-    declare(
-        core,
-        {"kv_cache_bytes": (ctypes.c_uint64, (ctypes.POINTER(_CKvCache),))},
-        "reinstall tiny-qmoe",
-    )
-    shape = _CKvCache(None, 0, network.kv_heads, network.head_dim, network.context)
-    layer: int = core.tinyqmoe_kv_cache_bytes(ctypes.byref(shape))
-    return network.layers * layer

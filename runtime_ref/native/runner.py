@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -14,13 +13,11 @@ from numpy.typing import NDArray
 
 from exporter.bundle import NATIVE, Artifact, Bundle
 from exporter.codec.native import library
-from exporter.errors import UsageError
 from exporter.progress import Progress
+from exporter.session import Session
 from runtime_ref.generate import Runner, check_room
 from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
-from runtime_ref.native import package
 from runtime_ref.native.package import NativePackage
-from runtime_ref.native.session import Session
 
 NAME = NATIVE
 HAS_RESIDENCY = True
@@ -96,13 +93,6 @@ class NativeRunner:
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
         return self._bundle.file(relative)
-
-    def float_activations(self) -> AbstractContextManager[None]:
-        """Raises UsageError: a session has one arithmetic."""
-        raise UsageError(
-            f"a session computes with {package.ARITHMETIC} activations only",
-            hint="choose --backend executorch",
-        )
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits of the last position, float32 [V].

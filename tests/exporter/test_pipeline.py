@@ -185,7 +185,7 @@ def test_the_native_sources_are_there_if_asked_for(bundle: Bundle, other_bundle:
     assert not (bundle.path / "native").exists()
     native = other_bundle.path / "native"
     assert (native / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
-    assert (native / "executorch" / "kernels.cpp").is_file()
+    assert (native / "executorch" / "products.cpp").is_file()
     assert list((native / "core").glob("*.cc"))
     assert list((native / "llm").glob("*.cc"))
     assert (native / "include" / "tinyqmoe" / "session.h").is_file()

@@ -35,7 +35,14 @@ MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
 CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
-REFERENCE = ("exporter.reference", "exporter.encoded", "exporter.memory", *CONFIG)
+REFERENCE = (
+    "exporter.reference",
+    "exporter.encoded",
+    "exporter.memory",
+    "exporter.session",
+    "exporter.backends.package",
+    *CONFIG,
+)
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
     "exporter.bundle",
@@ -44,6 +51,7 @@ RUNNER = (
     "exporter.quiet",
     "exporter.progress",
     "exporter.memory",
+    "exporter.session",
 )
 RUNNERS = (
     "runtime_ref.generate",
@@ -64,6 +72,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.config": (CONFIG, ()),
+    "exporter.session": (("exporter.codec", "exporter.errors"), ("numpy",)),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy", "torch")),
     "exporter.reference": (REFERENCE, ("torch", "numpy", "safetensors", "tokenizers")),
     "exporter.backends.package": (("exporter.backends", *BACKEND), ("torch",)),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,6 @@ class ScriptedRunner:
         logits[self.script[len(self.fed) % len(self.script)]] = 1.0
         self.fed.append((list(tokens), position))
         return logits
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        yield
 
 
 @pytest.fixture

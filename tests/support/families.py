@@ -178,7 +178,7 @@ def write_bundle(folder: Path, model: Any, matrices: dict[str, Quantized]) -> No
         for name, v in named.items()
     }
     network = {
-        "version": 1,
+        "version": 2,
         "hidden": config.hidden_size,
         "inner": config.intermediate_size,
         "layers": config.num_hidden_layers,
@@ -192,7 +192,15 @@ def write_bundle(folder: Path, model: Any, matrices: dict[str, Quantized]) -> No
     manifest = {
         "network": network,
         "tensors": tensors,
-        "artifacts": [{"format": "pte", "places": places, "vectors": vectors}],
+        "artifacts": [
+            {
+                "format": "pte",
+                "activations": "int16",
+                "kv_type": "float16",
+                "places": places,
+                "vectors": vectors,
+            }
+        ],
     }
     folder.mkdir()
     (folder / "weights.bin").write_bytes(data)

@@ -182,7 +182,7 @@ class Graph:
             end = -(-(at + value.n_bytes) // ALIGNMENT) * ALIGNMENT
             placed.append((at, end, value))
             placed.sort(key=lambda place: place[0])
-            self.values[value.index].val.allocation_info = AllocationDetails(  # type: ignore[union-attr]
+            self.values[value.index].val.allocation_info = AllocationDetails(
                 ARENA, at & 0xFFFFFFFF, at >> 32
             )
         return max((end for _, end, _ in placed), default=0)

@@ -70,7 +70,7 @@ def model() -> tuple[Manifest, Artifact]:
         kv_cache_bytes=20 * MB,
         operators={"x": 100},
         places={t.name: Location("model.pte", "tqlz", 0, t.blob_bytes) for t in tensors},
-        details={"arena_bytes": 25 * MB, "delegates": 1},
+        details={"arena_bytes": 25 * MB},
     )
     described = replace(
         small,

@@ -526,7 +526,7 @@ def test_generation_in_a_sandbox_gives_the_same_tokens(bundle: Bundle) -> None:
     from runtime_ref.generate import Sampling, generate, load_tokenizer
 
     files = sandbox_tasks.files_to_drop(bundle, bundle.artifact("pte"), Residency())
-    names = {"model.pte", "model.vectors", "reference.safetensors", "tokenizer.json"}
+    names = {"model.pte", "reference.safetensors", "tokenizer.json"}
     assert {file.name for file in files} == names
     report = sandbox.run(
         "runtime_ref.device.sandbox_tasks:generate",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.errors import BundleError, UsageError
-from runtime_ref.native.session import Session
+from exporter.session import Session
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, CONTEXT).tolist()
