@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shlex
 import shutil
@@ -156,12 +157,10 @@ def load() -> ctypes.CDLL:
 
 def _executorch_root() -> Path:
     """Folder of the installed executorch. Raises MissingComponentError."""
-    try:
-        files = importlib.metadata.files("executorch")
-    except importlib.metadata.PackageNotFoundError:
-        files = None
-    for file in files or []:
-        if file.name == "libexecutorch.so":
-            return Path(str(file.locate())).resolve().parent.parent
+    found = importlib.util.find_spec("executorch")
+    for folder in (found and found.submodule_search_locations) or []:
+        root = Path(folder).resolve()
+        if (root / "lib" / "libexecutorch.so").is_file():
+            return root
     what = "executorch is not installed, or lacks its C++ library"
     raise MissingComponentError(what, hint="pip install executorch==1.5.1")
