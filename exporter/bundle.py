@@ -12,20 +12,21 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
-VECTORS = "model.vectors"  # beside the program, for a session, which cannot read its constants
-NETWORK_VERSION = 1  # of native/llm/MANIFEST.md
+NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-Arithmetic = Literal["int16", "float32"]
-ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("int16", "float32")
-ACTIVATIONS = ("int16", "float32", "float16")
+Activations = Literal["int16", "float32"]
+ACTIVATIONS: tuple[Activations, ...] = ("int16", "float32")
+HALF = "float16"  # activations of what Core ML itself computes
+KVType = Literal["float16", "float32", "int8"]
+KV_TYPES: tuple[KVType, ...] = ("float16", "float32", "int8")
 # The backend of each format of an artifact.
 BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
 NATIVE = "native"  # the backend that runs the weights of a `.pte` in a session of the core
@@ -151,20 +152,37 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """An arithmetic of a model: what its products read, and how keys and values are stored."""
+
+    activations: Activations
+    kv_type: KVType
+
+    @property
+    def name(self) -> str:
+        return f"{self.activations}-{self.kv_type}"
+
+
+EXACT = Arithmetic("float32", "float32")
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One package: a `.pte`, or an `.mlpackage` of one of two formats.
 
     path: what a runner opens; an ML Program's comes into being by `tinyqmoe expand`. files: what
     ships for it. activations: the arithmetic of the products, "int16", "float32" or "float16".
-    prefill_tokens: number of tokens of the longest call. operators: how often each is in it.
-    places: by name of the matrix. vectors: by name, of what lies in float32 where a session can
-    read it, or none. details: what only its kind has.
+    kv_type: how keys and values are stored, a KVType. prefill_tokens: number of tokens of the
+    longest call. operators: how often each is in it. places: by name of the matrix. vectors: by
+    name, of what lies in float32 where a session can read it, or none. details: what only its kind
+    has.
     """
 
     format: str  # pte | mlprogram | custom-op
     path: str
     files: list[str]
     activations: str
+    kv_type: str
     prefill_tokens: int
     kv_cache_bytes: int
     operators: dict[str, int]
@@ -175,6 +193,13 @@ class Artifact:
     @property
     def backend(self) -> str:
         return BACKENDS[self.format]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The arithmetic that answers in PyTorch for it; half precision is judged by the exact."""
+        if self.activations == HALF:
+            return EXACT
+        return Arithmetic(cast(Activations, self.activations), cast(KVType, self.kv_type))
 
 
 @dataclass(frozen=True)
@@ -240,7 +265,12 @@ class Manifest:
             problems += [
                 f"{a.path}: activations {a.activations!r} are unknown"
                 for a in manifest.artifacts
-                if a.activations not in ACTIVATIONS
+                if a.activations not in (*ACTIVATIONS, HALF)
+            ]
+            problems += [
+                f"{a.path}: kv_type {a.kv_type!r} is unknown"
+                for a in manifest.artifacts
+                if a.kv_type not in KV_TYPES
             ]
             problems += [] if manifest.artifacts else ["there is no artifact"]
         if problems:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.bundle import ARITHMETICS, BACKENDS
+from exporter.bundle import ACTIVATIONS, BACKENDS, KV_TYPES
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
-    from exporter.bundle import Arithmetic
+    from exporter.bundle import Activations, KVType
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.codec.encoder import Codec
     from exporter.quant.config import QuantConfig
@@ -27,15 +27,17 @@ class ExportConfig:
 
     `context` None is DEFAULT_CONTEXT, or the model's own if that is less. `formats` are the
     packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
-    ML Program. `texts` are what the answers and the loss are measured on; by default those of
-    exporter.reference. Raises UsageError with everything that is wrong.
+    ML Program. `kv_cache` is the type of the cache of a `.pte`. `texts` are what the answers and
+    the loss are measured on; by default those of exporter.reference. Raises UsageError with
+    everything that is wrong.
     """
 
     quantization: QuantConfig
     formats: tuple[str, ...] = ("pte",)
     context: int | None = None
     codec: Codec = "auto"
-    activations: Arithmetic = "int16"
+    activations: Activations = "int16"
+    kv_cache: KVType = "float16"
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
     texts: tuple[str, ...] = ()
@@ -46,7 +48,8 @@ class ExportConfig:
             for name, value, known in (
                 *(("a format", value, tuple(BACKENDS)) for value in self.formats),
                 ("codec", self.codec, CODECS),
-                ("activations", self.activations, ARITHMETICS),
+                ("activations", self.activations, ACTIVATIONS),
+                ("kv_cache", self.kv_cache, KV_TYPES),
             )
             if value not in known
         ]

@@ -60,7 +60,8 @@ def export(
         encoded = _encode(checkpoint, config, place.coded, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
-        prompts, loss = answer_prompts(checkpoint, encoded, context, config, work, progress)
+        arithmetics = list(dict.fromkeys(e.artifact.arithmetic for e in emitted))
+        prompts, loss = answer_prompts(source, arithmetics, progress)
         _copy_files(checkpoint, config, work)
         progress("write manifest", 0, 0)
         manifest.write(source, emitted, prompts, loss)

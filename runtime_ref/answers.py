@@ -11,37 +11,25 @@ from numpy.typing import NDArray
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from exporter.errors import BundleError
 
-# By the arithmetic a package is judged in: the reference it is compared with.
-ANSWERS = {"float32": "float32", "int16": "int16", "float16": "float32"}
-
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt of the reference, with its answer in one arithmetic.
+    """One prompt of the reference, with its answer in the arithmetic of a package.
 
     `logits` is float32 [n, V], `tokens` are the n greedy tokens, `prompt` has S token ids.
     """
 
-    arithmetic: str
     prompt: list[int]
     logits: NDArray[np.float32]
     tokens: list[int]
     fills_context: bool
-
-
-def arithmetics(artifact: Artifact) -> tuple[str, ...]:
-    """Names of the arithmetics that a package is judged in.
-
-    Its structure is judged in float32, and the package as it is declared to compute.
-    """
-    return tuple(dict.fromkeys(("float32", artifact.activations)))
+    sha256: bytes | None = None  # of the exact logits, of packages that have one arithmetic
 
 
 def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
     """Answers that a package is judged by, in the order of the file.
 
-    The answer that fills the context judges the structure only. Raises BundleError if they are not
-    whole.
+    Raises BundleError if they are not whole.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -50,21 +38,14 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
     try:
         with safe_open(bundle.path / REFERENCE, framework="numpy") as file:
             count = sum(name.startswith("prompt.") for name in file.keys())  # noqa: SIM118  (it is no dict)
-            for arithmetic in arithmetics(artifact):
-                for i in range(count):
-                    prompt = file.get_tensor(f"prompt.{i}").tolist()
-                    if len(prompt) == context and arithmetic != "float32":
-                        continue
-                    key = f"{ANSWERS[arithmetic]}.{i}"
-                    logits, tokens = (
-                        file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens")
-                    )
-                    answers.append(
-                        Answer(arithmetic, prompt, logits, tokens.tolist(), len(prompt) == context)
-                    )
+            for i in range(count):
+                prompt = file.get_tensor(f"prompt.{i}").tolist()
+                key = f"{artifact.arithmetic.name}.{i}"
+                logits, tokens = (file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens"))
+                answers.append(Answer(prompt, logits, tokens.tolist(), len(prompt) == context))
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{REFERENCE} cannot be read: {error}", hint="export again") from error
-    if problems := _reference_problems(answers, bundle, artifact):
+    if problems := _reference_problems(answers, bundle):
         raise BundleError(
             f"{REFERENCE} is not a reference for this program",
             problems=problems,
@@ -73,12 +54,12 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
     return answers
 
 
-def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Artifact) -> list[str]:
+def _reference_problems(answers: Sequence[Answer], bundle: Bundle) -> list[str]:
     """Everything that is wrong with the answers of a bundle; empty if nothing is."""
     vocab = bundle.manifest.interface.vocab_size
     problems = []
     for i, a in enumerate(answers):
-        where = f"{a.arithmetic}, answer {i}"
+        where = f"answer {i}"
         if a.logits.shape != (len(a.tokens), vocab) or not a.tokens or not a.prompt:
             problems.append(
                 f"{where}: logits {list(a.logits.shape)}, expected [{len(a.tokens)}, {vocab}]"
@@ -87,9 +68,8 @@ def _reference_problems(answers: Sequence[Answer], bundle: Bundle, artifact: Art
             problems.append(f"{where}: the logits hold NaN or Inf")
         elif a.logits.argmax(-1).tolist() != a.tokens:
             problems.append(f"{where}: the greedy tokens do not follow from the logits")
-    for arithmetic in arithmetics(artifact):
-        if not any(a.arithmetic == arithmetic and not a.fills_context for a in answers):
-            problems.append(f"{arithmetic}: no prompt is followed by greedy tokens")
+    if all(a.fills_context for a in answers):
+        problems.append("no prompt is followed by greedy tokens")
     if not any(a.fills_context for a in answers):
         problems.append("no prompt fills the context")
     return problems

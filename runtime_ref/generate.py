@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,9 +33,6 @@ class Runner(Protocol):
 
         `tokens` are run at `position` onward. Raises ContextError if they do not fit.
         """
-
-    def float_activations(self) -> AbstractContextManager[None]:
-        """Context in which everything is computed in float32, whatever the package declares."""
 
 
 def check_room(tokens: Sequence[int], position: int, context: int) -> None:

@@ -5,19 +5,17 @@ Verdicts against `reference.safetensors`, never mixed:
 1. levels: every matrix in the file decodes to the levels the quantizer gave (CRC-32);
 2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and
    one that fills the context;
-3. greedy: the same tokens, where the reference itself is not undecided.
+3. greedy: the same tokens, where the reference itself is not undecided;
+4. bits: where the package computes in our operators alone, the exact logits, by their SHA-256.
 
-Int8 activations make a model chaotic: a difference in the last bit of a float flips a rounding, the
-flip moves thousands of other activations, and two correct programs end up an int8 rounding apart.
-So a package that declares them is judged twice: its structure with float activations forced in the
-operators, by strict gates; and as declared, by gates set from that noise as it was measured
-(docs/parity.md). What quantization cost against the original model is another question, and another
+A package is judged in the arithmetic that it ships with, by one gate (docs/parity.md says how it
+was measured). What quantization cost against the original model is another question, and another
 table (`Manifest.quantization_loss`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +29,7 @@ from exporter.bundle import Artifact, Bundle, TensorEntry
 from exporter.codec.native import NativeTensor
 from exporter.codec.weight_file import PLAIN_FORMS
 from exporter.errors import CodecError, ContextError
-from runtime_ref.answers import Answer, arithmetics, load_reference
+from runtime_ref.answers import Answer, load_reference
 from runtime_ref.generate import Runner
 
 BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
@@ -39,7 +37,7 @@ BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Gates of one arithmetic, of the median and the worst position.
+    """Gates of the median and the worst position.
 
     KL is in nats, the signal-to-noise ratio in dB.
     """
@@ -57,7 +55,7 @@ class Tolerance:
         return 2 * float(reference.std()) * 10 ** (-self.worst_sqnr_db / 20)
 
 
-TOLERANCES = {
+TOLERANCES = {  # by the activations of a package
     "float32": Tolerance(median_kl=1e-6, median_sqnr_db=60.0, worst_kl=1e-6, worst_sqnr_db=60.0),
     # Measured as docs/parity.md says.
     "int16": Tolerance(median_kl=1e-4, median_sqnr_db=40.0, worst_kl=3e-4, worst_sqnr_db=36.0),
@@ -69,8 +67,7 @@ TOLERANCES = {
 class Check:
     """One check, with what it measured: a line of the report."""
 
-    verdict: str  # levels | logits | greedy | context
-    arithmetic: str
+    verdict: str  # levels | logits | greedy | bits | context
     what: str
     passed: bool
     positions: int
@@ -89,7 +86,8 @@ class ParityReport:
 
     backend: str
     activations: str
-    tolerances: dict[str, Tolerance]
+    kv_type: str
+    tolerance: Tolerance
     checks: list[Check]
 
     @property
@@ -104,22 +102,12 @@ class ParityReport:
 def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]) -> ParityReport:
     """Report of all checks; `progress` is told the tokens that were run."""
     artifact = runner.artifact
+    tolerance = TOLERANCES[artifact.activations]
+    judge = _Judge(runner, tolerance, progress)
     checks = [check_levels(bundle, runner)]
     for answer in load_reference(bundle, artifact):
-        forced = answer.arithmetic != artifact.activations
-        with runner.float_activations() if forced else contextlib.nullcontext():
-            checks += _check_answer(runner, answer, progress)
-    tolerances = {name: TOLERANCES[name] for name in arithmetics(artifact)}
-    return ParityReport(runner.name, artifact.activations, tolerances, checks)
-
-
-def _check_answer(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> list[Check]:
-    """Checks of one answer."""
-    if answer.fills_context:
-        return _check_full_context(runner, answer, progress)
-    ways = feeding(answer)
-    checks = [_check_logits(runner, answer, how, chunks, progress) for how, chunks in ways.items()]
-    return [*checks, _check_greedy(runner, answer, progress)]
+        checks += judge.answer(answer)
+    return ParityReport(runner.name, artifact.activations, artifact.kv_type, tolerance, checks)
 
 
 def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
@@ -133,15 +121,12 @@ def work_tokens(bundle: Bundle, artifact: Artifact) -> int:
 
 
 def feeding(answer: Answer) -> dict[str, list[int]]:
-    """Ways to feed a prompt: names and lengths of the chunks, in tokens.
-
-    How it is split is structure, so it is judged once.
-    """
+    """Ways to feed a prompt: names and lengths of the chunks, in tokens."""
     n = len(answer.prompt)
     ways = {"prefill": [n]}
-    if n >= 3 and answer.arithmetic == "float32":
+    if n >= 3:
         ways["split prefill"] = [n // 3, n - n // 3 - 1, 1]
-    if n >= 2 and answer.arithmetic == "float32":
+    if n >= 2:
         ways["step by step"] = [1] * n
     return ways
 
@@ -168,7 +153,6 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
     what = f"{n} matrices decode to the quantizer's levels"
     return Check(
         "levels",
-        "exact",
         what,
         passed=n > 0 and not wrong,
         positions=n,
@@ -247,9 +231,7 @@ def _log_sum_exp(x: NDArray[np.float64]) -> float:
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
-def _logits_check(
-    arithmetic: str, what: str, rows: Sequence[_Difference], gate: Tolerance
-) -> Check:
+def _logits_check(what: str, rows: Sequence[_Difference], gate: Tolerance) -> Check:
     """Check of logits from the differences at all positions."""
     kl, sqnr = [r.kl for r in rows], [r.sqnr_db for r in rows]
     # Of two middles, the worse counts.
@@ -263,7 +245,6 @@ def _logits_check(
     )
     return Check(
         "logits",
-        arithmetic,
         what,
         passed,
         len(rows),
@@ -294,66 +275,88 @@ def _teacher_forced(
         yield runner.forward([token], len(answer.prompt) + step)
 
 
-def _check_logits(
-    runner: Runner, answer: Answer, how: str, chunks: Sequence[int], progress: Callable[[int], None]
-) -> Check:
-    """Check of the logits of an answer for one way to feed its prompt."""
-    gate = TOLERANCES[answer.arithmetic]
-    got = _teacher_forced(runner, answer, chunks)
-    rows = [
-        _compare(reference, logits, gate)
-        for reference, logits in zip(answer.logits, got, strict=True)
-    ]
-    progress(len(answer.prompt) + len(answer.tokens) - 1)
-    return _logits_check(
-        answer.arithmetic, f"{len(answer.prompt)} + {len(rows) - 1} tokens, {how}", rows, gate
-    )
+@dataclass(frozen=True)
+class _Judge:
+    """The checks of a runner's answers; `progress` is told the tokens that were run."""
+
+    runner: Runner
+    gate: Tolerance
+    progress: Callable[[int], None]
+
+    def answer(self, answer: Answer) -> list[Check]:
+        """Checks of one answer."""
+        if answer.fills_context:
+            return self._full_context(answer)
+        checks = []
+        for how, chunks in feeding(answer).items():
+            got = list(_teacher_forced(self.runner, answer, chunks))
+            self.progress(len(answer.prompt) + len(answer.tokens) - 1)
+            what = f"{len(answer.prompt)} + {len(got) - 1} tokens, {how}"
+            checks += [self._logits(answer, got, what), *self._bits(answer, got, what)]
+        return [*checks, self._greedy(answer)]
+
+    def _logits(self, answer: Answer, got: Sequence[NDArray[np.float32]], what: str) -> Check:
+        """Check of the logits of an answer."""
+        pairs = zip(answer.logits, got, strict=True)
+        rows = [_compare(reference, logits, self.gate) for reference, logits in pairs]
+        return _logits_check(what, rows, self.gate)
+
+    def _bits(self, answer: Answer, got: Sequence[NDArray[np.float32]], what: str) -> list[Check]:
+        """Check of the exact logits, where the reference has their digest."""
+        if answer.sha256 is None:
+            return []
+        same = logits_sha256(got) == answer.sha256
+        detail = "" if same else "the logits have other bits than where the bundle was made"
+        return [Check("bits", what, same, len(got), detail=detail)]
+
+    def _greedy(self, answer: Answer) -> Check:
+        """Check of the tokens that the package generates on its own.
+
+        It may leave the reference only where the reference is undecided.
+        """
+        logits = _feed(self.runner, answer.prompt, [len(answer.prompt)])
+        same, detail, passed = 0, "", True
+        for step, want in enumerate(answer.tokens):
+            got = int(logits.argmax())
+            if got != want:
+                reference = answer.logits[step]
+                margin = float(reference[want] - reference[got])
+                passed = margin <= self.gate.near_tie(reference)
+                kind = "a near tie" if passed else "not a tie"
+                detail = f"token {step} is {got}, not {want}, margin {margin:.2g}: {kind}"
+                break
+            same += 1
+            if step + 1 < len(answer.tokens):
+                logits = self.runner.forward([got], len(answer.prompt) + step)
+        self.progress(len(answer.prompt) + len(answer.tokens) - 1)
+        what = f"{len(answer.prompt)} tokens, then its own"
+        return Check("greedy", what, passed, len(answer.tokens), top1=same, detail=detail)
+
+    def _full_context(self, answer: Answer) -> list[Check]:
+        """Checks of a context that is full: its last logits, and that one more token is refused.
+
+        The last slots of the cache are filled token by token.
+        """
+        n = len(answer.prompt)
+        steps = min(4, n - 1)
+        got = [_feed(self.runner, answer.prompt, [n - steps] + [1] * steps)]
+        self.progress(n)
+        what = f"{n} tokens: the whole context"
+        try:
+            self.runner.forward([0], n)
+            refused = False
+        except ContextError:
+            refused = True
+        return [
+            self._logits(answer, got, what),
+            *self._bits(answer, got, what),
+            Check("context", f"token {n + 1} is refused", refused, 1),
+        ]
 
 
-def _check_greedy(runner: Runner, answer: Answer, progress: Callable[[int], None]) -> Check:
-    """Check of the tokens that the package generates on its own.
-
-    It may leave the reference only where the reference is undecided.
-    """
-    gate = TOLERANCES[answer.arithmetic]
-    logits = _feed(runner, answer.prompt, [len(answer.prompt)])
-    same, detail, passed = 0, "", True
-    for step, want in enumerate(answer.tokens):
-        got = int(logits.argmax())
-        if got != want:
-            reference = answer.logits[step]
-            margin = float(reference[want] - reference[got])
-            passed = margin <= gate.near_tie(reference)
-            kind = "a near tie" if passed else "not a tie"
-            detail = f"token {step} is {got}, not {want}, margin {margin:.2g}: {kind}"
-            break
-        same += 1
-        if step + 1 < len(answer.tokens):
-            logits = runner.forward([got], len(answer.prompt) + step)
-    progress(len(answer.prompt) + len(answer.tokens) - 1)
-    what = f"{len(answer.prompt)} tokens, then its own"
-    return Check(
-        "greedy", answer.arithmetic, what, passed, len(answer.tokens), top1=same, detail=detail
-    )
-
-
-def _check_full_context(
-    runner: Runner, answer: Answer, progress: Callable[[int], None]
-) -> list[Check]:
-    """Checks of a context that is full: its last logits, and that one more token is refused.
-
-    The last slots of the cache are filled token by token.
-    """
-    gate = TOLERANCES[answer.arithmetic]
-    n = len(answer.prompt)
-    steps = min(4, n - 1)
-    logits = _feed(runner, answer.prompt, [n - steps] + [1] * steps)
-    progress(n)
-    rows = [_compare(answer.logits[0], logits, gate)]
-    filled = _logits_check(answer.arithmetic, f"{n} tokens: the whole context", rows, gate)
-    try:
-        runner.forward([0], n)
-        refused = False
-    except ContextError:
-        refused = True
-    return [filled, Check("context", "exact", f"token {n + 1} is refused", refused, 1)]
+def logits_sha256(rows: Iterable[NDArray[np.float32]]) -> bytes:
+    """SHA-256 of rows of logits float32 [V], little-endian, one after another."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row, dtype="<f4").data)
+    return digest.digest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
-    from exporter.bundle import Arithmetic
+    from exporter.bundle import Activations, KVType
     from exporter.codec.encoder import Codec
     from exporter.config import ExportConfig
 
@@ -23,7 +23,8 @@ class ExportSettings(TypedDict, total=False):
     to below 1. embedding: scheme of the embedding and the head, "int8" by default. formats: names
     of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or the
     model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of the
-    products, "int16" or "float32". chunk_bytes: largest weight file of an ML Program, in bytes.
+    products, "int16" or "float32". kv_cache: type of the keys and values in the cache of a `.pte`,
+    "float16", "float32" or "int8". chunk_bytes: largest weight file of an ML Program, in bytes.
     with_native: whether the C++ sources of the operators are put into the bundle. texts: what the
     answers and the quantization loss are measured on.
     """
@@ -35,7 +36,8 @@ class ExportSettings(TypedDict, total=False):
     formats: str | Sequence[str]
     context: int | None
     codec: Codec
-    activations: Arithmetic
+    activations: Activations
+    kv_cache: KVType
     chunk_bytes: int
     with_native: bool
     texts: Sequence[str]

@@ -18,6 +18,7 @@ from exporter.bundle import (
     NETWORK_VERSION,
     Artifact,
     FileEntry,
+    KVType,
     LedgerRow,
     Network,
     TensorEntry,
@@ -89,6 +90,7 @@ class PlannedModel:
     config: ModelConfig
     context: int
     activations: str
+    kv_cache: KVType
     tensors: Sequence[TensorEntry]
 
 

@@ -87,6 +87,14 @@ class Activations(enum.StrEnum):
     FLOAT32 = "float32"
 
 
+class KVCache(enum.StrEnum):
+    """The type of the keys and values in the cache of a `.pte`."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    INT8 = "int8"
+
+
 def size(text: str) -> int:
     """Size in bytes that a text such as "1.5 GB" names.
 
@@ -228,6 +236,9 @@ ModelArgument = Annotated[
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")]
 ActivationsOption = Annotated[
     Activations, typer.Option(help="int16: integer products, fast; float32: as PyTorch.")
+]
+KVCacheOption = Annotated[
+    KVCache, typer.Option("--kv-cache", help="How a .pte stores keys and values.")
 ]
 ChunkBytesOption = Annotated[
     int, typer.Option(min=4096, help="Largest weight file of an ML Program, in bytes.")

@@ -46,7 +46,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         if config.quantization.scheme_for(name)
     ]
     tokenizer = [FileEntry(f.name, f.stat().st_size, "") for f in checkpoint.tokenizer_files]
-    planned = PlannedModel(checkpoint.config, context, config.activations, tensors)
+    planned = PlannedModel(checkpoint.config, context, config.activations, config.kv_cache, tensors)
     artifacts = [registry.load(name).estimate(planned) for name in config.formats]
     files = [FileEntry(a.files[0], _package_bytes(a, tensors), "") for a in artifacts]
     model = checkpoint.config

@@ -1,14 +1,15 @@
 """Answers that a package must give: logits and greedy tokens of the quantized model, in PyTorch.
 
 Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
-Two arithmetics are computed: `int16` as the operators define it (exact integer dot products of
-levels and quantized activations) and `float32`. This is an implementation of its own: it shares the
-decoder with the packages, and nothing of their products or attention.
+Answers are computed in each arithmetic that a package of the bundle ships with: exact integer dot
+products of levels and quantized activations, as the operators define them, or float32; keys and
+values rounded as the package's cache stores them. This is an implementation of its own: it shares
+the decoder with the packages, and nothing of their products or attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor
 
 from exporter import bundle as bundles
-from exporter.bundle import ARITHMETICS
-from exporter.encoded import EncodedModel
+from exporter.bundle import Arithmetic
 from exporter.memory import release_free_memory
 from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
@@ -35,8 +35,7 @@ from exporter.reference.prompts import (
 )
 
 if TYPE_CHECKING:
-    from exporter.checkpoint.checkpoint import Checkpoint
-    from exporter.config import ExportConfig
+    from exporter.backends.package import PackageInput
     from exporter.progress import Progress
 
 
@@ -55,9 +54,8 @@ def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
 
 
 def write_reference(
-    checkpoint: Checkpoint,
-    encoded: EncodedModel,
-    context: int,
+    network: Callable[[Arithmetic], Decoder],
+    arithmetics: Sequence[Arithmetic],
     prompts: list[Prompt],
     path: Path,
     progress: Callable[[int], None],
@@ -67,41 +65,37 @@ def write_reference(
     `progress` is told the number of tokens computed.
 
     Keys: `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64
-    [n]. The prompt that fills the context is answered in float32 only: it is there for the cache,
-    and takes the longest.
+    [n], by the name of each arithmetic.
     """
     from safetensors.torch import save
 
     tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
-    for arithmetic in ARITHMETICS:
-        model = checkpoint.network(context, QuantizedLayers(encoded, arithmetic))
+    for arithmetic in arithmetics:
+        model = network(arithmetic)
         for i, prompt in enumerate(prompts):
-            if prompt.new_tokens or arithmetic == "float32":
-                logits, tokens = answers(model, prompt)
-                tensors |= {f"{arithmetic}.{i}.logits": logits, f"{arithmetic}.{i}.tokens": tokens}
-                progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
+            logits, tokens = answers(model, prompt)
+            key = f"{arithmetic.name}.{i}"
+            tensors |= {f"{key}.logits": logits, f"{key}.tokens": tokens}
+            progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
         del model  # its cache, before the next one's
     path.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
 
 
 def answer_prompts(
-    checkpoint: Checkpoint,
-    encoded: EncodedModel,
-    context: int,
-    config: ExportConfig,
-    work: Path,
-    progress: Progress,
+    source: PackageInput, arithmetics: Sequence[Arithmetic], progress: Progress
 ) -> tuple[list[str], bundles.QuantizationLoss]:
     """Writes `reference.safetensors`.
 
     Returns how its prompts were made, and what quantization cost.
     """
-    texts, sequences = token_sequences(checkpoint, config.texts or TEXTS)
+    checkpoint, encoded = source.checkpoint, source.encoded
+    texts, sequences = token_sequences(checkpoint, source.config.texts or TEXTS)
     # What lowering and the tokenizer leave is freed now, and not at some time in what follows.
     release_free_memory()
-    prompts = make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
-    total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
-    total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
+    prompts = make_prompts(
+        sequences, source.context, checkpoint.parameters, checkpoint.config.vocab_size
+    )
+    total = len(arithmetics) * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     done = 0
 
     def advance(n: int) -> None:
@@ -109,8 +103,11 @@ def answer_prompts(
         done += n
         progress("compute reference answers", done, total)
 
+    def network(arithmetic: Arithmetic) -> Decoder:
+        return checkpoint.network(source.context, QuantizedLayers(encoded, arithmetic))
+
     advance(0)
-    write_reference(checkpoint, encoded, context, prompts, work / bundles.REFERENCE, advance)
+    write_reference(network, arithmetics, prompts, source.work / bundles.REFERENCE, advance)
     progress("compare with the original", 0, 0)
     tokens = prompts[-1].tokens[: loss_positions(checkpoint.parameters)]
-    return texts, quantization_loss(checkpoint, encoded, config.activations, tokens)
+    return texts, quantization_loss(checkpoint, encoded, arithmetics[0], tokens)

@@ -7,19 +7,17 @@ own: it shares the decoder with the packages, and nothing of their products or a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from exporter.bundle import Arithmetic
+from exporter.bundle import Activations, Arithmetic
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import CheckpointError
-from exporter.models.config import ModelConfig
-from exporter.models.layers import Decoder, TorchAttention
+from exporter.models.layers import Decoder, TorchLayers
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
@@ -61,18 +59,17 @@ def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
 
 
 class QuantizedLinear(nn.Module):
-    """Linear layer y = W x over an encoded matrix, in one of the arithmetics."""
+    """Linear layer y = W x over an encoded matrix."""
 
-    def __init__(self, matrix: EncodedMatrix, arithmetic: Arithmetic) -> None:
+    def __init__(self, matrix: EncodedMatrix, activations: Activations) -> None:
         super().__init__()
-        self.matrix, self.arithmetic = matrix, arithmetic
+        self.matrix, self.activations = matrix, activations
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
-        quantized, x_scales = (
-            quantize_activations(flat) if self.arithmetic == "int16" else (flat, flat)
-        )
-        multiply = self._multiply_int16 if self.arithmetic == "int16" else self._multiply_float32
+        exact = self.activations == "float32"
+        quantized, x_scales = (flat, flat) if exact else quantize_activations(flat)
+        multiply = self._multiply_float32 if exact else self._multiply_int16
         y = torch.empty(flat.shape[0], self.matrix.rows)
         blob = self.matrix.blob()
         with NativeTensor(blob) as coded:
@@ -142,15 +139,15 @@ def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-@dataclass(frozen=True)
-class QuantizedLayers:
-    """`models.layers.Layers` over an encoded model."""
+class QuantizedLayers(TorchLayers):
+    """`models.layers.Layers` over an encoded model, in one arithmetic."""
 
-    encoded: EncodedModel
-    arithmetic: Arithmetic
+    def __init__(self, encoded: EncodedModel, arithmetic: Arithmetic) -> None:
+        super().__init__(arithmetic.kv_type)
+        self.encoded, self.activations = encoded, arithmetic.activations
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        return QuantizedLinear(self.encoded.matrices[name], self.arithmetic)
+        return QuantizedLinear(self.encoded.matrices[name], self.activations)
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         matrix = self.encoded.matrices[name]
@@ -165,27 +162,22 @@ class QuantizedLayers:
 
         return RowEmbedding(row)
 
-    def attention(self, config: ModelConfig, context: int) -> nn.Module:
-        return TorchAttention(config, context)
-
     def vector(self, name: str) -> Tensor:
         return self.encoded.vectors[name]
 
 
-@dataclass(frozen=True)
-class OriginalLayers:
+class OriginalLayers(TorchLayers):
     """`models.layers.Layers` over the checkpoint itself, in float32."""
 
-    checkpoint: Checkpoint
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
         return FloatLinear(lambda begin, end: self.checkpoint.rows(name, begin, end), out_features)
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
         return RowEmbedding(lambda i: self.checkpoint.rows(name, i, i + 1)[0])
-
-    def attention(self, config: ModelConfig, context: int) -> nn.Module:
-        return TorchAttention(config, context)
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.vector(name)

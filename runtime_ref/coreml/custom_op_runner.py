@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,12 +102,6 @@ class CustomOpRunner:
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
         return self._bundle.file(relative)
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        """Context in which products are computed with float activations, whatever is declared."""
-        with self._network.float_activations():
-            yield
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits of the last position, float32 [V].

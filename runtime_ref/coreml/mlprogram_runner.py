@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,22 +99,12 @@ class MLProgramRunner:
             self._temporary = tempfile.TemporaryDirectory(prefix="tinyqmoe-")
             self._root = Path(self._temporary.name)
             expansion.expand(bundle, recipe, self._root / recipe.package, progress)
-        self._package = CoreMLPackage.open(self._root / artifact.path)
-        self._functions = _Functions(self._package, "float16")
+        self._functions = _Functions(CoreMLPackage.open(self._root / artifact.path))
         _check_interface(self._functions, bundle, artifact)
 
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
         return self._root / relative
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        """Context in which everything is computed in float32, with a new state."""
-        self._functions = _Functions(self._package, "float32")
-        try:
-            yield
-        finally:
-            self._functions = _Functions(self._package, "float16")
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits of the last position, float32 [V].
@@ -135,12 +124,12 @@ class MLProgramRunner:
 
 
 class _Functions:
-    """Functions `decode` and `prefill` in one arithmetic, with their state."""
+    """Functions `decode` and `prefill` in half precision, with their state."""
 
-    def __init__(self, package: CoreMLPackage, arithmetic: Literal["float32", "float16"]) -> None:
+    def __init__(self, package: CoreMLPackage) -> None:
         from runtime_ref.coreml.mil_program import MLProgram
 
-        self.decode = MLProgram(package, "decode", arithmetic, CACHE_BYTES)
+        self.decode = MLProgram(package, "decode", "float16", CACHE_BYTES)
         self.prefill = self.decode.sibling("prefill")
         self.state: dict[str, Tensor] = self.decode.new_state()
 

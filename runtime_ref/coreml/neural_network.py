@@ -7,8 +7,7 @@ checked when it is opened, before anything runs.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,22 +83,12 @@ class NeuralNetwork:
         self.inputs = self._interface(model.description.input)
         self.outputs = self._interface(model.description.output)
         self._declared_int16: set[bool] = set()
-        self._forced_float = False
         self._steps = self._resolved(model, weights, side_dir)
 
     @property
     def int16_activations(self) -> bool:
         """Whether the products are declared to quantize their activations."""
         return self._declared_int16 == {True}
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        """Context in which products are computed with float activations, whatever is declared."""
-        self._forced_float = True
-        try:
-            yield
-        finally:
-            self._forced_float = False
 
     def predict(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs of one run by name.
@@ -247,9 +236,7 @@ class NeuralNetwork:
         if layer.custom.className == EMBEDDING:
             return lambda ids: custom.matrix.embedding(ids)
         self._declared_int16.add(custom.int16_activations)
-        return lambda x: custom.matrix.linear(
-            x, custom.int16_activations and not self._forced_float
-        )
+        return lambda x: custom.matrix.linear(x, custom.int16_activations)
 
 
 def _sizes(array: Any) -> tuple[tuple[int, int | None], ...] | None:

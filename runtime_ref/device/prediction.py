@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.bundle import EMBEDDING, HEAD, VECTORS, Artifact, Manifest, TensorEntry
+from exporter.bundle import EMBEDDING, HEAD, Artifact, Manifest, TensorEntry
 from exporter.errors import BundleError
 from runtime_ref import runners
 from runtime_ref.device.profile import MemoryBudget
@@ -171,8 +171,7 @@ def package_bytes(manifest: Manifest, artifact: Artifact) -> int:
     inside = artifact.path + "/"
     if expanded := [f.n_bytes for f in manifest.expanded if f.path.startswith(inside)]:
         return sum(expanded)
-    mapped = [name for name in artifact.files if name != VECTORS]
-    return sum(f.n_bytes for f in manifest.files if f.path in mapped)
+    return sum(f.n_bytes for f in manifest.files if f.path in artifact.files)
 
 
 def coded_entries(manifest: Manifest, artifact: Artifact) -> list[CodedTensor]:

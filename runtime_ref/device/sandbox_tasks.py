@@ -108,7 +108,7 @@ class _Watched:
             report_phase,
         )
         self.name, self.artifact, self.context = runner.name, runner.artifact, runner.context
-        self.file, self.float_activations = runner.file, runner.float_activations
+        self.file = runner.file
 
     def forward(self, tokens: Sequence[int], position: int) -> Any:
         """Logits of the last position, float32 [V], as the runner gives them."""
@@ -158,9 +158,9 @@ def parity(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, An
 
 def parity_report(result: dict[str, Any]) -> ParityReport:
     """Report of a result of `parity`, as it was made."""
-    tolerances = {name: Tolerance(**gates) for name, gates in result["tolerances"].items()}
+    declared = {name: result[name] for name in ("backend", "activations", "kv_type")}
     checks = [Check(**check) for check in result["checks"]]
-    return ParityReport(result["backend"], result["activations"], tolerances, checks)
+    return ParityReport(**declared, tolerance=Tolerance(**result["tolerance"]), checks=checks)
 
 
 def _open(bundle: Bundle, arguments: dict[str, Any], report_phase: ReportPhase) -> Runner:

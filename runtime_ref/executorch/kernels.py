@@ -26,8 +26,13 @@ from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
 from runtime_ref.executorch.runtime import Runtime
 
-LLAMA_OPERATORS = "extension/llm/custom_ops/libcustom_ops_aot_lib.so"
-OPERATORS = ("tinyqmoe::lzw_decode.out", "tinyqmoe::lzw_linear.out", "tinyqmoe::lzw_embedding.out")
+OPERATORS = tuple(
+    f"tinyqmoe::{name}.out"
+    for name in (
+        *("lzw_decode", "lzw_linear", "lzw_embedding"),
+        *("rms_norm", "rope_angles", "attention", "swiglu", "add", "last"),
+    )
+)
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -134,10 +139,7 @@ def load() -> ctypes.CDLL:
     Raises MissingComponentError.
     """
     with quiet():  # these log what optional parts of theirs are not there
-        import torch
-
         registry = Runtime.get().operator_registry
-        torch.ops.load_library(_executorch_root() / LLAMA_OPERATORS)
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class ExecuTorchRunner:
         self.artifact = bundle.artifact("pte")
         self.context = bundle.manifest.interface.context
         self._bundle = bundle
-        self._kernels = kernels.load()
+        kernels.load()
         path = self.file(self.artifact.path)
         try:
             loaded = Runtime.get().load_program(path)
@@ -106,15 +105,6 @@ class ExecuTorchRunner:
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
         return self._bundle.file(relative)
-
-    @contextlib.contextmanager
-    def float_activations(self) -> Iterator[None]:
-        """Context in which products are computed with float activations, whatever is declared."""
-        self._kernels.tinyqmoe_executorch_force_float(1)
-        try:
-            yield
-        finally:
-            self._kernels.tinyqmoe_executorch_force_float(0)
 
     def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits of the last position, float32 [V].

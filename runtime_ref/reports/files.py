@@ -21,7 +21,7 @@ from runtime_ref.device.run import DeviceRun
 from runtime_ref.parity import Check, ParityReport
 from runtime_ref.reports import plot
 from runtime_ref.reports.atomic import write_whole
-from runtime_ref.reports.parity_tables import gate_text, judged_in
+from runtime_ref.reports.parity_tables import gate_text
 from runtime_ref.reports.run_tables import outcome
 from runtime_ref.reports.tables import device_title, mb_text
 
@@ -95,7 +95,7 @@ def _suite(result: Judged) -> TestSuite:
         suite.add_property("mechanism", report.mechanism)
         cases.append(_case(result, "fits", result.run.problems, report.wall_ms / 1e3))
     for check in [] if result.parity is None else result.parity.checks:
-        name = f"{check.verdict} {check.arithmetic} {check.what}"
+        name = f"{check.verdict} {check.what}"
         cases.append(_case(result, name, [] if check.passed else [_figures(check)]))
     suite.add_testcases(cases)
     return suite
@@ -162,11 +162,7 @@ def _content(results: Sequence[Judged], bundle: Bundle) -> dict[str, Any]:
         "facts": _facts(bundle),
         "checks": _checks_table(results),
         "failures": [(r.name, _what(c), _figures(c)) for r in results for c in _failed_checks(r)],
-        "gates": list(
-            dict.fromkeys(
-                gate_text(*item) for report in reports for item in report.tolerances.items()
-            )
-        ),
+        "gates": list(dict.fromkeys(gate_text(report) for report in reports)),
         "devices": _devices_table(runs),
         "problems": [(result.name, problem) for result, run in runs for problem in run.problems],
         "caveats": CAVEATS_RUN if runs else CAVEATS,
@@ -205,17 +201,15 @@ TableCells: TypeAlias = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
 def _checks_table(results: Sequence[Judged]) -> TableCells:
-    """Table with a row for each package, and a column for each verdict and arithmetic.
+    """Table with a row for each package, and a column for each verdict.
 
     Devices with the same figures are one row.
     """
     judged = [(result, result.parity) for result in results if result.parity is not None]
-    groups = list(
-        dict.fromkeys(judged_in(check) for _, report in judged for check in report.checks)
-    )
+    verdicts = list(dict.fromkeys(check.verdict for _, report in judged for check in report.checks))
     alike: dict[tuple[Any, ...], list[Judged]] = {}
     for result, report in judged:
-        cells = [_cell([c for c in report.checks if judged_in(c) == group]) for group in groups]
+        cells = [_cell([c for c in report.checks if c.verdict == v]) for v in verdicts]
         alike.setdefault(
             (result.run is None, result.package, report.activations, *cells), []
         ).append(result)
@@ -223,7 +217,7 @@ def _checks_table(results: Sequence[Judged]) -> TableCells:
         (same[0].name if len(same) == 1 else f"{package} on {len(same)} devices", *rest)
         for (_, package, *rest), same in alike.items()
     ]
-    return ("package", "declares", *(f"{verdict} {how}" for verdict, how in groups)), rows
+    return ("package", "declares", *verdicts), rows
 
 
 def _cell(checks: Sequence[Check]) -> str:
@@ -261,7 +255,7 @@ def _failed_checks(result: Judged) -> list[Check]:
 
 
 def _what(check: Check) -> str:
-    return f"{check.verdict}, {check.arithmetic}: {check.what}"
+    return f"{check.verdict}: {check.what}"
 
 
 def _figures(check: Check) -> str:

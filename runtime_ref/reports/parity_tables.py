@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
-from runtime_ref.parity import Check, ParityReport, Tolerance
+from runtime_ref.parity import Check, ParityReport
 
 
 def parity_table(report: ParityReport) -> Table:
@@ -16,41 +15,30 @@ def parity_table(report: ParityReport) -> Table:
     verdict, like = (
         ("[bold green]PASS", "like") if report.passed else ("[bold red]FAIL", "NOT like")
     )
-    gates = "; ".join(gate_text(*item) for item in report.tolerances.items())
     table = Table(
-        title=f"Parity of the {report.backend} package. {gates}",
+        title=f"Parity of the {report.backend} package. {gate_text(report)}",
         caption=f"{verdict}[/] the package answers {like} the quantized model in PyTorch",
         title_justify="left",
         caption_justify="left",
     )
-    for name in (
-        "verdict",
-        "activations",
-        "what",
-        "KL median",
-        "KL worst",
-        "dB median",
-        "dB worst",
-        "top-1",
-        "result",
-    ):
-        table.add_column(
-            name,
-            justify="left" if name in ("verdict", "activations", "what", "result") else "right",
-        )
+    for name in ("verdict", "what"):
+        table.add_column(name)
+    for name in ("KL median", "KL worst", "dB median", "dB worst", "top-1"):
+        table.add_column(name, justify="right")
+    table.add_column("result")
     for check in report.checks:
         result = "[green]pass" if check.passed else "[red]FAIL"
-        table.add_row(check.verdict, check.arithmetic, _what(check), *_figures(check), result)
+        table.add_row(check.verdict, _what(check), *_figures(check), result)
     return table
 
 
-def gate_text(arithmetic: str, gate: Tolerance) -> str:
-    """Text of the gates of an arithmetic, KL in nats."""
-    worst_kl = f"KL <= {gate.worst_kl:g} and " if math.isfinite(gate.worst_kl) else ""
+def gate_text(report: ParityReport) -> str:
+    """Text of the gate of a report, KL in nats."""
+    gate = report.tolerance
     return (
-        f"{arithmetic} activations: median KL <= {gate.median_kl:g} and SQNR >= "
-        f"{gate.median_sqnr_db:g} dB, "
-        f"worst {worst_kl}SQNR >= {gate.worst_sqnr_db:g} dB"
+        f"{report.activations} activations, {report.kv_type} KV cache: median KL <= "
+        f"{gate.median_kl:g} and SQNR >= {gate.median_sqnr_db:g} dB, "
+        f"worst KL <= {gate.worst_kl:g} and SQNR >= {gate.worst_sqnr_db:g} dB"
     )
 
 
@@ -75,7 +63,7 @@ def side_by_side(reports: Sequence[ParityReport]) -> Table:
     A cell has the worst SQNR, the agreement of the best tokens, and the result.
     """
     caption = "\n".join(
-        f"{r.backend}: {'; '.join(gate_text(*item) for item in r.tolerances.items())}: "
+        f"{r.backend}: {gate_text(r)}: "
         + ("[bold green]PASS" if r.passed else "[bold red]FAIL")
         + "[/]"
         for r in reports
@@ -83,27 +71,15 @@ def side_by_side(reports: Sequence[ParityReport]) -> Table:
     table = Table(
         title="Parity, side by side", caption=caption, title_justify="left", caption_justify="left"
     )
-    for name in ("verdict", "judged", "what"):
+    for name in ("verdict", "what"):
         table.add_column(name)
     for report in reports:
         table.add_column(report.backend)
-    lines = [
-        {(*judged_in(check), check.what): check for check in report.checks} for report in reports
-    ]
-    for verdict, judged, what in dict.fromkeys(key for checks in lines for key in checks):
-        cells = [_cell(checks.get((verdict, judged, what))) for checks in lines]
-        table.add_row(verdict, judged, escape(what), *cells)
+    lines = [{(check.verdict, check.what): check for check in report.checks} for report in reports]
+    for verdict, what in dict.fromkeys(key for checks in lines for key in checks):
+        cells = [_cell(checks.get((verdict, what))) for checks in lines]
+        table.add_row(verdict, escape(what), *cells)
     return table
-
-
-def judged_in(check: Check) -> tuple[str, str]:
-    """Verdict and kind of arithmetic of a check, alike for all packages.
-
-    Packages compute in different arithmetics: each has its structure judged, and what it declares.
-    """
-    if check.verdict in ("levels", "context"):
-        return check.verdict, "exactly"
-    return check.verdict, "in float32" if check.arithmetic == "float32" else "as declared"
 
 
 def _cell(check: Check | None) -> str:

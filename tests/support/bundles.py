@@ -18,16 +18,19 @@ from torch import Tensor
 from exporter import bundle as bundles
 from exporter import pipeline
 from exporter.backends.executorch import lowering
+from exporter.backends.executorch.package import ROPE
 from exporter.bundle import Arithmetic, Artifact, Bundle, Location, Manifest, TensorEntry
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.config import ExportConfig
 from exporter.encoded import EncodedModel, encode_matrices
+from exporter.models.config import rope_frequencies
 from exporter.models.layers import Decoder
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
 from exporter.reference.model import QuantizedLayers
 
+SHIPPED = Arithmetic("int16", "float16")  # of a `.pte` by default
 TEXT = (
     "The cat sat on the mat while the dog ran to the river, and then the other cats and dogs "
     "came there together. "
@@ -83,18 +86,22 @@ class Parts:
     checkpoint: Checkpoint
     encoded: EncodedModel
 
-    def program(self, context: int, activations: Arithmetic) -> lowering.ProgramConfig:
-        config = self.checkpoint.config
-        eos = self.checkpoint.eos_token_ids
-        return lowering.ProgramConfig(context, activations == "int16", config.bos_token_id, eos)
+    def program(self, context: int, arithmetic: Arithmetic) -> lowering.ProgramConfig:
+        config, eos = self.checkpoint.config, self.checkpoint.eos_token_ids
+        int16 = arithmetic.activations == "int16"
+        return lowering.ProgramConfig(context, int16, arithmetic.kv_type, config.bos_token_id, eos)
 
     def emit(
-        self, path: Path, context: int, activations: Arithmetic = "int16"
+        self, path: Path, context: int, arithmetic: Arithmetic = SHIPPED
     ) -> lowering.EmittedProgram:
-        program = self.program(context, activations)
-        layers = lowering.ProgramLayers(self.encoded, program.int16_activations)
-        network = self.checkpoint.network(context, layers)
-        return lowering.emit(self.encoded, network, program, path)
+        vectors = self.encoded.vectors | {ROPE: rope_frequencies(self.checkpoint.config)}
+        return lowering.emit(
+            self.encoded,
+            vectors,
+            lambda layers: self.checkpoint.network(context, layers),
+            self.program(context, arithmetic),
+            path,
+        )
 
     def reference(self, context: int, arithmetic: Arithmetic) -> Decoder:
         """The quantized model in PyTorch."""
@@ -187,6 +194,7 @@ def small_manifest(**changes: Any) -> Manifest:
         path=bundles.PROGRAM,
         files=[bundles.PROGRAM],
         activations="int16",
+        kv_type="float16",
         prefill_tokens=16,
         kv_cache_bytes=1,
         operators={"tinyqmoe::lzw_linear.out": 1},
@@ -194,7 +202,7 @@ def small_manifest(**changes: Any) -> Manifest:
             "model.embed_tokens.weight": bundles.Location(bundles.PROGRAM, "tqlz", 64, 32, 128)
         },
         vectors={"model.norm.weight": bundles.VectorLocation(bundles.PROGRAM, 160, 8)},
-        details={"arena_bytes": 1, "delegates": 0},
+        details={"arena_bytes": 1},
     )
     matrix = TensorEntry(
         name="model.embed_tokens.weight",
@@ -222,7 +230,7 @@ def small_manifest(**changes: Any) -> Manifest:
         quantization={"scheme": "int8"},
         quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
         interface=replace(interface, **changes),
-        network=bundles.Network(1, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),
+        network=bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),
         artifacts=[artifact],
         prompts=["a prompt"],
         tensors=[matrix],

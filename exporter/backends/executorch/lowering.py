@@ -1,15 +1,26 @@
-"""ExecuTorch programs: lowering a network, and writing the `.pte` with its coded weights.
+"""ExecuTorch programs: recording a network over the Tiny-QMoE operators, and writing the `.pte`.
 
-A program has the Tiny-QMoE operators, a static KV cache, and XNNPACK for what is not ours. It is
-lowered with a 64-byte stand-in for every blob and every scale tensor. The stand-ins are replaced by
-the files of the encoded model when the program is written, so the weights are never in memory, and
-no pass can fold decoded weights into the file.
+A program has the Tiny-QMoE operators and nothing else, so it runs in an app that links ExecuTorch's
+core runtime and our kernels. `native/executorch` computes them; of those that a program calls:
+
+- `lzw_linear(x, blob, scales, out_features, group_size, int16_activations)`: float32 [.., in] ->
+  [.., out_features], decoding fused with the product;
+- `lzw_embedding(ids, blob, scales, embedding_dim, group_size)`: int64 [1, S] -> float32 [1, S,
+  embedding_dim], decoding only the rows that are asked for;
+- `rms_norm(x, weight, eps)`: of each run of n values of x, float32 [.., m n], for a weight [n];
+- `rope_angles(tokens, input_pos, frequencies)`: cosines and sines, float32 [2, S, D/2];
+- `attention(q, k, v, angles, input_pos, cache, context, kv_type)`: RoPE, the update of `cache`
+  (uint8), and causal attention: float32 [1, S, H D] -> [1, S, H D];
+- `swiglu(gate, up)`, `add(x, y)` where y may be a bias [n], `last(x)`: [1, S, n] -> [1, n].
+
+`blob` is uint8 [n_bytes] (exporter/codec/FORMAT.md), `scales` float32 [rows, n_groups];
+`native/include/tinyqmoe/llm.h` says what the others compute. Blobs and scales are copied from the
+files of the encoded model into the program, so the weights are never in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,33 +28,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from exporter.backends.executorch import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
-from exporter.bundle import HEAD
-from exporter.encoded import EncodedMatrix, EncodedModel
+from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value, bytes_of
+from exporter.backends.executorch.kv_cache import KV_TYPES, cache_bytes
+from exporter.bundle import HEAD, KVType
+from exporter.encoded import EncodedModel
 from exporter.errors import ExportError
-from exporter.models.config import ModelConfig
+from exporter.models.config import ModelConfig, rope_frequencies
 from exporter.quiet import quiet
 
 if TYPE_CHECKING:
-    from executorch.exir import ExecutorchProgramManager
     from executorch.exir.schema import Program
 
-STAND_IN_BYTES = 64
-ALIGNMENT = 64  # of every constant: the blobs' own sections are aligned to 64 bytes
 # This is the longest input of one call: activations are planned for it, and longer ones are no
 # faster.
 PREFILL_TOKENS = 128
+CACHE_ALIGNMENT = 64  # bytes that a cache has more than it needs: a runtime aligns to 16
 
 
 @dataclass(frozen=True)
 class ProgramConfig:
-    """The settings that a program is lowered for.
+    """The settings that a program is made for.
 
     `context` is the number of cache slots.
     """
 
     context: int
     int16_activations: bool
+    kv_type: KVType
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -51,267 +62,197 @@ class ProgramConfig:
     def prefill_tokens(self) -> int:
         return min(self.context, PREFILL_TOKENS)
 
+    def methods(self) -> dict[str, Any]:
+        """Constant methods of the program, by name.
+
+        They are those that ExecuTorch's stock text runner asks for, and the arithmetic, which our
+        own runner checks.
+        """
+        methods: dict[str, Any] = {
+            "get_max_seq_len": self.prefill_tokens,
+            "get_max_context_len": self.context,
+            "get_eos_ids": list(self.eos_token_ids),
+            "enable_dynamic_shape": True,
+            "use_kv_cache": True,
+            "use_sdpa_with_kv_cache": True,
+            "get_int16_activations": self.int16_activations,
+        }
+        return methods if self.bos_token_id is None else methods | {"get_bos_id": self.bos_token_id}
+
 
 @dataclass(frozen=True)
 class EmittedProgram:
     """A `.pte` that was written.
 
-    Offsets are in bytes from the start of the file.
+    Offsets are in bytes from the start of the file; vectors are float32.
     """
 
     blob_offsets: dict[str, int]
     scales_offsets: dict[str, int]
+    vector_offsets: dict[str, int]
+    vector_bytes: int  # equal vectors are there once
     operators: dict[str, int]
     arena_bytes: int
-    delegates: int
-    constants_bytes: int  # norm weights and other constants that are not ours
 
 
-def stand_in(name: str, kind: str) -> bytes:
-    """Bytes that mark the place of a constant in a program.
+class Recorded(nn.Module):
+    """A module that records a call in a program instead of computing: values in, a value out."""
 
-    One matrix used twice has one stand-in, and so one copy in the file.
-    """
-    return hashlib.sha512(f"{kind} {name}".encode()).digest()
-
-
-class _Coded(nn.Module):
-    """Stand-ins for the blob and the scales of one matrix."""
-
-    blob: Tensor
-    scales: Tensor
-
-    def __init__(self, matrix: EncodedMatrix) -> None:
+    def __init__(self, record: Callable[..., Value]) -> None:
         super().__init__()
-        blob, scales = (
-            bytearray(stand_in(matrix.name, "blob")),
-            bytearray(stand_in(matrix.name, "scales")),
-        )
-        self.register_buffer("blob", torch.frombuffer(blob, dtype=torch.uint8))
-        self.register_buffer("scales", torch.frombuffer(scales, dtype=torch.float32).reshape(1, -1))
-        self.rows, self.cols, self.group_size = matrix.rows, matrix.cols, matrix.group_size
+        self.record = record
 
-
-class LZWLinear(_Coded):
-    """Linear layer over a coded matrix, by the operator `tinyqmoe::lzw_linear`.
-
-    It maps x float32 [.., in] to float32 [.., out].
-    """
-
-    def __init__(self, matrix: EncodedMatrix, int16_activations: bool) -> None:
-        super().__init__(matrix)
-        self.int16_activations = int16_activations
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.tinyqmoe.lzw_linear(
-            x, self.blob, self.scales, self.rows, self.group_size, self.int16_activations
-        )
-        return y
-
-
-class LZWEmbedding(_Coded):
-    """Embedding over a coded matrix, by the operator `tinyqmoe::lzw_embedding`.
-
-    It maps ids int64 [1, S] to float32 [1, S, cols].
-    """
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows: Tensor = torch.ops.tinyqmoe.lzw_embedding(
-            ids, self.blob, self.scales, self.cols, self.group_size
-        )
-        return rows
-
-
-class CachedAttention(nn.Module):
-    """Causal attention over a static cache [1, C, KV, D] by ExecuTorch's `llama::` operators."""
-
-    k_cache: Tensor
-    v_cache: Tensor
-
-    def __init__(self, config: ModelConfig, context: int) -> None:
-        super().__init__()
-        shape = (1, context, config.num_key_value_heads, config.head_dim)
-        self.register_buffer("k_cache", torch.zeros(shape))
-        self.register_buffer("v_cache", torch.zeros(shape))
-        self.context = context
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, input_pos: Tensor) -> Tensor:
-        start = input_pos[0].item()
-        torch._check_is_size(start)
-        torch._check(start < self.context)
-        torch.ops.llama.update_cache(k, self.k_cache, start)
-        torch.ops.llama.update_cache(v, self.v_cache, start)
-        y: Tensor = torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, start, None, 0, True)
-        return y
+    def forward(self, *values: Any) -> Value:
+        return self.record(*values)
 
 
 class ProgramLayers:
-    """The `models.layers.Layers` of a network that is to be lowered."""
+    """The `models.layers.Layers` of a network that is recorded in a program."""
 
-    def __init__(self, encoded: EncodedModel, int16_activations: bool) -> None:
-        self.encoded, self.int16_activations = encoded, int16_activations
+    def __init__(self, encoded: EncodedModel, config: ProgramConfig, graph: Graph) -> None:
+        self.encoded, self.config, self.graph = encoded, config, graph
+        self._coded: dict[str, tuple[Value, Value]] = {}
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
-        return LZWLinear(self.encoded.matrices[name], self.int16_activations)
+        matrix, int16 = self.encoded.matrices[name], self.config.int16_activations
+
+        def record(x: Value) -> Value:
+            last = (matrix.rows, matrix.group_size, int16)
+            return self._like(x, "lzw_linear", x, *self._coded_of(name), *last, n=matrix.rows)
+
+        return Recorded(record)
 
     def embedding(self, name: str, rows: int, cols: int) -> nn.Module:
-        return LZWEmbedding(self.encoded.matrices[name])
+        group_size = self.encoded.matrices[name].group_size
+        sizes = (1, self.graph.tokens, cols)
+
+        def record(ids: Value) -> Value:
+            arguments = (ids, *self._coded_of(name), cols, group_size)
+            return self.graph.call("lzw_embedding", *arguments, sizes=sizes, dynamic=ids.dynamic)
+
+        return Recorded(record)
+
+    def norm(self, name: str, eps: float) -> nn.Module:
+        weight = self.graph.vector(self.vector(name))
+        return Recorded(lambda x: self._like(x, "rms_norm", x, weight, eps))
+
+    def rotation(self, config: ModelConfig) -> nn.Module:
+        frequencies = self.graph.vector(rope_frequencies(config))
+        sizes = (2, self.graph.tokens, config.head_dim // 2)
+
+        def record(tokens: Value, input_pos: Value) -> Value:
+            arguments = (tokens, input_pos, frequencies)
+            return self.graph.call("rope_angles", *arguments, sizes=sizes, dynamic=tokens.dynamic)
+
+        return Recorded(record)
 
     def attention(self, config: ModelConfig, context: int) -> nn.Module:
-        return CachedAttention(config, context)
+        kv_type = self.config.kv_type
+        n_bytes = cache_bytes(kv_type, config.num_key_value_heads, config.head_dim, context)
+        cache = self.graph.cache(n_bytes + CACHE_ALIGNMENT)
+        last = (cache, context, KV_TYPES[kv_type])
+        return Recorded(lambda q, *others: self._like(q, "attention", q, *others, *last))
+
+    def gated(self) -> nn.Module:
+        return Recorded(lambda gate, up: self._like(gate, "swiglu", gate, up))
+
+    def add(self) -> nn.Module:
+        def record(x: Value, y: Value | Tensor) -> Value:
+            other = self.graph.vector(y) if isinstance(y, Tensor) else y
+            return self._like(x, "add", x, other)
+
+        return Recorded(record)
+
+    def last(self) -> nn.Module:
+        return Recorded(lambda x: self.graph.call("last", x, sizes=(1, x.sizes[-1]), dynamic=False))
 
     def vector(self, name: str) -> Tensor:
         return self.encoded.vectors[name]
 
+    def _like(self, x: Value, name: str, *arguments: Any, n: int | None = None) -> Value:
+        """A call whose result has the sizes of x, with the last one `n` if it is given."""
+        sizes = x.sizes if n is None else (*x.sizes[:-1], n)
+        return self.graph.call(name, *arguments, sizes=sizes, dynamic=x.dynamic)
+
+    def _coded_of(self, name: str) -> tuple[Value, Value]:
+        """Blob and scales of a matrix: its files as constants, once."""
+        from executorch.exir._serialize._cord import FileBackedData
+
+        if name not in self._coded:
+            matrix = self.encoded.matrices[name]
+            blob, scales = (
+                FileBackedData(str(path)) for path in (matrix.blob_path, matrix.scales_path)
+            )
+            self._coded[name] = (
+                self.graph.constant(Constant(blob, (matrix.blob_bytes,), torch.uint8)),
+                self.graph.constant(
+                    Constant(scales, (matrix.rows, matrix.n_groups), torch.float32)
+                ),
+            )
+        return self._coded[name]
+
 
 def emit(
-    encoded: EncodedModel, network: nn.Module, config: ProgramConfig, path: Path
+    encoded: EncodedModel,
+    vectors: Mapping[str, Tensor],
+    network: Callable[[ProgramLayers], nn.Module],
+    config: ProgramConfig,
+    path: Path,
 ) -> EmittedProgram:
-    """Lowers a network over `ProgramLayers` and writes the `.pte`, then checks what was written.
+    """Records a network, writes the `.pte`, and checks what was written.
 
-    Raises ExportError if it is not what it should be.
+    `vectors` are float32, by name: what else the program holds. Raises ExportError if it is not
+    what it should be.
     """
-    manager = lower(network, config)
-    program = manager.executorch_program
-    census = _operator_census(program)
-    constants_bytes = _fill_stand_ins(program, encoded)
-    offsets = _write(manager, path)
-    absent = [
-        m.name
-        for m in encoded.matrices.values()
-        if not {m.blob_path, m.scales_path} <= offsets.keys()
-    ]
-    if absent:
-        problems = [f"{name} is not in the program" for name in absent]
-        what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, hint="report this as a bug")
+    graph = Graph(config.prefill_tokens)
+    with quiet():  # what executorch imports warns about its own insides
+        import executorch.exir.schema  # noqa: F401
+
+        model = network(ProgramLayers(encoded, config, graph))
+        tokens = graph.input((1, graph.tokens), torch.int64, dynamic=graph.tokens > 1)
+        logits = model(tokens, graph.input((1,), torch.int64, dynamic=False))
+        program = graph.program(logits, config.methods())
+        at = write(program, path)
+    keys = {name: bytes_of(vector) for name, vector in vectors.items()}
+    sources: dict[str, set[Path | bytes]] = {
+        m.name: {m.blob_path, m.scales_path} for m in encoded.matrices.values()
+    }
+    sources |= {name: {key} for name, key in keys.items()}
+    if absent := [name for name, parts in sources.items() if not parts <= at.keys()]:
+        raise _wrong_program(path, [f"{name} is not in the program" for name in absent])
     emitted = EmittedProgram(
-        blob_offsets={m.name: offsets[m.blob_path] for m in encoded.matrices.values()},
-        scales_offsets={m.name: offsets[m.scales_path] for m in encoded.matrices.values()},
-        operators=census,
+        blob_offsets={m.name: at[m.blob_path] for m in encoded.matrices.values()},
+        scales_offsets={m.name: at[m.scales_path] for m in encoded.matrices.values()},
+        vector_offsets={name: at[key] for name, key in keys.items()},
+        vector_bytes=sum(map(len, set(keys.values()))),
+        operators=graph.census(),
         arena_bytes=sum(program.execution_plan[0].non_const_buffer_sizes),
-        delegates=len(program.execution_plan[0].delegates),
-        constants_bytes=constants_bytes,
     )
     _check(emitted, encoded, path)
     return emitted
 
 
-def lower(model: nn.Module, config: ProgramConfig) -> ExecutorchProgramManager:
-    """Lowers a network: `torch.export`, XNNPACK partitioning, memory planning, emission."""
-    with quiet():  # lowering logs and warns about its own insides; none of it is for the user
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers torch.ops.llama)
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import (
-            EdgeCompileConfig,
-            ExecutorchBackendConfig,
-            to_edge_transform_and_lower,
-        )
-        from executorch.exir.passes import MemoryPlanningPass
-        from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-
-        # Two tokens as the example: an example of one would be specialised to one.
-        n_tokens = min(2, config.prefill_tokens)
-        example = (torch.zeros(1, n_tokens, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-        length = (
-            torch.export.Dim("length", min=1, max=config.prefill_tokens) if n_tokens > 1 else None
-        )
-        with torch.no_grad():
-            exported = torch.export.export(
-                model, example, dynamic_shapes=({1: length} if length else None, None), strict=False
-            )
-        edge = to_edge_transform_and_lower(
-            exported,
-            partitioner=[XnnpackPartitioner()],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            constant_methods=_metadata(config),
-        )
-        return edge.to_executorch(
-            ExecutorchBackendConfig(
-                extract_delegate_segments=True,
-                constant_tensor_alignment=ALIGNMENT,
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
-                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-            )
-        )
-
-
-def _metadata(config: ProgramConfig) -> dict[str, Any]:
-    """Constant methods of a program, by name.
-
-    They are those that ExecuTorch's stock text runner asks for, and the arithmetic, which our own
-    runner checks.
-    """
-    methods: dict[str, Any] = {
-        "get_max_seq_len": config.prefill_tokens,
-        "get_max_context_len": config.context,
-        "get_eos_ids": list(config.eos_token_ids),
-        "enable_dynamic_shape": True,
-        "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": True,
-        "get_int16_activations": config.int16_activations,
-    }
-    return methods if config.bos_token_id is None else methods | {"get_bos_id": config.bos_token_id}
-
-
-def _operator_census(program: Program) -> dict[str, int]:
-    """Number of calls of each operator, by name with overload."""
-    plan = program.execution_plan[0]
-    names = [f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators]
-    calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
-    return dict(Counter(names[c.op_index] for c in calls if hasattr(c, "op_index")))
-
-
-def _fill_stand_ins(program: Program, encoded: EncodedModel) -> int:
-    """Puts the files of the encoded model where their stand-ins are.
-
-    Returns the size of all other constants, in bytes.
-    """
-    from executorch.exir._serialize._cord import FileBackedData
-    from executorch.exir.schema import Tensor as TensorValue
-
-    files = {}
-    for m in encoded.matrices.values():
-        files[stand_in(m.name, "blob")] = (m.blob_path, [m.blob_bytes])
-        files[stand_in(m.name, "scales")] = (m.scales_path, [m.rows, m.n_groups])
-    sizes_of_buffer = {}
-    others = 0
-    for index, buffer in enumerate(program.constant_buffer):
-        if buffer.storage not in files:
-            others += len(buffer.storage)
-            continue
-        path, sizes = files[buffer.storage]
-        buffer.storage = FileBackedData(str(path))
-        sizes_of_buffer[index] = sizes
-    for value in (v.val for plan in program.execution_plan for v in plan.values):
-        constant = isinstance(value, TensorValue) and value.allocation_info is None
-        if constant and value.data_buffer_idx in sizes_of_buffer:
-            value.sizes = sizes_of_buffer[value.data_buffer_idx]
-    return others
-
-
-def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
+def write(program: Program, path: Path) -> dict[Path | bytes, int]:
     """Serializes the program to `path`.
 
-    Returns the offset of each file of the encoded model, in bytes.
+    Returns the offset of each file of the encoded model, and of each other constant, in bytes.
     """
     from executorch.exir._serialize._cord import FileBackedData
+    from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
     from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
-    emitted = manager._emitter_output
     cord = serialize_pte_binary(
         PTEFile(
-            program=emitted.program,
-            mutable_data=emitted.mutable_data,
-            named_data=manager._named_data,
+            program=program,
+            mutable_data=None,
+            named_data=NamedDataStoreOutput(buffers=[], pte_data={}, external_data={}),
         ),
-        extract_delegate_segments=True,
         constant_tensor_alignment=ALIGNMENT,
     )
-    offsets, at = {}, 0
+    offsets: dict[Path | bytes, int] = {}
+    at = 0
     for part in cord._buffers:
-        if isinstance(part, FileBackedData):
-            offsets[Path(part._path)] = at
+        offsets[Path(part._path) if isinstance(part, FileBackedData) else bytes(part)] = at
         at += len(part)
     with path.open("wb") as file:
         cord.write_to_file(file)
@@ -321,43 +262,38 @@ def _write(manager: ExecutorchProgramManager, path: Path) -> dict[Path, int]:
 def _check(emitted: EmittedProgram, encoded: EncodedModel, path: Path) -> None:
     """Checks that a written program is the one that was asked for.
 
-    The operators are there as often as asked, every matrix is in the file once and whole, and
-    nothing else is large. Raises ExportError with all that is wrong.
+    The operators over matrices are there as often as asked, every matrix is in the file once and
+    whole, and nothing else is large. Raises ExportError with all that is wrong.
     """
-    problems = []
     expected = {
         "tinyqmoe::lzw_linear.out": len(encoded.matrices) - (HEAD in encoded.matrices),
         "tinyqmoe::lzw_embedding.out": 1,
     }
-    for name, count in expected.items():
-        if emitted.operators.get(name, 0) != count:
-            problems.append(
-                f"{name} is called {emitted.operators.get(name, 0)} times, expected {count}"
-            )
+    problems = [
+        f"{name} is called {emitted.operators.get(name, 0)} times, expected {count}"
+        for name, count in expected.items()
+        if emitted.operators.get(name, 0) != count
+    ]
     with path.open("rb") as file:
         for matrix in encoded.matrices.values():
-            file.seek(emitted.blob_offsets[matrix.name])
+            at = emitted.blob_offsets[matrix.name]
+            file.seek(at)
             with matrix.blob_path.open("rb") as blob:
                 if file.read(64) != blob.read(64):
-                    problems.append(
-                        f"{matrix.name} is not at byte {emitted.blob_offsets[matrix.name]}"
-                    )
-    # XNNPACK keeps its own copy of a norm weight and some tables; a dense matrix would be far
-    # larger than all of it.
+                    problems.append(f"{matrix.name} is not at byte {at}")
     coded_bytes = sum(m.blob_bytes + m.scales_bytes for m in encoded.matrices.values())
-    small_bytes = sum(v.numel() * 4 for v in encoded.vectors.values())
-    rest_bytes = path.stat().st_size - coded_bytes
-    calls = sum(emitted.operators.values())
-    limit = (
-        2 * small_bytes
-        + 2 * ALIGNMENT * len(encoded.matrices)
-        + 768 * calls
-        + 2048 * emitted.delegates
-        + 16384
-    )
-    if rest_bytes > limit or emitted.constants_bytes > small_bytes + 4096:
-        what = f"{rest_bytes:,} bytes are neither codes nor scales, expected at most {limit:,}"
-        problems.append(f"{what}: are weights stored dense?")
+    rest_bytes = path.stat().st_size - coded_bytes - emitted.vector_bytes
+    n_constants = 2 * len(encoded.matrices) + len(emitted.vector_offsets)
+    limit = ALIGNMENT * n_constants + 1024 * sum(emitted.operators.values()) + 16384
+    if rest_bytes > limit:
+        problems.append(
+            f"{rest_bytes:,} bytes are neither codes, scales nor vectors, expected at most "
+            f"{limit:,}: are weights stored dense?"
+        )
     if problems:
-        what = f"{path.name} is not the program that was asked for"
-        raise ExportError(what, problems=problems, hint="report this as a bug")
+        raise _wrong_program(path, problems)
+
+
+def _wrong_program(path: Path, problems: list[str]) -> ExportError:
+    what = f"{path.name} is not the program that was asked for"
+    return ExportError(what, problems=problems, hint="report this as a bug")

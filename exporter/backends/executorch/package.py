@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.backends.package import (
@@ -11,19 +10,18 @@ from exporter.backends.package import (
     Growth,
     PackageInput,
     PlannedModel,
-    kv_cache_values,
     matrix_rows,
     rows_of,
 )
-from exporter.bundle import PROGRAM, VECTORS, Artifact, LedgerRow, Location, VectorLocation
-from exporter.models.config import rope_frequencies
+from exporter.bundle import PROGRAM, Artifact, KVType, Location, VectorLocation
+from exporter.models.config import ModelConfig, rope_frequencies
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from exporter.backends.executorch.lowering import EmittedProgram
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
+    from exporter.encoded import EncodedModel
 
 NAME, TOOL = "pte", "executorch"
 ROPE = "rope.frequencies"
@@ -50,57 +48,60 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
     from exporter.backends.executorch import lowering
 
     progress("lower to ExecuTorch", 0, 0)
-    checkpoint = source.checkpoint
-    activations = source.config.activations
+    checkpoint, encoded = source.checkpoint, source.encoded
+    activations, kv_type = source.config.activations, source.config.kv_cache
     config = lowering.ProgramConfig(
         source.context,
         activations == "int16",
+        kv_type,
         checkpoint.config.bos_token_id,
         checkpoint.eos_token_ids,
     )
     path = source.work / PROGRAM
-    layers = lowering.ProgramLayers(source.encoded, config.int16_activations)
-    network = checkpoint.network(source.context, layers)
-    emitted = lowering.emit(source.encoded, network, config, path)
-    places = {
+    vectors = encoded.vectors | {ROPE: rope_frequencies(checkpoint.config)}
+    emitted = lowering.emit(
+        encoded, vectors, lambda layers: checkpoint.network(source.context, layers), config, path
+    )
+    artifact = Artifact(
+        format=NAME,
+        path=path.name,
+        files=[path.name],
+        activations=activations,
+        kv_type=kv_type,
+        prefill_tokens=config.prefill_tokens,
+        kv_cache_bytes=kv_cache_bytes(checkpoint.config, source.context, kv_type),
+        operators=dict(sorted(emitted.operators.items())),
+        places=_places(encoded, emitted),
+        vectors={
+            name: VectorLocation(PROGRAM, emitted.vector_offsets[name], vector.numel())
+            for name, vector in vectors.items()
+        },
+        details={"arena_bytes": emitted.arena_bytes},
+    )
+    rows = matrix_rows(source) | {"norms, biases, rope frequencies": emitted.vector_bytes}
+    return Emitted(artifact, rows_of(path, path.name, rows, "graph, alignment"), [])
+
+
+def _places(encoded: EncodedModel, emitted: EmittedProgram) -> dict[str, Location]:
+    """The place of each matrix in the program, by name."""
+    return {
         m.name: Location(
-            path.name,
+            PROGRAM,
             "tqlz",
             emitted.blob_offsets[m.name],
             m.blob_bytes,
             emitted.scales_offsets[m.name],
         )
-        for m in source.encoded.matrices.values()
+        for m in encoded.matrices.values()
     }
-    frequencies = {ROPE: rope_frequencies(checkpoint.config)}
-    vectors = _write_vectors(source.encoded.vectors | frequencies, source.work / VECTORS)
-    artifact = Artifact(
-        format=NAME,
-        path=path.name,
-        files=[path.name, VECTORS],
-        activations=activations,
-        prefill_tokens=config.prefill_tokens,
-        kv_cache_bytes=4 * kv_cache_values(checkpoint.config, source.context),
-        operators=dict(sorted(emitted.operators.items())),
-        places=places,
-        vectors=vectors,
-        details={"arena_bytes": emitted.arena_bytes, "delegates": emitted.delegates},
-    )
-    rows = matrix_rows(source) | {"norms, rope frequencies": emitted.constants_bytes}
-    ledger = rows_of(path, path.name, rows, "graph, delegates, alignment")
-    n_bytes = (source.work / VECTORS).stat().st_size
-    ledger.append(LedgerRow(VECTORS, "norms, biases, rope frequencies, for sessions", n_bytes))
-    return Emitted(artifact, ledger, [])
 
 
-def _write_vectors(vectors: dict[str, Tensor], path: Path) -> dict[str, VectorLocation]:
-    """Writes vectors one after the other, in float32; returns where each lies."""
-    locations, at = {}, 0
-    with path.open("wb") as file:
-        for name, vector in vectors.items():
-            locations[name] = VectorLocation(path.name, at, vector.numel())
-            at += file.write(vector.numpy().astype("<f4").tobytes())
-    return locations
+def kv_cache_bytes(model: ModelConfig, context: int, kv_type: KVType) -> int:
+    """Size of the KV cache of all layers, in bytes."""
+    from exporter.backends.executorch.kv_cache import cache_bytes
+
+    one = cache_bytes(kv_type, model.num_key_value_heads, model.head_dim, context)
+    return model.num_hidden_layers * one
 
 
 def estimate(planned: PlannedModel) -> Artifact:
@@ -108,13 +109,14 @@ def estimate(planned: PlannedModel) -> Artifact:
     from exporter.backends.executorch.lowering import PREFILL_TOKENS
 
     model, tokens = planned.config, min(planned.context, PREFILL_TOKENS)
-    cache = 4 * kv_cache_values(model, planned.context)
+    cache = kv_cache_bytes(model, planned.context, planned.kv_cache)
     widest = max(3 * model.intermediate_size + model.hidden_size, model.vocab_size // tokens)
     return Artifact(
         format=NAME,
         path=PROGRAM,
-        files=[PROGRAM, VECTORS],
+        files=[PROGRAM],
         activations=planned.activations,
+        kv_type=planned.kv_cache,
         prefill_tokens=tokens,
         kv_cache_bytes=cache,
         operators={"calls": CALLS_A_LAYER * model.num_hidden_layers + OTHER_CALLS},

@@ -87,7 +87,7 @@ tinyqmoe_status tinyqmoe_attention(const tinyqmoe_attention_args* args, uint64_t
   const tinyqmoe::LayerKernels* kernels = tinyqmoe::layer_kernels_for(isa);
   if (kernels == nullptr) return TINYQMOE_NO_ISA;
   for (uint64_t item = item_begin; item < item_end; ++item) {
-    kernels->attend[args->cache->type](tinyqmoe::make_task(*args, plan, item, static_cast<float*>(scratch)));
+    kernels->attend[args->cache->type - TINYQMOE_KV_FLOAT16](tinyqmoe::make_task(*args, plan, item, static_cast<float*>(scratch)));
   }
   return TINYQMOE_OK;
 }

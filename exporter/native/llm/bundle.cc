@@ -10,7 +10,7 @@
 namespace tinyqmoe {
 namespace {
 
-constexpr uint64_t kNetworkVersion = 1;
+constexpr uint64_t kNetworkVersion = 2;
 constexpr uint64_t kMaxManifestBytes = 16u << 20;
 constexpr uint64_t kMaxSize = 1u << 24;  // of any dimension: products of two stay far below 2^64
 
@@ -49,7 +49,8 @@ const Json* find_artifact(const Json& manifest) {
   const Json* const artifacts = manifest.find("artifacts");
   if (artifacts == nullptr) return nullptr;
   for (const Json& artifact : artifacts->items()) {
-    if (artifact.find("vectors") != nullptr && artifact.find("places") != nullptr) return &artifact;
+    const Json* const vectors = artifact.find("vectors");
+    if (vectors != nullptr && !vectors->members().empty() && artifact.find("places") != nullptr) return &artifact;
   }
   return nullptr;
 }
@@ -97,7 +98,9 @@ tinyqmoe_status Bundle::open(const std::string& folder, std::string* error) {
     *error = "manifest.json: no artifact has both places and vectors: export again";
     return TINYQMOE_BAD_ARGUMENT;
   }
-  if (!read_network(manifest, error) || !read_vectors(*artifact, error)) return TINYQMOE_BAD_ARGUMENT;
+  if (!read_network(manifest, error) || !read_arithmetic(*artifact, error) || !read_vectors(*artifact, error)) {
+    return TINYQMOE_BAD_ARGUMENT;
+  }
   return read_matrices(manifest, *artifact, error);
 }
 
@@ -105,7 +108,7 @@ bool Bundle::read_network(const Json& manifest, std::string* error) {
   const Json* const network = manifest.find("network");
   uint64_t version = 0;
   if (network == nullptr || !get_number(*network, "version", &version) || version != kNetworkVersion) {
-    *error = "manifest.json: network must be of version 1: export again, or use the runner of the bundle's release";
+    *error = "manifest.json: network must be of version 2: export again, or use the runner of the bundle's release";
     return false;
   }
   const std::pair<const char*, uint32_t*> sizes[] = {
@@ -123,6 +126,23 @@ bool Bundle::read_network(const Json& manifest, std::string* error) {
   }
   network_.eps = static_cast<float>(value);
   return true;
+}
+
+// A session's products have 16-bit activations: it does not compute a package of another arithmetic.
+bool Bundle::read_arithmetic(const Json& artifact, std::string* error) {
+  std::string activations, kv_type;
+  if (!get_text(artifact, "activations", &activations) || activations != "int16") {
+    *error = "manifest.json: the package has " + activations + " activations, a session computes int16 only";
+    return false;
+  }
+  const std::pair<const char*, tinyqmoe_kv_type> types[] = {
+      {"float16", TINYQMOE_KV_FLOAT16}, {"float32", TINYQMOE_KV_FLOAT32}, {"int8", TINYQMOE_KV_INT8}};
+  const bool given = get_text(artifact, "kv_type", &kv_type);
+  for (const auto& [name, type] : types) {
+    if (given && kv_type == name) network_.kv_type = type;
+  }
+  if (network_.kv_type == 0) *error = "manifest.json: kv_type must be float16, float32 or int8";
+  return network_.kv_type != 0;
 }
 
 const MappedFile* Bundle::file(const std::string& name) {

@@ -8,13 +8,14 @@
 #include <string>
 
 #include "json.h"
-#include "tinyqmoe/tinyqmoe.h"
+#include "tinyqmoe/llm.h"
 
 namespace tinyqmoe {
 
 struct Network {
   uint32_t hidden, inner, layers, heads, kv_heads, head_dim, vocab, context;
   float eps;
+  tinyqmoe_kv_type kv_type;
 };
 
 struct Matrix {
@@ -74,6 +75,7 @@ class Bundle {
   };
 
   bool read_network(const Json& manifest, std::string* error);
+  bool read_arithmetic(const Json& artifact, std::string* error);
   bool read_vectors(const Json& artifact, std::string* error);
   tinyqmoe_status read_matrices(const Json& manifest, const Json& artifact, std::string* error);
   tinyqmoe_status read_matrix(const Json& place, const Json& tensor, Matrix* out);

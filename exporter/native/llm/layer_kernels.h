@@ -31,7 +31,7 @@ struct AttentionTask {
 struct LayerKernels {
   void (*rms_norm)(const tinyqmoe_rms_norm_args& args, uint64_t row);
   void (*swiglu)(float* gate, const float* up, uint64_t n);
-  void (*attend[3])(const AttentionTask& task);  // by tinyqmoe_kv_type
+  void (*attend[3])(const AttentionTask& task);  // by tinyqmoe_kv_type, from FLOAT16 on
 };
 
 // Null when this machine (or this build) lacks the instruction set.

@@ -99,7 +99,6 @@ tinyqmoe_status Runner::take_memory() {
   const uint64_t cache_bytes = tinyqmoe_kv_cache_bytes(&shape);
   if (cache_bytes == 0) return TINYQMOE_BAD_ARGUMENT;
   if (!kv_memory_.reserve(cache_bytes * net_.layers)) return TINYQMOE_OUT_OF_MEMORY;
-  std::memset(kv_memory_.data(), 0, kv_memory_.size());
   for (uint32_t i = 0; i < net_.layers; ++i) {
     layers_[i].cache = shape;
     layers_[i].cache.bytes = static_cast<uint8_t*>(kv_memory_.data()) + i * cache_bytes;

@@ -63,7 +63,8 @@ tinyqmoe_status open(const tinyqmoe_session_options& options, std::unique_ptr<ti
   if (status != TINYQMOE_OK) return status;
   session->context = options.context != 0 ? options.context : session->bundle.network().context;
   session->batch_tokens = std::min(options.batch_tokens, session->context);
-  const RunnerOptions runner = {session->context, session->batch_tokens, options.kv_type, options.isa};
+  const tinyqmoe_kv_type kv_type = options.kv_type != 0 ? options.kv_type : session->bundle.network().kv_type;
+  const RunnerOptions runner = {session->context, session->batch_tokens, kv_type, options.isa};
   session->runner = std::make_unique<Runner>(&session->pool, runner);
   status = session->runner->open(&session->bundle, error);
   session->logits.resize(session->bundle.network().vocab);

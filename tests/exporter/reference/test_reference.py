@@ -3,6 +3,7 @@ and the file."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.backends.executorch import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
-from exporter.bundle import ARITHMETICS, REFERENCE, Bundle, QuantizationLoss
+from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, QuantizationLoss
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
@@ -32,7 +32,7 @@ from exporter.reference.model import (
     row_blocks,
 )
 from exporter.reference.prompts import TEXTS, Prompt, make_prompts, random_tokens
-from tests.support.bundles import TEXT, Parts, encode, greedy
+from tests.support.bundles import SHIPPED, TEXT, Parts, encode, greedy
 from tests.support.checkpoints import hf_model, write_llama
 
 
@@ -90,25 +90,29 @@ def coded(
     return encode_matrix(tensor, tmp_path_factory.mktemp("matrix"), "auto")
 
 
-def operator(matrix: EncodedMatrix, x: torch.Tensor, int8: bool) -> torch.Tensor:
-    blob = torch.from_numpy(np.fromfile(matrix.blob_path, np.uint8))
-    scales = torch.from_numpy(np.array(matrix.scales()))
-    return torch.ops.tinyqmoe.lzw_linear(x, blob, scales, matrix.rows, matrix.group_size, int8)
+def core_product(matrix: EncodedMatrix, x: torch.Tensor, *, int16: bool) -> torch.Tensor:
+    with matrix.open() as tensor:
+        multiply = tensor.linear_x16 if int16 else tensor.linear_f32
+        y = multiply(x[0].numpy(), np.array(matrix.scales()), matrix.group_size)
+    return torch.from_numpy(y)[None]
 
 
 @pytest.mark.parametrize("block", [1 << 23, 100])
-def test_int16_products_have_the_bits_of_the_operator(
+def test_int16_products_have_the_bits_of_the_core(
     coded: EncodedMatrix, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_model, "BLOCK_WEIGHTS", block)
     x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
-    assert same_bits(QuantizedLinear(coded, "int16")(x), operator(coded, x, True))
+    assert same_bits(QuantizedLinear(coded, "int16")(x), core_product(coded, x, int16=True))
 
 
-def test_float_products_are_those_of_the_operator(coded: EncodedMatrix) -> None:
+def test_float_products_are_those_of_the_core(coded: EncodedMatrix) -> None:
     x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(
-        QuantizedLinear(coded, "float32")(x), operator(coded, x, False), rtol=1e-5, atol=1e-4
+        QuantizedLinear(coded, "float32")(x),
+        core_product(coded, x, int16=False),
+        rtol=1e-5,
+        atol=1e-4,
     )
 
 
@@ -141,7 +145,7 @@ def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Pa
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert (missing, unexpected) in (([], []), (["lm_head.weight"], []))
     tokens = torch.arange(30)[None] % parts.checkpoint.config.vocab_size
-    model = parts.reference(48, "float32")
+    model = parts.reference(48, EXACT)
     hidden = model.hidden(tokens, torch.tensor([0]))
     assert torch.allclose(model.logits(hidden), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
 
@@ -149,15 +153,17 @@ def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Pa
 @torch.inference_mode()
 def test_int16_activations_change_little(parts: Parts) -> None:
     tokens, start = torch.arange(20)[None], torch.tensor([0])
-    exact, rounded = (parts.reference(48, a)(tokens, start) for a in ARITHMETICS[::-1])
+    exact, rounded = (
+        parts.reference(48, a)(tokens, start) for a in (EXACT, Arithmetic("int16", "float32"))
+    )
     error = (rounded - exact).square().mean() / exact.var()
     assert 0 < error < 1e-6
 
 
 @torch.inference_mode()
 def test_answers_are_the_greedy_continuation(parts: Parts) -> None:
-    logits, tokens = answers(parts.reference(48, "int16"), Prompt((3, 4, 5), 6))
-    expected = greedy(parts.reference(48, "int16"), [3, 4, 5], 6)
+    logits, tokens = answers(parts.reference(48, SHIPPED), Prompt((3, 4, 5), 6))
+    expected = greedy(parts.reference(48, SHIPPED), [3, 4, 5], 6)
     assert logits.shape == (6, parts.checkpoint.config.vocab_size)
     assert tokens.tolist() == [int(row.argmax()) for row in expected]
     assert torch.equal(logits, torch.stack(expected))
@@ -206,15 +212,17 @@ def test_random_tokens_are_fixed_and_known_to_the_model() -> None:
 # ---- the file
 
 
-def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path: Path) -> None:
+def test_the_file_holds_every_prompt_in_each_arithmetic(parts: Parts, tmp_path: Path) -> None:
     prompts = [Prompt((1,), 2), Prompt((1, 2, 3), 2), Prompt(tuple(range(48)), 0)]
     steps: list[int] = []
     config = parts.checkpoint.config
     file = tmp_path / "file"
-    write_reference(parts.checkpoint, parts.encoded, 48, prompts, file, steps.append)
+    arithmetics = [SHIPPED, EXACT]
+    network = functools.partial(parts.reference, 48)
+    write_reference(network, arithmetics, prompts, file, steps.append)
     tensors = load_file(tmp_path / "file")
     expected = {f"prompt.{i}" for i in range(3)}
-    answered = [("float32", 0), ("float32", 1), ("float32", 2), ("int16", 0), ("int16", 1)]
+    answered = [(a.name, i) for a in arithmetics for i in range(3)]
     expected |= {f"{a}.{i}.{what}" for a, i in answered for what in ("logits", "tokens")}
     assert tensors.keys() == expected
     assert tensors["prompt.1"].tolist() == [1, 2, 3]
@@ -222,15 +230,15 @@ def test_the_file_holds_every_prompt_in_both_arithmetics(parts: Parts, tmp_path:
         rows = max(prompts[i].new_tokens, 1)
         assert tensors[f"{a}.{i}.logits"].shape == (rows, config.vocab_size)
         assert tensors[f"{a}.{i}.logits"].argmax(-1).tolist() == tensors[f"{a}.{i}.tokens"].tolist()
-    assert sum(steps) == 2 * (2 + 4) + 48
+    assert sum(steps) == 2 * (2 + 4 + 48)
 
 
 def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> None:
     tensors = load_file(bundle.path / REFERENCE)
     prompt = tensors["prompt.1"].tolist()
-    logits, tokens = answers(parts.reference(48, "int16"), Prompt(tuple(prompt), 5))
-    assert torch.allclose(tensors["int16.1.logits"][:5], logits, rtol=1e-5, atol=1e-5)
-    assert tensors["int16.1.tokens"][:5].tolist() == tokens.tolist()
+    logits, tokens = answers(parts.reference(48, SHIPPED), Prompt(tuple(prompt), 5))
+    assert torch.allclose(tensors[f"{SHIPPED.name}.1.logits"][:5], logits, rtol=1e-5, atol=1e-5)
+    assert tensors[f"{SHIPPED.name}.1.tokens"][:5].tolist() == tokens.tolist()
 
 
 # ---- what quantization cost
@@ -250,7 +258,7 @@ def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 def loss(parts: Parts, n: int = 30) -> QuantizationLoss:
     tokens = [i * 7 % parts.checkpoint.config.vocab_size for i in range(n)]
-    return quantization_loss(parts.checkpoint, parts.encoded, "float32", tokens)
+    return quantization_loss(parts.checkpoint, parts.encoded, EXACT, tokens)
 
 
 def test_nothing_is_lost_where_the_levels_hold_the_weights(representable: Parts) -> None:

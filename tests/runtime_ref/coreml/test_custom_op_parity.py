@@ -70,25 +70,18 @@ def copied(ios: Bundle, tmp_path: Path) -> Bundle:
 
 
 def assert_right(bundle: Bundle) -> ParityReport:
-    """It passes; its structure, exact but for float rounding, with much room."""
+    """It passes, with much room."""
     report = judge(bundle)
     assert report.passed, [check for check in report.checks if not check.passed]
-    exact = [
-        c.sqnr_db_worst
-        for c in report.checks
-        if c.verdict == "logits" and c.arithmetic == "float32"
-    ]
-    assert min(s for s in exact if s is not None) > 90
+    worst = [c.sqnr_db_worst for c in report.checks if c.sqnr_db_worst is not None]
+    assert min(worst) > report.tolerance.worst_sqnr_db + 6
     return report
 
 
 def test_a_right_package_passes(ios: Bundle) -> None:
-    checks = assert_right(ios).checks
-    assert {check.verdict for check in checks} == {"levels", "logits", "greedy", "context"}
-    assert {check.arithmetic for check in checks if check.verdict == "logits"} == {
-        "float32",
-        "int16",
-    }
+    report = assert_right(ios)
+    assert {check.verdict for check in report.checks} == {"levels", "logits", "greedy", "context"}
+    assert (report.activations, report.kv_type) == ("int16", "float32")
 
 
 def test_lzw_coded_weights_pass(checkpoint: Path, tmp_path: Path) -> None:

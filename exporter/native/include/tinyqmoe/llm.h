@@ -62,8 +62,8 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_rope(const tinyqmoe_rope_args* args, uint3
  *   key scales, value scales, float [kv_heads, C] each, with INT8 only
  * each part on a multiple of 64 bytes. FLOAT16 is IEEE half precision, rounded to nearest even; INT8 has one scale a
  * head and token: a = max |x|; if a < 2^-100 scale 0 and all zero, else scale = a / 127 and the level is
- * round_half_even(x * (127 / a)). A cache must be zero when it is first used. */
-typedef enum tinyqmoe_kv_type { TINYQMOE_KV_FLOAT16 = 0, TINYQMOE_KV_FLOAT32 = 1, TINYQMOE_KV_INT8 = 2 } tinyqmoe_kv_type;
+ * round_half_even(x * (127 / a)). What a cache holds before it is written does not matter. */
+typedef enum tinyqmoe_kv_type { TINYQMOE_KV_FLOAT16 = 1, TINYQMOE_KV_FLOAT32 = 2, TINYQMOE_KV_INT8 = 3 } tinyqmoe_kv_type;
 
 typedef struct tinyqmoe_kv_cache {
   void* bytes; /* aligned to 64 bytes */

@@ -22,7 +22,7 @@ typedef struct tinyqmoe_session_options {
   uint32_t context;          /* positions of the cache; 0: the bundle's, which is also the most */
   uint32_t n_threads;        /* 0: as many as the machine has */
   uint32_t batch_tokens;     /* most tokens that are computed at once, 1 to 4096; 0: 128 */
-  tinyqmoe_kv_type kv_type;  /* float16 unless told otherwise; part of the arithmetic */
+  tinyqmoe_kv_type kv_type;  /* part of the arithmetic; 0: the bundle's */
   tinyqmoe_isa isa;
 } tinyqmoe_session_options;
 

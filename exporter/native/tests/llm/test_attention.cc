@@ -28,7 +28,7 @@ struct Case {
 
 Case make_case(Random& random, int i) {
   Case c;
-  c.type = static_cast<tinyqmoe_kv_type>(i % 3);
+  c.type = static_cast<tinyqmoe_kv_type>(TINYQMOE_KV_FLOAT16 + i % 3);
   c.kv_heads = between(random, 1, 3);
   c.queries = between(random, 1, 9);
   c.head_dim = kHeadDims[below(random, 10)];
@@ -123,7 +123,7 @@ void test_bad_calls() {
   for (const tinyqmoe_kv_cache& bad :
        {tinyqmoe_kv_cache{x, TINYQMOE_KV_FLOAT32, 0, 2, 4}, tinyqmoe_kv_cache{x, TINYQMOE_KV_FLOAT32, 1, 0, 4},
         tinyqmoe_kv_cache{x, TINYQMOE_KV_FLOAT32, 1, 1025, 4}, tinyqmoe_kv_cache{x, TINYQMOE_KV_FLOAT32, 1, 2, 0},
-        tinyqmoe_kv_cache{x, static_cast<tinyqmoe_kv_type>(3), 1, 2, 4}}) {
+        tinyqmoe_kv_cache{x, static_cast<tinyqmoe_kv_type>(0), 1, 2, 4}}) {
     CHECK(tinyqmoe_kv_cache_bytes(&bad) == 0);
   }
   const tinyqmoe_kv_write_args fits = {x, x, 3, 1}, past = {x, x, 3, 2}, far = {x, x, UINT32_MAX, 2};

@@ -3,7 +3,6 @@ packages."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import tracemalloc
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage, protobuf_stream
+from exporter.bundle import EXACT, Arithmetic
 from exporter.codec import encoder
 from exporter.codec.native import NativeTensor
 from exporter.encoded import EncodedModel
@@ -35,6 +35,7 @@ with quiet():
 
 TERNARY = QuantConfig(scheme="ternary")
 INT8 = QuantConfig(scheme="int8")
+DECLARED = Arithmetic("int16", "float32")
 EMBED = "model.embed_tokens.weight"
 GATE, UP = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
 
@@ -83,7 +84,7 @@ def raw(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 @torch.inference_mode()
 def expected_logits(
-    parts: Parts, tokens: np.ndarray, pieces: Sequence[int], arithmetic: Any = "float32"
+    parts: Parts, tokens: np.ndarray, pieces: Sequence[int], arithmetic: Arithmetic = EXACT
 ) -> np.ndarray:
     """As `feed`, of the quantized model in PyTorch."""
     model, at, rows = parts.reference(CONTEXT, arithmetic), 0, []
@@ -95,12 +96,10 @@ def expected_logits(
     return np.stack(rows)
 
 
-def worst_sqnr(made: Made, pieces: Sequence[int], *, as_declared: bool = False) -> float:
+def worst_sqnr(made: Made, pieces: Sequence[int], arithmetic: Arithmetic = DECLARED) -> float:
     network, tokens = made.open(), made.tokens(sum(pieces))
-    with contextlib.nullcontext() if as_declared else network.float_activations():
-        got = feed(network, tokens, pieces, new_cache(network))
-    expected = expected_logits(made.parts, tokens, pieces, "int16" if as_declared else "float32")
-    return min(map(sqnr_db, expected, got))
+    got = feed(network, tokens, pieces, new_cache(network))
+    return min(map(sqnr_db, expected_logits(made.parts, tokens, pieces, arithmetic), got))
 
 
 # Against the model in PyTorch
@@ -109,17 +108,17 @@ def worst_sqnr(made: Made, pieces: Sequence[int], *, as_declared: bool = False) 
 @pytest.mark.parametrize(
     "pieces", [[40], [1] * 9, [7, 9, 1, 1, 22]], ids=["full context", "step by step", "split"]
 )
-def test_logits_match_pytorch_in_float(made: Made, pieces: list[int]) -> None:
-    assert worst_sqnr(made, pieces) > 90
+def test_logits_match_pytorch(made: Made, pieces: list[int]) -> None:
+    assert worst_sqnr(made, pieces) > 60
 
 
-def test_logits_match_pytorch_in_int8(made: Made) -> None:
+def test_logits_are_within_the_gate(made: Made) -> None:
     """A difference in the last bit can flip a rounding; parity's gates allow for that."""
     network, pieces = made.open(), [7, 1, 1, 5, 1]
     assert network.int16_activations
     tokens = made.tokens(sum(pieces))
     got = feed(network, tokens, pieces, new_cache(network)).astype(np.float64)
-    expected = expected_logits(made.parts, tokens, pieces, "int16").astype(np.float64)
+    expected = expected_logits(made.parts, tokens, pieces, DECLARED).astype(np.float64)
     figures, gate = sorted(map(sqnr_db, expected, got)), TOLERANCES["int16"]
     assert figures[0] >= gate.worst_sqnr_db
     assert figures[len(figures) // 2] >= gate.median_sqnr_db
@@ -130,24 +129,14 @@ def test_logits_match_pytorch_in_int8(made: Made) -> None:
             .sum(-1)
             .median()
         )
-        <= 1e-2
+        <= gate.median_kl
     )
-
-
-def test_the_two_arithmetics_differ(made: Made) -> None:
-    """Else the tests above would not tell them apart."""
-    network, tokens = made.open(), made.tokens(6)
-    as_declared = feed(network, tokens, [6], new_cache(network))
-    with network.float_activations():
-        forced = feed(network, tokens, [6], new_cache(network))
-    assert not np.array_equal(forced, as_declared)
-    assert np.array_equal(feed(network, tokens, [6], new_cache(network)), as_declared)
 
 
 def test_float_activations_can_be_declared(raw: Parts, tmp_path: Path) -> None:
     made = emit(raw, tmp_path / "m.mlpackage", int8=False)
     assert not made.open().int16_activations
-    assert worst_sqnr(made, [9, 1, 1]) > 90
+    assert worst_sqnr(made, [9, 1, 1], EXACT) > 90
     network, tokens = made.open(), made.tokens(9)
     plain = feed(network, tokens, [9], new_cache(network))
     with network.float_activations():
@@ -456,7 +445,7 @@ def swap(data: bytearray, first: int, second: int, n: int) -> None:
 def right(raw: Parts, tmp_path: Path) -> Made:
     """A package that the test may damage; so far, it is right."""
     made = emit(raw, tmp_path / "m.mlpackage")
-    assert worst_sqnr(made, [9, 1, 1]) > 90
+    assert worst_sqnr(made, [9, 1, 1], EXACT) > 90
     return made
 
 

@@ -1,23 +1,25 @@
-"""The operators against numpy and the slow decoder: functional, `.out`, fake, and inside a real
-ExecuTorch program."""
+"""The operators in programs of the real ExecuTorch runtime, against numpy, the slow decoder and
+PyTorch, and the planned memory of programs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from exporter.backends.executorch import operators  # noqa: F401  (registers torch.ops.tinyqmoe)
+from exporter.backends.executorch import lowering
+from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value
 from exporter.codec import encoder
 from exporter.codec.reference import decode
-from exporter.errors import CodecError
-
-OPS = torch.ops.tinyqmoe
+from exporter.models import layers
+from runtime_ref.executorch import kernels
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,6 @@ class Matrix:
     scales: np.ndarray
     blob: np.ndarray
     group_size: int
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.blob), torch.from_numpy(self.scales)
 
     def weights(self) -> np.ndarray:
         """float64 [rows, cols]."""
@@ -103,278 +101,239 @@ def linear_x16(x: np.ndarray, m: Matrix) -> np.ndarray:
     return x_scales * total
 
 
-# ---- values
+# ---- programs of one operator
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 17])
-def test_linear_x16_gives_the_same_bits_as_numpy(coded: Matrix, tokens: int) -> None:
-    rows, cols = coded.levels.shape
-    x = activations(tokens, cols)
-    y = OPS.lzw_linear(torch.from_numpy(x), *coded.tensors, rows, coded.group_size, True)
-    assert y.dtype == torch.float32
-    expected = linear_x16(x, coded)
-    assert expected.dtype == np.float32
-    assert np.array_equal(y.numpy().view(np.int32), expected.view(np.int32))
+class OneCall:
+    """A loaded program with one call, of `like` for each input."""
+
+    def __init__(self, path: Path, record: Callable[[Graph, list[Value]], Value], *like: Tensor):
+        from executorch.runtime import Runtime
+
+        kernels.load()
+        graph = Graph(tokens=1)
+        inputs = [graph.input(tuple(x.shape), x.dtype, dynamic=True) for x in like]
+        lowering.write(graph.program(record(graph, inputs), {}), path)
+        self.program = Runtime.get().load_program(path)  # the method uses its memory
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, *inputs: Tensor) -> np.ndarray:
+        (out,) = self.method.execute(inputs)
+        return out.numpy().copy()
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_linear_float_is_the_product(coded: Matrix, tokens: int) -> None:
-    rows, cols = coded.levels.shape
-    x = np.random.default_rng(1).normal(size=(tokens, cols)).astype(np.float32)
-    y = OPS.lzw_linear(torch.from_numpy(x), *coded.tensors, rows, coded.group_size, False).numpy()
-    size = (
-        np.abs(x).astype(np.float64) @ np.abs(coded.weights()).T
-    )  # what rounding errors are relative to
-    assert (np.abs(y - x.astype(np.float64) @ coded.weights().T) <= 1e-5 * size).all()
-
-
-def test_leading_dimensions_are_kept(coded: Matrix) -> None:
-    rows, cols = coded.levels.shape
-    x = torch.from_numpy(activations(6, cols))
-    flat = OPS.lzw_linear(x, *coded.tensors, rows, coded.group_size, True)
-    shaped = OPS.lzw_linear(x.reshape(2, 3, cols), *coded.tensors, rows, coded.group_size, True)
-    assert torch.equal(shaped, flat.reshape(2, 3, rows))
-    single = OPS.lzw_linear(x[1], *coded.tensors, rows, coded.group_size, True)
-    assert torch.equal(single, flat[1])
-
-
-def test_activations_that_are_not_contiguous(coded: Matrix) -> None:
-    rows, cols = coded.levels.shape
-    x = torch.from_numpy(activations(4, 2 * cols))[:, ::2]
-    y = OPS.lzw_linear(x, *coded.tensors, rows, coded.group_size, True)
-    assert torch.equal(
-        y, OPS.lzw_linear(x.contiguous(), *coded.tensors, rows, coded.group_size, True)
+def constants(graph: Graph, m: Matrix) -> tuple[Value, Value]:
+    """Blob and scales in a program."""
+    scales = np.ascontiguousarray(m.scales, "<f4").tobytes()
+    return (
+        graph.constant(Constant(m.blob.tobytes(), m.blob.shape, torch.uint8)),
+        graph.constant(Constant(scales, m.scales.shape, torch.float32)),
     )
 
 
-def test_threads_do_not_change_the_bits() -> None:
-    m = matrix(257, 96, 96, "ternary", "lzw")
-    x = torch.from_numpy(activations(3, 96))
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append([OPS.lzw_linear(x, *m.tensors, 257, 96, mode) for mode in (True, False)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert torch.equal(other[0], results[0][0])
-        assert torch.equal(other[1], results[0][1])
+def linear(path: Path, m: Matrix, like: Tensor, *, int16: bool = True) -> OneCall:
+    rows = m.levels.shape[0]
+    sizes = (*like.shape[:-1], rows)
+
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        arguments = (*inputs, *constants(graph, m), rows, m.group_size, int16)
+        return graph.call("lzw_linear", *arguments, sizes=sizes, dynamic=True)
+
+    return OneCall(path, record, like)
 
 
-def test_embedding_gives_rows_times_scales(coded: Matrix) -> None:
+def embedding(path: Path, m: Matrix, like: Tensor) -> OneCall:
+    cols = m.levels.shape[1]
+
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        arguments = (*inputs, *constants(graph, m), cols, m.group_size)
+        sizes = (*like.shape, cols)
+        return graph.call("lzw_embedding", *arguments, sizes=sizes, dynamic=True)
+
+    return OneCall(path, record, like)
+
+
+# ---- over coded matrices
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+def test_linear_x16_gives_the_same_bits_as_numpy(
+    coded: Matrix, tokens: int, tmp_path: Path
+) -> None:
+    x = activations(tokens, coded.levels.shape[1])
+    got = linear(tmp_path / "m.pte", coded, torch.from_numpy(x))(torch.from_numpy(x))
+    expected = linear_x16(x, coded)
+    assert expected.dtype == np.float32
+    assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
+def test_linear_float_is_the_product(coded: Matrix, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(5, coded.levels.shape[1])).astype(np.float32)
+    got = linear(tmp_path / "m.pte", coded, torch.from_numpy(x), int16=False)(torch.from_numpy(x))
+    # What rounding errors are relative to.
+    size = np.abs(x).astype(np.float64) @ np.abs(coded.weights()).T
+    assert (np.abs(got - x.astype(np.float64) @ coded.weights().T) <= 1e-5 * size).all()
+
+
+def test_leading_dimensions_are_kept_and_shorter_inputs_too(coded: Matrix, tmp_path: Path) -> None:
+    rows, cols = coded.levels.shape
+    x = torch.from_numpy(activations(6, cols))
+    flat = linear(tmp_path / "flat.pte", coded, x)
+    shaped = linear(tmp_path / "shaped.pte", coded, x.reshape(2, 3, cols))
+    assert np.array_equal(shaped(x.reshape(2, 3, cols)), flat(x).reshape(2, 3, rows))
+    assert np.array_equal(flat(x[1:3]), flat(x)[1:3])
+
+
+def test_embedding_gives_rows_times_scales(coded: Matrix, tmp_path: Path) -> None:
     rows, cols = coded.levels.shape
     ids = torch.tensor([[0, rows - 1, rows // 2], [0, 0, rows // 3]])
-    got = OPS.lzw_embedding(ids, *coded.tensors, cols, coded.group_size)
     spread = np.repeat(coded.scales, coded.group_size, axis=1)[:, :cols]
     expected = coded.levels.astype(np.float32) * spread
-    assert np.array_equal(got.numpy(), expected[ids.numpy()])
+    assert np.array_equal(embedding(tmp_path / "m.pte", coded, ids)(ids), expected[ids.numpy()])
 
 
-def test_decode_gives_the_levels_of_the_slow_decoder(coded: Matrix) -> None:
-    got = OPS.lzw_decode(torch.from_numpy(coded.blob), *coded.levels.shape)
-    assert got.dtype == torch.int8
-    assert np.array_equal(got.numpy(), decode(coded.blob))
-    assert np.array_equal(got.numpy(), coded.levels)
+def test_decode_gives_the_levels_of_the_slow_decoder(coded: Matrix, tmp_path: Path) -> None:
+    shape = coded.levels.shape
+
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        blob, _ = constants(graph, coded)
+        return graph.call("lzw_decode", blob, *shape, sizes=shape, dynamic=False, dtype=torch.int8)
+
+    got = OneCall(tmp_path / "m.pte", record)()
+    assert got.dtype == np.int8
+    assert np.array_equal(got, decode(coded.blob))
+    assert np.array_equal(got, coded.levels)
 
 
-# ---- schemas, fake kernels, `.out`
-
-SMALL = matrix(12, 20, 8, "ternary", "lzw")
-CALLS: dict[str, tuple[Any, ...]] = {
-    "lzw_decode": (torch.from_numpy(SMALL.blob), 12, 20),
-    "lzw_linear": (torch.randn(2, 20), *SMALL.tensors, 12, 8, True),
-    "lzw_embedding": (torch.tensor([[1, 11, 0]]), *SMALL.tensors, 20, 8),
-}
+# ---- the rest of a layer, against PyTorch
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name: str) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    results = torch.library.opcheck(getattr(OPS, name).default, CALLS[name], test_utils=tests)
-    assert set(results.values()) == {"SUCCESS"}
+def call_of(name: str, *numbers: Any, sizes: tuple[int, ...]) -> Callable[..., Value]:
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        return graph.call(name, *inputs, *numbers, sizes=sizes, dynamic=True)
+
+    return record
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_out_form_writes_the_same_values(name: str) -> None:
-    operator = getattr(OPS, name)
-    expected = operator(*CALLS[name])
-    out = torch.full_like(expected, 7)
-    returned = operator.out(*CALLS[name], out=out)
-    assert returned.data_ptr() == out.data_ptr()
-    assert torch.equal(out, expected)
+def random(*sizes: int) -> Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(sum(sizes)))
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_out_form_refuses_an_out_of_another_shape(name: str) -> None:
-    operator = getattr(OPS, name)
-    expected = operator(*CALLS[name])
-    for wrong in (expected.new_empty(3, *expected.shape), expected.new_empty(expected.shape[:-1])):
-        with pytest.raises((RuntimeError, ValueError)):
-            operator.out(*CALLS[name], out=wrong)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_rms_norm_is_that_of_pytorch(runs: int, tmp_path: Path) -> None:
+    x, weight = random(1, 9, 20 * runs), random(20)
+    norm = OneCall(tmp_path / "m.pte", call_of("rms_norm", 1e-5, sizes=tuple(x.shape)), x, weight)
+    expected = layers.RMSNorm(weight, 1e-5)(x)
+    assert np.allclose(norm(x, weight), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_fake_kernels_need_no_valid_blob() -> None:
-    """A program is lowered with a stand-in for every blob."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def test_swiglu_is_that_of_pytorch(tmp_path: Path) -> None:
+    gate, up = random(1, 7, 1000), random(1, 7, 1001)[..., :1000].contiguous()
+    swiglu = OneCall(tmp_path / "m.pte", call_of("swiglu", sizes=tuple(gate.shape)), gate, up)
+    assert np.allclose(swiglu(gate, up), layers.SwiGLU()(gate, up).numpy(), rtol=1e-5, atol=1e-6)
 
-    with FakeTensorMode():
-        blob, scales = torch.empty(64, dtype=torch.uint8), torch.empty(1, 16)
-        assert OPS.lzw_linear(torch.empty(1, 7, 20), blob, scales, 12, 8, True).shape == (1, 7, 12)
-        rows = OPS.lzw_embedding(torch.zeros(1, 7, dtype=torch.long), blob, scales, 20, 8)
-        assert (rows.shape, rows.dtype) == ((1, 7, 20), torch.float32)
-        levels = OPS.lzw_decode(blob, 5, 6)
-        assert (levels.shape, levels.dtype) == ((5, 6), torch.int8)
+
+def test_a_sum_is_exact_with_a_residual_and_with_a_bias(tmp_path: Path) -> None:
+    x, y, bias = random(1, 7, 30), random(1, 7, 31)[..., :30].contiguous(), random(30)
+    for other in (y, bias):
+        add = OneCall(tmp_path / "m.pte", call_of("add", sizes=tuple(x.shape)), x, other)
+        assert np.array_equal(add(x, other), (x + other).numpy())
+
+
+def test_the_last_token_is_the_last(tmp_path: Path) -> None:
+    x = random(1, 7, 30)
+    last = OneCall(tmp_path / "m.pte", call_of("last", sizes=(1, 30)), x)
+    for n in (1, 3, 7):
+        assert np.array_equal(last(x[:, :n].contiguous()), x[:, n - 1].numpy())
 
 
 # ---- errors
 
 
-def test_wrong_shapes_are_refused() -> None:
-    x, (blob, scales) = torch.randn(2, 20), SMALL.tensors
-    ids = torch.tensor([1])
-    for call in (
-        lambda: OPS.lzw_decode(blob, 20, 12),
-        lambda: OPS.lzw_linear(x, blob, scales, 13, 8, True),
-        lambda: OPS.lzw_linear(x[:, :19], blob, scales, 12, 8, True),
-        lambda: OPS.lzw_linear(x, blob, scales[:, :2], 12, 8, True),
-        lambda: OPS.lzw_linear(x, blob, scales[:11], 12, 8, True),
-        lambda: OPS.lzw_linear(x, blob, scales, 12, 0, True),
-        lambda: OPS.lzw_embedding(ids, blob, scales, 21, 8),
-        lambda: OPS.lzw_embedding(ids, blob, scales[:11], 20, 8),
-    ):
-        with pytest.raises(ValueError, match=r"expected|must be"):
-            call()
+SMALL = matrix(12, 20, 8, "ternary", "lzw")
 
 
-def test_an_id_outside_the_embedding_is_refused() -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(SMALL, scales=SMALL.scales[:, :2]),
+        replace(SMALL, scales=SMALL.scales[:11]),
+        replace(SMALL, levels=SMALL.levels[:11]),
+        replace(SMALL, blob=SMALL.blob[:40]),
+    ],
+    ids=["groups", "rows of scales", "rows", "truncated"],
+)
+def test_a_matrix_that_does_not_fit_its_call_is_an_error(wrong: Matrix, tmp_path: Path) -> None:
+    x = torch.randn(2, 20)
+    with pytest.raises(RuntimeError):
+        linear(tmp_path / "m.pte", wrong, x)(x)
+
+
+def test_an_id_outside_the_embedding_is_an_error(tmp_path: Path) -> None:
+    rows = embedding(tmp_path / "m.pte", SMALL, torch.tensor([0, 0]))
     for bad in (12, -1, 2**40):
-        with pytest.raises(CodecError, match="BAD_ID"):
-            OPS.lzw_embedding(torch.tensor([0, bad]), *SMALL.tensors, 20, 8)
+        with pytest.raises(RuntimeError):
+            rows(torch.tensor([0, bad]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_activations_that_are_not_finite_are_refused_in_x16(value: float) -> None:
+def test_activations_that_are_not_finite_are_an_error_in_x16(value: float, tmp_path: Path) -> None:
     x = torch.zeros(2, 20)
     x[1, 3] = value
-    with pytest.raises(CodecError, match="NON_FINITE"):
-        OPS.lzw_linear(x, *SMALL.tensors, 12, 8, True)
+    with pytest.raises(RuntimeError):
+        linear(tmp_path / "m.pte", SMALL, x)(x)
 
 
-def test_a_damaged_blob_is_refused() -> None:
-    blob = torch.from_numpy(SMALL.blob.copy())
+def test_a_damaged_blob_is_an_error(tmp_path: Path) -> None:
+    blob = SMALL.blob.copy()
     blob[9] ^= 1
-    with pytest.raises(CodecError, match="BAD_HEADER_CRC"):
-        OPS.lzw_decode(blob, 12, 20)
-    with pytest.raises(CodecError, match="TRUNCATED"):
-        OPS.lzw_decode(blob[:40], 12, 20)
+    x = torch.randn(2, 20)
+    with pytest.raises(RuntimeError):
+        linear(tmp_path / "m.pte", replace(SMALL, blob=blob), x)(x)
 
 
-# ---- in a program
+WRONG: dict[str, tuple[str, tuple[Any, ...], tuple[Tensor, ...]]] = {
+    "norm": ("rms_norm", (1e-5,), (random(1, 3, 21), random(20))),
+    "swiglu": ("swiglu", (), (random(1, 3, 20), random(1, 3, 21))),
+    "bias": ("add", (), (random(1, 3, 20), random(21))),
+    "residual": ("add", (), (random(1, 3, 20), random(1, 4, 20))),
+    "last": ("last", (), (random(3, 20),)),
+}
 
 
-class Decoder(nn.Module):
-    """Levels of a constant blob, of which `skip` rows are left out: an input, so that the program
-    does compute."""
-
-    blob: Tensor
-
-    def __init__(self, m: Matrix) -> None:
-        super().__init__()
-        self.register_buffer("blob", torch.from_numpy(m.blob))
-        self.shape = m.levels.shape
-
-    def forward(self, offset: Tensor) -> Tensor:
-        return OPS.lzw_decode(self.blob, *self.shape).to(torch.int32) + offset
-
-
-def lower(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> list[str]:
-    """Writes a program with the default passes; returns the names of its operators."""
-    from executorch.exir import EdgeCompileConfig, to_edge
-
-    edge = to_edge(
-        torch.export.export(model, example),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+@pytest.mark.parametrize("what", WRONG)
+def test_tensors_that_do_not_fit_together_are_an_error(what: str, tmp_path: Path) -> None:
+    name, numbers, inputs = WRONG[what]
+    program = OneCall(
+        tmp_path / "m.pte", call_of(name, *numbers, sizes=tuple(inputs[0].shape)), *inputs
     )
-    manager = edge.to_executorch()
-    path.write_bytes(manager.buffer)
-    return [
-        f"{op.name}.{op.overload}" for op in manager.executorch_program.execution_plan[0].operators
-    ]
-
-
-def method(path: Path) -> Any:
-    from executorch.runtime import Runtime
-
-    from runtime_ref.executorch import kernels
-
-    kernels.load()
-    program = Runtime.get().load_program(path)
-    return program, program.load_method("forward")  # the method uses the program's memory
-
-
-@pytest.mark.parametrize("codec", ["raw", "lzw"])
-def test_decode_runs_in_executorch(tmp_path: Path, codec: encoder.Codec) -> None:
-    m = matrix(70, 300, 300, "ternary", codec)
-    names = lower(Decoder(m), (torch.zeros(1, dtype=torch.int32),), tmp_path / "decode.pte")
-    assert (
-        "tinyqmoe::lzw_decode.out" in names
-    )  # constant folding would have put the levels into the file
-    assert (tmp_path / "decode.pte").stat().st_size < m.levels.size / 2 + 4096
-    program, forward = method(tmp_path / "decode.pte")
-    for offset in (0, 5):
-        (levels,) = forward.execute((torch.tensor([offset], dtype=torch.int32),))
-        assert np.array_equal(levels.numpy(), m.levels.astype(np.int32) + offset)
-    del program
-
-
-def test_a_blob_that_does_not_fit_its_call_is_an_error_in_executorch(tmp_path: Path) -> None:
-    m = matrix(70, 300, 300, "ternary", "lzw")
-    decoder = Decoder(m)
-    decoder.shape = (300, 70)
-    lower(decoder, (torch.zeros(1, dtype=torch.int32),), tmp_path / "wrong.pte")
-    program, forward = method(tmp_path / "wrong.pte")
     with pytest.raises(RuntimeError):
-        forward.execute((torch.zeros(1, dtype=torch.int32),))
-    del program
+        program(*inputs)
 
 
-class Product(nn.Module):
-    """Embedding and product of the same constants, with a group size that does not divide the
-    rows."""
-
-    blob: Tensor
-    scales: Tensor
-
-    def __init__(self, m: Matrix, int16_activations: bool) -> None:
-        super().__init__()
-        blob, scales = m.tensors
-        self.register_buffer("blob", blob)
-        self.register_buffer("scales", scales)
-        self.rows, self.cols, self.group_size, self.mode = (
-            *m.levels.shape,
-            m.group_size,
-            int16_activations,
-        )
-
-    def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = OPS.lzw_embedding(ids, self.blob, self.scales, self.cols, self.group_size)
-        return rows, OPS.lzw_linear(
-            x, self.blob, self.scales, self.rows, self.group_size, self.mode
-        )
+# ---- memory
 
 
-@pytest.mark.parametrize("int16_activations", [True, False])
-def test_executorch_gives_the_same_bits_as_pytorch(tmp_path: Path, int16_activations: bool) -> None:
-    m = matrix(333, 100, 24, "int8", "raw")  # enough rows for several tasks of the thread pool
-    inputs = (torch.tensor([[3, 332, 0]]), torch.from_numpy(activations(9, 100))[None])
-    lower(Product(m, int16_activations), inputs, tmp_path / "product.pte")
-    program, forward = method(tmp_path / "product.pte")
-    for got, expected in zip(
-        forward.execute(inputs), Product(m, int16_activations)(*inputs), strict=True
-    ):
-        assert torch.equal(got, expected)
-    with pytest.raises(RuntimeError):
-        forward.execute((torch.tensor([[3, 333, 0]]), inputs[1]))
-    del program
+def test_values_that_live_together_never_share_memory() -> None:
+    """Random graphs: whatever a later call reads is not overwritten before."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        graph = Graph(tokens=4)
+        values = [graph.input((4, 4), torch.float32, dynamic=False)]
+        caches = [graph.cache(int(rng.integers(1, 500))) for _ in range(int(rng.integers(3)))]
+        for _ in range(int(rng.integers(1, 20))):
+            read = [values[i] for i in rng.integers(0, len(values), 2)]
+            sizes = (int(rng.integers(1, 40)), 4)
+            values.append(graph.call("add", *read, sizes=sizes, dynamic=False))
+        program = graph.program(values[-1], {})
+        arena = program.execution_plan[0].non_const_buffer_sizes[1]
+        spans = []
+        for value in (*caches, *values[1:]):
+            at = graph.values[value.index].val.allocation_info.memory_offset_low
+            assert at % ALIGNMENT == 0
+            assert at + value.n_bytes <= arena
+            first, last = (0, 99) if value.first is None else (value.first, value.last)
+            spans.append((at, at + value.n_bytes, first, last))
+        for a, b in itertools.combinations(spans, 2):
+            apart_in_time = a[3] < b[2] or b[3] < a[2]
+            assert apart_in_time or a[1] <= b[0] or b[1] <= a[0]

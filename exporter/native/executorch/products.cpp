@@ -1,4 +1,4 @@
-// ExecuTorch registrations of the Tiny-QMoE operators. Thin: shapes are checked here, the work is in core/.
+// ExecuTorch registrations of the operators over coded matrices. Thin: shapes are checked here, the work is in core/.
 //
 //   tinyqmoe::lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)
 //   tinyqmoe::lzw_linear.out(Tensor x, Tensor blob, Tensor scales, int out_features, int group_size,
@@ -6,31 +6,16 @@
 //   tinyqmoe::lzw_embedding.out(Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size,
 //                               *, Tensor(a!) out) -> Tensor(a!)
 
-#include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
 
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
-#include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
-#include "tinyqmoe/tinyqmoe.h"
+#include "common.h"
 
 namespace tinyqmoe_executorch {
 namespace {
-
-using executorch::aten::ScalarType;
-using executorch::aten::SizesType;
-using executorch::aten::Tensor;
-using executorch::runtime::Error;
-using executorch::runtime::KernelRuntimeContext;
-
-// Set by tinyqmoe_executorch_force_float: the structure of a program is judged without the rounding of activations.
-std::atomic<bool> force_float{false};
 
 constexpr uint32_t kHeaderBytes = 64;
 constexpr uint32_t kTileRows = 32;
@@ -83,48 +68,6 @@ struct ReleaseForm {
   void operator()(tinyqmoe_form* form) const { tinyqmoe_release(form); }
 };
 
-struct FreeBytes {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, FreeBytes>;
-
-Buffer allocate(uint64_t bytes) {
-  const uint64_t rounded = (std::max<uint64_t>(bytes, 1) + 63) / 64 * 64;
-  return Buffer(std::aligned_alloc(64, rounded));
-}
-
-// Memory that a thread keeps between products, which follow each other and need the same.
-class Kept {
- public:
-  // 64-byte aligned; null when there is none. What was there before is gone.
-  void* at_least(uint64_t bytes) {
-    if (bytes > capacity_) {
-      memory_.reset();
-      memory_ = allocate(bytes);
-      capacity_ = memory_ ? bytes : 0;
-    }
-    return memory_.get();
-  }
-
- private:
-  Buffer memory_;
-  uint64_t capacity_ = 0;
-};
-
-Error error_of(tinyqmoe_status status) {
-  if (status == TINYQMOE_OUT_OF_MEMORY) return Error::MemoryAllocationFailed;
-  return status >= TINYQMOE_BAD_ARGUMENT ? Error::InvalidArgument : Error::InvalidProgram;
-}
-
-void fail(KernelRuntimeContext& context, const char* op, tinyqmoe_status status) {
-  ET_LOG(Error, "tinyqmoe::%s: %s", op, tinyqmoe_status_name(status));
-  context.fail(error_of(status));
-}
-
-bool is_contiguous_float(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float && executorch::runtime::tensor_is_default_dim_order(t);
-}
-
 // Scales are [rows, ceil(cols / group_size)].
 bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_size) {
   if (!is_contiguous_float(scales) || scales.dim() != 2 || group_size <= 0) return false;
@@ -158,15 +101,11 @@ struct Product {
   tinyqmoe_status block(uint32_t block_begin, uint32_t block_end) const {
     const int64_t n_tiles = (static_cast<int64_t>(block_end - block_begin) + kTileRows - 1) / kTileRows;
     const int64_t tile_weights = static_cast<int64_t>(kTileRows) * info.cols * n_tokens;
-    const int64_t grain = std::max<int64_t>(1, kWeightsPerTask / std::max<int64_t>(1, tile_weights));
-    std::atomic<int> worst{TINYQMOE_OK};
-    const bool ran = executorch::extension::parallel_for(0, n_tiles, grain, [&](int64_t first, int64_t last) {
+    const int64_t grain = kWeightsPerTask / std::max<int64_t>(1, tile_weights);
+    return share(n_tiles, grain, [&](int64_t first, int64_t last) {
       const uint32_t begin = block_begin + static_cast<uint32_t>(first * kTileRows);
-      const uint32_t end = static_cast<uint32_t>(std::min<int64_t>(block_begin + last * kTileRows, block_end));
-      const tinyqmoe_status status = rows(begin, end);
-      if (status != TINYQMOE_OK) worst = status;
+      return rows(begin, static_cast<uint32_t>(std::min<int64_t>(block_begin + last * kTileRows, block_end)));
     });
-    return ran ? static_cast<tinyqmoe_status>(worst.load()) : TINYQMOE_BAD_ARGUMENT;
   }
 
   tinyqmoe_status run(tinyqmoe_form* form) const {
@@ -198,23 +137,12 @@ tinyqmoe_status multiply(Product product, bool int16_activations) {
   return product.run(acquired);
 }
 
-// out takes the leading sizes of `like` (without its last n_dropped) and `last` behind them.
-bool resize_like(const Tensor& like, ssize_t n_dropped, int64_t last, Tensor& out) {
-  constexpr ssize_t kMaxDim = 8;
-  SizesType sizes[kMaxDim];
-  const ssize_t lead = static_cast<ssize_t>(like.dim()) - n_dropped;
-  if (lead < 0 || lead + 1 > kMaxDim) return false;
-  for (ssize_t i = 0; i < lead; ++i) sizes[i] = static_cast<SizesType>(like.size(i));
-  sizes[lead] = static_cast<SizesType>(last);
-  return executorch::runtime::resize_tensor(out, {sizes, static_cast<size_t>(lead + 1)}) == Error::Ok;
-}
-
 }  // namespace
 
 Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_t rows, int64_t cols, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
   const tinyqmoe_status opened = open_cached(blob, &tensor);
-  if (opened != TINYQMOE_OK) return fail(context, "lzw_decode", opened), out;
+  if (opened != TINYQMOE_OK) return finish(context, "lzw_decode", opened), out;
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor.get(), &info);
   ET_KERNEL_CHECK_MSG(context, rows == info.rows && cols == info.cols && out.scalar_type() == ScalarType::Char,
@@ -223,7 +151,7 @@ Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_
   ET_KERNEL_CHECK(context, executorch::runtime::resize_tensor(out, {sizes, 2}) == Error::Ok, InvalidArgument, out);
   const tinyqmoe_status status =
       tinyqmoe_decode_rows(tensor.get(), 0, info.rows, TINYQMOE_ISA_AUTO, out.mutable_data_ptr<int8_t>());
-  if (status != TINYQMOE_OK) fail(context, "lzw_decode", status);
+  finish(context, "lzw_decode", status);
   return out;
 }
 
@@ -231,7 +159,7 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
                        int64_t out_features, int64_t group_size, bool int16_activations, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
   const tinyqmoe_status opened = open_cached(blob, &tensor);
-  if (opened != TINYQMOE_OK) return fail(context, "lzw_linear", opened), out;
+  if (opened != TINYQMOE_OK) return finish(context, "lzw_linear", opened), out;
   Product product = {};
   product.tensor = tensor.get();
   tinyqmoe_get_info(tensor.get(), &product.info);
@@ -247,8 +175,8 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
   product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
   product.x = x.const_data_ptr<float>();
   product.y = out.mutable_data_ptr<float>();
-  const tinyqmoe_status status = multiply(product, int16_activations && !force_float.load());
-  if (status != TINYQMOE_OK) fail(context, "lzw_linear", status);
+  const tinyqmoe_status status = multiply(product, int16_activations);
+  finish(context, "lzw_linear", status);
   return out;
 }
 
@@ -256,7 +184,7 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
                           int64_t embedding_dim, int64_t group_size, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
   const tinyqmoe_status opened = open_cached(blob, &tensor);
-  if (opened != TINYQMOE_OK) return fail(context, "lzw_embedding", opened), out;
+  if (opened != TINYQMOE_OK) return finish(context, "lzw_embedding", opened), out;
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor.get(), &info);
   ET_KERNEL_CHECK_MSG(context, ids.scalar_type() == ScalarType::Long && is_contiguous_float(out) &&
@@ -272,7 +200,7 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
                                         static_cast<uint64_t>(ids.numel()),
                                         out.mutable_data_ptr<float>()};
   const tinyqmoe_status status = tinyqmoe_embedding(&args);
-  if (status != TINYQMOE_OK) fail(context, "lzw_embedding", status);
+  finish(context, "lzw_embedding", status);
   return out;
 }
 
@@ -281,6 +209,3 @@ EXECUTORCH_LIBRARY(tinyqmoe, "lzw_linear.out", lzw_linear_out);
 EXECUTORCH_LIBRARY(tinyqmoe, "lzw_embedding.out", lzw_embedding_out);
 
 }  // namespace tinyqmoe_executorch
-
-// 1: lzw_linear computes with float activations whatever the program says; 0: as the program says.
-extern "C" TINYQMOE_API void tinyqmoe_executorch_force_float(int on) { tinyqmoe_executorch::force_float = on != 0; }
