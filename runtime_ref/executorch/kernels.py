@@ -138,8 +138,9 @@ def load() -> ctypes.CDLL:
 
     Raises MissingComponentError.
     """
-    with quiet():  # these log what optional parts of theirs are not there
+    with quiet():  # the pool logs which files about the processor it cannot read
         registry = Runtime.get().operator_registry
+        Runtime.get().start_threads()
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",
