@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter.bundle import Artifact, Bundle
+from exporter.bundle import NATIVE, Artifact, Bundle
+from runtime_ref import runners
 from runtime_ref.device import prediction as ledger
 from runtime_ref.device import sandbox, sandbox_tasks
+from runtime_ref.native import package as native
 from runtime_ref.residency import Residency
 
 LIMIT_BYTES = 20 << 30
@@ -79,12 +81,16 @@ def main() -> None:
         "--new-tokens", type=int, default=100, help="generated one by one at the end of the context"
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--formats", nargs="+", default=["pte", "custom-op", "mlprogram"])
+    parser.add_argument("--formats", nargs="+", default=["native", "pte", "custom-op", "mlprogram"])
     args = parser.parse_args()
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for bundle in map(Bundle.open, args.bundles):
-            for artifact in (a for a in bundle.manifest.artifacts if a.format in args.formats):
+            there = {a.format for a in bundle.manifest.artifacts}
+            if native.find(bundle.manifest):
+                there.add(NATIVE)
+            for name in (name for name in args.formats if name in there):
+                artifact = runners.package(bundle.manifest, name)
                 for residency in residencies(artifact, Path(folder)):
                     row = measure(bundle, artifact, residency, args.new_tokens, args.rounds)
                     print("| " + " | ".join(row) + " |", flush=True)

@@ -126,13 +126,16 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
 
-def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
+def encode_prompt(
+    bundle: Bundle, prompt: str, *, chat: bool, tokenizer: Tokenizer | None = None
+) -> list[int]:
     """Token ids of a prompt, beginning with the model's BOS token.
 
-    With `chat`, the prompt goes through the model's chat template. Raises UsageError if there are
-    none, ContextError if there are too many.
+    With `chat`, the prompt goes through the model's chat template. The tokenizer is the bundle's;
+    who has it already gives it. Raises UsageError if there are none, ContextError if there are too
+    many.
     """
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer or load_tokenizer(bundle)
     if chat:
         from runtime_ref.chat import render_chat
 

@@ -113,7 +113,9 @@ def open_runner(
     check_threads(artifact, threads)
     runner = module(artifact.format)
     if core := runner.core():
-        residencies.apply(core, residency, residencies.coded_tensors(bundle, artifact))
+        filed = residency.folder is not None
+        tensors = residencies.coded_tensors(bundle, artifact) if filed else ()
+        residencies.apply(core, residency, tensors)
     return runner.open(bundle, artifact, threads, progress)
 
 

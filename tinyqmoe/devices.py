@@ -102,9 +102,11 @@ def find_devices(devices: Devices = ALL) -> list[DeviceProfile]:
     "all" among the names stands for all that ship. Raises UsageError for a name that is not known
     and TinyQMoEError for a file that does not describe a device.
     """
+    given = [devices] if isinstance(devices, str | Path) else list(devices)
+    if not given:
+        return []
     from runtime_ref.device import profile
 
-    given = [devices] if isinstance(devices, str | Path) else list(devices)
     wanted = [device for device in given if isinstance(device, str)]
     found = (
         profile.all_devices()

@@ -51,11 +51,12 @@ def generate(
             "a runner has its backend, residency and threads", hint="give them to open_runner"
         )
     chosen = PackageInUse(bundle, runner.artifact.format if runner else backend)
-    ids = texts.encode_prompt(chosen.bundle, prompt, chat=chat)
+    tokenizer = texts.load_tokenizer(chosen.bundle)
+    ids = texts.encode_prompt(chosen.bundle, prompt, chat=chat, tokenizer=tokenizer)
     if runner is None:
         runner = chosen.open(residency, threads, progress or no_progress)
     chosen.wait()
-    return texts.TextStream(chosen.bundle, runner, ids, max_new_tokens, sampling)
+    return texts.TextStream(chosen.bundle, runner, ids, max_new_tokens, sampling, tokenizer)
 
 
 @dataclass(frozen=True)

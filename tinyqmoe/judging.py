@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyqmoe.devices import Devices, find_devices, plan_packages
-from tinyqmoe.packages import ALL, choose_packages, no_progress, open_bundle, open_runner, prepare
+from tinyqmoe.packages import (
+    ALL,
+    choose_packages,
+    native_packages,
+    no_progress,
+    open_bundle,
+    open_runner,
+    prepare,
+)
+from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
@@ -60,7 +69,8 @@ def check_parity(
 ) -> BundleParity:
     """Verdicts whether packages answer like the quantized model in PyTorch.
 
-    All packages are judged by default. `backends` are backends or formats. On `devices` each
+    All packages are judged by default, a `.pte` by ExecuTorch and by a session of the core.
+    `backends` are backends or formats. On `devices` each
     package runs in a process of its own under the device's limits, and must fit besides;
     `residency` None is "auto" there and else "stream". A failed check is no error: `passed` of the
     result says so. Raises TinyQMoEError.
@@ -73,6 +83,8 @@ def check_parity(
     if profiles:
         plans = plan_packages(bundle.manifest, chosen, profiles, residency, entitlement)
         return BundleParity(_judge_on_devices(bundle, plans, progress))
+    if ALL in names(backends):
+        chosen += native_packages(bundle.manifest)
     judged = []
     for artifact in chosen:
         runner = open_runner(

@@ -93,6 +93,13 @@ def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> li
     return there + [runners.package(manifest, name) for name in wanted if name not in known]
 
 
+def native_packages(manifest: Manifest) -> list[Artifact]:
+    """The packages that a session of the core runs: one, or none."""
+    from runtime_ref.native import package
+
+    return [package.native_package(manifest)] if package.find(manifest) else []
+
+
 def choose_package(bundle: Bundle, backend: str | None) -> Artifact:
     """The package of a format, the first one of a backend, or the one that a run takes by default.
 

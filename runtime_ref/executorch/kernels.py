@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shlex
 import shutil
@@ -137,8 +138,9 @@ def load() -> ctypes.CDLL:
 
     Raises MissingComponentError.
     """
-    with quiet():  # these log what optional parts of theirs are not there
+    with quiet():  # the pool logs which files about the processor it cannot read
         registry = Runtime.get().operator_registry
+        Runtime.get().start_threads()
     if set(OPERATORS) & registry.operator_names:
         raise MissingComponentError(
             "another copy of the Tiny-QMoE kernels is loaded in this process",
@@ -158,12 +160,10 @@ def load() -> ctypes.CDLL:
 
 def _executorch_root() -> Path:
     """Folder of the installed executorch. Raises MissingComponentError."""
-    try:
-        files = importlib.metadata.files("executorch")
-    except importlib.metadata.PackageNotFoundError:
-        files = None
-    for file in files or []:
-        if file.name == "libexecutorch.so":
-            return Path(str(file.locate())).resolve().parent.parent
+    found = importlib.util.find_spec("executorch")
+    for folder in (found and found.submodule_search_locations) or []:
+        root = Path(folder).resolve()
+        if (root / "lib" / "libexecutorch.so").is_file():
+            return root
     what = "executorch is not installed, or lacks its C++ library"
     raise MissingComponentError(what, hint="pip install executorch==1.5.1")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, MissingComponentError
 from exporter.progress import Progress
-from exporter.quiet import quiet
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runtime import Program, Runtime
 from runtime_ref.generate import Runner, check_room
@@ -144,9 +143,7 @@ def _load_forward(program: Program, bundle: Bundle) -> Any:
             f"this runtime lacks {', '.join(missing)}", hint="run `tinyqmoe doctor`"
         )
     try:
-        # the thread pool, which starts here, logs which files about the processor it cannot read
-        with quiet():
-            return program.load_method("forward")
+        return program.load_method("forward")
     except RuntimeError as error:
         raise BundleError(f"ExecuTorch does not load the method of the program: {error}") from error
 

@@ -68,6 +68,10 @@ class Runtime:
         self._bindings = bindings
         self.operator_registry = OperatorRegistry(bindings)
 
+    def start_threads(self) -> int:
+        """Number of threads of the pool, which starts with this or with the first product."""
+        return int(self._bindings._threadpool_get_thread_count())
+
     def load_program(self, path: Path) -> Program:
         """Program of a file, whose structure is checked. Raises RuntimeError."""
         checked = self._bindings.Verification.InternalConsistency

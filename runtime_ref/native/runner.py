@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.bundle import NATIVE, Artifact, Bundle
 from exporter.codec.native import library
+from exporter.errors import BundleError
 from exporter.progress import Progress
 from exporter.session import Session
 from runtime_ref.generate import Runner, check_room
@@ -25,7 +26,8 @@ HAS_THREADS = True
 SPEED_IS_REAL = True
 
 # Measured by benchmarks/memory_prediction.py.
-RUNTIME_BYTES = int(0.6 * MB)
+RUNTIME_BYTES = int(0.25 * MB)
+MATRIX_BYTES = 5400  # of an open matrix, and of its part of the manifest
 
 
 def build(progress: Progress) -> None:
@@ -67,7 +69,7 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     return RuntimeMemory(
         loaded=[
             Holder("KV cache", shape.kv_cache_bytes),
-            Holder("runtime", RUNTIME_BYTES),
+            Holder("runtime", RUNTIME_BYTES + MATRIX_BYTES * len(artifact.places)),
             Holder("vectors, as they lie in their file", 0, vectors),
         ],
         used=[Holder("activations", rows + quantized), Holder("logits", logits)],
@@ -87,6 +89,9 @@ class NativeRunner:
         self.artifact = artifact
         self.context = bundle.manifest.interface.context
         self._bundle = bundle
+        if missing := [f for f in artifact.files if not bundle.file(f).is_file()]:
+            what = f"{bundle.path} lacks {', '.join(missing)}"
+            raise BundleError(what, hint="copy the bundle again, or export again")
         n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
         self._session = Session(bundle.path, n_threads, artifact.prefill_tokens)
 

@@ -343,7 +343,7 @@ def test_parity_of_all_packages_stands_side_by_side(both: Path) -> None:
 
 def test_packages_say_the_same(both: Path) -> None:
     options = ("--prompt", "the cat", "--max-new-tokens", "4", "--json", "-")
-    for name in ("executorch", "coreml", "mlprogram", "custom-op"):
+    for name in ("native", "executorch", "coreml", "mlprogram", "custom-op"):
         assert (
             len(strict_json(tinyqmoe("run", both, "--backend", name, *options).stdout)["tokens"])
             <= 4
@@ -353,6 +353,31 @@ def test_packages_say_the_same(both: Path) -> None:
         for backend in ((), ("--backend", "executorch"))
     )
     assert strict_json(first)["tokens"] == strict_json(again)["tokens"]
+
+
+def test_a_run_is_native_unless_told_otherwise(bundle: Bundle) -> None:
+    """Threads are taken by sessions alone, and make no difference."""
+    command = ("run", bundle.path, "--prompt", "the cat", "--max-new-tokens", "4", "--json", "-")
+    tokens = [
+        strict_json(tinyqmoe(*command, *options).stdout)["tokens"]
+        for options in ((), ("--threads", "1"), ("--backend", "native", "--threads", "3"))
+    ]
+    assert tokens[0] == tokens[1] == tokens[2]
+    for options in (("--backend", "executorch"), ("--device", "iphone-13")):
+        assert "--threads" in one_error(tinyqmoe(*command, "--threads", "2", *options), 2)
+
+
+def test_a_run_verifies_what_it_reads_or_all(copied: Bundle) -> None:
+    command = ("run", copied.path, "--prompt", "the cat", "--max-new-tokens", "2")
+    reference = copied.path / bundles.REFERENCE
+    reference.write_bytes(reference.read_bytes()[:-1] + b"?")
+    assert tinyqmoe(*command).exit_code == 0
+    assert f"{bundles.REFERENCE} has been changed" in one_error(
+        tinyqmoe(*command, "--verify", "all"), 3
+    )
+    vectors = copied.path / bundles.VECTORS
+    vectors.write_bytes(b"????" + vectors.read_bytes()[4:])
+    assert f"{bundles.VECTORS} has been changed" in one_error(tinyqmoe(*command), 3)
 
 
 def test_a_package_that_is_not_there_is_told(bundle: Bundle) -> None:

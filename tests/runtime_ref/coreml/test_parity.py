@@ -19,9 +19,9 @@ from exporter.models import llama
 from exporter.quant.config import QuantConfig
 from runtime_ref.coreml import expansion
 from runtime_ref.coreml.mlprogram_runner import MLProgramRunner
-from runtime_ref.parity import ParityReport, check_parity
+from runtime_ref.parity import TOLERANCES, ParityReport, check_parity
 from tests.support import bundles as shared
-from tests.support.bundles import CONTEXT, TERNARY, copy, reseal, with_artifact
+from tests.support.bundles import CONTEXT, TERNARY, copy, reseal, sqnr_db, with_artifact
 from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"

@@ -23,7 +23,7 @@ from runtime_ref.device import run, sandbox, sandbox_tasks
 from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget, memory_budget
 from runtime_ref.reports import tables
 from runtime_ref.residency import Residency
-from runtime_ref.runners import open_runner
+from runtime_ref.runners import open_runner, package
 from tests.support import bundles as shared
 from tests.support.bundles import TERNARY
 from tests.support.checkpoints import write_llama
@@ -355,13 +355,14 @@ def test_values_of_a_network_take_what_is_predicted(
     not sys.platform.startswith("linux"), reason="NOT TESTED: memory is measured on Linux only"
 )
 @pytest.mark.parametrize("mode", ["stream", "expand"])
-def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, mode: Any) -> None:
+@pytest.mark.parametrize("form", ["pte", "native"])
+def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, form: str, mode: Any) -> None:
     """The demo model with its whole context filled. Larger models are nearer:
     benchmarks/memory_prediction.py."""
-    artifact, residency = demo.artifact("pte"), Residency(mode)
+    artifact, residency = package(demo.manifest, form), Residency(mode)
     arguments = {
         "bundle": str(demo.path),
-        "format": "pte",
+        "format": form,
         "residency": sandbox_tasks.plain(residency),
         "sampling": {},
         "prompt": [3 + i for i in range(128)],
