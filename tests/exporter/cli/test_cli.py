@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -247,10 +248,9 @@ def test_a_reader_that_goes_away_is_141_and_says_nothing(bundle: Bundle) -> None
 def test_a_failed_verdict_is_1_and_still_json(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = parity.Check(
-        "levels", "exact", "[red] wrong", passed=False, positions=1, kl_worst=float("inf")
-    )
-    report = parity.ParityReport("executorch", "int16", {}, [check])
+    check = parity.Check("levels", "[red] wrong", False, positions=1, kl_worst=float("inf"))
+    gate = parity.TOLERANCES["int16"]
+    report = parity.ParityReport("executorch", "int16", "float16", gate, [check])
     monkeypatch.setattr(judging, "open_runner", lambda *_, **__: None)
     monkeypatch.setattr(judging, "judge", lambda *_: report)
     result = tinyqmoe("parity", bundle.path, "--json", "-")
@@ -335,7 +335,7 @@ def test_parity_of_all_packages_stands_side_by_side(both: Path) -> None:
     shown = tinyqmoe("parity", both, "--backend", "all")
     assert shown.exit_code == 0, shown.output
     for name in ("executorch", "Core ML mlprogram", "Core ML custom-op"):
-        assert f"{name}: float32 activations" in " ".join(shown.stdout.split())
+        assert re.search(rf"{name}: (int16|float16) activations", " ".join(shown.stdout.split()))
     data = strict_json(tinyqmoe("parity", both, "--backend", "coreml", "--json", "-").stdout)
     assert data["passed"] is True
     assert [p["backend"] for p in data["packages"]] == ["Core ML mlprogram", "Core ML custom-op"]
