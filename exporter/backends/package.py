@@ -63,15 +63,11 @@ class Growth:
     """Growth of the process, in MB: imported packages, and what follows the layers of a model."""
 
     imports: float
-    layer: float = 0.0
-    layer_squared: float = 0.0
-    caches: float = 0.0  # times the size of the KV cache in float32
+    layer: float
 
-    def n_bytes(self, model: ModelConfig, context: int) -> int:
-        """Growth for a model with a cache of `context` slots, in bytes."""
-        layers = model.num_hidden_layers
-        growth = self.imports + self.layer * layers + self.layer_squared * layers**2
-        return int(growth * 10**6 + self.caches * 4 * kv_cache_values(model, context))
+    def n_bytes(self, model: ModelConfig) -> int:
+        """Growth for a model, in bytes."""
+        return int((self.imports + self.layer * model.num_hidden_layers) * 10**6)
 
 
 @dataclass(frozen=True)
