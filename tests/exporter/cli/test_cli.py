@@ -420,7 +420,7 @@ def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
-    monkeypatch.setattr(generation, "open_runner", lambda *_, **__: None)
+    monkeypatch.setattr(generation.PackageInUse, "open", lambda *_: None)
     monkeypatch.setattr(generate, "TextStream", lambda *_: SimpleNamespace(result=result))
     data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
     assert (data["prefill_ms"], data["decode_ms"]) == (None, None)
