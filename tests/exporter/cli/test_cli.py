@@ -29,6 +29,7 @@ from exporter.quiet import VERBOSE, quiet
 from runtime_ref import doctor, generate, parity
 from runtime_ref.doctor import Finding
 from runtime_ref.executorch import kernels
+from tests.support.bundles import patch
 from tests.support.command_line import one_error, strict_json, tinyqmoe
 from tinyqmoe import generation, judging
 
@@ -375,9 +376,8 @@ def test_a_run_verifies_what_it_reads_or_all(copied: Bundle) -> None:
     assert f"{bundles.REFERENCE} has been changed" in one_error(
         tinyqmoe(*command, "--verify", "all"), 3
     )
-    vectors = copied.path / bundles.VECTORS
-    vectors.write_bytes(b"????" + vectors.read_bytes()[4:])
-    assert f"{bundles.VECTORS} has been changed" in one_error(tinyqmoe(*command), 3)
+    patch(copied, 100, b"????")
+    assert f"{bundles.PROGRAM} has been changed" in one_error(tinyqmoe(*command), 3)
 
 
 def test_a_package_that_is_not_there_is_told(bundle: Bundle) -> None:
@@ -420,7 +420,7 @@ def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     result = generate.RunResult([1], [2], "x", "limit", float("inf"), float("nan"))
-    monkeypatch.setattr(generation, "open_runner", lambda *_, **__: None)
+    monkeypatch.setattr(generation.PackageInUse, "open", lambda *_: None)
     monkeypatch.setattr(generate, "TextStream", lambda *_: SimpleNamespace(result=result))
     data = strict_json(tinyqmoe("run", bundle.path, "--prompt", "the", "--json", "-").stdout)
     assert (data["prefill_ms"], data["decode_ms"]) == (None, None)
