@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 VECTORS = "model.vectors"  # beside the program, for a session, which cannot read its constants
@@ -123,6 +123,20 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the weights came from.
+
+    repo_id, revision: on the hub, with the commit. adapter: the LoRA adapter that was merged.
+    stored_as: number of tensors by their type on disk, such as {"BF16": 272} or {"Q4_1": 210}.
+    """
+
+    repo_id: str | None
+    revision: str | None
+    adapter: str | None
+    stored_as: dict[str, int]
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """The model that the bundle was made from.
 
@@ -133,17 +147,22 @@ class ModelEntry:
     parameters: int
     source_bytes: int
     config: dict[str, Any]
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Interface:
     """The properties that all packages of the bundle share, for whoever runs them.
 
-    `context` counts positions.
+    `context` counts positions. `bos_rule` says who puts `bos_token_id` in front of a plain prompt:
+    "tokenizer": tokenizer.json does it, an app must not; "none": nobody, the model has none there;
+    "unknown": there is no tokenizer, and the id is that of config.json. A chat template writes all
+    tokens itself.
     """
 
     context: int
     vocab_size: int
+    bos_rule: str
     bos_token_id: int | None
     eos_token_ids: list[int]
 
@@ -203,6 +222,8 @@ class Manifest:
     network: Network
     artifacts: list[Artifact]
     prompts: list[str]
+    # What will disappoint, in whole sentences.
+    warnings: list[str] = field(default_factory=list)
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
@@ -276,6 +297,7 @@ _NESTED: dict[str, Any] = {
         Network,
         FileEntry,
         LedgerRow,
+        Origin,
         ModelEntry,
         Interface,
         Artifact,
@@ -287,6 +309,7 @@ _PLAIN: dict[str, Any] = {
     "float": (int, float),
     "str": str,
     "int | None": (int, type(None)),
+    "str | None": (str, type(None)),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter import chat as chat_template
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError, ContextError, UsageError
 
@@ -121,8 +122,8 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     path = bundle.path / "tokenizer.json"
     if not path.is_file():
         raise BundleError(
-            f"{bundle.path} has no tokenizer.json: the checkpoint had none",
-            hint="put tokenizer.json beside the checkpoint's config.json and export again",
+            f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
+            hint="put its files beside the checkpoint's config.json and export again",
         )
     try:
         return Tokenizer.from_file(str(path))
@@ -131,7 +132,7 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a prompt, beginning with the model's BOS token.
+    """Token ids of a prompt, with the special tokens that the tokenizer puts there.
 
     With `chat`, the prompt goes through the model's chat template. Raises UsageError if there are
     none, ContextError if there are too many.
@@ -141,9 +142,6 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
     else:
         ids = tokenizer.encode(prompt).ids
-        bos = bundle.manifest.interface.bos_token_id
-        if bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
     if not ids:
         raise UsageError("the prompt is empty", hint="give --prompt some text")
     vocab = bundle.manifest.interface.vocab_size
@@ -169,19 +167,15 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
 
     Raises UsageError without a template, BundleError for one that does not render.
     """
-    from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle.path)
     if not tokenizer.chat_template:
         hint = "run without --chat, or export an instruction-tuned model"
         raise UsageError("this model has no chat template", hint=hint)
-    messages = [{"role": "user", "content": prompt}]
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    except TemplateError as error:
+        return chat_template.render(tokenizer, [{"role": "user", "content": prompt}])
+    except ValueError as error:
         what = f"the chat template of {bundle.path} does not render: {error}"
         raise BundleError(what, hint="run without --chat") from error
 

@@ -96,10 +96,11 @@ def answer_prompts(
 
     Returns how its prompts were made, and what quantization cost.
     """
-    texts, sequences = token_sequences(checkpoint, config.texts or TEXTS)
+    vocab_size = checkpoint.config.vocab_size
+    texts, sequences = token_sequences(work, vocab_size, config.texts or TEXTS)
     # What lowering and the tokenizer leave is freed now, and not at some time in what follows.
     release_free_memory()
-    prompts = make_prompts(sequences, context, checkpoint.parameters, checkpoint.config.vocab_size)
+    prompts = make_prompts(sequences, context, checkpoint.parameters, vocab_size)
     total = sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     total += sum(len(p.tokens) + p.new_tokens - 1 for p in prompts if p.new_tokens)
     done = 0

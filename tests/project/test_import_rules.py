@@ -25,18 +25,27 @@ HEAVY = (
     "scipy",
     "pandas",
     "matplotlib",
+    "gguf",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
-CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
+CHECKPOINT = (
+    "exporter.checkpoint",
+    "exporter.bundle",
+    "exporter.chat",
+    "exporter.progress",
+    "exporter.quiet",
+    *MODELS,
+)
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = ("exporter.reference", "exporter.encoded", "exporter.memory", *CONFIG)
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
+    "exporter.chat",
     "exporter.bundle",
     "exporter.errors",
     "exporter.codec",
@@ -60,7 +69,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.bundle": (("exporter.errors",), ()),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
-    "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
+    "exporter.chat": ((), ()),
+    "exporter.checkpoint": (
+        CHECKPOINT,
+        ("torch", "numpy", "huggingface_hub", "transformers", "gguf"),
+    ),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.config": (CONFIG, ()),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy", "torch")),
@@ -80,7 +93,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
-    "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),
+    "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
     "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.pipeline": (
         (
@@ -88,6 +101,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.estimate",
             "exporter.staging",
+            "exporter.memory",
             *BACKEND,
             *REFERENCE,
         ),
@@ -124,7 +138,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.generate": (RUNNER, ("numpy", "tokenizers", "transformers", "jinja2")),
+    "runtime_ref.generate": (RUNNER, ("numpy", "tokenizers", "transformers")),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
     "runtime_ref.coreml": (

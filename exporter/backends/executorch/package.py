@@ -55,7 +55,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
     config = lowering.ProgramConfig(
         source.context,
         activations == "int16",
-        checkpoint.config.bos_token_id,
+        checkpoint.bos_token_id,
         checkpoint.eos_token_ids,
     )
     path = source.work / PROGRAM
