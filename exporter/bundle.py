@@ -371,18 +371,7 @@ class Bundle:
             for p in self._file_problems(e)
         ]
         listed = {entry.path for entry in manifest.files}
-        known = listed | {entry.path for entry in manifest.expanded}
-        # These are what an interrupted `tinyqmoe expand` left: it goes on from there, and trusts
-        # nothing of it.
-        unfinished = {
-            f".{PurePosixPath(entry.path).parts[0]}.partial" for entry in manifest.expanded
-        }
-        found = [
-            name
-            for name in bundle_files(self.path)
-            if PurePosixPath(name).parts[0] not in unfinished
-        ]
-        problems += [f"{name} is not in the manifest" for name in found if name not in known]
+        problems += [f"{name} is not in the manifest" for name in self._strangers()]
         needed = [REFERENCE, *(name for a in manifest.artifacts for name in a.files)]
         problems += [
             f"{name} is not listed in the manifest" for name in needed if name not in listed
@@ -391,6 +380,22 @@ class Bundle:
             raise BundleError(
                 f"{self.path} is damaged", problems=problems, hint="copy it again, or export again"
             )
+
+    def _strangers(self) -> list[str]:
+        """Files inside a package that the manifest does not name: a runtime might read them.
+
+        Elsewhere other files do no harm: what a hub or a file manager adds, or a result that
+        someone keeps beside the packages.
+        """
+        entries = [*self.manifest.files, *self.manifest.expanded]
+        known = {entry.path for entry in entries}
+        packages = {PurePosixPath(name).parts[0] for name in known if "/" in name}
+        paths = map(PurePosixPath, bundle_files(self.path))
+        return [
+            str(p)
+            for p in paths
+            if p.parts[0] in packages and str(p) not in known and not p.name.startswith(".")
+        ]
 
     def _file_problems(self, entry: FileEntry) -> list[str]:
         file = self.file(entry.path)
@@ -438,10 +443,10 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files on disk, in bytes."""
-        return sum(
-            (self.path / name).stat().st_size for name in [*bundle_files(self.path), MANIFEST]
-        )
+        """Size of the bundle's own files on disk, in bytes."""
+        entries = [*self.manifest.files, *self.manifest.expanded]
+        files = (self.path / name for name in (*(e.path for e in entries), MANIFEST))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def bundle_files(path: Path) -> list[str]:
@@ -467,9 +472,12 @@ def sha256(path: Path) -> str:
 def check_target(out: Path, *, force: bool) -> None:
     """Checks that a bundle may be written to `out`.
 
-    Raises UsageError if `out` exists and `force` is not given, or is not a bundle.
+    An empty directory is as good as none. Raises UsageError if `out` exists and `force` is not
+    given, or is not a bundle.
     """
     if not (out.is_symlink() or out.exists()):
+        return
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return
     if not force:
         raise UsageError(

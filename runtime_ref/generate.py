@@ -137,6 +137,7 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
     With `chat`, the prompt goes through the model's chat template. Raises UsageError if there are
     none, ContextError if there are too many.
     """
+    prompt = as_text(prompt)
     tokenizer = load_tokenizer(bundle)
     if chat:
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
@@ -150,6 +151,21 @@ def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
         raise BundleError(what, hint="use the model's own tokenizer")
     check_fits(ids, bundle.manifest.interface.context)
     return ids
+
+
+def as_text(prompt: str) -> str:
+    """The prompt as Unicode.
+
+    Under an ASCII locale Python gives the bytes of an argument as surrogates: they are read as
+    UTF-8. Raises UsageError where they are not.
+    """
+    try:
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(
+            "the prompt is not UTF-8 text",
+            hint="save or type it as UTF-8, or run under LANG=C.UTF-8",
+        ) from None
 
 
 def check_fits(prompt: Sequence[int], context: int) -> None:

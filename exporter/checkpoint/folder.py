@@ -101,7 +101,7 @@ def _snapshot(root: Path) -> Path:
     """The snapshot of a root of the hub's cache: that of `main`, or the only one."""
     found = sorted((root / "snapshots").iterdir())
     main = root / "refs" / "main"
-    wanted = main.read_text().strip() if main.is_file() else ""
+    wanted = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     chosen = [f for f in found if f.name == wanted] or found
     if len(chosen) != 1:
         names = ", ".join(str(f) for f in found) or "none"
