@@ -57,7 +57,9 @@ def read_tokenizer(
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path}: the tokenizer cannot be read: {type(error).__name__}: {reason}",
-            hint="get its files again, or move them away to export without a tokenizer",
+            hint="get its files again, or move them away to export without a tokenizer"
+            if path.is_dir()
+            else "give another GGUF file of the model, or its Hugging Face directory",
         ) from error
     _check_ids(tokenizer, vocab_size, warnings)
     if tokenizer.chat_template:

@@ -121,7 +121,7 @@ BUILT: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether it puts
     "BOS": (with_bos, True),
     "BOS and EOS": (with_bos_and_eos, True),
     "none of its own": (lambda d: save(d, trained(d)), False),
-    "BOS by its config": (lambda d: save(d, trained(d), add_bos_token=True), True),
+    "a word of its config": (lambda d: save(d, trained(d), add_bos_token=True), False),
     "truncation and padding": (with_leftovers, False),
     "vocab.json and merges.txt": (vocabulary_and_merges, False),
     "SentencePiece": (sentencepiece, True),
