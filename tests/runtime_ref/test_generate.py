@@ -51,7 +51,7 @@ def bytes_bundle(tmp_path: Path) -> Bundle:
 
 
 def byte_ids(bundle: Bundle, text: str) -> list[int]:
-    return load_tokenizer(bundle).encode(text).ids
+    return load_tokenizer(bundle).encode(text, add_special_tokens=False).ids
 
 
 def show_nothing(text: str) -> None:
@@ -255,10 +255,11 @@ def test_the_space_before_the_first_word_is_kept(bytes_bundle: Bundle) -> None:
 # ---- prompts and chat
 
 
-def test_a_prompt_begins_with_bos_once(bytes_bundle: Bundle) -> None:
+def test_a_prompt_begins_with_the_bos_of_the_tokenizer(bytes_bundle: Bundle) -> None:
     ids = byte_ids(bytes_bundle, "hi")
     assert encode_prompt(bytes_bundle, "hi", chat=False) == [BOS, *ids]
-    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, *ids]
+    # As in transformers: who writes one gets two.
+    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, BOS, *ids]
     assert encode_prompt(bytes_bundle, "", chat=False) == [BOS]
 
 
