@@ -17,6 +17,7 @@ from exporter.checkpoint import tensors
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, OutOfSpaceError
 from tests.support.checkpoints import copy, edit_config, write_llama
+from tests.support.gguf_files import write_gguf
 from tests.support.paths import DATA
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -450,6 +451,43 @@ def test_download_fetches_only_what_is_read(tied: Path, monkeypatch: pytest.Monk
     assert "*.bin" not in asked["allow_patterns"]
 
 
+@pytest.mark.parametrize(
+    ("model", "revision", "repo", "asked_revision"),
+    [
+        ("owner/name", None, "owner/name", None),
+        ("owner/name", "v1", "owner/name", "v1"),
+        ("https://huggingface.co/owner/name", None, "owner/name", None),
+        ("https://huggingface.co/owner/name/tree/v2", None, "owner/name", "v2"),
+        ("https://hf.co/owner/na.me-1/?x=y", "v1", "owner/na.me-1", "v1"),
+        ("hf://owner/name", None, "owner/name", None),
+    ],
+)
+def test_addresses_and_revisions_of_the_hub(
+    model: str,
+    revision: str | None,
+    repo: str,
+    asked_revision: str | None,
+    tied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    snapshot = copy(tied, tmp_path / ("ab" * 20))
+    hub_that(monkeypatch, lambda name, **options: asked.update(options, repo=name) or str(snapshot))
+    origin = Checkpoint.open(model, revision=revision).origin
+    assert (asked["repo"], asked["revision"]) == (repo, asked_revision)
+    assert (origin.repo_id, origin.revision) == (repo, "ab" * 20)
+
+
+def test_a_gguf_file_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    write_gguf(tmp_path / "x.gguf")
+    hub_that(monkeypatch, lambda name, **options: asked.update(options) or str(tmp_path))
+    model = "https://huggingface.co/owner/name/blob/main/x.gguf"
+    assert Checkpoint.open(model).path == tmp_path / "x.gguf"
+    assert asked["allow_patterns"] == ["x.gguf"]
+
+
 def _raise(error: Exception) -> Callable[..., str]:
     def action(*_: Any, **__: Any) -> str:
         raise error
@@ -469,6 +507,7 @@ def hub_error(name: str) -> Exception:
     [
         ("GatedRepoError", "accept the licence at https://huggingface.co/owner/name"),
         ("RepositoryNotFoundError", "no such model on the hub"),
+        ("RevisionNotFoundError", "has no revision"),
         ("LocalEntryNotFoundError", "cannot be reached"),
         ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
     ],
