@@ -16,6 +16,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from exporter import chat
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, UsageError
 
@@ -44,13 +45,16 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-    messages = [{"role": "user", "content": prompt}]
     given = _special_tokens(config) | {"tools": None, "documents": None}
-    try:
+
+    def apply(messages: list[dict[str, Any]]) -> str:
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, **given
         )
-    except TemplateError as error:
+
+    try:
+        return chat.render(apply, [{"role": "user", "content": prompt}])
+    except ValueError as error:
         what = f"the chat template of {bundle.path} does not render: {error}"
         raise BundleError(what, hint="run without --chat") from error
 
