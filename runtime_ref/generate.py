@@ -121,7 +121,7 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
             hint="put its files beside the checkpoint's config.json and export again",
         )
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
