@@ -89,7 +89,10 @@ class Checkpoint:
         config = _config(raw, problems) if raw else None
         entries: dict[str, TensorSource] = {}
         if config is not None and found is not None:
-            entries = names.match(raw, config, _shapes(raw, config), found, problems, warnings)
+            try:
+                entries = names.match(raw, config, _shapes(raw, config), found, problems, warnings)
+            except CheckpointError as cause:
+                raise CheckpointError(f"{located.path}: {cause.what}", hint=cause.hint) from None
         if config is None or problems:
             what = f"{located.path} cannot be exported"
             raise CheckpointError(what, problems=problems, hint=GET_ANOTHER)
