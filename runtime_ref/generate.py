@@ -123,7 +123,8 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     if not path.is_file():
         raise BundleError(
             f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
-            hint="put its files beside the checkpoint's config.json and export again",
+            hint="put tokenizer.json or tokenizer.model beside the checkpoint's config.json and "
+            "export again",
         )
     try:
         return Tokenizer.from_file(str(path))

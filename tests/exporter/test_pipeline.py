@@ -155,11 +155,9 @@ def test_the_manifest_says_what_was_asked_for(bundle: Bundle, other_bundle: Bund
         for b in (bundle, other_bundle)
     ]
     assert rules == [("tokenizer", 0), ("unknown", None)]
-    assert bundle.manifest.warnings == []
-    assert [w.split(":")[0] for w in other_bundle.manifest.warnings] == [
-        "there is no tokenizer",
-        "there is no end token",
-    ]
+    told = [[w.split(":")[0] for w in b.manifest.warnings] for b in (bundle, other_bundle)]
+    lost = "the loss by quantization is large"  # the weights are random
+    assert told == [[lost], ["there is no tokenizer", "there is no end token", lost]]
     assert {t.codec for t in other_bundle.manifest.tensors} == {"lzw"}
     assert {t.scheme for t in bundle.manifest.tensors} == {"int8", "ternary"}
 
