@@ -127,7 +127,8 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
             "export again",
         )
     try:
-        return Tokenizer.from_file(str(path))
+        # The library would refuse a path that the locale cannot write.
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
