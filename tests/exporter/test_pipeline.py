@@ -322,5 +322,6 @@ def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
 
 def test_an_existing_out_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
     config = configs.ExportConfig(TERNARY)
+    (tmp_path / "precious").write_text("x")
     with pytest.raises(UsageError, match="already exists"):
         pipeline.export(tmp_path / "no-such-model", tmp_path, config, lambda *_: None)
