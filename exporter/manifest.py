@@ -99,7 +99,7 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
 
 def model_entry(checkpoint: Checkpoint) -> ModelEntry:
     """The model that a bundle is made from."""
-    name = checkpoint.path.resolve().name
+    name = checkpoint.origin.repo_id or checkpoint.path.resolve().name
     return ModelEntry(
         name,
         checkpoint.parameters,

@@ -118,10 +118,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     if not path.is_file():
         raise BundleError(
             f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
-            hint="put its files beside the checkpoint's config.json and export again",
+            hint="put tokenizer.json or tokenizer.model beside the checkpoint's config.json and "
+            "export again",
         )
     try:
-        return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
+        # The library would refuse a path that the locale cannot write.
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
