@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
 
 
-LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5  # past them a model says other things than the original
-
-
 def write_for_session(source: PackageInput, emitted: list[Emitted]) -> None:
     """Writes what a session reads of a manifest, in the place of the whole one.
 
@@ -122,7 +119,7 @@ def interface(checkpoint: Checkpoint, context: int) -> Interface:
 
 def loss_warnings(loss: QuantizationLoss) -> list[str]:
     """What will disappoint about a quantized model that is far from the original."""
-    if loss.kl_mean <= LARGE_KL and loss.top1_agreement >= SMALL_AGREEMENT:
+    if not loss.is_large:
         return []
     return [
         f"the loss by quantization is large: KL {loss.kl_mean:.2f}, the same best token in "

@@ -16,6 +16,7 @@ from exporter.cli.options import (
     Activations,
     ActivationsOption,
     AdapterOption,
+    AllowLossOption,
     BundleArgument,
     ChunkBytesOption,
     CodecChoice,
@@ -54,7 +55,7 @@ def export(
     target: TargetOption = "android",
     revision: RevisionOption = None,
     adapter: AdapterOption = None,
-    scheme: SchemeOption = "ternary",
+    scheme: SchemeOption = "int8",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     embedding: EmbeddingOption = "int8",
@@ -70,12 +71,16 @@ def export(
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
+    allow_loss: AllowLossOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Make a bundle from a Llama 3.x checkpoint.
 
     It holds packages, tokenizer, manifest, byte ledger and expected answers.
+
+    Exit code 1 if quantization lost so much that the model says other things than the original,
+    unless --allow-loss is given.
 
     With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
     does not.
@@ -105,7 +110,11 @@ def export(
     _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
     _say_spent(time.monotonic() - begin, max_ram)
     _say_warnings(bundle)
-    if not all(verdict.fits for verdict in verdicts):
+    lost = bundle.manifest.quantization_loss.is_large and not allow_loss
+    if lost:
+        hint = "export with --scheme int8, or accept the loss with --allow-loss"
+        err_console.print(f"Quantization lost too much: {hint}", style="red", soft_wrap=True)
+    if lost or not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 
 

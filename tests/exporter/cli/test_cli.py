@@ -108,7 +108,7 @@ def test_shell_completion() -> None:
         ["export", "m", "o", "--scheme", "float"],
         ["export", "m", "o", "--target", "toaster"],
         ["export", "m", "o", "--group-size", "0"],
-        ["export", "m", "o", "--sparsity", "1.5"],
+        ["export", "m", "o", "--scheme", "ternary", "--sparsity", "1.5"],
         ["export", "m", "o", "--scheme", "int8", "--sparsity", "0.5"],
         ["run", "b"],
         ["run", "b", "--prompt", "x", "--max-new-tokens", "0"],
