@@ -1,0 +1,139 @@
+// Decoding rows of phrases. In plain C++, included by every file of kernels: the loop is bound by loads and shifts, and
+// rows side by side keep a core busy while each waits for its own table look-up.
+#ifndef TINYQMOE_CORE_PHRASES_H_
+#define TINYQMOE_CORE_PHRASES_H_
+
+#include <algorithm>
+
+#include "bytes.h"
+#include "kernels.h"
+
+namespace tinyqmoe {
+
+#define TINYQMOE_INLINE __attribute__((always_inline)) inline
+
+// Where the decoding of a row stands. Rows that are whole in the payload may be read 16 bytes past their end.
+struct PhraseLane {
+  const uint8_t* bytes;
+  uint64_t bit;
+  uint64_t end_bit;
+  uint8_t* out;
+  uint8_t* end;
+
+  TINYQMOE_INLINE uint64_t window() const { return load<uint64_t>(bytes + bit / 8) >> (bit % 8); }
+};
+
+// Decodes the next codeword of a lane that is not at its end yet. BAD_LEVEL: a level outside the alphabet.
+tinyqmoe_status put_codeword(const Dictionary& dictionary, PhraseLane* lane);
+
+// Decodes what is left of a row codeword by codeword, and checks how it ends (FORMAT.md section 5).
+tinyqmoe_status finish_row(const Dictionary& dictionary, PhraseLane* lane);
+
+TINYQMOE_INLINE PhraseLane lane_of(const CodedRow& row, uint32_t cols, uint8_t* out) {
+  return {row.bytes, 0, row.n_bytes * 8, out, out + cols};
+}
+
+constexpr uint32_t kLookups = 4;  // of a lane in a round: their bits fit what is left of 64 after the shift to a bit
+
+// Rounds of kLookups look-ups that neither write past a row's end nor read past its last byte, however long or short the
+// codewords are. The last look-up may be an escape: 12 + 8 bits.
+template <uint32_t kCap>
+TINYQMOE_INLINE uint64_t safe_rounds(const PhraseLane& lane) {
+  const uint64_t levels = static_cast<uint64_t>(lane.end - lane.out);
+  const uint64_t bits = lane.bit < lane.end_bit ? lane.end_bit - lane.bit : 0;
+  return levels == 0 ? 0 : std::min((levels - 1) / (kLookups * kCap), bits / (kLookups * kMaxCodeBits + 8));
+}
+
+// Some rounds of kLanes rows side by side. False: a row holds a level outside the alphabet.
+template <uint32_t kCap, uint32_t kLanes>
+TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane* lanes) {
+  constexpr uint64_t kSentinel = uint64_t{1} << 63;  // the zeros above it count the bits that were shifted out
+  const uint8_t* const windows = d.windows;
+  uint8_t* out[kLanes];
+  for (uint32_t k = 0; k < kLanes; ++k) out[k] = lanes[k].out;
+  for (; rounds > 0; --rounds) {
+    uint64_t bits[kLanes];
+    uint32_t control[kLanes];
+    for (uint32_t k = 0; k < kLanes; ++k) bits[k] = lanes[k].window() | kSentinel;
+    for (uint32_t i = 0; i < kLookups; ++i) {
+      for (uint32_t k = 0; k < kLanes; ++k) {
+        const uint8_t* const entry = windows + (bits[k] & (kWindows - 1)) * (kCap + 1);
+        std::memcpy(out[k], entry, kCap + 1);
+        control[k] = entry[kCap];
+        out[k] += control[k] >> 4;
+        bits[k] >>= control[k] & 15;
+      }
+    }
+    for (uint32_t k = 0; k < kLanes; ++k) lanes[k].bit += static_cast<uint32_t>(__builtin_clzll(bits[k]));
+    for (uint32_t k = 0; k < kLanes; ++k) {
+      if (control[k] != 0) continue;
+      // An escape stops a lane: it looks up the same window until it is taken here.
+      lanes[k].out = out[k];
+      if (put_codeword(d, &lanes[k]) != TINYQMOE_OK) return false;
+      out[k] = lanes[k].out;
+    }
+  }
+  for (uint32_t k = 0; k < kLanes; ++k) lanes[k].out = out[k];
+  return true;
+}
+
+// The rest of a row, as far as whole look-ups go.
+template <uint32_t kCap>
+TINYQMOE_INLINE bool put_lookups(const Dictionary& d, PhraseLane* lane) {
+  while (lane->end - lane->out > static_cast<int64_t>(kCap) && lane->bit < lane->end_bit) {
+    const uint8_t* const entry = d.windows + (lane->window() & (kWindows - 1)) * (kCap + 1);
+    const uint32_t control = entry[kCap];
+    if (control == 0) {
+      if (put_codeword(d, lane) != TINYQMOE_OK) return false;
+      continue;
+    }
+    std::memcpy(lane->out, entry, kCap + 1);
+    lane->out += control >> 4;
+    lane->bit += control & 15;
+  }
+  return true;
+}
+
+template <uint32_t kCap, uint32_t kLanes>
+TINYQMOE_INLINE bool put_rows(const Dictionary& d, PhraseLane* lanes) {
+  for (;;) {
+    uint64_t rounds = safe_rounds<kCap>(lanes[0]);
+    for (uint32_t k = 1; k < kLanes; ++k) rounds = std::min(rounds, safe_rounds<kCap>(lanes[k]));
+    if (rounds == 0) break;
+    if (!put_rounds<kCap, kLanes>(d, rounds, lanes)) return false;
+  }
+  for (uint32_t k = 0; k < kLanes; ++k) {
+    if (!put_lookups<kCap>(d, &lanes[k])) return false;
+  }
+  return true;
+}
+
+// One row, or kDotRows of them side by side. What a row has wrong is found again codeword by codeword, in order.
+template <uint32_t kCap>
+TINYQMOE_INLINE tinyqmoe_status expand_phrases_of(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
+                                                  uint8_t* out, uint64_t stride) {
+  PhraseLane lanes[kDotRows];
+  for (uint32_t k = 0; k < n; ++k) lanes[k] = lane_of(rows[k], cols, out + k * stride);
+  bool fine = true;
+  if (n == kDotRows) {
+    fine = put_rows<kCap, kDotRows>(d, lanes);
+  } else {
+    for (uint32_t k = 0; k < n && fine; ++k) fine = put_rows<kCap, 1>(d, lanes + k);
+  }
+  for (uint32_t k = 0; k < n; ++k) {
+    if (!fine) lanes[k] = lane_of(rows[k], cols, out + k * stride);
+    const tinyqmoe_status status = finish_row(d, &lanes[k]);
+    if (status != TINYQMOE_OK) return status;
+  }
+  return TINYQMOE_OK;
+}
+
+// Of the table of kernels.h.
+TINYQMOE_INLINE tinyqmoe_status expand_phrases_any(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
+                                                   uint8_t* out, uint64_t stride) {
+  return d.shape.cap == 7 ? expand_phrases_of<7>(d, rows, n, cols, out, stride)
+                          : expand_phrases_of<15>(d, rows, n, cols, out, stride);
+}
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_PHRASES_H_
