@@ -38,8 +38,7 @@ Levels = npt.NDArray[np.int8]
 # What a codec must save, as a share of the blob, over a faster one. Raw levels are multiplied where
 # they lie: what is coded needs the memory of both forms, or the time to decode it for every
 # product. Base-3 decodes several times as fast as phrases.
-GAIN_OVER_RAW = 0.125
-GAIN_OVER_BASE3 = 0.01
+GAIN_OVER = {"raw": 0.125, "base3": 0.01}
 BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
 
 
@@ -128,7 +127,8 @@ def encode(
         candidates.append(_raw_candidate(levels, level_min, n_levels))
     if codec == "base3" or (codec == "auto" and n_levels == 3):
         candidates.append(_base3_candidate(levels, level_min, n_levels))
-    if codec in ("auto", "lzw"):
+    floor = entropy_bits(counts) * levels.size / 8  # bytes that no dictionary passes
+    if codec == "lzw" or (codec == "auto" and floor < _most_bytes(candidates)):
         candidates.append(_lzw_candidate(levels, _dictionary(levels, level_min, counts)))
     chosen = choose(candidates)
     blob, header = _write(levels, chosen, path)
@@ -156,12 +156,17 @@ def choose(candidates: list[Candidate]) -> Candidate:
 
     The candidates come in order of speed, the fastest first.
     """
-    gain = {"raw": GAIN_OVER_RAW, "base3": GAIN_OVER_BASE3}
     best = candidates[0]
     for candidate in candidates[1:]:
-        if candidate.n_bytes < best.n_bytes * (1 - gain[best.codec]):
+        if candidate.n_bytes < best.n_bytes * (1 - GAIN_OVER[best.codec]):
             best = candidate
     return best
+
+
+def _most_bytes(candidates: list[Candidate]) -> float:
+    """Size at which an lzw blob would still be chosen over these."""
+    best = choose(candidates)
+    return best.n_bytes * (1 - GAIN_OVER[best.codec])
 
 
 def entropy_bits(counts: npt.NDArray[np.integer]) -> float:

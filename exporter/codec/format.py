@@ -28,7 +28,7 @@ ALIGNMENT = 64
 
 RAW_CODE_BITS = (2, 4, 8)
 LZW_CODE_BITS = 12  # of the longest codeword
-LZW_CAPS = (7, 15)
+LZW_CAPS = (3, 6, 14)
 LZW_MAX_ENTRIES = 256
 BASE3_DIGITS = 5  # levels of a byte
 BASE3_BLOCK_BYTES = 32

@@ -20,12 +20,11 @@ Counts = npt.NDArray[np.integer]
 # A level is in the core where its share is at least 2 to the minus one of these, or lies between
 # two that are.
 CORE_BITS = range(5, 15)
-# Entries of the smaller dictionaries that are tried too where a full one would weigh something:
-# below this number of levels.
-SMALL_ENTRIES = (16, 64)
-SMALL_MATRIX = 1 << 18
+# Sizes that are tried: what is lost because codewords have whole bits goes up and down with them.
+ENTRIES = (16, 64, 96, 128, 160, 192, 224)
 ESCAPE_BITS = 8
-LONGER_CAP_GAIN = 0.005  # share that the longer cap must save: its tables are twice as large
+# Bits of a look-up's window that are codewords which end in it, about.
+FILLED_BITS = 9
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,32 @@ class Grown:
         counts = np.rint(self.share * codewords).astype(np.int64)
         escapes = [phrase.is_escape for phrase in self.dictionary.phrases()]
         lengths = np.frombuffer(code_lengths(counts), np.uint8) + ESCAPE_BITS * np.array(escapes)
-        return float(lengths @ counts) + 5 * len(counts)
+        return float(lengths @ counts) + 8 * len(self.dictionary.to_bytes())
 
 
 def best_tree(counts: Counts, level_min: int) -> Dictionary:
     """The dictionary for levels that occur `counts` times, [n_levels] from level_min up.
 
-    It has no codewords yet (`with_codewords`).
+    It has no codewords yet (`with_codewords`). First the core is chosen and then the number of
+    entries, both by the size that they are expected to lead to.
     """
-    n = int(counts.sum())
-    limits = (*SMALL_ENTRIES, MAX_ENTRIES) if n < SMALL_MATRIX else (MAX_ENTRIES,)
-    best: tuple[float, Dictionary] | None = None
-    for first, n_core in cores(counts):
-        for limit in limits:
-            for cap in LZW_CAPS:
-                grown = grow(counts, level_min, (first, n_core), cap, limit)
-                if grown is None:
-                    continue
-                bits = grown.expected_bits(n) * (1 + LONGER_CAP_GAIN * (cap > LZW_CAPS[0]))
-                if best is None or bits < best[0]:
-                    best = bits, grown.dictionary
-                if max(map(len, grown.dictionary.paths())) < cap:
-                    break  # a longer cap makes the same tree
-    assert best is not None  # the level that occurs most is a core that fits
-    return best[1]
+    n, cap = int(counts.sum()), best_cap(counts)
+
+    def best(trees: list[Grown]) -> Grown:
+        return min(trees, key=lambda grown: grown.expected_bits(n))
+
+    largest = best([grow(counts, level_min, core, cap, MAX_ENTRIES) for core in cores(counts)])
+    core = largest.dictionary.core_first, largest.dictionary.n_core
+    sizes = [entries for entries in ENTRIES if entries > core[1]]
+    smaller = [grow(counts, level_min, core, cap, entries) for entries in sizes]
+    return best([*smaller, largest]).dictionary
+
+
+def best_cap(counts: Counts) -> int:
+    """The cap of the fastest decoder: the shortest that holds what a window holds on average."""
+    shares = counts[counts > 0] / counts.sum()
+    levels = FILLED_BITS / max(1e-9, float(-(shares * np.log2(shares)).sum()))
+    return next((cap for cap in LZW_CAPS if cap >= levels), LZW_CAPS[-1])
 
 
 def cores(counts: Counts) -> list[tuple[int, int]]:
@@ -84,16 +85,17 @@ def cores(counts: Counts) -> list[tuple[int, int]]:
         common = np.flatnonzero(counts.astype(np.float64) * 2.0**bits >= total)
         if len(common) == 0:
             common = np.array([int(np.argmax(counts))])
-        core = int(common[0]), int(common[-1] - common[0] + 1)
-        if core not in found:
-            found.append(core)
+        first, n_core = int(common[0]), int(common[-1] - common[0] + 1)
+        n_children = n_core + (n_core < len(counts))
+        if n_children <= MAX_ENTRIES and (first, n_core) not in found:
+            found.append((first, n_core))
     return found
 
 
 def grow(
     counts: Counts, level_min: int, core: tuple[int, int], cap: int, max_entries: int
-) -> Grown | None:
-    """A tree of at most `max_entries` leaves; None where not even the core's levels fit.
+) -> Grown:
+    """A tree of at most `max_entries` leaves.
 
     LZW's growth, run to its end on the expected data: as long as there is room the most probable
     leaf is split, among equals the one that was made first.
@@ -102,37 +104,39 @@ def grow(
     n_levels = len(counts)
     inside = counts[first : first + n_core].astype(np.float64)
     rest = float(counts.sum()) - inside.sum()
-    shares = [*inside, rest] if n_core < n_levels else list(inside)
-    total = max(1.0, sum(shares))
+    shares = (np.append(inside, rest) if n_core < n_levels else inside) / max(1, counts.sum())
     n_children = len(shares)
-    if n_children > max_entries:
-        return None
     first_child: dict[int, int] = {}
     probability, depth = [1.0], [0]
     heap = [(-1.0, 0)]
-    while heap and len(first_child) * (n_children - 1) + n_children <= max_entries:
+    while heap and (len(first_child) + 1) * (n_children - 1) + 1 <= max_entries:
         node = heapq.heappop(heap)[1]
-        first_child[node] = len(probability)
-        for child, share in enumerate(shares):
-            if child < n_core and depth[node] + 1 < cap:
-                heapq.heappush(heap, (-probability[node] * share / total, len(probability)))
-            probability.append(probability[node] * share / total)
-            depth.append(depth[node] + 1)
-    tree = bytearray()
-    share_of_leaf = []
-    pending = [0]
+        n_nodes = len(probability)
+        first_child[node] = n_nodes
+        probability.extend((probability[node] * shares).tolist())
+        depth.extend([depth[node] + 1] * n_children)
+        if depth[-1] < cap:
+            for child in range(n_nodes, n_nodes + n_core):
+                heapq.heappush(heap, (-probability[child], child))
+    tree, leaves = _pre_order(first_child, n_children)
+    dictionary = Dictionary(
+        *(level_min, n_levels, first, n_core, cap), tree, bytes(len(leaves))
+    )
+    return Grown(dictionary, np.array([probability[leaf] for leaf in leaves]))
+
+
+def _pre_order(first_child: dict[int, int], n_children: int) -> tuple[bytes, list[int]]:
+    """A tree in pre-order, one byte a node, 1 an inner node; and its leaves."""
+    tree, leaves, pending = bytearray(), [], [0]
     while pending:
         node = pending.pop()
-        inner = node in first_child
-        tree.append(inner)
-        if inner:
-            pending.extend(reversed(range(first_child[node], first_child[node] + n_children)))
+        tree.append(node in first_child)
+        if node in first_child:
+            children = range(first_child[node], first_child[node] + n_children)
+            pending.extend(reversed(children))
         else:
-            share_of_leaf.append(probability[node])
-    dictionary = Dictionary(
-        *(level_min, n_levels, first, n_core, cap), bytes(tree), bytes(len(share_of_leaf))
-    )
-    return Grown(dictionary, np.array(share_of_leaf))
+            leaves.append(node)
+    return bytes(tree), leaves
 
 
 def with_codewords(dictionary: Dictionary, counts: Counts) -> Dictionary:

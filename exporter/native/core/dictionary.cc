@@ -1,5 +1,6 @@
 #include "dictionary.h"
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <new>
@@ -24,7 +25,7 @@ struct PhraseReader {
     const DictionaryShape& shape = dictionary->shape;
     Phrase& phrase = dictionary->phrases[entry];
     phrase.length = static_cast<uint8_t>(path.depth);
-    for (uint32_t i = 0; i < path.depth; ++i) {
+    for (uint32_t i = 0; i < std::min(path.depth, kMaxCap); ++i) {
       phrase.offsets[i] = static_cast<uint8_t>(shape.core_first + path.child[i]);
     }
     dictionary->is_escape[entry] = path.child[path.depth - 1] == shape.n_core;
@@ -49,7 +50,7 @@ void fill_first(Dictionary* d, const Codeword* codewords) {
 
 void fill_window(Dictionary* d, uint32_t window) {
   const uint32_t cap = d->shape.cap;
-  uint8_t* const levels = d->windows + uint64_t{window} * (cap + 1);
+  uint8_t* const levels = d->windows + uint64_t{window} * entry_bytes(cap);
   uint32_t bits = 0;
   uint32_t n = 0;
   for (;;) {
@@ -61,7 +62,9 @@ void fill_window(Dictionary* d, uint32_t window) {
     n += phrase.length;
     bits += first & 15;
   }
-  levels[cap] = static_cast<uint8_t>(n << 4 | bits);
+  d->most = std::max(d->most, n);
+  const uint16_t control = static_cast<uint16_t>(n << kControlBits | bits);
+  std::memcpy(levels + cap, &control, entry_bytes(cap) - cap);
 }
 
 void destroy(Dictionary* d) {
@@ -71,7 +74,7 @@ void destroy(Dictionary* d) {
 
 // One block for all tables, of which every part starts on a multiple of its items' size.
 tinyqmoe_status allocate(const DictionaryShape& shape, Dictionary** out) {
-  const uint64_t window_bytes = uint64_t{kWindows} * (shape.cap + 1);
+  const uint64_t window_bytes = uint64_t{kWindows} * entry_bytes(shape.cap);
   const uint64_t bytes = window_bytes + kWindows * sizeof(uint16_t) + shape.n_entries * (sizeof(Phrase) + sizeof(bool)) +
                          shape.section_bytes();
   Dictionary* d = new (std::nothrow) Dictionary{};

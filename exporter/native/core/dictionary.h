@@ -4,11 +4,12 @@
 
 #include <cstdint>
 
+#include "bytes.h"
 #include "tinyqmoe/tinyqmoe.h"
 
 namespace tinyqmoe {
 
-constexpr uint32_t kMaxCap = 15;
+constexpr uint32_t kMaxCap = 14;
 constexpr uint32_t kMaxEntries = 256;
 constexpr uint32_t kMaxCodeBits = 12;
 constexpr uint32_t kWindows = 1u << kMaxCodeBits;  // what the next kMaxCodeBits bits of a row can be
@@ -39,11 +40,20 @@ struct Phrase {
   uint8_t length;  // of an escape phrase: with the level that follows the codeword
 };
 
+// What a look-up finds: up to cap levels, and last in the entry its control, which says how many they are and how many
+// bits they took. Shifts take a control as it is, since they look at its lowest kControlBits bits only.
+constexpr uint32_t kControlBits = 6;
+constexpr uint32_t entry_bytes(uint32_t cap) { return cap == 3 ? 4 : cap == 6 ? 8 : 16; }
+inline uint64_t control_of(const uint8_t* entry, uint32_t cap) {
+  return cap == 3 ? uint64_t{entry[3]} : uint64_t{load<uint16_t>(entry + cap)};
+}
+
 struct Dictionary {
   DictionaryShape shape;
-  // Of every window: the phrases of the codewords that are whole in it, as many as fit in cap, and the control byte
-  // (their levels << 4 | their bits). Control 0: the first codeword is an escape. [kWindows][cap + 1], 64-byte aligned.
+  // Of every window: the phrases of the codewords that are whole in it, as many as fit in cap. Control 0: the first
+  // codeword is an escape. [kWindows][entry_bytes], 64-byte aligned.
   uint8_t* windows;
+  uint32_t most;      // levels of an entry
   uint16_t* first;    // of every window: its first codeword, entry << 4 | bits
   Phrase* phrases;    // [n_entries]
   bool* is_escape;    // [n_entries]
@@ -62,7 +72,7 @@ tinyqmoe_status read_codewords(const DictionaryShape& shape, const uint8_t* sect
 // Where a walk stands: the path from the root to the node it meets.
 struct TreePath {
   uint32_t depth;               // of the node; its phrase is child[0..depth)
-  uint8_t child[kMaxCap];
+  uint8_t child[kMaxCap];       // not above n_core
   uint32_t parent[kMaxCap];     // parent[d]: the inner node (numbered in pre-order) at depth d
 };
 

@@ -75,7 +75,7 @@ AVX2 uint8_t unpack8(const uint8_t* packed, uint32_t n_blocks, uint8_t bias, uin
 
 }  // namespace
 
-__attribute__((target("avx2,bmi2"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+__attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
                                     uint8_t* out, uint64_t stride) {
   return expand_phrases_any(dictionary, rows, n, cols, out, stride);
 }

@@ -11,7 +11,7 @@ namespace tinyqmoe {
 
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap) {
   const bool raw = codec == kRaw && cap == 0 && (code_bits == 2 || code_bits == 4 || code_bits == 8);
-  const bool lzw = codec == kLzw && (cap == 7 || cap == kMaxCap) && code_bits == kMaxCodeBits;
+  const bool lzw = codec == kLzw && (cap == 3 || cap == 6 || cap == kMaxCap) && code_bits == kMaxCodeBits;
   const bool base3 = codec == kBase3 && cap == kBase3Digits && code_bits == 8;
   return raw || lzw || base3 ? TINYQMOE_OK : TINYQMOE_BAD_CODEC;
 }

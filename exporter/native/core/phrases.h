@@ -20,7 +20,7 @@ struct PhraseLane {
   uint8_t* out;
   uint8_t* end;
 
-  TINYQMOE_INLINE uint64_t window() const { return load<uint64_t>(bytes + bit / 8) >> (bit % 8); }
+  TINYQMOE_INLINE uint64_t window() const { return load<uint64_t>(bytes + (bit >> 3)) >> (bit & 7); }
 };
 
 // Decodes the next codeword of a lane that is not at its end yet. BAD_LEVEL: a level outside the alphabet.
@@ -33,19 +33,21 @@ TINYQMOE_INLINE PhraseLane lane_of(const CodedRow& row, uint32_t cols, uint8_t* 
   return {row.bytes, 0, row.n_bytes * 8, out, out + cols};
 }
 
-constexpr uint32_t kLookups = 4;  // of a lane in a round: their bits fit what is left of 64 after the shift to a bit
-
 // Rounds of kLookups look-ups that neither write past a row's end nor read past its last byte, however long or short the
-// codewords are. The last look-up may be an escape: 12 + 8 bits.
-template <uint32_t kCap>
-TINYQMOE_INLINE uint64_t safe_rounds(const PhraseLane& lane) {
-  const uint64_t levels = static_cast<uint64_t>(lane.end - lane.out);
-  const uint64_t bits = lane.bit < lane.end_bit ? lane.end_bit - lane.bit : 0;
-  return levels == 0 ? 0 : std::min((levels - 1) / (kLookups * kCap), bits / (kLookups * kMaxCodeBits + 8));
+// codewords are.
+template <uint32_t kCap, uint32_t kLookups>
+TINYQMOE_INLINE uint64_t safe_rounds(const Dictionary& d, const PhraseLane& lane) {
+  constexpr int64_t kMostBits = kLookups * kMaxCodeBits + 8;  // the last look-up may be an escape
+  const int64_t levels = lane.end - lane.out - (entry_bytes(kCap) - d.most);
+  const int64_t bits = static_cast<int64_t>(lane.end_bit - lane.bit);
+  const uint32_t by_levels = static_cast<uint32_t>(std::max<int64_t>(levels, 0)) / (kLookups * d.most);
+  const uint32_t by_bits = static_cast<uint32_t>(std::max<int64_t>(bits, 0)) / kMostBits;
+  return std::min(by_levels, by_bits);
 }
 
-// Some rounds of kLanes rows side by side. False: a row holds a level outside the alphabet.
-template <uint32_t kCap, uint32_t kLanes>
+// Some rounds of kLanes rows side by side. At most four look-ups in each: their bits fit what the shift to a bit leaves
+// of 64. False: a row holds a level outside the alphabet.
+template <uint32_t kCap, uint32_t kLanes, uint32_t kLookups>
 TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane* lanes) {
   constexpr uint64_t kSentinel = uint64_t{1} << 63;  // the zeros above it count the bits that were shifted out
   const uint8_t* const windows = d.windows;
@@ -53,18 +55,18 @@ TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane
   for (uint32_t k = 0; k < kLanes; ++k) out[k] = lanes[k].out;
   for (; rounds > 0; --rounds) {
     uint64_t bits[kLanes];
-    uint32_t control[kLanes];
+    uint64_t control[kLanes];
     for (uint32_t k = 0; k < kLanes; ++k) bits[k] = lanes[k].window() | kSentinel;
     for (uint32_t i = 0; i < kLookups; ++i) {
       for (uint32_t k = 0; k < kLanes; ++k) {
-        const uint8_t* const entry = windows + (bits[k] & (kWindows - 1)) * (kCap + 1);
-        std::memcpy(out[k], entry, kCap + 1);
-        control[k] = entry[kCap];
-        out[k] += control[k] >> 4;
-        bits[k] >>= control[k] & 15;
+        const uint8_t* const entry = windows + (bits[k] & (kWindows - 1)) * entry_bytes(kCap);
+        std::memcpy(out[k], entry, entry_bytes(kCap));
+        control[k] = control_of(entry, kCap);
+        out[k] += control[k] >> kControlBits;
+        bits[k] >>= control[k] % 64;
       }
     }
-    for (uint32_t k = 0; k < kLanes; ++k) lanes[k].bit += static_cast<uint32_t>(__builtin_clzll(bits[k]));
+    for (uint32_t k = 0; k < kLanes; ++k) lanes[k].bit += __builtin_clzll(bits[k]);
     for (uint32_t k = 0; k < kLanes; ++k) {
       if (control[k] != 0) continue;
       // An escape stops a lane: it looks up the same window until it is taken here.
@@ -77,35 +79,20 @@ TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane
   return true;
 }
 
-// The rest of a row, as far as whole look-ups go.
-template <uint32_t kCap>
-TINYQMOE_INLINE bool put_lookups(const Dictionary& d, PhraseLane* lane) {
-  while (lane->end - lane->out > static_cast<int64_t>(kCap) && lane->bit < lane->end_bit) {
-    const uint8_t* const entry = d.windows + (lane->window() & (kWindows - 1)) * (kCap + 1);
-    const uint32_t control = entry[kCap];
-    if (control == 0) {
-      if (put_codeword(d, lane) != TINYQMOE_OK) return false;
-      continue;
-    }
-    std::memcpy(lane->out, entry, kCap + 1);
-    lane->out += control >> 4;
-    lane->bit += control & 15;
+// All rounds that are safe.
+template <uint32_t kCap, uint32_t kLanes, uint32_t kLookups>
+TINYQMOE_INLINE bool put_all_rounds(const Dictionary& d, PhraseLane* lanes) {
+  for (;;) {
+    uint64_t rounds = safe_rounds<kCap, kLookups>(d, lanes[0]);
+    for (uint32_t k = 1; k < kLanes; ++k) rounds = std::min(rounds, safe_rounds<kCap, kLookups>(d, lanes[k]));
+    if (rounds == 0) return true;
+    if (!put_rounds<kCap, kLanes, kLookups>(d, rounds, lanes)) return false;
   }
-  return true;
 }
 
 template <uint32_t kCap, uint32_t kLanes>
 TINYQMOE_INLINE bool put_rows(const Dictionary& d, PhraseLane* lanes) {
-  for (;;) {
-    uint64_t rounds = safe_rounds<kCap>(lanes[0]);
-    for (uint32_t k = 1; k < kLanes; ++k) rounds = std::min(rounds, safe_rounds<kCap>(lanes[k]));
-    if (rounds == 0) break;
-    if (!put_rounds<kCap, kLanes>(d, rounds, lanes)) return false;
-  }
-  for (uint32_t k = 0; k < kLanes; ++k) {
-    if (!put_lookups<kCap>(d, &lanes[k])) return false;
-  }
-  return true;
+  return put_all_rounds<kCap, kLanes, 4>(d, lanes) && put_all_rounds<kCap, kLanes, 1>(d, lanes);
 }
 
 // One row, or kDotRows of them side by side. What a row has wrong is found again codeword by codeword, in order.
@@ -131,8 +118,11 @@ TINYQMOE_INLINE tinyqmoe_status expand_phrases_of(const Dictionary& d, const Cod
 // Of the table of kernels.h.
 TINYQMOE_INLINE tinyqmoe_status expand_phrases_any(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
                                                    uint8_t* out, uint64_t stride) {
-  return d.shape.cap == 7 ? expand_phrases_of<7>(d, rows, n, cols, out, stride)
-                          : expand_phrases_of<15>(d, rows, n, cols, out, stride);
+  switch (d.shape.cap) {
+    case 3: return expand_phrases_of<3>(d, rows, n, cols, out, stride);
+    case 6: return expand_phrases_of<6>(d, rows, n, cols, out, stride);
+    default: return expand_phrases_of<14>(d, rows, n, cols, out, stride);
+  }
 }
 
 }  // namespace tinyqmoe
