@@ -29,7 +29,7 @@ from exporter.codec.format import (
     seal,
     write_tables,
 )
-from exporter.codec.growth import best_tree, with_codewords
+from exporter.codec.growth import best_tree, entropy_bits, with_codewords
 from exporter.errors import CodecError
 
 Codec = Literal["auto", "lzw", "base3", "raw"]
@@ -167,12 +167,6 @@ def _most_bytes(candidates: list[Candidate]) -> float:
     """Size at which an lzw blob would still be chosen over these."""
     best = choose(candidates)
     return best.n_bytes * (1 - GAIN_OVER[best.codec])
-
-
-def entropy_bits(counts: npt.NDArray[np.integer]) -> float:
-    """Order-0 entropy in bits per level of levels that occur `counts` times."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum()) + 0.0  # no negative zero
 
 
 def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:

@@ -58,7 +58,7 @@ def best_tree(counts: Counts, level_min: int) -> Dictionary:
     It has no codewords yet (`with_codewords`). First the core is chosen and then the number of
     entries, both by the size that they are expected to lead to.
     """
-    n, cap = int(counts.sum()), best_cap(counts)
+    n, cap = int(counts.sum()), best_cap(entropy_bits(counts))
 
     def best(trees: list[Grown]) -> Grown:
         return min(trees, key=lambda grown: grown.expected_bits(n))
@@ -70,11 +70,19 @@ def best_tree(counts: Counts, level_min: int) -> Dictionary:
     return best([*smaller, largest]).dictionary
 
 
-def best_cap(counts: Counts) -> int:
-    """The cap of the fastest decoder: the shortest that holds what a window holds on average."""
-    shares = counts[counts > 0] / counts.sum()
-    levels = FILLED_BITS / max(1e-9, float(-(shares * np.log2(shares)).sum()))
+def best_cap(entropy: float) -> int:
+    """The cap of the fastest decoder for levels of this entropy in bits.
+
+    It is the shortest that holds what a window holds on average.
+    """
+    levels = FILLED_BITS / max(1e-9, entropy)
     return next((cap for cap in LZW_CAPS if cap >= levels), LZW_CAPS[-1])
+
+
+def entropy_bits(counts: Counts) -> float:
+    """Order-0 entropy in bits per level of levels that occur `counts` times."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0  # no negative zero
 
 
 def cores(counts: Counts) -> list[tuple[int, int]]:

@@ -86,6 +86,7 @@ tinyqmoe_status allocate(const DictionaryShape& shape, Dictionary** out) {
   }
   std::memset(d->windows, 0, bytes);
   d->shape = shape;
+  d->most = 1;
   d->first = reinterpret_cast<uint16_t*>(d->windows + window_bytes);
   d->phrases = reinterpret_cast<Phrase*>(d->first + kWindows);
   d->is_escape = reinterpret_cast<bool*>(d->phrases + shape.n_entries);

@@ -17,8 +17,8 @@ NoDestroy<Manager> g_manager_storage;
 // them on one core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4 and 8
 // bits.
 constexpr double kRawNs[3] = {0.020, 0.027, 0.053};
-constexpr double kLzwNs[3] = {0.40, 0.60, 0.80};
-constexpr double kBase3Ns = 0.085;
+constexpr double kLzwNs[3] = {0.35, 0.65, 0.80};
+constexpr double kBase3Ns = 0.080;
 
 double gain_of(const tinyqmoe_info& info) {
   if (info.codec == kRaw) return 0.0;
