@@ -127,9 +127,7 @@ def grow(
             for child in range(n_nodes, n_nodes + n_core):
                 heapq.heappush(heap, (-probability[child], child))
     tree, leaves = _pre_order(first_child, n_children)
-    dictionary = Dictionary(
-        *(level_min, n_levels, first, n_core, cap), tree, bytes(len(leaves))
-    )
+    dictionary = Dictionary(*(level_min, n_levels, first, n_core, cap), tree, bytes(len(leaves)))
     return Grown(dictionary, np.array([probability[leaf] for leaf in leaves]))
 
 

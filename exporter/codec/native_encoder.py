@@ -122,9 +122,7 @@ def _what(matrix: Int8Array, d: Dictionary) -> str:
     return f"encoding {rows} x {cols} levels from {d.level_min}, {d.n_levels} of them"
 
 
-def count_phrases(
-    levels: npt.NDArray[np.int8], dictionary: Dictionary
-) -> npt.NDArray[np.uint64]:
+def count_phrases(levels: npt.NDArray[np.int8], dictionary: Dictionary) -> npt.NDArray[np.uint64]:
     """Number of times each phrase of a dictionary occurs, uint64 [n_entries]."""
     matrix = _levels(levels)
     c_dictionary, section = _encode_dictionary(dictionary)

@@ -960,7 +960,9 @@ def hexdump() -> str:
     return "\n".join(
         [
             *dump_header(blob),
-            *dump_lines(blob, 64, tree_end, f"tree: {inner} inner nodes, {header.n_entries} leaves"),
+            *dump_lines(
+                blob, 64, tree_end, f"tree: {inner} inner nodes, {header.n_entries} leaves"
+            ),
             *dump_lines(blob, tree_end, dictionary_end, lengths),
             *dump_lines(blob, dictionary_end, at.index_offset, "gap"),
             *dump_lines(

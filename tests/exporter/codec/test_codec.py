@@ -394,7 +394,9 @@ def test_every_changed_byte_is_an_error(codec: encoder.Codec) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_both_decoders_agree_on_damage_behind_right_crcs(data: st.DataObject) -> None:
-    blob = np.frombuffer(small_blob(data.draw(st.sampled_from(["lzw", "base3", "raw"]))), np.uint8).copy()
+    blob = np.frombuffer(
+        small_blob(data.draw(st.sampled_from(["lzw", "base3", "raw"]))), np.uint8
+    ).copy()
     header = Header.parse(blob)
     for _ in range(data.draw(st.integers(1, 3))):
         blob[
