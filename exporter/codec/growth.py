@@ -31,25 +31,21 @@ FILLED_BITS = 9
 class Grown:
     """A dictionary without codewords, and what it is expected to make of the levels.
 
-    `share` is the probability of each entry, for independent levels.
+    By entry: `share`, the probability for independent levels, and the length with what an escape
+    adds.
     """
 
     dictionary: Dictionary
     share: npt.NDArray[np.float64]
-
-    @property
-    def mean_length(self) -> float:
-        """Levels per codeword."""
-        lengths = [phrase.length for phrase in self.dictionary.phrases()]
-        return float(self.share @ np.array(lengths))
+    length: npt.NDArray[np.int64]
+    is_escape: npt.NDArray[np.bool_]
 
     def expected_bits(self, n: int) -> float:
         """Size of `n` levels and the dictionary, in bits."""
-        codewords = n / self.mean_length
+        codewords = n / float(self.share @ self.length)
         counts = np.rint(self.share * codewords).astype(np.int64)
-        escapes = [phrase.is_escape for phrase in self.dictionary.phrases()]
-        lengths = np.frombuffer(code_lengths(counts), np.uint8) + ESCAPE_BITS * np.array(escapes)
-        return float(lengths @ counts) + 8 * len(self.dictionary.to_bytes())
+        bits = np.frombuffer(code_lengths(counts), np.uint8) + ESCAPE_BITS * self.is_escape
+        return float(bits @ counts) + 8 * len(self.dictionary.to_bytes())
 
 
 def best_tree(counts: Counts, level_min: int) -> Dictionary:
@@ -127,8 +123,12 @@ def grow(
             for child in range(n_nodes, n_nodes + n_core):
                 heapq.heappush(heap, (-probability[child], child))
     tree, leaves = _pre_order(first_child, n_children)
-    dictionary = Dictionary(*(level_min, n_levels, first, n_core, cap), tree, bytes(len(leaves)))
-    return Grown(dictionary, np.array([probability[leaf] for leaf in leaves]))
+    return Grown(
+        Dictionary(*(level_min, n_levels, first, n_core, cap), tree, bytes(len(leaves))),
+        np.array(probability)[leaves],
+        np.array(depth)[leaves],
+        (np.array(leaves) - 1) % n_children == n_core,
+    )
 
 
 def _pre_order(first_child: dict[int, int], n_children: int) -> tuple[bytes, list[int]]:
