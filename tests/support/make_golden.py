@@ -8,6 +8,7 @@ code with the native one.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import struct
 import sys
@@ -122,11 +123,23 @@ class Parsed:
     escaped: list[int | None]
 
 
+@functools.lru_cache(maxsize=8)
+def entries_by_phrase(dictionary: Dictionary) -> dict[tuple[tuple[int, ...], bool], int]:
+    """The entry of every phrase, by its levels and whether an escape ends it."""
+    return {(p.levels, p.is_escape): entry for entry, p in enumerate(dictionary.phrases())}
+
+
+@functools.lru_cache(maxsize=8)
+def codes_by_entry(dictionary: Dictionary) -> dict[int, tuple[int, int]]:
+    """The codeword of every entry that is used: its bits and its value."""
+    return {entry: code for code, entry in dictionary.codewords().items()}
+
+
 def parse_row(row: list[int], dictionary: Dictionary) -> Parsed:
     """The phrases of one row; the last one is filled up with zeros or the core's lowest level."""
     first = dictionary.level_min + dictionary.core_first
     core = range(first, first + dictionary.n_core)
-    entry_of = {(p.levels, p.is_escape): k for k, p in enumerate(dictionary.phrases())}
+    entry_of = entries_by_phrase(dictionary)
     fill = 0 if 0 in core else first
     parsed, phrase, left = Parsed([], []), (), [*row]
     while left or phrase:
@@ -143,7 +156,7 @@ def parse_row(row: list[int], dictionary: Dictionary) -> Parsed:
 
 def row_bits(parsed: Parsed, dictionary: Dictionary) -> list[int]:
     """The bits of a row: codewords from their highest bit, levels from their lowest."""
-    code_of = {entry: code for code, entry in dictionary.codewords().items()}
+    code_of = codes_by_entry(dictionary)
     bits: list[int] = []
     for entry, escaped in zip(parsed.entries, parsed.escaped, strict=True):
         n, value = code_of[entry]
