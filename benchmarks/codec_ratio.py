@@ -96,7 +96,7 @@ def of_model(folder: Path) -> Iterator[tuple[str, Levels, int, int]]:
     from exporter.checkpoint.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
-    layer = checkpoint.model.num_hidden_layers // 2
+    layer = checkpoint.config.num_hidden_layers // 2
     for part in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
         name = f"model.layers.{layer}.{part}.weight"
         rows, _ = checkpoint.shape(name)

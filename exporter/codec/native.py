@@ -183,7 +183,8 @@ def check(status: int, what: str) -> None:
         raise MemoryError(what)
     if name in _ARGUMENT_STATUSES:
         raise ValueError(f"{name}: {what}")
-    raise CodecError(name, what)
+    hint = "export the model again" if name == "BAD_VERSION" else ""
+    raise CodecError(name, what, hint=hint)
 
 
 def available_isas() -> list[Isa]:

@@ -199,6 +199,15 @@ def test_encode_sizes_and_errors() -> None:
         assert caught.value.status == "BAD_LEVEL"
 
 
+def test_a_blob_of_the_old_version_is_refused_with_a_next_step() -> None:
+    blob = make_blob(random_levels((3, 9), -1, 3), "raw", 2, 0, -1, 3).copy()
+    blob[4] = 1
+    for decode in (NativeTensor, reference.decode):
+        with pytest.raises(CodecError, match="BAD_VERSION") as caught:
+            decode(blob)
+        assert "export the model again" in str(caught.value) + caught.value.hint
+
+
 def test_counts_and_crc() -> None:
     levels = np.random.default_rng(0).integers(-128, 128, (9, 1001), dtype=np.int8)
     assert np.array_equal(
