@@ -14,11 +14,11 @@ namespace {
 NoDestroy<Manager> g_manager_storage;
 
 // Nanoseconds a weight of a product with one token and one scale a row, as `python benchmarks/residency_speed.py` gives
-// them on one core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4 and 8
-// bits.
-constexpr double kRawNs[3] = {0.020, 0.027, 0.053};
-constexpr double kLzwNs[3] = {0.35, 0.65, 0.80};
-constexpr double kBase3Ns = 0.080;
+// them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4
+// and 8 bits.
+constexpr double kRawNs[3] = {0.060, 0.081, 0.134};
+constexpr double kLzwNs[3] = {0.42, 1.01, 0.85};
+constexpr double kBase3Ns = 0.122;
 
 double gain_of(const tinyqmoe_info& info) {
   if (info.codec == kRaw) return 0.0;
