@@ -194,7 +194,7 @@ def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
 
 
 @dataclass(frozen=True)
-class _Difference:
+class Difference:
     """Difference of logits at one position.
 
     KL(reference || package) in nats, SQNR in dB, the largest difference, and whether the best token
@@ -207,22 +207,22 @@ class _Difference:
     same: bool
 
 
-def _compare(
+def compare(
     reference: NDArray[np.float32], got: NDArray[np.float32], gate: Tolerance
-) -> _Difference:
+) -> Difference:
     """Difference of two rows of logits float32 [V].
 
     The mean of a row says nothing (softmax ignores it), so it is no signal.
     """
     if got.shape != reference.shape or not np.isfinite(got).all():
-        return _Difference(math.inf, -math.inf, math.inf, False)
+        return Difference(math.inf, -math.inf, math.inf, False)
     ref, new = reference.astype(np.float64), got.astype(np.float64)
     log_p, log_q = ref - _log_sum_exp(ref), new - _log_sum_exp(new)
     kl = max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q))))
     noise, signal = float(np.sum(np.square(new - ref))), float(np.sum(np.square(ref - ref.mean())))
     sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     margin = float(ref.max() - ref[int(new.argmax())])
-    return _Difference(kl, sqnr, float(np.abs(new - ref).max()), margin <= gate.near_tie(ref))
+    return Difference(kl, sqnr, float(np.abs(new - ref).max()), margin <= gate.near_tie(ref))
 
 
 def _log_sum_exp(x: NDArray[np.float64]) -> float:
@@ -230,7 +230,7 @@ def _log_sum_exp(x: NDArray[np.float64]) -> float:
     return float(x.max() + np.log(np.sum(np.exp(x - x.max()))))
 
 
-def _logits_check(what: str, rows: Sequence[_Difference], gate: Tolerance) -> Check:
+def _logits_check(what: str, rows: Sequence[Difference], gate: Tolerance) -> Check:
     """Check of logits from the differences at all positions."""
     kl, sqnr = [r.kl for r in rows], [r.sqnr_db for r in rows]
     # Of two middles, the worse counts.
@@ -297,7 +297,7 @@ class _Judge:
     def _logits(self, answer: Answer, got: Sequence[NDArray[np.float32]], what: str) -> Check:
         """Check of the logits of an answer."""
         pairs = zip(answer.logits, got, strict=True)
-        rows = [_compare(reference, logits, self.gate) for reference, logits in pairs]
+        rows = [compare(reference, logits, self.gate) for reference, logits in pairs]
         return _logits_check(what, rows, self.gate)
 
     def _bits(self, answer: Answer, got: Sequence[NDArray[np.float32]], what: str) -> list[Check]:

@@ -560,20 +560,20 @@ def test_logits_that_are_not_finite_are_infinitely_far(bad: float) -> None:
     reference = np.arange(5, dtype=np.float32)
     got = reference.copy()
     got[2] = bad
-    row = parity._compare(reference, got, TOLERANCES["int16"])
+    row = parity.compare(reference, got, TOLERANCES["int16"])
     assert (row.kl, row.sqnr_db, row.same) == (math.inf, -math.inf, False)
 
 
 def test_logits_of_another_size_are_infinitely_far() -> None:
     assert (
-        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int16"]).kl
+        parity.compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int16"]).kl
         == math.inf
     )
 
 
 def test_figures_of_a_known_difference() -> None:
     reference, got = np.array([0.0, 1.0, 2.0], np.float32), np.array([0.0, 1.0, 2.1], np.float32)
-    row = parity._compare(reference, got, TOLERANCES["float32"])
+    row = parity.compare(reference, got, TOLERANCES["float32"])
     p, q = np.exp(reference) / np.exp(reference).sum(), np.exp(got) / np.exp(got).sum()
     assert row.kl == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4)
     assert row.sqnr_db == pytest.approx(10 * math.log10(2 / 0.01), abs=1e-3)
@@ -583,12 +583,12 @@ def test_figures_of_a_known_difference() -> None:
 
 def test_a_constant_added_to_all_logits_is_a_difference() -> None:
     reference = np.array([0.0, 1.0, 2.0], np.float32)
-    assert parity._compare(reference, reference + 1, TOLERANCES["float32"]).sqnr_db < 10
+    assert parity.compare(reference, reference + 1, TOLERANCES["float32"]).sqnr_db < 10
 
 
 def test_equal_rows_are_equal_even_when_flat() -> None:
     flat = np.zeros(4, np.float32)
-    row = parity._compare(flat, flat, TOLERANCES["float32"])
+    row = parity.compare(flat, flat, TOLERANCES["float32"])
     assert (row.kl, row.sqnr_db, row.same) == (0.0, math.inf, True)
 
 
@@ -596,9 +596,9 @@ def test_a_near_tie_is_the_margin_the_noise_can_close() -> None:
     gate = TOLERANCES["float32"]
     reference = np.array([0.0, 1.0, 1.0 - 1e-5], np.float32)
     swapped = reference[[0, 2, 1]]
-    assert parity._compare(reference, swapped, gate).same
+    assert parity.compare(reference, swapped, gate).same
     apart = np.array([0.0, 1.0, 0.9], np.float32)
-    assert not parity._compare(apart, apart[[0, 2, 1]], gate).same
+    assert not parity.compare(apart, apart[[0, 2, 1]], gate).same
 
 
 def test_the_manifest_decides_nothing_about_the_gates(copied: Bundle) -> None:
