@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -22,10 +22,10 @@ import torch
 
 from exporter import demo, manifest
 from exporter.backends import registry
-from exporter.backends.package import Emitted, PackageInput
-from exporter.bundle import NATIVE, Arithmetic, Bundle, KVType, QuantizationLoss
+from exporter.backends.package import PackageInput
+from exporter.bundle import NATIVE, Arithmetic, Bundle, QuantizationLoss
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.config import ExportConfig
+from exporter.config import MIN_CONTEXT, ExportConfig
 from exporter.encoded import EncodedModel, encode_matrices
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
@@ -33,7 +33,8 @@ from exporter.reference.loss import quantization_loss
 from exporter.reference.model import QuantizedLayers, hidden_states
 from exporter.reference.prompts import TEXTS, token_sequences
 from runtime_ref import runners
-from runtime_ref.parity import TOLERANCES, Difference, compare
+from runtime_ref.generate import Runner
+from runtime_ref.parity import Difference, compare, tolerance
 from runtime_ref.residency import Residency
 from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 
@@ -43,12 +44,14 @@ LOSS = (
     Arithmetic("int16", "float16"),
     Arithmetic("int16", "int8"),
 )
-NOISE: tuple[tuple[str, KVType], ...] = (  # formats of packages, and the types of their caches
-    (NATIVE, "float32"),
-    (NATIVE, "float16"),
-    (NATIVE, "int8"),
-    ("custom-op", "float32"),
-    ("mlprogram", "float16"),
+NOISE = (  # formats of packages as runners know them, and their arithmetics; "native" runs a "pte"
+    ("custom-op", Arithmetic("float32", "float32")),
+    ("pte", Arithmetic("float32", "float16")),
+    ("custom-op", Arithmetic("int16", "float32")),
+    (NATIVE, Arithmetic("int16", "float32")),
+    (NATIVE, Arithmetic("int16", "float16")),
+    (NATIVE, Arithmetic("int16", "int8")),
+    ("mlprogram", Arithmetic("int16", "float16")),  # half precision, whatever is asked for
 )
 RANDOM = {
     "random, hidden 256, 4 layers": {"hidden_size": 256, "num_hidden_layers": 4},
@@ -82,14 +85,14 @@ class Windows:
         return [ids[i * step : i * step + n] for i in range(self.count)]
 
 
-def quiet(stage: str, done: int, total: int) -> None:
+def quiet(*_: object) -> None:
     """Shows no progress."""
 
 
 def loss_row(
     checkpoint: Checkpoint, encoded: EncodedModel, windows: Sequence[Sequence[int]]
 ) -> tuple[list[str], QuantizationLoss]:
-    """Cells of the loss table: mean KL over all windows in each arithmetic; and one of its losses."""
+    """Cells of the loss table, the mean KL over all windows in each arithmetic; and one loss."""
     cells = [f"{len(windows)} x {len(windows[0])}"]
     for arithmetic in LOSS:
         losses = [quantization_loss(checkpoint, encoded, arithmetic, w) for w in windows]
@@ -97,33 +100,36 @@ def loss_row(
     return cells, losses[0]
 
 
-def noise_rows(
-    source: PackageInput, loss: QuantizationLoss, windows: Sequence[Sequence[int]]
-) -> Iterator[list[str]]:
-    """Rows of the noise table: each package against the model in PyTorch, in its arithmetic."""
-    emitted = [registry.emit(name, source, quiet) for name in source.config.formats]
-    for package_format, kv_type in NOISE:
-        manifest.write(source, [_with_cache(e, kv_type) for e in emitted], [], loss)
-        bundle = Bundle.open(source.work)
-        artifact = runners.package(bundle.manifest, package_format)
-        layers = QuantizedLayers(source.encoded, artifact.arithmetic)
-        model = source.checkpoint.network(source.context, layers)
-        runner = runners.open_runner(bundle, artifact, Residency(), lambda *_: None)
-        rows = []
-        for window in windows:
-            with torch.inference_mode():
-                logits = model.logits(hidden_states(model, window))[0].numpy()
-            for position, token in enumerate(window):
-                got = runner.forward([token], position)
-                rows.append(compare(logits[position], got, TOLERANCES[artifact.activations]))
-        yield [f"{package_format}, {artifact.activations}, {kv_type} cache", *_figures(rows)]
+def noise_row(
+    source: PackageInput,
+    runner: Runner,
+    windows: Sequence[Sequence[int]],
+) -> list[str]:
+    """Row of the noise table: a package against the model in PyTorch, in the same arithmetic."""
+    artifact, rows = runner.artifact, []
+    layers = QuantizedLayers(source.encoded, artifact.arithmetic)
+    model = source.checkpoint.network(source.context, layers)
+    for window in windows:
+        with torch.inference_mode():
+            logits = model.logits(hidden_states(model, window))[0].numpy()
+        for position, token in enumerate(window):
+            got = runner.forward([token], position)
+            rows.append(compare(logits[position], got, tolerance(artifact)))
+    return [artifact.format, artifact.activations, artifact.kv_type, *_figures(rows)]
 
 
-def _with_cache(emitted: Emitted, kv_type: KVType) -> Emitted:
-    """The package with another type of cache, where that is a session's to choose."""
-    if emitted.artifact.format != "pte":
-        return emitted
-    return replace(emitted, artifact=replace(emitted.artifact, kv_type=kv_type))
+def package_runner(
+    source: PackageInput, package_format: str, arithmetic: Arithmetic, loss: QuantizationLoss
+) -> Runner:
+    """Runner of a package that is made for it, in `source.work`."""
+    needed = "pte" if package_format == NATIVE else package_format
+    kinds = {"activations": arithmetic.activations, "kv_cache": arithmetic.kv_type}
+    source = replace(source, config=replace(source.config, formats=(needed,), **kinds))
+    source.work.mkdir()
+    manifest.write(source, [registry.emit(needed, source, quiet)], [], loss)
+    bundle = Bundle.open(source.work)
+    artifact = runners.package(bundle.manifest, package_format)
+    return runners.open_runner(bundle, artifact, Residency(), quiet)
 
 
 def _figures(rows: Sequence[Difference]) -> list[str]:
@@ -146,20 +152,21 @@ def measure(path: Path, scheme: str, options: Windows) -> tuple[list[str], list[
     """The row of the loss table, and the rows of the noise table, of a checkpoint."""
     checkpoint = Checkpoint.open(path)
     windows = options.of(checkpoint)
-    context = max(8, len(windows[0]))
-    quantization = QuantConfig(scheme=scheme)
-    config = ExportConfig(quantization, ("pte", "custom-op", "mlprogram"), context)
+    starts = [window[: options.noise_tokens] for window in windows]
+    config = ExportConfig(QuantConfig(scheme=scheme))
+    name, noise = [path.name, scheme], []
     with tempfile.TemporaryDirectory() as work:
-        coded, bundle = Path(work) / "coded", Path(work) / "bundle"
+        coded = Path(work) / "coded"
         coded.mkdir()
-        bundle.mkdir()
-        matrices = encode_matrices(quantize(checkpoint, quantization), coded, config.codec)
+        matrices = encode_matrices(quantize(checkpoint, config.quantization), coded, config.codec)
         encoded = EncodedModel(matrices, checkpoint.vectors())
-        source = PackageInput(checkpoint, encoded, context, config, bundle)
         cells, loss = loss_row(checkpoint, encoded, windows)
-        noise = list(noise_rows(source, loss, [w[: options.noise_tokens] for w in windows]))
-    name = [checkpoint.path.name, scheme]
-    return [*name, *cells], [[*name, *row] for row in noise]
+        for i, (package_format, arithmetic) in enumerate(NOISE):
+            place = Path(work) / f"bundle-{i}"
+            source = PackageInput(checkpoint, encoded, MIN_CONTEXT + len(starts[0]), config, place)
+            runner = package_runner(source, package_format, arithmetic, loss)
+            noise.append([*name, *noise_row(source, runner, starts)])
+    return [*name, *cells], noise
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -189,7 +196,7 @@ def main() -> None:
     columns = ["model", "scheme", "windows x tokens", *(a.name for a in LOSS)]
     print(table(columns, [loss for loss, _ in measured]), "\n")
     figures = ("median", "worst median of 4", "worst")
-    columns = ["model", "scheme", "package", "positions"]
+    columns = ["model", "scheme", "package", "activations", "cache", "positions"]
     columns += [*(f"KL {f}" for f in figures), *(f"dB {f}" for f in figures)]
     print(table(columns, [row for _, noise in measured for row in noise]))
 
