@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ NOISE = (  # formats of packages as runners know them, and their arithmetics; "n
     (NATIVE, Arithmetic("int16", "int8")),
     ("mlprogram", Arithmetic("int16", "float16")),  # half precision, whatever is asked for
 )
-RANDOM = {
+RANDOM: dict[str, dict[str, Any]] = {
     "random, hidden 256, 4 layers": {"hidden_size": 256, "num_hidden_layers": 4},
     "random, hidden 64, 8 layers, llama3 rope": {
         "hidden_size": 64,
@@ -78,7 +79,10 @@ class Windows:
 
     def of(self, checkpoint: Checkpoint) -> list[list[int]]:
         """Token ids of the windows, each of the same number."""
-        _, sequences = token_sequences(checkpoint, self.texts)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.write_texts(Path(folder))
+            vocab_size = checkpoint.config.vocab_size
+            _, sequences = token_sequences(Path(folder), vocab_size, self.texts)
         ids = [token for sequence in sequences for token in sequence]
         n = min(self.tokens, len(ids) // self.count)
         step = (len(ids) - n) // max(1, self.count - 1)
@@ -100,11 +104,7 @@ def loss_row(
     return cells, losses[0]
 
 
-def noise_row(
-    source: PackageInput,
-    runner: Runner,
-    windows: Sequence[Sequence[int]],
-) -> list[str]:
+def noise_row(source: PackageInput, runner: Runner, windows: Sequence[Sequence[int]]) -> list[str]:
     """Row of the noise table: a package against the model in PyTorch, in the same arithmetic."""
     artifact, rows = runner.artifact, []
     layers = QuantizedLayers(source.encoded, artifact.arithmetic)
@@ -123,8 +123,9 @@ def package_runner(
 ) -> Runner:
     """Runner of a package that is made for it, in `source.work`."""
     needed = "pte" if package_format == NATIVE else package_format
-    kinds = {"activations": arithmetic.activations, "kv_cache": arithmetic.kv_type}
-    source = replace(source, config=replace(source.config, formats=(needed,), **kinds))
+    activations, kv_cache = arithmetic.activations, arithmetic.kv_type
+    options = replace(source.config, activations=activations, kv_cache=kv_cache, formats=(needed,))
+    source = replace(source, config=options)
     source.work.mkdir()
     manifest.write(source, [registry.emit(needed, source, quiet)], [], loss)
     bundle = Bundle.open(source.work)
@@ -154,7 +155,8 @@ def measure(path: Path, scheme: str, options: Windows) -> tuple[list[str], list[
     windows = options.of(checkpoint)
     starts = [window[: options.noise_tokens] for window in windows]
     config = ExportConfig(QuantConfig(scheme=scheme))
-    name, noise = [path.name, scheme], []
+    name = [path.name, scheme]
+    noise: list[list[str]] = []
     with tempfile.TemporaryDirectory() as work:
         coded = Path(work) / "coded"
         coded.mkdir()

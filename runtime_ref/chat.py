@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from exporter import chat
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, UsageError
 
@@ -25,7 +26,7 @@ TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 class _Generation(Extension):
     """Blocks that mark for training what the model has said: they render as what is inside."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -44,13 +45,16 @@ def render_chat(bundle: Bundle, prompt: str) -> str:
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-    messages = [{"role": "user", "content": prompt}]
     given = _special_tokens(config) | {"tools": None, "documents": None}
-    try:
+
+    def apply(messages: list[dict[str, Any]]) -> str:
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, **given
         )
-    except TemplateError as error:
+
+    try:
+        return chat.render(apply, [{"role": "user", "content": prompt}])
+    except ValueError as error:
         what = f"the chat template of {bundle.path} does not render: {error}"
         raise BundleError(what, hint="run without --chat") from error
 

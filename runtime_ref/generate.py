@@ -117,11 +117,11 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     path = bundle.path / "tokenizer.json"
     if not path.is_file():
         raise BundleError(
-            f"{bundle.path} has no tokenizer.json: the checkpoint had none",
-            hint="put tokenizer.json beside the checkpoint's config.json and export again",
+            f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
+            hint="put its files beside the checkpoint's config.json and export again",
         )
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
@@ -129,12 +129,13 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 def encode_prompt(
     bundle: Bundle, prompt: str, *, chat: bool, tokenizer: Tokenizer | None = None
 ) -> list[int]:
-    """Token ids of a prompt, beginning with the model's BOS token.
+    """Token ids of a prompt, with the special tokens that the tokenizer puts there.
 
     With `chat`, the prompt goes through the model's chat template. The tokenizer is the bundle's;
     who has it already gives it. Raises UsageError if there are none, ContextError if there are too
     many.
     """
+    prompt = as_text(prompt)
     tokenizer = tokenizer or load_tokenizer(bundle)
     if chat:
         from runtime_ref.chat import render_chat
@@ -142,9 +143,6 @@ def encode_prompt(
         ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
     else:
         ids = tokenizer.encode(prompt).ids
-        bos = bundle.manifest.interface.bos_token_id
-        if bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
     if not ids:
         raise UsageError("the prompt is empty", hint="give --prompt some text")
     vocab = bundle.manifest.interface.vocab_size
@@ -153,6 +151,21 @@ def encode_prompt(
         raise BundleError(what, hint="use the model's own tokenizer")
     check_fits(ids, bundle.manifest.interface.context)
     return ids
+
+
+def as_text(prompt: str) -> str:
+    """The prompt as Unicode.
+
+    Under an ASCII locale Python gives the bytes of an argument as surrogates: they are read as
+    UTF-8. Raises UsageError where they are not.
+    """
+    try:
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(
+            "the prompt is not UTF-8 text",
+            hint="save or type it as UTF-8, or run under LANG=C.UTF-8",
+        ) from None
 
 
 def check_fits(prompt: Sequence[int], context: int) -> None:

@@ -63,15 +63,11 @@ class Growth:
     """Growth of the process, in MB: imported packages, and what follows the layers of a model."""
 
     imports: float
-    layer: float = 0.0
-    layer_squared: float = 0.0
-    caches: float = 0.0  # times the size of the KV cache in float32
+    layer: float
 
-    def n_bytes(self, model: ModelConfig, context: int) -> int:
-        """Growth for a model with a cache of `context` slots, in bytes."""
-        layers = model.num_hidden_layers
-        growth = self.imports + self.layer * layers + self.layer_squared * layers**2
-        return int(growth * 10**6 + self.caches * 4 * kv_cache_values(model, context))
+    def n_bytes(self, model: ModelConfig) -> int:
+        """Growth for a model, in bytes."""
+        return int((self.imports + self.layer * model.num_hidden_layers) * 10**6)
 
 
 @dataclass(frozen=True)
@@ -186,7 +182,7 @@ def metadata(source: PackageInput, name: str) -> dict[str, str]:
     import importlib.metadata
 
     q = source.config.quantization
-    config = source.checkpoint.config
+    config, bos = source.checkpoint.config, source.checkpoint.bos_token_id
     return {
         "author": "exported by tiny-qmoe",
         "license": "that of the checkpoint it was made from",
@@ -198,7 +194,7 @@ def metadata(source: PackageInput, name: str) -> dict[str, str]:
         "tinyqmoe.embedding": q.embedding,
         "tinyqmoe.context": str(source.context),
         "tinyqmoe.vocab_size": str(config.vocab_size),
-        "tinyqmoe.bos_token_id": "" if config.bos_token_id is None else str(config.bos_token_id),
+        "tinyqmoe.bos_token_id": "" if bos is None else str(bos),
         "tinyqmoe.eos_token_ids": ",".join(map(str, source.checkpoint.eos_token_ids)),
         "tinyqmoe.coremltools": importlib.metadata.version("coremltools"),
     }

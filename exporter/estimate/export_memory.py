@@ -68,8 +68,8 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         (f"coding {name}", at + _coding(checkpoint, config, name)),
     ]
     for kind in (registry.load(name).MEMORY for name in config.formats):
-        found.append((kind.what, at + kind.making.n_bytes(checkpoint.config, context)))
-        at += kind.left.n_bytes(checkpoint.config, context)
+        found.append((kind.what, at + kind.making.n_bytes(checkpoint.config)))
+        at += kind.left.n_bytes(checkpoint.config)
     found.append(
         ("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint)))
     )
@@ -79,9 +79,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
-    return sum(
-        file.stat().st_size for file in checkpoint.tokenizer_files if file.name == "tokenizer.json"
-    )
+    return checkpoint.text_files.get("tokenizer.json", 0)
 
 
 def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:

@@ -27,7 +27,6 @@ SPEED_IS_REAL = True
 THREADS = 2  # that share a product; each has scratch of its own
 RUNTIME_BYTES = int(0.6 * MB)
 CALL_BYTES = 3400  # of a call of an operator in the program
-WORKSPACE_TENSORS = 1.4  # of the width of the MLP
 
 
 def build(progress: Progress) -> None:
@@ -57,22 +56,22 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """Predicted memory of the runtime, in bytes, without the file it maps.
 
-    From loading on, the whole arena, cache included, which a method makes when it is loaded. In a
-    call, XNNPACK's workspace for a layer's gate and up, and a product's quantized input and
-    scratch.
+    From loading on, the whole arena, cache included, which a method makes when it is loaded. What
+    the operators keep between calls comes with the first: a product's quantized input and scratch,
+    and attention's rotated queries and keys and its scores.
     """
     tokens, widest = artifact.prefill_tokens, max(shape.intermediate, shape.hidden)
     planned = artifact.details["arena_bytes"] - artifact.kv_cache_bytes
     program = CALL_BYTES * sum(artifact.operators.values())
-    workspace = int(WORKSPACE_TENSORS * 4 * tokens * shape.intermediate)
     products = 4 * tokens * widest + THREADS * 4 * (4 * widest + tokens * widest // 32)
+    attention = 4 * tokens * 2 * shape.hidden + THREADS * 4 * 4 * shape.context
     return RuntimeMemory(
         loaded=[
             Holder("KV cache", shape.kv_cache_bytes),
             Holder("activations, as planned", planned),
             Holder("runtime", RUNTIME_BYTES + program),
         ],
-        used=[Holder("workspace of products and activations", workspace + products)],
+        used=[Holder("scratch of products and attention", products + attention)],
     )
 
 

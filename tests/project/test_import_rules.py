@@ -26,13 +26,21 @@ HEAVY = (
     "scipy",
     "pandas",
     "matplotlib",
+    "gguf",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
-CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
+CHECKPOINT = (
+    "exporter.checkpoint",
+    "exporter.bundle",
+    "exporter.chat",
+    "exporter.progress",
+    "exporter.quiet",
+    *MODELS,
+)
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = (
@@ -45,6 +53,7 @@ REFERENCE = (
 )
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
+    "exporter.chat",
     "exporter.bundle",
     "exporter.errors",
     "exporter.codec",
@@ -69,7 +78,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.bundle": (("exporter.errors",), ()),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
-    "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
+    "exporter.chat": ((), ()),
+    "exporter.checkpoint": (
+        CHECKPOINT,
+        ("torch", "numpy", "huggingface_hub", "transformers", "gguf"),
+    ),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.config": (CONFIG, ()),
     "exporter.session": (("exporter.codec", "exporter.errors"), ("numpy",)),
@@ -90,7 +103,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
-    "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),
+    "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
     "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.pipeline": (
         (
@@ -98,6 +111,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.estimate",
             "exporter.staging",
+            "exporter.memory",
             *BACKEND,
             *REFERENCE,
         ),
@@ -134,7 +148,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.chat": (("exporter.bundle", "exporter.errors"), ("jinja2",)),
+    "runtime_ref.chat": (("exporter.bundle", "exporter.chat", "exporter.errors"), ("jinja2",)),
     "runtime_ref.generate": (("runtime_ref.chat", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),

@@ -52,7 +52,8 @@ def expected(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_renders_as_in_transformers(name: str, bundle: Bundle) -> None:
-    (bundle.path / "chat_template.jinja").write_text(TEMPLATES[name])
+    said = "\n{{ messages[0].content }}"  # a template without it is refused
+    (bundle.path / "chat_template.jinja").write_text(TEMPLATES[name] + said)
     assert render_chat(bundle, PROMPT) == expected(bundle.path) != ""
 
 

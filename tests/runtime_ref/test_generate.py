@@ -47,7 +47,7 @@ def bytes_bundle(tmp_path: Path) -> Bundle:
 
 
 def byte_ids(bundle: Bundle, text: str) -> list[int]:
-    return load_tokenizer(bundle).encode(text).ids
+    return load_tokenizer(bundle).encode(text, add_special_tokens=False).ids
 
 
 def show_nothing(text: str) -> None:
@@ -251,18 +251,34 @@ def test_the_space_before_the_first_word_is_kept(bytes_bundle: Bundle) -> None:
 # ---- prompts and chat
 
 
-def test_a_prompt_begins_with_bos_once(bytes_bundle: Bundle) -> None:
+def test_a_prompt_begins_with_the_bos_of_the_tokenizer(bytes_bundle: Bundle) -> None:
     ids = byte_ids(bytes_bundle, "hi")
     assert encode_prompt(bytes_bundle, "hi", chat=False) == [BOS, *ids]
-    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, *ids]
+    # As in transformers: who writes one gets two.
+    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, BOS, *ids]
     assert encode_prompt(bytes_bundle, "", chat=False) == [BOS]
 
 
-def test_a_model_without_bos_gets_none(bytes_bundle: Bundle) -> None:
-    without = Bundle(bytes_bundle.path, small_manifest(bos_token_id=None))
-    assert encode_prompt(without, "hi", chat=False) == byte_ids(without, "hi")
+def test_a_tokenizer_that_puts_no_bos_in_front_decides(bytes_bundle: Bundle) -> None:
+    """And not the id that the manifest has."""
+    file = bytes_bundle.path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    assert encode_prompt(bytes_bundle, "hi", chat=False) == byte_ids(bytes_bundle, "hi")
     with pytest.raises(UsageError, match="empty"):
-        encode_prompt(without, "", chat=False)
+        encode_prompt(bytes_bundle, "", chat=False)
+
+
+def test_a_prompt_of_an_ascii_locale_is_read_as_utf_8(bytes_bundle: Bundle) -> None:
+    as_argument = "é".encode().decode("ascii", "surrogateescape")
+    expected = encode_prompt(bytes_bundle, "é", chat=False)
+    assert encode_prompt(bytes_bundle, as_argument, chat=False) == expected
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", "a\ud800b"])
+def test_a_prompt_that_is_no_text_is_refused(bytes_bundle: Bundle, prompt: str) -> None:
+    with pytest.raises(UsageError, match="not UTF-8") as caught:
+        encode_prompt(bytes_bundle, prompt, chat=False)
+    assert "UTF-8" in caught.value.hint
 
 
 def test_a_tokenizer_of_another_model_is_refused(bytes_bundle: Bundle) -> None:
@@ -271,7 +287,7 @@ def test_a_tokenizer_of_another_model_is_refused(bytes_bundle: Bundle) -> None:
 
 
 def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no tokenizer\.json: the checkpoint had none"):
+    with pytest.raises(BundleError, match=r"no tokenizer\.json: the checkpoint had no tokenizer"):
         encode_prompt(Bundle(tmp_path, small_manifest()), "hi", chat=False)
 
 

@@ -103,10 +103,10 @@ def test_parity_tells_progress_and_gives_plain_values(bundle: Bundle) -> None:
         bundle, progress=lambda stage, done, total: stages.append((stage, done, total))
     )
     assert parity.passed
-    assert [report.backend for report in parity.reports] == ["executorch"]
+    assert [report.backend for report in parity.reports] == ["executorch", "native"]
     assert parity.to_dict()["packages"][0]["passed"] is True
     stage, done, total = stages[-1]
-    assert stage == "check parity of executorch"
+    assert stage == "check parity of native"
     assert done == total > 0
 
 

@@ -21,6 +21,7 @@ import pytest
 from junitparser import Failure, JUnitXml
 
 from exporter.bundle import Bundle
+from runtime_ref.parity import TOLERANCES
 from runtime_ref.reports.files import Judged, write_html, write_junit, write_markdown
 from tests.support.bundles import small_manifest
 from tests.support.reports import (
@@ -79,7 +80,7 @@ def test_junit_has_a_suite_a_result_and_a_case_a_check(tmp_path: Path) -> None:
         2.0,
         True,
     )
-    assert list(suites[0])[1].name == "logits float32 7 + 3 tokens, prefill"
+    assert list(suites[0])[1].name == "logits 7 + 3 tokens, prefill"
     properties = {p.name: p.value for p in suites[1].properties()}
     assert properties == {
         "peak_dirty_bytes": "380000000",
@@ -137,21 +138,15 @@ def test_markdown_begins_with_the_verdict(markdown: str, tmp_path: Path) -> None
 def test_markdown_has_the_worst_of_each_verdict(markdown: str) -> None:
     head, _, *rows = tables(markdown)[0]
     assert head[:2] == ["package", "declares"]
-    assert head[2:] == [
-        "levels exactly",
-        "logits in float32",
-        "greedy as declared",
-        "logits as declared",
-    ]
+    assert head[2:] == ["levels", "logits", "greedy"]
     assert [r[0] for r in rows] == ["executorch", "executorch on A phone", "executorch"]
     assert rows[0][1:] == [
         "int16",
         "pass",
         "pass, KL 2.0e-09, 61.5 dB, top-1 8/8",
         "pass, tokens 3/4",
-        "-",
     ]
-    assert rows[2][5] == "FAIL, KL 2.0e+00, -inf dB, top-1 1/4"
+    assert rows[2][3] == "FAIL, KL 2.0e+00, -inf dB, top-1 9/12"
 
 
 def test_devices_with_the_same_figures_are_one_row(tmp_path: Path) -> None:
@@ -186,8 +181,11 @@ def test_markdown_names_model_tools_and_gates(markdown: str) -> None:
     assert "- model: small, 32 parameters, context 16\n" in markdown
     assert "- quantization: scheme int8\n" in markdown
     assert "with tiny-qmoe 0\n" in markdown
-    gate = r"KL \<= 1e-06 and SQNR \>= 60 dB"
-    assert f"- float32 activations: median {gate}, worst {gate}\n" in markdown
+    gate = TOLERANCES["int16", "float16"]
+    median = rf"KL \<= {gate.median_kl:g} and SQNR \>= {gate.median_sqnr_db:g} dB"
+    worst = rf"KL \<= {gate.worst_kl:g} and SQNR \>= {gate.worst_sqnr_db:g} dB"
+    line = f"- int16 activations, float16 KV cache: median {median}, worst {worst}\n"
+    assert line in markdown
 
 
 def test_markdown_means_nothing_by_hostile_texts(markdown: str) -> None:
