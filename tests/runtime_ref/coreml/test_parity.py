@@ -303,13 +303,13 @@ def patch_weights(bundle: Bundle, change: Any) -> Bundle:
 
 
 def test_one_wrong_scale(copied: Bundle) -> None:
-    """In the look-up table of one row: a quarter more. Half precision hides an eighth."""
+    """In the look-up table of one row: half as much again. Half precision hides less."""
 
     def change(data: bytearray, recipe: Any) -> None:
         parts = shared.tensor(copied, Q1)
         assert parts.scheme == "ternary"
         table = next(i for i in range(0, len(data) - 8, 64) if is_table(bytes(data[i : i + 8])))
-        values = np.frombuffer(bytes(data[table : table + 8]), np.float16) * np.float16(1.25)
+        values = np.frombuffer(bytes(data[table : table + 8]), np.float16) * np.float16(1.5)
         data[table : table + 8] = values.astype(np.float16).tobytes()
 
     report = judge(patch_weights(copied, change))
