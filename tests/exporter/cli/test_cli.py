@@ -250,7 +250,7 @@ def test_a_failed_verdict_is_1_and_still_json(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check = parity.Check("levels", "[red] wrong", False, positions=1, kl_worst=float("inf"))
-    gate = parity.TOLERANCES["int16"]
+    gate = parity.TOLERANCES["int16", "float16"]
     report = parity.ParityReport("executorch", "int16", "float16", gate, [check])
     monkeypatch.setattr(judging, "open_runner", lambda *_, **__: None)
     monkeypatch.setattr(judging, "judge", lambda *_: report)
