@@ -264,7 +264,7 @@ def test_advice_says_what_would_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)]
+    "quantization", [TERNARY, QuantConfig("int8"), QuantConfig("ternary", 16, 0.7)]
 )
 def test_an_estimate_predicts_what_the_export_does(
     checkpoint: Path, tmp_path: Path, quantization: QuantConfig
