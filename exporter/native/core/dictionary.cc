@@ -45,6 +45,8 @@ void fill_first(Dictionary* d, const Codeword* codewords) {
     for (uint32_t window = codeword.value; window < kWindows; window += 1u << codeword.bits) {
       d->first[window] = static_cast<uint16_t>(entry << 4 | codeword.bits);
     }
+    // Phrases of escapes are in no entry, but a round may end with one, and must not write past the end of a row.
+    d->most = std::max<uint32_t>(d->most, d->phrases[entry].length);
   }
 }
 

@@ -53,7 +53,7 @@ struct Dictionary {
   // Of every window: the phrases of the codewords that are whole in it, as many as fit in cap. Control 0: the first
   // codeword is an escape. [kWindows][entry_bytes], 64-byte aligned.
   uint8_t* windows;
-  uint32_t most;      // levels of an entry, at least 1
+  uint32_t most;      // levels that a look-up or an escape puts, at least 1
   uint16_t* first;    // of every window: its first codeword, entry << 4 | bits
   Phrase* phrases;    // [n_entries]
   bool* is_escape;    // [n_entries]
