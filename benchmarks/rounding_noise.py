@@ -63,7 +63,9 @@ def measure(path: str, scheme: str, runs: int, positions: int) -> Iterator[dict[
         tensors = quantize(checkpoint, QuantConfig(scheme=scheme))
         matrices = encode_matrices(tensors, Path(work), "auto")
         encoded = EncodedModel(matrices, checkpoint.vectors())
-        _, sequences = token_sequences(checkpoint, prompts.TEXTS)
+        checkpoint.write_texts(Path(work))
+        vocab_size = checkpoint.config.vocab_size
+        _, sequences = token_sequences(Path(work), vocab_size, prompts.TEXTS)
         ids = torch.tensor([[t for s in sequences for t in s][:positions]])
         model = checkpoint.network(positions, QuantizedLayers(encoded, "int16"))
         plain = logits(model, ids, 0.0, 0)

@@ -126,6 +126,20 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the weights came from.
+
+    repo_id, revision: on the hub, with the commit. adapter: the LoRA adapter that was merged.
+    stored_as: number of tensors by their type on disk, such as {"BF16": 272} or {"Q4_1": 210}.
+    """
+
+    repo_id: str | None
+    revision: str | None
+    adapter: str | None
+    stored_as: dict[str, int]
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """The model that the bundle was made from.
 
@@ -136,17 +150,22 @@ class ModelEntry:
     parameters: int
     source_bytes: int
     config: dict[str, Any]
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Interface:
     """The properties that all packages of the bundle share, for whoever runs them.
 
-    `context` counts positions.
+    `context` counts positions. `bos_rule` says who puts `bos_token_id` in front of a plain prompt:
+    "tokenizer": tokenizer.json does it, an app must not; "none": nobody, the model has none there;
+    "unknown": there is no tokenizer, and the id is that of config.json. A chat template writes all
+    tokens itself.
     """
 
     context: int
     vocab_size: int
+    bos_rule: str
     bos_token_id: int | None
     eos_token_ids: list[int]
 
@@ -235,6 +254,8 @@ class Manifest:
     network: Network
     artifacts: list[Artifact]
     prompts: list[str]
+    # What will disappoint, in whole sentences.
+    warnings: list[str] = field(default_factory=list)
     tensors: list[TensorEntry] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
@@ -313,6 +334,7 @@ _NESTED: dict[str, Any] = {
         Network,
         FileEntry,
         LedgerRow,
+        Origin,
         ModelEntry,
         Interface,
         Artifact,
@@ -324,6 +346,7 @@ _PLAIN: dict[str, Any] = {
     "float": (int, float),
     "str": str,
     "int | None": (int, type(None)),
+    "str | None": (str, type(None)),
 }
 
 
@@ -385,18 +408,7 @@ class Bundle:
             for problem in self._file_problems(entry, hashed is None or entry.path in hashed)
         ]
         listed = {entry.path for entry in manifest.files}
-        known = listed | {entry.path for entry in manifest.expanded}
-        # These are what an interrupted `tinyqmoe expand` left: it goes on from there, and trusts
-        # nothing of it.
-        unfinished = {
-            f".{PurePosixPath(entry.path).parts[0]}.partial" for entry in manifest.expanded
-        }
-        found = [
-            name
-            for name in bundle_files(self.path)
-            if PurePosixPath(name).parts[0] not in unfinished
-        ]
-        problems += [f"{name} is not in the manifest" for name in found if name not in known]
+        problems += [f"{name} is not in the manifest" for name in self._strangers()]
         needed = [REFERENCE, *(name for a in manifest.artifacts for name in a.files)]
         problems += [
             f"{name} is not listed in the manifest" for name in needed if name not in listed
@@ -417,6 +429,22 @@ class Bundle:
         """Paths of the files that all packages share: tokenizer, chat template, sources."""
         owned = {name for a in self.manifest.artifacts for name in self.files_of(a)}
         return {e.path for e in self.manifest.files} - owned - {REFERENCE}
+
+    def _strangers(self) -> list[str]:
+        """Files inside a package that the manifest does not name: a runtime might read them.
+
+        Elsewhere other files do no harm: what a hub or a file manager adds, or a result that
+        someone keeps beside the packages.
+        """
+        entries = [*self.manifest.files, *self.manifest.expanded]
+        known = {entry.path for entry in entries}
+        packages = {PurePosixPath(name).parts[0] for name in known if "/" in name}
+        paths = map(PurePosixPath, bundle_files(self.path))
+        return [
+            str(p)
+            for p in paths
+            if p.parts[0] in packages and str(p) not in known and not p.name.startswith(".")
+        ]
 
     def _file_problems(self, entry: FileEntry, hashed: bool) -> list[str]:
         file = self.file(entry.path)
@@ -464,10 +492,10 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files on disk, in bytes."""
-        return sum(
-            (self.path / name).stat().st_size for name in [*bundle_files(self.path), MANIFEST]
-        )
+        """Size of the bundle's own files on disk, in bytes."""
+        entries = [*self.manifest.files, *self.manifest.expanded]
+        files = (self.path / name for name in (*(e.path for e in entries), MANIFEST))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def bundle_files(path: Path) -> list[str]:
@@ -501,9 +529,12 @@ def sha256(path: Path) -> str:
 def check_target(out: Path, *, force: bool) -> None:
     """Checks that a bundle may be written to `out`.
 
-    Raises UsageError if `out` exists and `force` is not given, or is not a bundle.
+    An empty directory is as good as none. Raises UsageError if `out` exists and `force` is not
+    given, or is not a bundle.
     """
     if not (out.is_symlink() or out.exists()):
+        return
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return
     if not force:
         raise UsageError(

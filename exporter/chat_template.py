@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +20,12 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from exporter import chat
+from exporter.chat import Message
 from exporter.errors import BundleError, UsageError
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 DEFAULT = "default"  # of several templates, the one that is used unless another is named
-Message = dict[str, str]
-"""A message: its role (system, user or assistant) and its content."""
 
 
 class _Generation(Extension):
@@ -56,33 +56,19 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, generation: bool = True) -> str:
         """Text of a conversation; with `generation` it is ready for the answer.
 
-        Some templates take the content of a message only as a list of parts, and drop a text in
-        silence: they get it in parts. Raises ValueError with the reason why a template does not
-        render, or that it leaves out the last message.
+        Raises ValueError as `chat.render`.
         """
-        wanted = messages[-1]["content"].strip()
-        in_parts = [
-            message | {"content": [{"type": "text", "text": message["content"]}]}
-            for message in messages
-        ]
-        reason = ""
-        for conversation in (list(messages), in_parts):
-            try:
-                text = self._compiled.render(
-                    messages=conversation,
-                    add_generation_prompt=generation,
-                    **self.special_tokens,
-                    tools=None,
-                    documents=None,
-                )
-            except TemplateError as error:
-                reason = reason or str(error)
-            except Exception as error:  # a template is a program: it raises what it likes
-                reason = reason or f"{type(error).__name__}: {error}"
-            else:
-                if wanted in text:
-                    return text
-        raise ValueError(reason or f"it leaves out what the {messages[-1]['role']} says")
+        return chat.render(partial(self._apply, generation), messages)
+
+    def _apply(self, generation: bool, messages: list[dict[str, Any]]) -> str:
+        """What the template makes of messages, whatever it is. Raises what it likes."""
+        return self._compiled.render(
+            messages=messages,
+            add_generation_prompt=generation,
+            **self.special_tokens,
+            tools=None,
+            documents=None,
+        )
 
     @cached_property
     def _compiled(self) -> Template:

@@ -28,8 +28,9 @@ class ExportConfig:
     `context` None is DEFAULT_CONTEXT, or the model's own if that is less. `formats` are the
     packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
     ML Program. `kv_cache` is the type of the cache of a `.pte`. `texts` are what the answers and
-    the loss are measured on; by default those of exporter.reference. Raises UsageError with
-    everything that is wrong.
+    the loss are measured on; by default those of exporter.reference. `revision` is a branch, tag or
+    commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge. Raises
+    UsageError with everything that is wrong.
     """
 
     quantization: QuantConfig
@@ -41,6 +42,8 @@ class ExportConfig:
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
     texts: tuple[str, ...] = ()
+    revision: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         problems = [

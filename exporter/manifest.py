@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
 
 
+LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5  # past them a model says other things than the original
+
+
 def write_for_session(source: PackageInput, emitted: list[Emitted]) -> None:
     """Writes what a session reads of a manifest, in the place of the whole one.
 
@@ -56,13 +59,14 @@ def write(
         schema_version=bundles.SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
-        model=_model_entry(source.checkpoint),
+        model=model_entry(source.checkpoint),
         quantization=config.quantization.to_dict(),
         quantization_loss=loss,
-        interface=_interface(source.checkpoint, source.context),
+        interface=interface(source.checkpoint, source.context),
         network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
+        warnings=[*source.checkpoint.warnings, *loss_warnings(loss)],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
         files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
@@ -93,16 +97,37 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
     )
 
 
-def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
+def model_entry(checkpoint: Checkpoint) -> ModelEntry:
+    """The model that a bundle is made from."""
     name = checkpoint.path.resolve().name
-    return ModelEntry(name, checkpoint.parameters, checkpoint.source_bytes, checkpoint.config_dict)
-
-
-def _interface(checkpoint: Checkpoint, context: int) -> Interface:
-    config = checkpoint.config
-    return Interface(
-        context, config.vocab_size, config.bos_token_id, list(checkpoint.eos_token_ids)
+    return ModelEntry(
+        name,
+        checkpoint.parameters,
+        checkpoint.source_bytes,
+        checkpoint.config_dict,
+        checkpoint.origin,
     )
+
+
+def interface(checkpoint: Checkpoint, context: int) -> Interface:
+    """What all packages share, as the checkpoint has it."""
+    return Interface(
+        context,
+        checkpoint.config.vocab_size,
+        checkpoint.bos_rule,
+        checkpoint.bos_token_id,
+        list(checkpoint.eos_token_ids),
+    )
+
+
+def loss_warnings(loss: QuantizationLoss) -> list[str]:
+    """What will disappoint about a quantized model that is far from the original."""
+    if loss.kl_mean <= LARGE_KL and loss.top1_agreement >= SMALL_AGREEMENT:
+        return []
+    return [
+        f"the loss by quantization is large: KL {loss.kl_mean:.2f}, the same best token in "
+        f"{100 * loss.top1_agreement:.0f} % of {loss.positions} positions; int8 loses the least"
+    ]
 
 
 def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:

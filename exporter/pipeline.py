@@ -20,6 +20,7 @@ from exporter.config import (
     context_of,
 )
 from exporter.errors import OutOfSpaceError
+from exporter.memory import release_free_memory
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def export(
         encoded = _encode(checkpoint, config, place.coded, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
+        _copy_files(checkpoint, config, work)
         manifest.write_for_session(source, emitted)
         prompts, loss = answer_prompts(source, [e.artifact for e in emitted], progress)
-        _copy_files(checkpoint, config, work)
         progress("write manifest", 0, 0)
         manifest.write(source, emitted, prompts, loss)
     return Bundle.open(out)
@@ -79,7 +80,10 @@ def _checked(
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.estimate import export_memory
 
-    checkpoint = Checkpoint.open(model, progress=progress)
+    checkpoint = Checkpoint.open(
+        model, revision=config.revision, adapter=config.adapter, progress=progress
+    )
+    release_free_memory()  # what reading the tokenizer leaves
     context = context_of(config, checkpoint)
     registry.check(config, checkpoint)
     if max_ram is not None:
@@ -89,8 +93,7 @@ def _checked(
 
 def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
     """Copies into the bundle what is not made: the tokenizer, and the C++ sources if asked for."""
-    for file in checkpoint.tokenizer_files:
-        shutil.copyfile(file, work / file.name)
+    checkpoint.write_texts(work)
     if config.with_native:
         _copy_native(work / "native")
 
@@ -112,7 +115,8 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     from exporter import staging
 
     stats = {
-        file: file.stat() for file in sorted({entry.file for entry in checkpoint.entries.values()})
+        file: file.stat()
+        for file in sorted({f for entry in checkpoint.entries.values() for f in entry.files})
     }
     return {
         "format": str(staging.FORMAT_VERSION),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from exporter.chat_template import Message
+from exporter.chat import Message
 from exporter.errors import ContextError, UsageError
 from runtime_ref.generate import KeptPrefix, Limits, Runner, RunResult, Sampling, TextStream
 from runtime_ref.prompts import PromptEncoder
@@ -115,7 +115,9 @@ def check_messages(messages: object) -> list[Message]:
 
     Raises UsageError with all that is wrong.
     """
-    hint = f'give a list of {{"role": {" | ".join(ROLES)}, "content": TEXT}}, the last one a user\'s'
+    hint = (
+        f'give a list of {{"role": {" | ".join(ROLES)}, "content": TEXT}}, the last one a user\'s'
+    )
     if not isinstance(messages, list) or not messages:
         raise UsageError("there are no messages", hint=hint)
     problems = []

@@ -18,7 +18,8 @@ from exporter.errors import BundleError, ContextError, UsageError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from exporter.chat_template import ChatTemplate, Message
+    from exporter.chat import Message
+    from exporter.chat_template import ChatTemplate
 
 PRIVATE_USE = 0xF0000  # first of the code points that stand for nothing
 
@@ -30,8 +31,8 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     path = bundle.path / "tokenizer.json"
     if not path.is_file():
         raise BundleError(
-            f"{bundle.path} has no tokenizer.json: the checkpoint had none",
-            hint="put tokenizer.json beside the checkpoint's config.json and export again",
+            f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
+            hint="put its files beside the checkpoint's config.json and export again",
         )
     try:
         return Tokenizer.from_file(str(path))
@@ -47,6 +48,21 @@ def check_fits(prompt: Sequence[int], context: int) -> None:
             f"{context}",
             hint="shorten the prompt, or export with a larger --context",
         )
+
+
+def as_text(prompt: str) -> str:
+    """The prompt as Unicode.
+
+    Under an ASCII locale Python gives the bytes of an argument as surrogates: they are read as
+    UTF-8. Raises UsageError where they are not.
+    """
+    try:
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(
+            "the prompt is not UTF-8 text",
+            hint="save or type it as UTF-8, or run under LANG=C.UTF-8",
+        ) from None
 
 
 class PromptEncoder:
@@ -76,15 +92,12 @@ class PromptEncoder:
         return read_template(self.bundle.path, self._wanted)
 
     def text(self, prompt: str) -> list[int]:
-        """Token ids of a text, beginning with the model's BOS token.
+        """Token ids of a text, with the special tokens that the tokenizer puts there.
 
         Raises UsageError if there are none, ContextError if there are too many.
         """
-        ids = self._ids(prompt, typed=not self._allow_special, add_special_tokens=True)
-        bos = self.bundle.manifest.interface.bos_token_id
-        if bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        return self._checked(ids)
+        text, typed = as_text(prompt), not self._allow_special
+        return self._checked(self._ids(text, typed=typed, add_special_tokens=True))
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the answer.
@@ -94,6 +107,7 @@ class PromptEncoder:
         tokens. Raises UsageError without a template, BundleError for one that does not render, and
         as `text`.
         """
+        messages = [m | {"content": as_text(m["content"])} for m in messages]
         typed = "".join(message["content"] for message in messages)
         if self._allow_special or not self._control.search(typed):
             return self._checked(self._ids(self._rendered(messages), typed=False))
@@ -108,7 +122,7 @@ class PromptEncoder:
         ids: list[int] = []
         for piece in self._control.split(rendered):
             if self._control.fullmatch(piece):
-                ids.append(self.tokenizer.token_to_id(piece))
+                ids += self._ids(piece, typed=False)
             elif piece:
                 for control, stand_in in stand_ins.items():
                     piece = piece.replace(stand_in, control)

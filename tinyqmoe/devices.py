@@ -165,5 +165,7 @@ def _estimate(
     from exporter.estimate.bundle import estimate_bundle
 
     assert not isinstance(model, Bundle)  # the caller has seen to that
-    checkpoint = Checkpoint.open(model, progress=progress)
+    checkpoint = Checkpoint.open(
+        model, revision=config.revision, adapter=config.adapter, progress=progress
+    )
     return estimate_bundle(checkpoint, config, context_of(config, checkpoint))

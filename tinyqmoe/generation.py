@@ -14,7 +14,7 @@ from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
-    from exporter.chat_template import Message
+    from exporter.chat import Message
     from exporter.progress import Progress
     from runtime_ref.device.profile import DeviceProfile
     from runtime_ref.device.projection import Projection

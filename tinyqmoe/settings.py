@@ -26,7 +26,8 @@ class ExportSettings(TypedDict, total=False):
     products, "int16" or "float32". kv_cache: type of the keys and values in the cache of a `.pte`,
     "float16", "float32" or "int8". chunk_bytes: largest weight file of an ML Program, in bytes.
     with_native: whether the C++ sources of the operators are put into the bundle. texts: what the
-    answers and the quantization loss are measured on.
+    answers and the quantization loss are measured on. revision: branch, tag or commit of a model on
+    the hub. adapter: folder or hub id of a LoRA adapter, merged into the weights.
     """
 
     scheme: str
@@ -41,6 +42,8 @@ class ExportSettings(TypedDict, total=False):
     chunk_bytes: int
     with_native: bool
     texts: Sequence[str]
+    revision: str | None
+    adapter: str | None
 
 
 def export_config(

@@ -182,7 +182,7 @@ def metadata(source: PackageInput, name: str) -> dict[str, str]:
     import importlib.metadata
 
     q = source.config.quantization
-    config = source.checkpoint.config
+    config, bos = source.checkpoint.config, source.checkpoint.bos_token_id
     return {
         "author": "exported by tiny-qmoe",
         "license": "that of the checkpoint it was made from",
@@ -194,7 +194,7 @@ def metadata(source: PackageInput, name: str) -> dict[str, str]:
         "tinyqmoe.embedding": q.embedding,
         "tinyqmoe.context": str(source.context),
         "tinyqmoe.vocab_size": str(config.vocab_size),
-        "tinyqmoe.bos_token_id": "" if config.bos_token_id is None else str(config.bos_token_id),
+        "tinyqmoe.bos_token_id": "" if bos is None else str(bos),
         "tinyqmoe.eos_token_ids": ",".join(map(str, source.checkpoint.eos_token_ids)),
         "tinyqmoe.coremltools": importlib.metadata.version("coremltools"),
     }

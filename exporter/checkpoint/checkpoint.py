@@ -1,6 +1,7 @@
-"""A Hugging Face checkpoint on disk, validated before any work and read row block by row block.
+"""A checkpoint on disk, validated before any work and read row block by row block.
 
-`Checkpoint.open` takes a directory or a hub id and refuses with everything that is wrong at once.
+`Checkpoint.open` takes a directory, a GGUF file or a hub id. It reads and tries everything that an
+export depends on but the weights' values, and refuses with everything that is wrong at once.
 Safetensors files are parsed here: the library's errors name neither the file nor the expected
 bytes, and through its memory map a file read for the first time comes several times slower than
 with plain reads, and one truncated meanwhile kills the process.
@@ -9,6 +10,7 @@ with plain reads, and one truncated meanwhile kills the process.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +20,22 @@ from typing import Any
 import torch
 
 from exporter import models
-from exporter.bundle import EMBEDDING, HEAD
+from exporter.bundle import HEAD, Origin
+from exporter.checkpoint import adapter as adapters
+from exporter.checkpoint import names
 from exporter.checkpoint.folder import (
+    ADAPTER_CONFIG,
     GET_ANOTHER,
-    TOKENIZER_FILES,
-    local_directory,
+    SHIPPED_FILES,
+    Located,
+    check_fetched,
+    locate,
     read_json,
 )
-from exporter.checkpoint.safetensors import (
-    TORCH_DTYPES,
-    StoredTensor,
-    read_entries,
-    read_rows,
-)
+from exporter.checkpoint.gguf import read_gguf
+from exporter.checkpoint.safetensors import read_entries
+from exporter.checkpoint.tensors import ScaledTensor, TensorSource, row_spans
+from exporter.checkpoint.tokenizer import TokenizerFacts, read_tokenizer, write_tokenizer
 from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig, is_id
 from exporter.models.layers import Decoder, Layers
@@ -39,42 +44,63 @@ from exporter.progress import Progress
 Block = tuple[int, torch.Tensor]
 """The number of its first row, and rows as float32 [n, ..]."""
 
-BLOCK_WEIGHTS = 1_000_000  # larger blocks leave the CPU's cache: measured twice as slow to quantize
-
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A validated checkpoint, made by `open`.
 
-    It holds no weights and no open file.
+    It holds no weights and no open file. path: its folder or GGUF file. tokenizer: None where it
+    has none. warnings: what will disappoint, in whole sentences.
     """
 
     path: Path
     config_dict: dict[str, Any]
     config: ModelConfig
-    entries: Mapping[str, StoredTensor]
+    entries: Mapping[str, TensorSource]
     eos_token_ids: tuple[int, ...]
+    tokenizer: TokenizerFacts | None
+    origin: Origin
+    warnings: tuple[str, ...]
 
     @classmethod
-    def open(cls, model: str | Path, *, progress: Progress | None = None) -> Checkpoint:
-        """Opens a local directory, or downloads a hub id.
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        adapter: str | None = None,
+        progress: Progress | None = None,
+    ) -> Checkpoint:
+        """Opens a local directory or GGUF file, or downloads a hub id.
 
-        With `progress`, the hub's own bars show a download. Raises CheckpointError with every
-        reason to refuse, OutOfSpaceError if a download does not fit the disk.
+        `revision` is a branch, tag or commit on the hub; `adapter` the folder or hub id of a LoRA
+        adapter to merge. With `progress`, the hub's own bars show a download. Raises
+        CheckpointError with every reason to refuse, OutOfSpaceError if a download does not fit the
+        disk, UsageError for a revision of a local model.
         """
-        directory = local_directory(model, show_bars=progress is not None)
+        shown = progress is not None
+        located = locate(model, revision=revision, show_bars=shown)
+        lora = None if adapter is None else locate(adapter, show_bars=shown)
+        _refuse_bare_adapter(model, located.path, lora)
         problems: list[str] = []
-        raw, config = _read_config(directory, problems)
-        generation = read_json(directory / "generation_config.json", problems, required=False)
-        eos = _eos_ids(generation, config, problems)
-        entries = read_entries(directory, problems)
-        if config is not None and entries is not None:
-            entries = _match(config, raw, entries, problems)
-        if problems or config is None or entries is None:
-            raise CheckpointError(
-                f"{directory} cannot be exported", problems=problems, hint=GET_ANOTHER
-            )
-        return cls(directory, raw, config, entries, eos)
+        warnings: list[str] = []
+        raw, found = _read(located.path, problems)
+        generation = _generation_config(located.path, problems)
+        config = _config(raw, problems) if raw else None
+        entries: dict[str, TensorSource] = {}
+        if config is not None and found is not None:
+            entries = names.match(raw, config, _shapes(raw, config), found, problems, warnings)
+        if config is None or problems:
+            what = f"{located.path} cannot be exported"
+            raise CheckpointError(what, problems=problems, hint=GET_ANOTHER)
+        tokenizer = read_tokenizer(located.path, raw, config.vocab_size, warnings)
+        eos = _end_tokens(generation, config, tokenizer, warnings)
+        if lora is not None:
+            entries = adapters.merge(lora.path, entries)
+        config, entries = _as_computed(raw, config, entries)
+        _note_code(raw, warnings)
+        origin = _origin(located, adapter, entries)
+        return cls(located.path, raw, config, entries, eos, tokenizer, origin, tuple(warnings))
 
     @property
     def family(self) -> ModuleType:
@@ -102,25 +128,42 @@ class Checkpoint:
         return sum(entry.size_bytes for entry in self.entries.values())
 
     @property
-    def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer, chat template and generation config files that exist."""
-        return tuple(self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file())
+    def bos_token_id(self) -> int | None:
+        """The token that a plain prompt begins with: the tokenizer's, not the config's.
+
+        Without a tokenizer it is the config's.
+        """
+        return self.tokenizer.bos_token_id if self.tokenizer else self.config.bos_token_id
+
+    @property
+    def bos_rule(self) -> str:
+        """Who puts the BOS token in front of a plain prompt: see `bundle.Interface`."""
+        if self.tokenizer is None:
+            return "unknown"
+        return "none" if self.bos_token_id is None else "tokenizer"
+
+    @property
+    def text_files(self) -> dict[str, int]:
+        """The tokenizer, chat template and generation config that ship: sizes in bytes by name."""
+        files = {name: self.path / name for name in SHIPPED_FILES} if self.path.is_dir() else {}
+        sizes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
+        return sizes | ({"tokenizer.json": self.tokenizer.json_bytes} if self.tokenizer else {})
+
+    def write_texts(self, out: Path) -> None:
+        """Writes the files of `text_files` into a folder."""
+        write_tokenizer(self.path, self.config_dict, self.tokenizer, out)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor: (out_features, in_features) of a matrix, (length,) of a vector."""
         return self.entries[name].shape
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor on disk: float32, float16 or bfloat16."""
-        return TORCH_DTYPES[self.entries[name].dtype]
-
     def rows(self, name: str, begin: int, end: int) -> torch.Tensor:
         """Rows [begin, end) of a matrix as float32 [end - begin, cols]; only they are read."""
-        return read_rows(name, self.entries[name], begin, end)
+        return self.entries[name].rows(begin, end)
 
     def vector(self, name: str) -> torch.Tensor:
         """A whole vector as float32 [length]."""
-        return read_rows(name, self.entries[name], 0, self.shape(name)[0])
+        return self.entries[name].rows(0, self.shape(name)[0])
 
     def vectors(self) -> dict[str, torch.Tensor]:
         """All vectors by name, such as norm weights, as float32 [length]."""
@@ -128,10 +171,8 @@ class Checkpoint:
 
     def blocks(self, name: str) -> Iterator[Block]:
         """The blocks of a whole tensor, of about 1M weights each."""
-        shape = self.shape(name)
-        step = max(1, BLOCK_WEIGHTS // math.prod(shape[1:]))
-        for begin in range(0, shape[0], step):
-            yield begin, self.rows(name, begin, min(begin + step, shape[0]))
+        for begin, end in row_spans(self.shape(name)):
+            yield begin, self.rows(name, begin, end)
 
     def check_finite(self, progress: Progress | None = None) -> None:
         """Reads every weight and refuses NaN and infinite values.
@@ -172,84 +213,124 @@ def one_thread(blocks: Iterator[Block]) -> Iterator[Block]:
         torch.set_num_threads(threads)
 
 
-# ---- where the files are -------------------------------------------------------------------------
+# ---- the parts of `open` -------------------------------------------------------------------------
 
 
-# ---- config --------------------------------------------------------------------------------------
+def _refuse_bare_adapter(model: str | Path, path: Path, lora: Located | None) -> None:
+    """Raises CheckpointError for a folder with an adapter that nobody asked to merge."""
+    if lora is not None or not path.is_dir() or not (path / ADAPTER_CONFIG).is_file():
+        return
+    base = read_json(path / ADAPTER_CONFIG, []).get("base_model_name_or_path") or "BASE"
+    if (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} has full weights and a LoRA adapter beside them, which is not merged",
+            hint=f"give --adapter {path} to merge it, or move {ADAPTER_CONFIG} away",
+        )
+    raise CheckpointError(
+        f"{path} is a LoRA adapter, not a model: it was trained on {base}",
+        hint=f"tinyqmoe export {base} OUT --adapter {model}",
+    )
 
 
-def _read_config(directory: Path, problems: list[str]) -> tuple[dict[str, Any], ModelConfig | None]:
-    """The content of config.json as it is, and as the config of its family.
+def _read(
+    path: Path, problems: list[str]
+) -> tuple[dict[str, Any], Mapping[str, TensorSource] | None]:
+    """The content of config.json, and all tensors; of a GGUF file what stands for them."""
+    if path.is_file():
+        model = read_gguf(path)
+        return model.config, model.tensors
+    check_fetched(path)
+    raw = read_json(path / "config.json", problems)
+    return raw, read_entries(path, problems)
 
-    The config is None, with notes in `problems`, where it is not usable.
-    """
-    before = len(problems)
-    raw = read_json(directory / "config.json", problems)
-    if len(problems) > before:
-        return raw, None
+
+def _config(raw: dict[str, Any], problems: list[str]) -> ModelConfig | None:
+    """The config of the model's family, or None with notes in `problems`."""
     try:
-        return raw, models.load(raw.get("model_type")).read_config(raw)
+        config: ModelConfig = models.load(raw.get("model_type")).read_config(raw)
+        return config
     except CheckpointError as error:
         problems.extend([f"config.json: {p}" for p in error.problems] or [error.what])
-        return raw, None
+        return None
 
 
-def _eos_ids(
-    generation: dict[str, Any], config: ModelConfig | None, problems: list[str]
+def _shapes(raw: dict[str, Any], config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the network and their shapes, in its order, with a head of its own."""
+    shapes: dict[str, tuple[int, ...]] = models.load(raw["model_type"]).tensor_shapes(
+        names.untied(config)
+    )
+    return shapes
+
+
+def _as_computed(
+    raw: dict[str, Any], config: ModelConfig, entries: dict[str, TensorSource]
+) -> tuple[ModelConfig, dict[str, TensorSource]]:
+    """The config and the tensors as the network computes with them.
+
+    A head that is none of the embedding's unties the model. The attention factor of a stretched
+    RoPE is folded into queries and keys, so that no backend has to know it.
+    """
+    if HEAD in entries:
+        config = names.untied(config)
+    factor = config.rope.attention_factor if config.rope else 1.0
+    if factor != 1.0:
+        projections = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
+        ends = ("q_norm.weight", "k_norm.weight") if config.head_norm else projections
+        scaled = {n: ScaledTensor(t, factor) for n, t in entries.items() if n.endswith(ends)}
+        entries = entries | scaled
+    return config, {name: entries[name] for name in _shapes(raw, config) if name in entries}
+
+
+def _generation_config(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The content of generation_config.json, its end tokens checked; a GGUF file has none."""
+    if path.is_file():
+        return {}
+    raw = read_json(path / "generation_config.json", problems, required=False)
+    if not all(map(is_id, _ids(raw))):
+        problems.append(
+            "generation_config.json: eos_token_id must be one or more token ids, got "
+            f"{raw['eos_token_id']!r}"
+        )
+    return raw
+
+
+def _ids(generation: dict[str, Any]) -> list[Any]:
+    given = generation.get("eos_token_id")
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _end_tokens(
+    generation: dict[str, Any],
+    config: ModelConfig,
+    tokenizer: TokenizerFacts | None,
+    warnings: list[str],
 ) -> tuple[int, ...]:
     """Ids of the end tokens.
 
-    They are those of generation_config.json if it has any, for Instruct models add some there; else
-    those of the config.
+    They are those of generation_config.json if it has any, for Instruct models add some there, else
+    those of the config; and that of the tokenizer, with which it ends a text.
     """
-    eos = generation.get("eos_token_id")
-    if eos is None:
-        return config.eos_token_ids if config else ()
-    ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(map(is_id, ids)):
-        problems.append(
-            f"generation_config.json: eos_token_id must be one or more token ids, got {eos!r}"
+    own = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = list(dict.fromkeys([*(_ids(generation) or config.eos_token_ids), *own]))
+    beyond = [i for i in ids if i >= config.vocab_size]
+    if beyond:
+        warnings.append(
+            f"the end tokens {beyond} are past the vocabulary of {config.vocab_size}: left out"
         )
-    return ids
+    known = tuple(i for i in ids if i not in beyond)
+    if not known:
+        warnings.append("there is no end token: every answer runs into its token limit")
+    return known
 
 
-# ---- safetensors ---------------------------------------------------------------------------------
+def _note_code(raw: dict[str, Any], warnings: list[str]) -> None:
+    if raw.get("auto_map"):
+        warnings.append(
+            f"config.json names code of its own (auto_map): it is not run, the network is "
+            f"{raw['model_type']}'s"
+        )
 
 
-def _match(
-    config: ModelConfig, raw: dict[str, Any], found: dict[str, StoredTensor], problems: list[str]
-) -> dict[str, StoredTensor]:
-    """The tensors of the network, in its order.
-
-    Missing, surplus and misshapen ones are noted in `problems`.
-    """
-    expected = models.load(raw["model_type"]).tensor_shapes(config)
-    for name in expected:
-        if name not in found:
-            problems.append(f"{name} {list(expected[name])} is missing")
-        elif found[name].shape != expected[name]:
-            problems.append(
-                f"{name} has shape {list(found[name].shape)}, expected {list(expected[name])}"
-            )
-    for name in sorted(found.keys() - expected.keys()):
-        if name == HEAD and EMBEDDING in found and not problems:
-            if not _same(found, HEAD, EMBEDDING):
-                problems.append(
-                    f"{HEAD} differs from {EMBEDDING}, though tie_word_embeddings is true"
-                )
-        elif not name.endswith("rotary_emb.inv_freq"):
-            # Old versions saved this buffer, which is computed from the config.
-            problems.append(f"{name} is not part of this model")
-    return {name: found[name] for name in expected if name in found}
-
-
-def _same(entries: Mapping[str, StoredTensor], first: str, second: str) -> bool:
-    """Whether two matrices hold the same values."""
-    a, b = entries[first], entries[second]
-    if a.shape != b.shape:
-        return False
-    step = max(1, BLOCK_WEIGHTS // a.shape[1])
-    spans = ((begin, min(begin + step, a.shape[0])) for begin in range(0, a.shape[0], step))
-    return all(
-        torch.equal(read_rows(first, a, *span), read_rows(second, b, *span)) for span in spans
-    )
+def _origin(located: Located, adapter: str | None, entries: Mapping[str, TensorSource]) -> Origin:
+    types = Counter(entry.dtype for entry in entries.values())
+    return Origin(located.repo_id, located.revision, adapter, dict(sorted(types.items())))

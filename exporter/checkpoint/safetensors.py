@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from exporter.checkpoint.folder import (
     GET_ANOTHER,
@@ -18,10 +19,17 @@ from exporter.checkpoint.folder import (
     SINGLE_FILE,
     read_json,
 )
+from exporter.checkpoint.tensors import check_range
 from exporter.errors import CheckpointError
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 
@@ -29,17 +37,32 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 class StoredTensor:
     """The place, dtype and shape of a tensor in a safetensors file.
 
-    `begin` is its first byte in the file. `dtype` is that of safetensors: F32, F16 or BF16.
+    `begin` and `end` are its bytes in the file. `dtype` is that of safetensors; only those of
+    TORCH_DTYPES can be read.
     """
 
     file: Path
     begin: int
+    end: int
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.end - self.begin
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.file,)
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        check_range(begin, end, self.shape[0])
+        row_bytes = self.size_bytes // self.shape[0]
+        raw = read_bytes(self.file, self.begin + begin * row_bytes, (end - begin) * row_bytes)
+        values = torch.from_numpy(raw.reshape(end - begin, row_bytes)).view(
+            TORCH_DTYPES[self.dtype]
+        )
+        return values.float().reshape(end - begin, *self.shape[1:])
 
 
 def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor] | None:
@@ -50,33 +73,42 @@ def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor
     before = len(problems)
     entries: dict[str, StoredTensor] = {}
     if (directory / SINGLE_FILE).is_file():
-        entries = _read_header(directory / SINGLE_FILE, problems)
+        entries = read_header(directory / SINGLE_FILE, problems)
     elif (directory / INDEX_FILE).is_file():
-        entries = _read_shards(directory, problems)
+        entries = _read_indexed(directory, problems)
+    elif shards := sorted(f for f in directory.iterdir() if SHARD.fullmatch(f.name)):
+        entries = _read_shards(shards, {}, _missing_shards(shards), problems)
     else:
-        problems.append(_no_weights(directory))
+        raise _no_weights(directory)
     return entries if len(problems) == before else None
 
 
-def _no_weights(directory: Path) -> str:
-    """The reason why a directory has no weights that this tool reads."""
+def _no_weights(directory: Path) -> CheckpointError:
+    """The reason why a directory has no weights that this tool reads, and the next step."""
     found = sorted(file.name for file in directory.iterdir())
-    if any(name.endswith(".gguf") for name in found):
-        return (
-            "the weights are GGUF, which is quantized already; the original safetensors "
-            "checkpoint is needed"
-        )
-    if any(name.startswith("pytorch_model") or name.endswith((".bin", ".pth")) for name in found):
-        return (
-            "the weights are pickled PyTorch files; convert with save_pretrained(..., "
-            "safe_serialization=True)"
+    if any(name.endswith((".bin", ".pth", ".pt")) for name in found):
+        return CheckpointError(
+            f"{directory}: the weights are pickled PyTorch files, which can run code",
+            hint="convert them with transformers: AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER) writes safetensors",
         )
     listing = ", ".join(found[:10]) or "nothing"
-    return f"neither {SINGLE_FILE} nor {INDEX_FILE} is there; found {listing}"
+    return CheckpointError(
+        f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; found {listing}",
+        hint=f"give a directory with {SINGLE_FILE} or its shards and config.json, a GGUF file, or "
+        "a hub id (owner/name)",
+    )
 
 
-def _read_shards(directory: Path, problems: list[str]) -> dict[str, StoredTensor]:
-    """The tensors of a sharded checkpoint, checked against its index both ways."""
+def _missing_shards(shards: list[Path]) -> list[str]:
+    """Names of the shards that are not there, by the number of shards that the others state."""
+    stem, count = shards[0].name.split("-")[0], shards[0].name.split("-of-")[1]
+    names = [f"{stem}-{i + 1:05}-of-{count}" for i in range(int(count.split(".")[0]))]
+    return sorted(set(names) - {file.name for file in shards})
+
+
+def _read_indexed(directory: Path, problems: list[str]) -> dict[str, StoredTensor]:
+    """The tensors of the shards that an index names."""
     index = read_json(directory / INDEX_FILE, problems).get("weight_map")
     if not isinstance(index, dict) or not index:
         problems.append(f"{INDEX_FILE} must hold a weight_map of tensor names to files")
@@ -86,28 +118,32 @@ def _read_shards(directory: Path, problems: list[str]) -> dict[str, StoredTensor
     problems += [
         f"{INDEX_FILE} names {file!r}, which is not a plain file name beside it" for file in unsafe
     ]
+    plain = sorted(set(files) - set(unsafe))
+    missing = [file for file in plain if not (directory / file).is_file()]
+    there = [directory / file for file in plain if file not in missing]
+    return _read_shards(there, index, missing, problems)
+
+
+def _read_shards(
+    shards: list[Path], index: dict[str, str], missing: list[str], problems: list[str]
+) -> dict[str, StoredTensor]:
+    """The tensors of several files.
+
+    Of a tensor that is in two, the one counts that the index names. An index that lists more, such
+    as a head that was dropped, does no harm: what the network lacks is told by name.
+    """
+    problems += [f"shard {name} is missing" for name in missing]
     entries: dict[str, StoredTensor] = {}
-    for file in sorted(set(files) - set(unsafe)):
-        if not (directory / file).is_file():
-            problems.append(f"shard {file} is missing")
-            continue
-        before = len(problems)
-        found = _read_header(directory / file, problems)
-        listed = {name for name, where in index.items() if where == file}
-        if len(problems) == before:
-            problems += [
-                f"{file} lacks {name}, which {INDEX_FILE} places there"
-                for name in sorted(listed - set(found))
-            ]
-        problems += [
-            f"{file} has {name}, which {INDEX_FILE} does not place there"
-            for name in sorted(set(found) - listed)
-        ]
-        entries |= found
+    for file in shards:
+        for name, tensor in read_header(file, problems).items():
+            if name in entries and index.get(name) not in (entries[name].file.name, file.name):
+                problems.append(f"{name} is both in {entries[name].file.name} and in {file.name}")
+            if name not in entries or index.get(name) == file.name:
+                entries[name] = tensor
     return entries
 
 
-def _read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
+def read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
     """The tensors that one safetensors file declares, checked against its size.
 
     What is wrong is noted in `problems`.
@@ -139,11 +175,8 @@ def _read_header(file: Path, problems: list[str]) -> dict[str, StoredTensor]:
     problems += _layout_problems(
         file, [span for span, _, _ in spans.values()], size_bytes - data_begin
     )
-    for name, (_, dtype, _) in spans.items():
-        if dtype not in ITEM_BYTES:
-            problems.append(f"{name} is {dtype} in {file.name}, supported: {', '.join(ITEM_BYTES)}")
     return {
-        name: StoredTensor(file, data_begin + span[0], dtype, shape)
+        name: StoredTensor(file, data_begin + span[0], data_begin + span[1], dtype, shape)
         for name, (span, dtype, shape) in spans.items()
     }
 
@@ -200,24 +233,17 @@ def _layout_problems(file: Path, spans: list[tuple[int, int]], data_bytes: int) 
     return []
 
 
-def read_rows(name: str, entry: StoredTensor, begin: int, end: int) -> torch.Tensor:
-    """Rows [begin, end) of a tensor, as float32.
+def read_bytes(file: Path, begin: int, n_bytes: int) -> NDArray[np.uint8]:
+    """Bytes of a file from `begin` on.
 
     Raises CheckpointError if the file has changed since it was opened.
     """
-    if not 0 <= begin <= end <= entry.shape[0]:
-        raise IndexError(f"rows {begin}..{end} of {name}, which has {entry.shape[0]}")
-    row_bytes = entry.size_bytes // entry.shape[0]
-    wanted = (end - begin) * row_bytes
     try:
-        raw = np.fromfile(
-            entry.file, np.uint8, count=wanted, offset=entry.begin + begin * row_bytes
-        )
+        raw = np.fromfile(file, np.uint8, count=n_bytes, offset=begin)
     except OSError as error:
         raise CheckpointError(
-            f"{entry.file} cannot be read any more: {error}", hint=GET_ANOTHER
+            f"{file} cannot be read any more: {error}", hint=GET_ANOTHER
         ) from error
-    if raw.size != wanted:
-        raise CheckpointError(f"{entry.file} was shortened: {name} ends early", hint=GET_ANOTHER)
-    values = torch.from_numpy(raw.reshape(end - begin, row_bytes)).view(TORCH_DTYPES[entry.dtype])
-    return values.float().reshape(end - begin, *entry.shape[1:])
+    if raw.size != n_bytes:
+        raise CheckpointError(f"{file} was shortened: a tensor ends early", hint=GET_ANOTHER)
+    return raw

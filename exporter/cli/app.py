@@ -7,6 +7,7 @@ usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -114,6 +115,10 @@ def main() -> None:
     # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
     # that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A terminal or a file that takes ASCII only gets "?" for the rest, and not the end of the run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # An export that is ended so removes its unfinished bundle.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:

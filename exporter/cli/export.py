@@ -15,6 +15,7 @@ from exporter.cli.console import emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
     Activations,
     ActivationsOption,
+    AdapterOption,
     BundleArgument,
     ChunkBytesOption,
     CodecChoice,
@@ -35,6 +36,7 @@ from exporter.cli.options import (
     NativeOption,
     OutArgument,
     ResumeOption,
+    RevisionOption,
     SchemeOption,
     SparsityOption,
     TargetOption,
@@ -50,6 +52,8 @@ def export(
     model: ModelArgument,
     out: OutArgument,
     target: TargetOption = "android",
+    revision: RevisionOption = None,
+    adapter: AdapterOption = None,
     scheme: SchemeOption = "ternary",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
@@ -88,6 +92,8 @@ def export(
         kv_cache=kv_cache.value,
         chunk_bytes=chunk_bytes,
         with_native=with_native,
+        revision=revision,
+        adapter=adapter,
     )
     profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
     check_device_options(profiles, None, entitlement, None)
@@ -98,6 +104,7 @@ def export(
     verdicts = tinyqmoe.fit(bundle, devices=profiles, entitlement=entitlement)
     _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
     _say_spent(time.monotonic() - begin, max_ram)
+    _say_warnings(bundle)
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 
@@ -141,6 +148,13 @@ def _say_spent(seconds: float, max_ram: int | None) -> None:
         what += f", more than the {bytes_text(max_ram)} of --max-ram: please report this as a bug"
     minutes = f"{seconds // 60:.0f} min " if seconds >= 60 else ""
     err_console.print(f"{what}, {minutes}{seconds % 60:.0f} s", highlight=False, soft_wrap=True)
+
+
+def _say_warnings(bundle: Bundle) -> None:
+    for warning in bundle.manifest.warnings:
+        err_console.print(
+            f"[bold yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True
+        )
 
 
 def expand(

@@ -230,8 +230,16 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face directory, or a hub id such as meta-llama/Llama-3.2-1B.",
+        help="A Hugging Face directory, a GGUF file, or a hub id such as meta-llama/Llama-3.2-1B.",
     ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch, tag or commit of a MODEL on the hub."),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|HUB_ID", help="A LoRA adapter, merged into the weights of MODEL."),
 ]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to make.")]
 ActivationsOption = Annotated[

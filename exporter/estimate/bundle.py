@@ -9,15 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter import bundle as bundles
-from exporter import quant
+from exporter import manifest, quant
 from exporter.backends import registry
 from exporter.backends.package import PlannedModel, network_entry
 from exporter.bundle import (
     Artifact,
     FileEntry,
-    Interface,
     Manifest,
-    ModelEntry,
     QuantizationLoss,
     TensorEntry,
 )
@@ -45,7 +43,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         for name in checkpoint.names
         if config.quantization.scheme_for(name)
     ]
-    tokenizer = [FileEntry(f.name, f.stat().st_size, "") for f in checkpoint.tokenizer_files]
+    tokenizer = [FileEntry(name, size, "") for name, size in checkpoint.text_files.items()]
     planned = PlannedModel(checkpoint.config, context, config.activations, config.kv_cache, tensors)
     artifacts = [registry.load(name).estimate(planned) for name in config.formats]
     files = [FileEntry(a.files[0], _package_bytes(a, tensors), "") for a in artifacts]
@@ -54,17 +52,10 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         schema_version=bundles.SCHEMA_VERSION,
         created="",
         tools={},
-        model=ModelEntry(
-            checkpoint.path.resolve().name,
-            checkpoint.parameters,
-            checkpoint.source_bytes,
-            checkpoint.config_dict,
-        ),
+        model=manifest.model_entry(checkpoint),
         quantization=config.quantization.to_dict(),
         quantization_loss=QuantizationLoss(0, 0.0, 0.0, 0.0, 0.0),
-        interface=Interface(
-            context, model.vocab_size, model.bos_token_id, list(checkpoint.eos_token_ids)
-        ),
+        interface=manifest.interface(checkpoint, context),
         network=network_entry(model, context),
         artifacts=artifacts,
         prompts=[],

@@ -79,9 +79,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
-    return sum(
-        file.stat().st_size for file in checkpoint.tokenizer_files if file.name == "tokenizer.json"
-    )
+    return checkpoint.text_files.get("tokenizer.json", 0)
 
 
 def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:

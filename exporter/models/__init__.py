@@ -12,7 +12,7 @@ from types import ModuleType
 
 from exporter.errors import CheckpointError
 
-SHARED = ("config", "layers")  # files here that are no family
+SHARED = ("config", "layers", "rope")  # files here that are no family
 
 
 def supported() -> list[str]:

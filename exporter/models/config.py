@@ -7,6 +7,7 @@ Every family here is such a decoder. What sets families apart are the features t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,25 +16,22 @@ from torch import Tensor
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.errors import CheckpointError
+from exporter.models.rope import (
+    DividedFrequencies,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    yarn_attention_factor,
+)
 
 MAX_SIZE = 2**31 - 1
 # A config is foreign input: without a limit, a false layer count alone would exhaust memory.
 MAX_LAYERS = 1024
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+# Ends of the names of architectures whose head is not that of a language model.
+OTHER_TASKS = ("Classification", "QuestionAnswering", "RewardModel")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Parameters of the Llama 3 stretching of the RoPE frequencies.
-
-    Fields are as in Hugging Face configs.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,6 @@ def is_id(value: object) -> bool:
 
 def read_decoder(
     read: ConfigReader,
-    architecture: str,
     *,
     biases: tuple[str, ...] = (),
     head_norm: bool = False,
@@ -160,16 +157,12 @@ def read_decoder(
     head_dim = read.size("head_dim", max(1, hidden // heads))
     if not read.problems:  # else these would follow from a size that is named already
         _check_heads(read, hidden, heads, kv_heads, head_dim)
-    read.one_of("architectures", [architecture])
+    _check_task(read)
     read.one_of("hidden_act", "silu")
     read.one_of("partial_rotary_factor", 1.0)
     read.check(
         "sliding_attention" not in (read.get("layer_types") or ()),
         "layer_types: only attention over the whole context is supported",
-    )
-    read.check(
-        read.get("quantization_config") is None,
-        "quantization_config: the weights are already quantized",
     )
     bos, eos = read.get("bos_token_id"), read.get("eos_token_id", [])
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
@@ -196,6 +189,16 @@ def read_decoder(
     )
     read.finish()
     return config
+
+
+def _check_task(read: ConfigReader) -> None:
+    """Notes an architecture that gives no text. How it is spelt else does not matter."""
+    names = read.get("architectures") or []
+    for name in names if isinstance(names, list) else [names]:
+        read.check(
+            not str(name).endswith(OTHER_TASKS),
+            f"architectures is {name!r}: such a model classifies, it does not write text",
+        )
 
 
 def _check_heads(read: ConfigReader, hidden: int, heads: int, kv_heads: int, head_dim: int) -> None:
@@ -227,15 +230,58 @@ def _read_rope(read: ConfigReader) -> tuple[float, RopeScaling | None]:
     )
     rope.one_of("partial_rotary_factor", 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    rope.check(
-        kind in ("default", "llama3"), f"rope_type is {kind!r}, supported: 'default' or 'llama3'"
-    )
-    if kind != "llama3":
-        return theta, None
+    known = kind in ROPE_KINDS
+    rope.check(known, f"rope_type is {kind!r}, supported: {', '.join(map(repr, ROPE_KINDS))}")
+    return theta, ROPE_KINDS[kind](read, rope) if known else None
+
+
+def _original_positions(read: ConfigReader, rope: ConfigReader) -> int:
+    """The positions of the training.
+
+    A value beside rope_scaling counts first, as in transformers.
+    """
+    name = "original_max_position_embeddings"
+    if read.get(name) is not None:
+        return read.size(name)
+    return rope.size(name, read.get("max_position_embeddings"))
+
+
+def _read_llama3(read: ConfigReader, rope: ConfigReader) -> RopeScaling:
     low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
-    original = rope.size("original_max_position_embeddings")
+    original = _original_positions(read, rope)
     rope.check(low < high, f"high_freq_factor {high} must be greater than low_freq_factor {low}")
-    return theta, RopeScaling(rope.positive("factor"), low, high, original)
+    return Llama3Scaling(rope.positive("factor"), low, high, original)
+
+
+def _read_yarn(read: ConfigReader, rope: ConfigReader) -> RopeScaling:
+    original = _original_positions(read, rope)
+    factor = rope.positive("factor", read.size("max_position_embeddings") / original)
+    weights = [rope.positive(n) if rope.get(n) else 0.0 for n in ("mscale", "mscale_all_dim")]
+    return YarnScaling(
+        factor,
+        original,
+        rope.positive("attention_factor", yarn_attention_factor(factor, *weights)),
+        rope.positive("beta_fast", 32.0),
+        rope.positive("beta_slow", 1.0),
+        bool(rope.one_of("truncate", True, False)),
+    )
+
+
+def _read_factors(read: ConfigReader, rope: ConfigReader) -> RopeScaling:
+    factors, pairs = rope.get("factors"), read.size("head_dim") // 2
+    fine = isinstance(factors, list) and len(factors) == pairs
+    fine = fine and all(isinstance(f, float) and 0 < f < math.inf for f in factors)
+    rope.check(fine, f"factors must be {pairs} positive numbers, got {factors!r}")
+    return DividedFrequencies(tuple(factors) if fine else ())
+
+
+ROPE_KINDS: dict[str, Callable[[ConfigReader, ConfigReader], RopeScaling | None]] = {
+    "default": lambda read, rope: None,
+    "linear": lambda read, rope: LinearScaling(rope.positive("factor")),
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+    "factors": _read_factors,  # of a GGUF file: see exporter.checkpoint.gguf
+}
 
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -288,19 +334,10 @@ def bias_of(weight: str) -> str:
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """RoPE frequencies of each pair of a head, in radians per position, float32 [D/2].
 
-    theta^(-2i/D) (RoFormer, arXiv 2104.09864). With Llama 3 scaling, as in Meta's `apply_scaling`
-    and transformers' `_compute_llama3_parameters`: wavelengths over original/low_freq_factor are
-    stretched by `factor`, those under original/high_freq_factor stay, and between them the two are
-    blended linearly in original/wavelength.
+    theta^(-2i/D) (RoFormer, arXiv 2104.09864), stretched as the config says (models.rope).
     """
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    freqs = 1.0 / (config.rope_theta**pairs)
-    if config.rope is None:
-        return freqs
-    rope = config.rope
-    # Full turns within the original context.
-    turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
-    keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(
-        0, 1
+    frequencies = 1.0 / (config.rope_theta**pairs)
+    return (
+        frequencies if config.rope is None else config.rope.stretch(frequencies, config.rope_theta)
     )
-    return (1 - keep) * freqs / rope.factor + keep * freqs

@@ -27,7 +27,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     attention = read.one_of("attention_bias", False, True)
     mlp = read.one_of("mlp_bias", False, True)
     biases = (ATTENTION if attention else ()) + (MLP if mlp else ())
-    return read_decoder(read, "LlamaForCausalLM", biases=biases)
+    return read_decoder(read, biases=biases)
 
 
 class Llama(Decoder):

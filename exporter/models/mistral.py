@@ -28,7 +28,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
         f"sliding_window is {window!r}, fewer than the {positions!r} positions: only attention "
         "over the whole context is supported",
     )
-    return read_decoder(read, "MistralForCausalLM")
+    return read_decoder(read)
 
 
 class Mistral(Decoder):

@@ -25,7 +25,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     read = ConfigReader(DEFAULTS | raw)
     read.one_of("model_type", "qwen2")
     read.one_of("use_sliding_window", False)
-    return read_decoder(read, "Qwen2ForCausalLM", biases=ATTENTION[:3])
+    return read_decoder(read, biases=ATTENTION[:3])
 
 
 class Qwen2(Decoder):

@@ -26,7 +26,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     read.one_of("model_type", "qwen3")
     read.one_of("use_sliding_window", False)
     biases = ATTENTION if read.one_of("attention_bias", False, True) else ()
-    return read_decoder(read, "Qwen3ForCausalLM", biases=biases, head_norm=True)
+    return read_decoder(read, biases=biases, head_norm=True)
 
 
 class Qwen3(Decoder):

@@ -112,12 +112,11 @@ def answer_prompts(
     """
     arithmetics = list(dict.fromkeys(a.arithmetic for a in artifacts))
     checkpoint, encoded = source.checkpoint, source.encoded
-    texts, sequences = token_sequences(checkpoint, source.config.texts or TEXTS)
-    # What lowering and the tokenizer leave is freed now, and not at some time in what follows.
+    vocab_size = checkpoint.config.vocab_size
+    texts, sequences = token_sequences(source.work, vocab_size, source.config.texts or TEXTS)
+    # What was read of the tokenizer is freed now, and not at some time in what follows.
     release_free_memory()
-    prompts = make_prompts(
-        sequences, source.context, checkpoint.parameters, checkpoint.config.vocab_size
-    )
+    prompts = make_prompts(sequences, source.context, checkpoint.parameters, vocab_size)
     total = len(arithmetics) * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     done = 0
 

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from exporter.checkpoint.checkpoint import Checkpoint
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from exporter.checkpoint.checkpoint import Checkpoint
-
 
 def token_sequences(
-    checkpoint: Checkpoint, texts: Sequence[str]
+    folder: Path, vocab_size: int, texts: Sequence[str]
 ) -> tuple[list[str], list[list[int]]]:
-    """Token ids of texts by the model's tokenizer, with descriptions of their origin.
+    """Token ids of texts by the tokenizer that ships, with descriptions of their origin.
 
-    They are fixed random ids where the model has no tokenizer that fits its vocabulary.
+    `folder` is the bundle. They are fixed random ids where there is no tokenizer that fits the
+    vocabulary.
     """
     from tokenizers import Tokenizer
 
-    from exporter.reference.prompts import random_tokens
-
-    vocab = checkpoint.config.vocab_size
-    path = checkpoint.path / "tokenizer.json"
-    if path.is_file():
-        tokenizer = Tokenizer.from_file(str(path))
-        sequences = [tokenizer.encode(text).ids for text in texts]
-        bos = checkpoint.config.bos_token_id
-        sequences = [s if bos is None or s[:1] == [bos] else [bos, *s] for s in sequences]
-        if all(s and max(s) < vocab for s in sequences):
-            return list(texts), sequences
-        return ["random ids: the tokenizer gives ids the model does not have"], [
-            random_tokens(vocab, 64)
-        ]
-    return ["random ids: the checkpoint has no tokenizer.json"], [random_tokens(vocab, 64)]
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return ["random ids: the checkpoint has no tokenizer"], [random_tokens(vocab_size, 64)]
+    tokenizer = Tokenizer.from_file(str(path))
+    sequences = [tokenizer.encode(text).ids for text in texts]
+    if all(s and max(s) < vocab_size for s in sequences):
+        return list(texts), sequences
+    return ["random ids: the tokenizer gives ids the model does not have"], [
+        random_tokens(vocab_size, 64)
+    ]
 
 
 # Parameters of a small model; for larger ones each answer takes seconds, so fewer are computed.

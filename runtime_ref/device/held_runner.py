@@ -113,9 +113,7 @@ def held_runner(
             runner.close()
 
 
-def _accept(
-    listening: socket.socket, run: Future[DeviceRun], plan: DevicePlan
-) -> socket.socket:
+def _accept(listening: socket.socket, run: Future[DeviceRun], plan: DevicePlan) -> socket.socket:
     """Connection of the child, when its package is open. Raises its error."""
     while True:
         try:

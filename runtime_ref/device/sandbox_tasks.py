@@ -82,7 +82,7 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
             prompt,
             limits.max_new_tokens,
             sampling,
-            bundle.manifest.interface.eos_token_ids
+            bundle.manifest.interface.eos_token_ids,
         )
     else:
         text = TextStream(bundle, watched, prompt, limits, sampling, tokenizer)

@@ -26,7 +26,7 @@ HAS_THREADS = True
 SPEED_IS_REAL = True
 
 # Measured by benchmarks/memory_prediction.py.
-RUNTIME_BYTES = int(0.25 * MB)
+RUNTIME_BYTES = int(0.5 * MB)
 MATRIX_BYTES = 5400  # of an open matrix, and of its part of the manifest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -158,8 +159,12 @@ def remove(path: Path) -> None:
 
 
 def add(path: Path) -> None:
+    """A package of a listed file, and one beside it that is not."""
     (path / "deeper").mkdir()
+    (path / "deeper" / "listed.bin").write_bytes(b"")
     (path / "deeper" / "extra.bin").write_bytes(b"x")
+    listed = {"path": "deeper/listed.bin", "n_bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    edit_manifest(path, lambda m: m["files"].append(listed))
 
 
 def flip(path: Path) -> None:
@@ -207,6 +212,17 @@ def test_damage_is_named(small: Bundle, what: str) -> None:
     with pytest.raises(BundleError, match="is damaged") as caught:
         check(small.path)
     assert [p for p in caught.value.problems if named in p]
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "README.md", ".gitattributes", "run.json", ".cache/huggingface/x.lock"]
+)
+def test_a_foreign_file_is_no_damage(small: Bundle, name: str) -> None:
+    size = small.size_bytes
+    (small.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (small.path / name).write_text("not ours")
+    check(small.path)
+    assert small.size_bytes == size
 
 
 def test_all_damage_is_named_at_once(small: Bundle) -> None:
@@ -399,6 +415,13 @@ def test_force_replaces_a_bundle(small: Bundle) -> None:
         (work / "only").write_text("x")
     assert names(small.path) == ["only"]
     assert names(small.path.parent) == ["small"]
+
+
+def test_an_empty_directory_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with new_bundle(tmp_path / "out", force=False) as work:
+        (work / "only").write_text("x")
+    assert names(tmp_path / "out") == ["only"]
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])

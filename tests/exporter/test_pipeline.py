@@ -227,11 +227,12 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
 ) -> None:
     from runtime_ref import generate
     from runtime_ref.executorch.runner import ExecuTorchRunner
+    from runtime_ref.prompts import PromptEncoder
 
     assert not (other_bundle.path / "tokenizer.json").exists()
-    assert other_bundle.manifest.prompts == ["random ids: the checkpoint has no tokenizer.json"]
+    assert other_bundle.manifest.prompts == ["random ids: the checkpoint has no tokenizer"]
     with pytest.raises(BundleError, match=r"no tokenizer\.json") as caught:
-        generate.encode_prompt(other_bundle, "hi", chat=False)
+        PromptEncoder(other_bundle).text("hi")
     assert "tokenizer.json" in caught.value.hint
     tokens = list(
         generate.generate(ExecuTorchRunner(other_bundle), [3, 4], 4, generate.Sampling(), ())
@@ -242,13 +243,13 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
 def test_a_tokenizer_that_gives_ids_the_model_lacks_is_not_used(tmp_path: Path) -> None:
     checkpoint = write_llama(tmp_path / "small-vocab", num_hidden_layers=1, vocab_size=30)
     write_tokenizer(checkpoint)  # 258 ids
-    texts, sequences = prompts.token_sequences(Checkpoint.open(checkpoint), prompts.TEXTS)
+    texts, sequences = prompts.token_sequences(checkpoint, 30, prompts.TEXTS)
     assert "ids the model does not have" in texts[0]
     assert max(map(max, sequences)) < 30
 
 
 def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
-    _, sequences = prompts.token_sequences(Checkpoint.open(checkpoint), prompts.TEXTS)
+    _, sequences = prompts.token_sequences(checkpoint, VOCAB, prompts.TEXTS)
     assert len(sequences) == len(prompts.TEXTS)
     for sequence in sequences:
         assert sequence[0] == 0

@@ -26,13 +26,21 @@ HEAVY = (
     "scipy",
     "pandas",
     "matplotlib",
+    "gguf",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
 CODEC = ("exporter.codec", "exporter.errors")
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
-CHECKPOINT = ("exporter.checkpoint", "exporter.bundle", "exporter.progress", *MODELS)
+CHECKPOINT = (
+    "exporter.checkpoint",
+    "exporter.bundle",
+    "exporter.chat",
+    "exporter.progress",
+    "exporter.quiet",
+    *MODELS,
+)
 QUANT = ("exporter.quant", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = (
@@ -45,6 +53,7 @@ REFERENCE = (
 )
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
+    "exporter.chat",
     "exporter.bundle",
     "exporter.errors",
     "exporter.codec",
@@ -69,7 +78,12 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.bundle": (("exporter.errors",), ()),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
-    "exporter.checkpoint": (CHECKPOINT, ("torch", "numpy", "huggingface_hub")),
+    "exporter.chat": ((), ()),
+    "exporter.chat_template": (("exporter.chat", "exporter.errors"), ("jinja2",)),
+    "exporter.checkpoint": (
+        CHECKPOINT,
+        ("torch", "numpy", "huggingface_hub", "transformers", "gguf"),
+    ),
     "exporter.quant": (QUANT, ("torch", "numpy")),
     "exporter.config": (CONFIG, ()),
     "exporter.session": (("exporter.codec", "exporter.errors"), ("numpy",)),
@@ -90,7 +104,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
-    "exporter.estimate": (("exporter.backends", *BACKEND, *REFERENCE), ()),
+    "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
     "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
     "exporter.pipeline": (
         (
@@ -98,6 +112,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.estimate",
             "exporter.staging",
+            "exporter.memory",
             *BACKEND,
             *REFERENCE,
         ),
@@ -134,8 +149,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.chat": (("exporter.bundle", "exporter.errors"), ("jinja2",)),
-    "runtime_ref.generate": (("runtime_ref.chat", *RUNNER), ("numpy", "tokenizers")),
+    "runtime_ref.prompts": (("exporter.chat_template", *RUNNER), ("tokenizers",)),
+    "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
+    "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
     "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),
@@ -153,8 +169,14 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.runners": (("runtime_ref.native.package", *RUNNERS), ()),
     "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),
     "runtime_ref.device": (
-        ("runtime_ref.device", "runtime_ref.runners", "runtime_ref.parity", *RUNNERS),
-        ("tokenizers", "safetensors"),
+        (
+            "runtime_ref.device",
+            "runtime_ref.prompts",
+            "runtime_ref.runners",
+            "runtime_ref.parity",
+            *RUNNERS,
+        ),
+        ("numpy", "tokenizers", "safetensors"),
     ),
     "runtime_ref.reports": (
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,14 @@ import pytest
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
-from runtime_ref.chat import render_chat
-from runtime_ref.generate import Sampling, encode_prompt, generate, load_tokenizer, run
+from runtime_ref.generate import (
+    Limits,
+    RunResult,
+    Sampling,
+    TextStream,
+    generate,
+)
+from runtime_ref.prompts import PromptEncoder, load_tokenizer
 from tests.support.bundles import small_manifest
 from tests.support.checkpoints import write_tokenizer
 
@@ -47,11 +53,31 @@ def bytes_bundle(tmp_path: Path) -> Bundle:
 
 
 def byte_ids(bundle: Bundle, text: str) -> list[int]:
-    return load_tokenizer(bundle).encode(text).ids
+    return load_tokenizer(bundle).encode(text, add_special_tokens=False).ids
 
 
 def show_nothing(text: str) -> None:
     pass
+
+
+def run(
+    bundle: Bundle,
+    runner: Any,
+    prompt: list[int],
+    limit: int,
+    sampling: Sampling,
+    show: Callable[[str], None],
+) -> RunResult:
+    """A whole generation, whose pieces `show` gets."""
+    stream = TextStream(bundle, runner, prompt, Limits(limit), sampling)
+    for piece in stream:
+        show(piece)
+    return stream.result
+
+
+def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
+    encoder = PromptEncoder(bundle)
+    return encoder.chat([{"role": "user", "content": prompt}]) if chat else encoder.text(prompt)
 
 
 # ---- sampling
@@ -251,18 +277,40 @@ def test_the_space_before_the_first_word_is_kept(bytes_bundle: Bundle) -> None:
 # ---- prompts and chat
 
 
-def test_a_prompt_begins_with_bos_once(bytes_bundle: Bundle) -> None:
+def test_a_prompt_begins_with_the_bos_of_the_tokenizer(bytes_bundle: Bundle) -> None:
     ids = byte_ids(bytes_bundle, "hi")
     assert encode_prompt(bytes_bundle, "hi", chat=False) == [BOS, *ids]
-    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, *ids]
+    # As in transformers, where it is allowed: who writes one gets two.
+    allowing = PromptEncoder(bytes_bundle, allow_special=True)
+    assert allowing.text("<s>hi") == [BOS, BOS, *ids]
+    assert PromptEncoder(bytes_bundle).text("<s>hi") == [
+        BOS,
+        *byte_ids(bytes_bundle, "<"),
+        *byte_ids(bytes_bundle, "s>hi"),
+    ]
     assert encode_prompt(bytes_bundle, "", chat=False) == [BOS]
 
 
-def test_a_model_without_bos_gets_none(bytes_bundle: Bundle) -> None:
-    without = Bundle(bytes_bundle.path, small_manifest(bos_token_id=None))
-    assert encode_prompt(without, "hi", chat=False) == byte_ids(without, "hi")
+def test_a_tokenizer_that_puts_no_bos_in_front_decides(bytes_bundle: Bundle) -> None:
+    """And not the id that the manifest has."""
+    file = bytes_bundle.path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    assert encode_prompt(bytes_bundle, "hi", chat=False) == byte_ids(bytes_bundle, "hi")
     with pytest.raises(UsageError, match="empty"):
-        encode_prompt(without, "", chat=False)
+        encode_prompt(bytes_bundle, "", chat=False)
+
+
+def test_a_prompt_of_an_ascii_locale_is_read_as_utf_8(bytes_bundle: Bundle) -> None:
+    as_argument = "é".encode().decode("ascii", "surrogateescape")
+    expected = encode_prompt(bytes_bundle, "é", chat=False)
+    assert encode_prompt(bytes_bundle, as_argument, chat=False) == expected
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", "a\ud800b"])
+def test_a_prompt_that_is_no_text_is_refused(bytes_bundle: Bundle, prompt: str) -> None:
+    with pytest.raises(UsageError, match="not UTF-8") as caught:
+        encode_prompt(bytes_bundle, prompt, chat=False)
+    assert "UTF-8" in caught.value.hint
 
 
 def test_a_tokenizer_of_another_model_is_refused(bytes_bundle: Bundle) -> None:
@@ -271,7 +319,7 @@ def test_a_tokenizer_of_another_model_is_refused(bytes_bundle: Bundle) -> None:
 
 
 def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no tokenizer\.json: the checkpoint had none"):
+    with pytest.raises(BundleError, match=r"no tokenizer\.json: the checkpoint had no tokenizer"):
         encode_prompt(Bundle(tmp_path, small_manifest()), "hi", chat=False)
 
 
@@ -292,7 +340,6 @@ def test_chat_renders_the_template_in_the_tokenizer_config(bytes_bundle: Bundle)
     (bytes_bundle.path / "tokenizer_config.json").write_text(
         json.dumps(config | {"chat_template": TEMPLATE})
     )
-    assert render_chat(bytes_bundle, "hi") == "<s>[user] hi[assistant]"
     interface = dataclasses.replace(bytes_bundle.manifest.interface, context=64)
     roomy = Bundle(
         bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, interface=interface)
@@ -314,7 +361,8 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_chat_renders_the_template_file_that_an_export_copied(bundle: Bundle) -> None:
-    assert render_chat(bundle, "sit") == "<s>user: sit\nassistant:"
+    template = PromptEncoder(bundle).template
+    assert template.render([{"role": "user", "content": "sit"}]) == "<s>user: sit\nassistant:"
     ids = encode_prompt(bundle, "sit", chat=True)
     assert ids.count(0) == 1
     assert ids[0] == 0

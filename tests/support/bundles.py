@@ -87,9 +87,9 @@ class Parts:
     encoded: EncodedModel
 
     def program(self, context: int, arithmetic: Arithmetic) -> lowering.ProgramConfig:
-        config, eos = self.checkpoint.config, self.checkpoint.eos_token_ids
         int16 = arithmetic.activations == "int16"
-        return lowering.ProgramConfig(context, int16, arithmetic.kv_type, config.bos_token_id, eos)
+        bos, eos = self.checkpoint.bos_token_id, self.checkpoint.eos_token_ids
+        return lowering.ProgramConfig(context, int16, arithmetic.kv_type, bos, eos)
 
     def emit(
         self, path: Path, context: int, arithmetic: Arithmetic = SHIPPED
@@ -188,7 +188,9 @@ def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
 def small_manifest(**changes: Any) -> Manifest:
     """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the
     interface."""
-    interface = bundles.Interface(context=16, vocab_size=258, bos_token_id=256, eos_token_ids=[257])
+    interface = bundles.Interface(
+        context=16, vocab_size=258, bos_rule="tokenizer", bos_token_id=256, eos_token_ids=[257]
+    )
     artifact = bundles.Artifact(
         format="pte",
         path=bundles.PROGRAM,
@@ -226,7 +228,13 @@ def small_manifest(**changes: Any) -> Manifest:
         schema_version=bundles.SCHEMA_VERSION,
         created="2026-01-01T00:00:00+00:00",
         tools={"tiny-qmoe": "0"},
-        model=bundles.ModelEntry("small", 32, 128, {"model_type": "llama"}),
+        model=bundles.ModelEntry(
+            "small",
+            32,
+            128,
+            {"model_type": "llama"},
+            bundles.Origin("owner/small", "0" * 40, None, {"F32": 1}),
+        ),
         quantization={"scheme": "int8"},
         quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
         interface=replace(interface, **changes),

@@ -92,9 +92,9 @@ def write_llama(
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A byte-level tokenizer.json: ids 0-255 are bytes in the GPT-2 alphabet, 256 is <s>, 257 is
-    </s>."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    """A byte-level tokenizer.json: ids 0-255 are bytes in the GPT-2 alphabet, 256 is <s>, which
+    it puts in front of a text, 257 is </s>."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
@@ -102,6 +102,9 @@ def write_tokenizer(directory: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken("<s>", special=True), AddedToken("</s>", special=True)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 256)]
     )
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}

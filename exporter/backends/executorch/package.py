@@ -54,7 +54,7 @@ def emit(source: PackageInput, progress: Progress) -> Emitted:
         source.context,
         activations == "int16",
         kv_type,
-        checkpoint.config.bos_token_id,
+        checkpoint.bos_token_id,
         checkpoint.eos_token_ids,
     )
     path = source.work / PROGRAM

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.bundle import EMBEDDING, HEAD
-from exporter.checkpoint import checkpoint as module
+from exporter.checkpoint import tensors
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, OutOfSpaceError
 from tests.support.checkpoints import copy, edit_config, write_llama
+from tests.support.gguf_files import write_gguf
 from tests.support.paths import DATA
 
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -68,7 +70,7 @@ def refusal(directory: Path | str, *messages: str) -> CheckpointError:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_reads_what_was_written(tmp_path: Path, dtype: torch.dtype, shards: int) -> None:
     write_llama(tmp_path, dtype=dtype, shards=shards, tie_word_embeddings=False)
@@ -80,7 +82,7 @@ def test_reads_what_was_written(tmp_path: Path, dtype: torch.dtype, shards: int)
     assert set(checkpoint.names) == set(written)
     for name, tensor in written.items():
         assert checkpoint.shape(name) == tuple(tensor.shape)
-        assert checkpoint.dtype(name) == dtype
+        assert checkpoint.entries[name].dtype == NAMES[dtype]
         rows = checkpoint.vector(name) if tensor.ndim == 1 else checkpoint.rows(name, 1, 5)
         assert rows.dtype == torch.float32
         assert torch.equal(rows, (tensor if tensor.ndim == 1 else tensor[1:5]).float())
@@ -89,7 +91,7 @@ def test_reads_what_was_written(tmp_path: Path, dtype: torch.dtype, shards: int)
 
 
 def test_blocks_cover_a_tensor(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_WEIGHTS", 48 * 7)
+    monkeypatch.setattr(tensors, "BLOCK_WEIGHTS", 48 * 7)
     checkpoint = Checkpoint.open(tied)
     blocks = list(checkpoint.blocks(EMBEDDING))
     assert [begin for begin, _ in blocks] == list(range(0, 260, 7))
@@ -106,19 +108,25 @@ def test_names_are_in_the_order_of_the_network(sharded: Path) -> None:
     assert names[1:3] == ("model.layers.0.input_layernorm.weight", Q_PROJ)
 
 
-def test_tokenizer_files_are_those_that_exist(tied: Path, sharded: Path) -> None:
-    names = [file.name for file in Checkpoint.open(tied).tokenizer_files]
-    assert names == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-    assert [file.name for file in Checkpoint.open(sharded).tokenizer_files] == [
-        "generation_config.json"
-    ]
+def test_text_files_are_those_that_exist(tied: Path, sharded: Path) -> None:
+    sizes = Checkpoint.open(tied).text_files
+    assert list(sizes) == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    assert sizes["tokenizer.json"] == (tied / "tokenizer.json").stat().st_size
+    assert list(Checkpoint.open(sharded).text_files) == ["generation_config.json"]
 
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
-    [(None, (2,)), ({}, (2,)), ({"eos_token_id": 5}, (5,)), ({"eos_token_id": [5, 6]}, (5, 6))],
+    [
+        (None, (2, 257)),
+        ({}, (2, 257)),
+        ({"eos_token_id": []}, (2, 257)),
+        ({"eos_token_id": 5}, (5, 257)),
+        ({"eos_token_id": [257, 6]}, (257, 6)),
+        ({"eos_token_id": [5, 999]}, (5, 257)),
+    ],
 )
-def test_generation_config_decides_end_tokens(
+def test_end_tokens_are_the_generation_config_s_or_the_config_s_and_the_tokenizer_s(
     damaged: Path, generation: Any, expected: tuple[int, ...]
 ) -> None:
     file = damaged / "generation_config.json"
@@ -186,7 +194,7 @@ def test_check_finite_passes(sharded: Path) -> None:
 
 
 def test_empty_directory(tmp_path: Path) -> None:
-    refusal(tmp_path, "config.json is missing", "found nothing")
+    refusal(tmp_path, "neither model.safetensors nor", "found nothing", "give a directory")
 
 
 def test_path_is_a_file(tied: Path) -> None:
@@ -211,18 +219,12 @@ def test_missing_path_object_never_asks_the_hub() -> None:
     [
         ("pytorch_model.bin", "save_pretrained"),
         ("consolidated.00.pth", "save_pretrained"),
-        ("model-Q4_K_M.gguf", "GGUF"),
         ("other.safetensors", "found config.json"),
     ],
 )
 def test_other_weight_formats(damaged: Path, file: str, message: str) -> None:
     (damaged / "model.safetensors").rename(damaged / file)
     refusal(damaged, message)
-
-
-def test_already_quantized(damaged: Path) -> None:
-    edit_config(damaged, quantization_config={"quant_method": "gptq", "bits": 4})
-    refusal(damaged, "already quantized")
 
 
 @pytest.mark.parametrize(
@@ -275,19 +277,23 @@ def test_false_layer_count(damaged: Path) -> None:
     assert len(refusal(damaged, "model.layers.2.").problems) == 9
 
 
-@pytest.mark.parametrize("change", ["value", "shape"])
-def test_head_that_differs_though_tied(damaged: Path, change: str) -> None:
-    edit_tensors(
-        damaged,
-        lambda t: t.update({HEAD: t[EMBEDDING] + 1 if change == "value" else t[EMBEDDING][:9]}),
-    )
-    refusal(damaged, f"{HEAD} differs from {EMBEDDING}")
+def test_a_head_that_differs_though_tied_is_taken(damaged: Path) -> None:
+    edit_tensors(damaged, lambda t: t.update({HEAD: t[EMBEDDING] + 1}))
+    checkpoint = Checkpoint.open(damaged)
+    assert not checkpoint.config.tie_word_embeddings
+    assert torch.equal(checkpoint.rows(HEAD, 3, 5), checkpoint.rows(EMBEDDING, 3, 5) + 1)
+    assert any("differs from" in warning for warning in checkpoint.warnings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_head_of_another_shape_though_tied(damaged: Path) -> None:
+    edit_tensors(damaged, lambda t: t.update({HEAD: t[EMBEDDING][:9]}))
+    refusal(damaged, f"{HEAD} has shape [9, 48], expected [260, 48]")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
 def test_unsupported_dtype(damaged: Path, dtype: torch.dtype) -> None:
     edit_tensors(damaged, lambda t: t.update({Q_PROJ: t[Q_PROJ].to(dtype)}))
-    refusal(damaged, f"{Q_PROJ} is", "supported: F32, F16, BF16")
+    refusal(damaged, f"{Q_PROJ} is", "supported: F64, F32, F16, BF16")
 
 
 # ---- refusals: safetensors files -----------------------------------------------------------------
@@ -350,7 +356,6 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
         data_offsets=h["model.layers.1.self_attn.q_proj.weight"]["data_offsets"]
     ),
     "entry-is-text": lambda h: h.update({Q_PROJ: "F32"}),
-    "unknown-dtype": lambda h: h[Q_PROJ].update(dtype="F4"),
     "dtype-no-text": lambda h: h[Q_PROJ].update(dtype=["F32"]),
 }
 
@@ -396,10 +401,29 @@ def test_index_that_points_outside(sharded: Path, tmp_path: Path, name: str) -> 
     refusal(tmp_path / "model", f"names {name!r}, which is not a plain file name")
 
 
-def test_index_and_shard_disagree(sharded: Path, tmp_path: Path) -> None:
+def test_an_index_that_lists_other_tensors_does_no_harm(sharded: Path, tmp_path: Path) -> None:
     directory = copy(sharded, tmp_path / "model")
-    edit_index(directory, lambda index: index.update({"ghost": index[Q_PROJ]}) or index.pop(Q_PROJ))
-    refusal(directory, "lacks ghost, which", f"has {Q_PROJ}, which")
+    edit_index(directory, lambda index: index.update({HEAD: index[Q_PROJ]}) or index.pop(Q_PROJ))
+    assert Checkpoint.open(directory).names == Checkpoint.open(sharded).names
+
+
+def test_a_tensor_in_two_shards(sharded: Path, tmp_path: Path) -> None:
+    directory = copy(sharded, tmp_path / "model")
+    first, second = sorted(directory.glob("*.safetensors"))[:2]
+    both = next(iter(load_file(first)))
+    save_file(load_file(second) | {both: torch.zeros(3)}, second)
+    assert Checkpoint.open(directory).shape(both) != (3,)  # the index names the first
+    (directory / "model.safetensors.index.json").unlink()
+    refusal(directory, f"{both} is both in {first.name} and in {second.name}")
+
+
+def test_shards_without_an_index(sharded: Path, tmp_path: Path) -> None:
+    directory = copy(sharded, tmp_path / "model")
+    (directory / "model.safetensors.index.json").unlink()
+    assert Checkpoint.open(directory).names == Checkpoint.open(sharded).names
+    last = sorted(directory.glob("*.safetensors"))[-1]
+    last.unlink()
+    refusal(directory, f"shard {last.name} is missing")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {}}', '{"weight_map": []}'])
@@ -427,6 +451,43 @@ def test_download_fetches_only_what_is_read(tied: Path, monkeypatch: pytest.Monk
     assert "*.bin" not in asked["allow_patterns"]
 
 
+@pytest.mark.parametrize(
+    ("model", "revision", "repo", "asked_revision"),
+    [
+        ("owner/name", None, "owner/name", None),
+        ("owner/name", "v1", "owner/name", "v1"),
+        ("https://huggingface.co/owner/name", None, "owner/name", None),
+        ("https://huggingface.co/owner/name/tree/v2", None, "owner/name", "v2"),
+        ("https://hf.co/owner/na.me-1/?x=y", "v1", "owner/na.me-1", "v1"),
+        ("hf://owner/name", None, "owner/name", None),
+    ],
+)
+def test_addresses_and_revisions_of_the_hub(
+    model: str,
+    revision: str | None,
+    repo: str,
+    asked_revision: str | None,
+    tied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    snapshot = copy(tied, tmp_path / ("ab" * 20))
+    hub_that(monkeypatch, lambda name, **options: asked.update(options, repo=name) or str(snapshot))
+    origin = Checkpoint.open(model, revision=revision).origin
+    assert (asked["repo"], asked["revision"]) == (repo, asked_revision)
+    assert (origin.repo_id, origin.revision) == (repo, "ab" * 20)
+
+
+def test_a_gguf_file_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    write_gguf(tmp_path / "x.gguf")
+    hub_that(monkeypatch, lambda name, **options: asked.update(options) or str(tmp_path))
+    model = "https://huggingface.co/owner/name/blob/main/x.gguf"
+    assert Checkpoint.open(model).path == tmp_path / "x.gguf"
+    assert asked["allow_patterns"] == ["x.gguf"]
+
+
 def _raise(error: Exception) -> Callable[..., str]:
     def action(*_: Any, **__: Any) -> str:
         raise error
@@ -446,6 +507,7 @@ def hub_error(name: str) -> Exception:
     [
         ("GatedRepoError", "accept the licence at https://huggingface.co/owner/name"),
         ("RepositoryNotFoundError", "no such model on the hub"),
+        ("RevisionNotFoundError", "has no revision"),
         ("LocalEntryNotFoundError", "cannot be reached"),
         ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
     ],

@@ -183,9 +183,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mlp-bias": ({"mlp_bias": 2}, "mlp_bias is 2"),
     "tie": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     "partial-rotary": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    "quantized": ({"quantization_config": {"bits": 4}}, "already quantized"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
-    "linear": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor must be a positive"),
+    "linear": ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor must be"),
+    "factors": (
+        {"head_dim": 12, "rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0]}},
+        "factors must be 6 positive numbers",
+    ),
+    "longrope": ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
     "dynamic": (
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
         "rope_type is 'dynamic'",
@@ -231,7 +235,7 @@ def test_all_problems_at_once() -> None:
         "hidden_act": "relu",
         "mlp_bias": 2,
         "vocab_size": -1,
-        "rope_scaling": {"rope_type": "yarn"},
+        "rope_scaling": {"rope_type": "dynamic"},
     }
     with pytest.raises(CheckpointError) as refusal:
         read_config(SMALL | wrong)
