@@ -71,5 +71,5 @@ def converse(held: HeldPackage, **settings: Unpack[GenerationSettings]) -> Conve
 
     asked = Asked(**settings)
     encoder = asked.encoder(held.bundle)
-    encoder.template  # noqa: B018  (read at once: a missing one is told before the first question)
+    asked.ids(encoder, [{"role": "user", "content": "Hello"}])  # so a template fails at once
     return Conversation(encoder, held.runner, asked.sampling, asked.limits, asked.system)

@@ -30,10 +30,10 @@ class GenerationSettings(TypedDict, total=False):
     max_new_tokens: limit of the answer, 128 by default. stop: texts before which it ends.
     temperature: 0, the default, is greedy. top_p: sample from the likeliest tokens of that
     probability. seed: of the sampling. chat: whether the prompt goes through the model's chat
-    template, as it does where it is a list of messages. system: system prompt of a chat.
-    chat_template: a template by name, or a file, in the place of the bundle's default one.
-    allow_special: whether the prompt may hold control tokens; else their text is text like any
-    other.
+    template; a list of messages does, and any prompt with a system prompt or a template.
+    system: system prompt of a chat. chat_template: a template by name, or a file, in the place of
+    the bundle's default one. allow_special: whether the prompt may hold control tokens; else their
+    text is text like any other.
     """
 
     max_new_tokens: int
@@ -95,6 +95,10 @@ class Asked:
             settings.get("max_new_tokens", Limits.max_new_tokens), names(settings.get("stop", ()))
         )
         self.system = settings.get("system")
+        for_chats = ("system", "chat_template")
+        self.is_chat = settings.get("chat", False) or any(
+            settings.get(name) is not None for name in for_chats
+        )
         self._settings = settings
 
     def encoder(self, bundle: Bundle) -> PromptEncoder:
@@ -111,15 +115,11 @@ class Asked:
         """Token ids of the prompt. Raises TinyQMoEError."""
         from runtime_ref.conversation import check_messages
 
-        system = self.system and [{"role": "system", "content": self.system}]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         if not isinstance(prompt, str):
-            return encoder.chat(check_messages([*(system or []), *prompt]))
-        if self._settings.get("chat", False):
-            return encoder.chat([*(system or []), {"role": "user", "content": prompt}])
-        for_chats = ("system", "chat_template")
-        if given := [name for name in for_chats if self._settings.get(name) is not None]:
-            what = f"{' and '.join(given)} is for a chat, and the prompt is a plain text"
-            raise UsageError(what, hint="give chat (--chat), or leave it away")
+            return encoder.chat(check_messages([*system, *prompt]))
+        if self.is_chat:
+            return encoder.chat([*system, {"role": "user", "content": prompt}])
         return encoder.text(prompt)
 
 

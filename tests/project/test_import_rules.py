@@ -131,6 +131,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("typer",),
     ),
+    "exporter.cli.line_editor": ((), ("prompt_toolkit",)),
     # For what is exported, run and judged a command calls the public interface and nothing below.
     "exporter.cli": (
         (
