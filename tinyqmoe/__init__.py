@@ -30,6 +30,7 @@ from tinyqmoe.exporting import demo_model, export
 from tinyqmoe.generation import DeviceGeneration, GenerationSettings, generate, run_on_device
 from tinyqmoe.judging import BundleParity, check_parity
 from tinyqmoe.packages import open_bundle, open_runner
+from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
     from runtime_ref.residency import Mode, Residency
+    from runtime_ref.server.limits import ServerLimits
 
 FORMATS = tuple(BACKENDS)
 """Names of all package formats, in the order in which they are made."""
@@ -73,6 +75,7 @@ __all__ = [
     "Residency",
     "RunResult",
     "Runner",
+    "ServerLimits",
     "TextStream",
     "TinyQMoEError",
     "UsageError",
@@ -85,9 +88,11 @@ __all__ = [
     "fit",
     "generate",
     "hold_package",
+    "listen",
     "open_bundle",
     "open_runner",
     "run_on_device",
+    "serve",
 ]
 
 # Types whose modules import more than the standard library: they are loaded when they are used.
@@ -102,6 +107,7 @@ _LAZY = {
     "Residency": "runtime_ref.residency",
     "RunResult": "runtime_ref.generate",
     "Runner": "runtime_ref.generate",
+    "ServerLimits": "runtime_ref.server.limits",
     "TextStream": "runtime_ref.generate",
 }
 

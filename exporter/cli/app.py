@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import chat, devices, export, run
+from exporter.cli import chat, devices, export, run, serve
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
     JsonOption,
@@ -96,6 +96,7 @@ for command in (
     export.export,
     run.run,
     chat.chat,
+    serve.serve,
     run.parity,
     devices.devices,
     devices.fit,

@@ -27,6 +27,8 @@ HEAVY = (
     "pandas",
     "matplotlib",
     "gguf",
+    "prompt_toolkit",
+    "fastapi",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
@@ -153,6 +155,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.prompts": (("exporter.chat_template", *RUNNER), ("tokenizers",)),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
+    "runtime_ref.server": (
+        ("runtime_ref.server", "runtime_ref.prompts", "runtime_ref.generate", *RUNNER),
+        ("fastapi", "pydantic", "starlette", "uvicorn"),
+    ),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
     "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),
