@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from exporter.errors import ContextError, TinyQMoEError
 from runtime_ref.generate import RunResult
 from runtime_ref.prompts import PromptEncoder
+from runtime_ref.server.gate import Gate
 from runtime_ref.server.generation_queue import (
     ClientGoneError,
     GenerationQueue,
@@ -35,6 +35,11 @@ from runtime_ref.server.schema import (
     finish_reason,
     usage,
 )
+
+
+class UnknownModelError(Exception):
+    """A request is for another model."""
+
 
 DEFAULT_TOKENS = 16  # of a plain completion, as OpenAI has it
 GONE = 499  # the status of a request whose client went away, for the log
@@ -178,7 +183,7 @@ class Service:
 
     def _check_model(self, name: str) -> None:
         if name != self._model:
-            raise HTTPException(404, f"there is no model {name}, only {self._model}")
+            raise UnknownModelError(f"there is no model {name}, only {self._model}")
 
     def _entry(self) -> dict[str, Any]:
         return {
@@ -193,13 +198,13 @@ def make_app(
     encoder: PromptEncoder,
     jobs: GenerationQueue,
     limits: ServerLimits,
-    hosts: list[str],
+    hosts: Sequence[str] | None,
     log: Callable[[str], None],
 ) -> FastAPI:
     """Application that answers for one package.
 
-    `hosts` are the names under which it may be asked: a page in a browser that sends others is
-    refused. `log` gets a line for each request.
+    `hosts` are the names under which it may be asked, None is any. `log` gets a line for each
+    request.
     """
     app = FastAPI(title="tinyqmoe", docs_url=None, redoc_url=None, openapi_url=None)
     service = Service(encoder, jobs, limits)
@@ -208,51 +213,51 @@ def make_app(
     app.add_api_route("/v1/models", service.models)
     app.add_api_route("/v1/models/{name:path}", service.model)
     app.add_api_route("/health", service.health)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
 
-    @app.middleware("http")
-    async def check_size(request: Request, call_next: Any) -> Response:
-        begin = time.monotonic()
-        response = _size_problem(request, limits.request_bytes) or await call_next(request)
-        what = f"{request.method} {request.url.path} {response.status_code}"
-        log(f"{what} after {time.monotonic() - begin:.1f} s")
-        return response
-
-    for kind in (RequestValidationError, HTTPException, QueueFullError, ClientGoneError):
+    app.add_middleware(Gate, hosts=hosts, limits=limits, log=log)
+    for kind in ERRORS:
         app.add_exception_handler(kind, _told)
-    app.add_exception_handler(TinyQMoEError, _told)
-    app.add_exception_handler(MemoryError, _told)
     return app
 
 
-def _size_problem(request: Request, largest: int) -> Response | None:
-    """Refusal of a request that is too large, or does not say how large it is."""
-    n_bytes = request.headers.get("content-length", "")
-    if request.method != "POST" or (n_bytes.isdigit() and int(n_bytes) <= largest):
-        return None
-    status, what = (413, "is too large") if n_bytes else (411, "does not say its length")
-    message = f"the request {what}: it may have {largest:,} bytes"
-    return JSONResponse(error_body(message, "invalid_request_error", None, None), status)
+ERRORS: tuple[type[Exception], ...] = (
+    RequestValidationError,
+    HTTPException,
+    UnknownModelError,
+    QueueFullError,
+    ClientGoneError,
+    TinyQMoEError,
+    MemoryError,
+)
 
 
 async def _told(request: Request, error: Exception) -> Response:
     """An error as OpenAI's clients read it."""
-    refused = "invalid_request_error"
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = f"{param}: {first['msg']}" if param else first["msg"]
-        return JSONResponse(error_body(message, refused, None, param), 400)
-    if isinstance(error, HTTPException):
-        code = "model_not_found" if "model" in str(error.detail) else None
-        return JSONResponse(error_body(str(error.detail), refused, code, None), error.status_code)
-    if isinstance(error, QueueFullError):
-        what = "as many requests wait as may: try again later"
-        body = error_body(what, "rate_limit_error", "queue_full", None)
-        return JSONResponse(body, 429, {"Retry-After": "1"})
     if isinstance(error, ClientGoneError):
         return Response(status_code=GONE)
+    status, kind, code, param = _classified(error)
+    message = str(error) or type(error).__name__
+    if isinstance(error, RequestValidationError):
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        message = f"{param}: {what}" if param else what
+    if isinstance(error, HTTPException):
+        message = str(error.detail)
+    return JSONResponse(error_body(message, kind, code, param), status)
+
+
+def _classified(error: Exception) -> tuple[int, str, str | None, str | None]:
+    """Status, type, code and parameter of an error."""
+    refused = "invalid_request_error"
+    if isinstance(error, RequestValidationError):
+        where = [str(part) for part in error.errors()[0]["loc"][1:]]
+        return 400, refused, None, ".".join(where) or None
+    if isinstance(error, HTTPException):
+        return error.status_code, refused, None, None
+    if isinstance(error, UnknownModelError):
+        return 404, refused, "model_not_found", "model"
+    if isinstance(error, QueueFullError):
+        return 429, "rate_limit_error", "queue_full", None
     if is_of_the_request(error):
         code = "context_length_exceeded" if isinstance(error, ContextError) else None
-        return JSONResponse(error_body(str(error), refused, code, None), 400)
-    return JSONResponse(error_body(str(error), "server_error", None, None), 500)
+        return 400, refused, code, None
+    return 500, "server_error", None, None

@@ -20,6 +20,9 @@ Told = str | RunResult | Exception
 class QueueFullError(Exception):
     """As many requests wait as may."""
 
+    def __str__(self) -> str:
+        return "as many requests wait as may: try again later"
+
 
 class ClientGoneError(Exception):
     """Nobody waits for the answer."""
@@ -47,13 +50,16 @@ class Job:
 
         Raises ClientGoneError when `is_gone` says so, and what the generation raises.
         """
+        looked = time.monotonic()
         try:
             while self.result is None:
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    if await is_gone():
+                        raise ClientGoneError
+                    looked = time.monotonic()
                 try:
                     what = await asyncio.wait_for(self.told.get(), LOOK_SECONDS)
                 except TimeoutError:
-                    if await is_gone():
-                        raise ClientGoneError from None
                     continue
                 if isinstance(what, Exception):
                     raise what

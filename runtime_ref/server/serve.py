@@ -39,7 +39,7 @@ def serve(
     """Answers requests until it is interrupted. `log` gets a line for each."""
     host = listening.getsockname()[0]
     jobs = GenerationQueue(encoder, runner, limits.waiting, limits.seconds)
-    hosts = [*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"]
+    hosts = LOOPBACK if host in LOOPBACK else None
     app = make_app(encoder, jobs, limits, hosts, log)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
