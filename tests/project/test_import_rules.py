@@ -81,6 +81,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),
+    "exporter.chat_format": (
+        ("exporter.bundle", "exporter.chat", "exporter.chat_template", "exporter.errors"),
+        (),
+    ),
     "exporter.chat_template": (("exporter.chat", "exporter.errors"), ("jinja2",)),
     "exporter.checkpoint": (
         CHECKPOINT,
@@ -102,6 +106,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.encoded",
             "exporter.bundle",
+            "exporter.chat_format",
             *CHECKPOINT,
         ),
         (),
