@@ -95,6 +95,19 @@ class KVCache(enum.StrEnum):
     INT8 = "int8"
 
 
+def device_names(incomplete: str) -> list[str]:
+    """Names of phones for a shell that completes them."""
+    import tinyqmoe
+
+    names = [ALL, *(profile.name for profile in tinyqmoe.find_devices())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def one_device_name(incomplete: str) -> list[str]:
+    """Names of phones where one is asked for."""
+    return [name for name in device_names(incomplete) if name != ALL]
+
+
 def size(text: str) -> int:
     """Size in bytes that a text such as "1.5 GB" names.
 
@@ -171,6 +184,7 @@ DevicesOption = Annotated[
     typer.Option(
         "--device",
         metavar="NAME|all",
+        autocompletion=device_names,
         help="A phone of `tinyqmoe devices`. Can be given several times.",
     ),
 ]
@@ -311,7 +325,12 @@ ChatOption = Annotated[
     bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
 ]
 OneDeviceOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        autocompletion=one_device_name,
+        help="Run under the limits of this phone.",
+    ),
 ]
 OneDeviceFileOption = Annotated[
     Path | None,

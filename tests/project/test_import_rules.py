@@ -126,10 +126,12 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "exporter.demo": ((), ()),
+    "exporter.demo.chat_model": (("exporter.errors", "exporter.progress"), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
     "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
     "exporter.cli.options": (
         (
+            "tinyqmoe",
             "exporter.quant",
             "exporter.backends.registry",
             "exporter.bundle",

@@ -84,13 +84,24 @@ def test_a_chat_under_the_limits_of_a_device(bundle: Bundle) -> None:
     assert report["peak_dirty_bytes"] > 0
 
 
-def test_a_device_that_is_too_small_ends_the_chat_with_4(bundle: Bundle, tmp_path: Path) -> None:
-    small = tmp_path / "tiny.toml"
-    text = (Path("runtime_ref/device/profiles") / "iphone-13.toml").read_text()
-    small.write_text(re.sub(r"(?m)^(limit_mb|limit_with_entitlement_mb) = .*", r"\1 = 1", text))
-    done = piped("hi\n", "chat", bundle.path, "--device-file", small)
-    assert done.exit_code in (2, 4), done.output
-    assert "Traceback" not in done.output
+def test_a_device_that_is_too_small_ends_the_chat_with_4(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is set below what the package takes: the child is ended while it answers."""
+    from dataclasses import replace
+
+    from runtime_ref.device import run as device_runs
+
+    def small(*arguments: Any, **options: Any) -> Any:
+        budget = memory_budget(*arguments, **options)
+        return replace(budget, dirty_bytes=1 << 16, available_bytes=1 << 16)
+
+    memory_budget = device_runs.memory_budget
+    monkeypatch.setattr(device_runs, "memory_budget", small)
+    done = piped("hi\n", "chat", bundle.path, "--device", "iphone-13")
+    assert done.exit_code == 4, done.output
+    assert "ended under the limit of iPhone 13" in done.stderr
+    assert "fit BUNDLE --device iphone-13" in done.stderr
 
 
 def test_run_reads_stdin_and_files(bundle: Bundle, tmp_path: Path) -> None:
@@ -152,18 +163,24 @@ class Terminal:
             preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),  # TIOCSCTTY
         )
         os.close(other)
-        self.shown = ""
+        self.shown, self.at = "", 0
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Reads until `text` has come since the last call."""
-        seen, end = "", time.monotonic() + seconds
-        while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen):
-            assert time.monotonic() < end, f"{text!r} did not come: {self.shown}"
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Reads until `text` has come since what was waited for last."""
+        end = time.monotonic() + seconds
+        while (at := self.plain.find(text, self.at)) < 0:
+            assert time.monotonic() < end, f"{text!r} did not come: {self.shown!r}"
             if select.select([self.fd], [], [], 0.2)[0]:
                 part = os.read(self.fd, 4096).decode(errors="replace")
-                seen, self.shown = seen + part, self.shown + part
+                self.shown += part
                 if "\x1b[6n" in part:  # where is the cursor?
                     os.write(self.fd, b"\x1b[1;1R")
+        self.at = at + len(text)
+
+    @property
+    def plain(self) -> str:
+        """What was shown, without control sequences."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.shown)
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
@@ -180,16 +197,16 @@ def terminal(bundle: Bundle) -> Iterator[Terminal]:
 
 def test_a_chat_on_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for("Ctrl-D ends")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("hi\r")
     terminal.wait_for("ended by token limit")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("half a line\x03")  # Ctrl-C
     terminal.wait_for("Ctrl-D or /exit ends")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("/stats\r")
     terminal.wait_for("in the cache")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("\x04")
     assert terminal.process.wait(60) == 0
     assert "Traceback" not in terminal.shown
