@@ -1,7 +1,9 @@
-"""Prints how many bits per weight the codec takes, beside the entropy and plain LZW.
+"""Prints what every codec makes of levels: bits per weight over the entropy, and decode speed.
 
-The weights are drawn at random. To a codec, trained weights are as good as independent of each
-other, so the order-0 entropy is the yardstick for both. Scales are not counted.
+The levels are drawn at random, or, with --model, those of a checkpoint's matrices at several steps.
+To a codec, trained weights are as good as independent of each other, so the order-0 entropy is the
+yardstick for both. Scales are not counted; headers, tables, row index and padding are. One thread;
+speeds are the best of many short runs, in 10^9 weights a second.
 """
 
 from __future__ import annotations
@@ -11,94 +13,142 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec.encoder import encode
+from exporter.codec.encoder import Codec, encode
+from exporter.codec.native import NativeTensor
 
 Levels = npt.NDArray[np.int8]
 Record = dict[str, str | float]
+Draw = Callable[[tuple[int, int]], Levels]
 
-SPARSITIES = (33, 50, 70, 80, 90)  # percent of zeros
-LZW_NAMES = ("lzw8", "lzw12", "lzw16")
-
-
-def plain_lzw_bits(levels: Levels, code_bits: int = 16) -> int:
-    """Size in bits under plain LZW: first come, first coded, until the table is full; then it stays
-    as it is.
-
-    Codewords grow with the table, as in compress(1). One stream for the whole matrix: no row can be
-    read on its own.
-    """
-    alphabet, indices = np.unique(levels, return_inverse=True)
-    n, size = len(alphabet), len(alphabet)
-    table: dict[int, int] = {}  # phrase * n + level -> the longer phrase
-    stream = iter(indices.ravel().tolist())
-    phrase, bits = next(stream), 0
-    for level in stream:
-        longer = table.get(phrase * n + level)
-        if longer is not None:
-            phrase = longer
-            continue
-        bits += max(1, (size - 1).bit_length())
-        if size < 2**code_bits:
-            table[phrase * n + level] = size
-            size += 1
-        phrase = level
-    return bits + max(1, (size - 1).bit_length())
+SPARSITIES = (33, 40, 50, 60, 70, 80, 90)  # percent of zeros
+ENTROPIES = (1.9, 2.5, 3.3, 4.4, 5.0, 6.0, 7.0, 7.5)
+COLUMNS = (576, 1536, 2048, 8192)
+STEPS = (1.5, 0.7, 0.35, 0.15)  # of a row, over the deviation of its weights
+MEASURED_ROWS = 64  # decoded at a time: they stay in the caches
+MEASURED_SECONDS = 0.3
 
 
-def ternary(shape: tuple[int, int], zeros: float, rng: np.random.Generator) -> Levels:
-    """int8 [rows, cols] with a share of zeros, the rest in equal parts -1 and 1."""
-    u = rng.random(shape, np.float32)
-    return (u >= zeros).astype(np.int8) - 2 * (u >= (1 + zeros) / 2).astype(np.int8)
+def ternary(zeros: float) -> Draw:
+    """Draws levels with a share of zeros, the rest in equal parts -1 and 1."""
+
+    def draw(shape: tuple[int, int]) -> Levels:
+        u = np.random.default_rng(0).random(shape, np.float32)
+        return (u >= zeros).astype(np.int8) - 2 * (u >= (1 + zeros) / 2).astype(np.int8)
+
+    return draw
 
 
-def int8_rows(shape: tuple[int, int], rng: np.random.Generator) -> Levels:
-    """int8 [rows, cols]: Gaussian weights scaled by the largest of each row."""
-    weights = rng.standard_normal(shape, np.float32)
-    return np.rint(weights * (127 / np.abs(weights).max(axis=1, keepdims=True))).astype(np.int8)
+def entropy(levels: Levels) -> float:
+    """Order-0 entropy in bits."""
+    counts = np.bincount(levels.ravel().astype(np.int64) + 128)
+    shares = counts[counts > 0] / levels.size
+    return float(-(shares * np.log2(shares)).sum())
 
 
-def matrices(shape: tuple[int, int]) -> Iterator[tuple[str, Levels, int, int]]:
-    """Name, levels, level_min and n_levels of every matrix of the table."""
-    rng = np.random.default_rng(0)
-    for percent in SPARSITIES:
-        yield f"ternary, {percent} % zeros", ternary(shape, percent / 100, rng), -1, 3
-    yield "int8, Gaussian rows", int8_rows(shape, rng), -127, 255
+def rounded(weights: npt.NDArray[np.float32], deviation: float) -> Levels:
+    """Weights of deviation 1 as levels of this deviation."""
+    return np.clip(np.rint(weights * deviation), -127, 127).astype(np.int8)
+
+
+def with_entropy(kind: str, bits: float) -> Draw:
+    """Draws levels of a distribution, scaled so that their entropy is `bits`."""
+
+    def draw(shape: tuple[int, int]) -> Levels:
+        rng = np.random.default_rng(0)
+        if kind == "Gaussian":
+            weights = rng.standard_normal(shape, np.float32)
+        else:
+            weights = rng.laplace(0, 2**-0.5, shape).astype(np.float32)
+        low, high = 0.01, 127.0
+        for _ in range(20):
+            middle = (low * high) ** 0.5
+            if entropy(rounded(weights[:256], middle)) < bits:
+                low = middle
+            else:
+                high = middle
+        return rounded(weights, middle)
+
+    return draw
+
+
+def drawn(columns: list[int], weights: int) -> Iterator[tuple[str, Levels, int, int]]:
+    """Name, levels, level_min and n_levels of every matrix that is drawn."""
+    kinds: list[tuple[str, Draw, int, int]] = [
+        (f"ternary, {percent} % zeros", ternary(percent / 100), -1, 3) for percent in SPARSITIES
+    ]
+    for kind in ("Gaussian", "Laplace"):
+        kinds += [
+            (f"{kind}, {bits} bits", with_entropy(kind, bits), -127, 255) for bits in ENTROPIES
+        ]
+    for cols in columns:
+        for name, draw, level_min, n_levels in kinds:
+            yield name, draw((weights // cols, cols)), level_min, n_levels
+
+
+def of_model(folder: Path) -> Iterator[tuple[str, Levels, int, int]]:
+    """The same of some matrices of a checkpoint, each row with a step of its own."""
+    from exporter.checkpoint.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(folder)
+    layer = checkpoint.config.num_hidden_layers // 2
+    for part in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
+        name = f"model.layers.{layer}.{part}.weight"
+        rows, _ = checkpoint.shape(name)
+        weights = checkpoint.rows(name, 0, rows).float().numpy()
+        weights = weights / weights.std(axis=1, keepdims=True)
+        for step in STEPS:
+            yield f"{part}, step {step}", rounded(weights, 1 / step), -127, 255
+
+
+def decode_speed(blob: npt.NDArray[np.uint8]) -> float:
+    """10^9 weights a second."""
+    with NativeTensor(blob) as tensor:
+        rows = min(MEASURED_ROWS, tensor.info.rows)
+        begins = range(0, tensor.info.rows - rows + 1, rows)
+        best, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
+        while time.perf_counter() < end:
+            for begin in begins:
+                start = time.perf_counter()
+                tensor.decode_rows(begin, begin + rows)
+                best = min(best, time.perf_counter() - start)
+        return rows * tensor.info.cols / best / 1e9
 
 
 def measure(name: str, levels: Levels, level_min: int, n_levels: int) -> Record:
-    """One line of the table, sizes in bits per weight."""
+    """One line of the table: bits over the entropy, and 10^9 weights a second."""
+    record: Record = {"levels": name, "columns": str(levels.shape[1])}
+    codecs: list[Codec] = ["raw", "lzw"] if n_levels > 3 else ["raw", "base3", "lzw"]
+    for codec in codecs:
+        coded = encode(levels, level_min, n_levels, codec)
+        record["entropy"] = coded.entropy_bits
+        record[codec] = coded.bits_per_weight / coded.entropy_bits
+        record[f"{codec} Gw/s"] = decode_speed(coded.blob)
     started = time.process_time()
-    coded = encode(levels, level_min, n_levels)
-    seconds = time.process_time() - started
-    record: Record = {"levels": name, "entropy": coded.entropy_bits}
-    for candidate, n_bytes in coded.sizes_bytes.items():
-        column = "raw" if candidate.startswith("raw") else candidate
-        record[column] = n_bytes * 8 / levels.size
-    record["auto"] = coded.bits_per_weight
-    record["chosen"] = f"{coded.codec}{coded.code_bits}" + (f"/{coded.cap}" if coded.cap else "")
-    record["plain_lzw"] = plain_lzw_bits(levels) / levels.size
-    record["encode_mw_s"] = levels.size / seconds / 1e6
+    chosen = encode(levels, level_min, n_levels)
+    record["auto"] = chosen.codec
+    record["encode MB/s"] = levels.size / (time.process_time() - started) / 1e6
     return record
 
 
 def as_table(records: list[Record]) -> str:
     """Markdown, one line a matrix."""
-    columns = ("levels", "entropy", "raw", *LZW_NAMES, "auto", "chosen", "plain_lzw", "encode_mw_s")
+    columns = ("levels", "columns", "entropy", "raw", "base3", "lzw", "auto")
+    columns += ("raw Gw/s", "base3 Gw/s", "lzw Gw/s", "encode MB/s")
 
-    def cell(value: str | float | None) -> str:
-        return "-" if value is None else value if isinstance(value, str) else f"{value:.3f}"
+    def cell(record: Record, column: str) -> str:
+        value = record.get(column, "-")
+        if isinstance(value, str):
+            return value
+        places = 0 if column.endswith("MB/s") else 2 if column.endswith("Gw/s") else 4
+        return f"{value:.{places}f}"
 
-    lines = [
-        columns,
-        ("---",) * len(columns),
-        *([cell(r.get(c)) for c in columns] for r in records),
-    ]
+    lines = [columns, ("---",) * len(columns), *([cell(r, c) for c in columns] for r in records)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -107,25 +157,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=8192)
-    parser.add_argument("--cols", type=int, default=2048)
+    parser.add_argument("--weights", type=int, default=1 << 22, help="of every matrix drawn")
+    parser.add_argument("--columns", type=int, nargs="*", default=list(COLUMNS))
+    parser.add_argument("--model", type=Path, help="measure matrices of this checkpoint instead")
     parser.add_argument(
         "--json", metavar="FILE", help="write the numbers there; `-` for standard output"
     )
     options = parser.parse_args()
-    shape = (options.rows, options.cols)
-    records = [measure(*matrix) for matrix in matrices(shape)]
+    matrices = of_model(options.model) if options.model else drawn(options.columns, options.weights)
+    records = [measure(*matrix) for matrix in matrices]
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     if options.json:
-        text = (
-            json.dumps({"shape": shape, "machine": machine, "bits_per_weight": records}, indent=1)
-            + "\n"
-        )
+        text = json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
         if options.json == "-":
             sys.stdout.write(text)
             return
         Path(options.json).write_text(text, "utf-8")
-    print(f"{shape[0]} x {shape[1]} weights, bits per weight; one core of {machine}\n")
+    print(f"bits per weight over the entropy, decode speed; one core of {machine}\n")
     print(as_table(records))
 
 

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec import native, native_encoder
-from exporter.codec.dictionary import Dictionary
-from exporter.codec.format import CodecId, Header, new_blob, seal, write_tables
+from exporter.codec.encoder import Codec, encode
+from exporter.codec.format import CodecId, Header, new_blob, seal
 
 Levels = npt.NDArray[np.int8]
 Blob = npt.NDArray[np.uint8]
 
 SPARSITIES = (33, 50, 70, 80, 90)  # percent of zeros
-CODES = ((8, 32), (12, 16), (12, 32), (16, 32))  # code_bits, cap
+DEVIATIONS = (1.0, 2.3, 5.1, 16.0)  # of levels: 2, 3.2, 4.4 and 6 bits of entropy
 COLUMNS = ("encode", "decode", "gemv", "gemm", "gemv f32")
 
 
@@ -56,22 +56,6 @@ def raw_blob(levels: Levels, level_min: int, n_levels: int, code_bits: int) -> B
     header = Header(CodecId.RAW, code_bits, 0, level_min, n_levels, rows, cols, 0, part.size)
     blob, payload = new_blob(header)
     payload[:] = part
-    seal(blob, header)
-    return blob
-
-
-def lzw_blob(levels: Levels, dictionary: Dictionary) -> Blob:
-    """A coded blob of ternary `levels`."""
-    d = dictionary
-    rows, cols = levels.shape
-    row_codes, part, size = native_encoder.encode_lzw(
-        levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits()
-    )
-    assert part is not None
-    header = Header(CodecId.LZW, d.code_bits, d.cap, -1, 3, rows, cols, d.n_entries, size)
-    blob, payload = new_blob(header)
-    payload[:] = part
-    write_tables(blob, header, d.to_bits(), row_codes)
     seal(blob, header)
     return blob
 
@@ -155,17 +139,18 @@ def main() -> None:
         raw_blob(int8, -127, 255, 8),
         lambda: native_encoder.encode_raw(int8, -127, 255, 8),
     )
+    coded: list[tuple[str, Levels, int, int, Codec]] = []
     for percent in SPARSITIES:
         levels = ternary(args.rows, args.cols, percent)
-        counts = native_encoder.count_levels(levels)[127:130]
-        for code_bits, cap in CODES:
-            d = Dictionary.grow(counts, -1, 3, code_bits, cap)
-            arguments = (levels, -1, 3, d.code_bits, d.cap, d.n_entries, d.to_bits())
-            report(
-                f"{percent} % lzw{code_bits}/{cap}",
-                lzw_blob(levels, d),
-                lambda arguments=arguments: native_encoder.encode_lzw(*arguments),  # type: ignore[misc]
-            )
+        codecs: tuple[Codec, ...] = ("base3", "lzw") if percent < 50 else ("lzw",)
+        coded += [(f"{percent} % {codec}", levels, -1, 3, codec) for codec in codecs]
+    for deviation in DEVIATIONS:
+        drawn = np.random.default_rng(2).standard_normal(dense.shape, np.float32) * deviation
+        levels = np.clip(np.rint(drawn), -127, 127).astype(np.int8)
+        coded.append((f"int8, {deviation} lzw", levels, -127, 255, "lzw"))
+    for name, levels, level_min, n_levels, codec in coded:
+        arguments = (levels, level_min, n_levels, codec)
+        report(name, encode(*arguments).blob, lambda arguments=arguments: encode(*arguments))  # type: ignore[misc]
     if args.json:
         args.json.write_text(json.dumps({"machine": where, "figures": records}, indent=1) + "\n")
 

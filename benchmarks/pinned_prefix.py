@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 from codec_speed import Levels, machine, ternary
 
-from exporter.codec import native, native_encoder, native_residency
-from exporter.codec.dictionary import Dictionary
-from exporter.codec.encoder import encode_with
+from exporter.codec import native, native_residency
+from exporter.codec.encoder import encode
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 ROOM = 16 << 20  # of the limit, for all that is not weights
@@ -37,8 +36,7 @@ def write_weights(path: Path, n_tensors: int, rows: int, cols: int) -> list[int]
     with path.open("wb") as file:
         for i in range(n_tensors):
             levels: Levels = np.roll(ternary(rows * (4 if i % 3 == 0 else 1), cols, 50), i, axis=0)
-            counts = native_encoder.count_levels(levels)[127:130]
-            blob = encode_with(levels, Dictionary.grow(counts, -1, 3, 12, 16))
+            blob = encode(levels, -1, 3, "lzw").blob
             file.write(blob.tobytes())
             offsets.append(file.tell())
         os.fsync(file.fileno())

@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"
+# Past them the best token is another one more often than not, and a chat model babbles.
+LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Activations = Literal["int16", "float32"]
 ACTIVATIONS: tuple[Activations, ...] = ("int16", "float32")
@@ -251,6 +253,11 @@ class QuantizationLoss:
     top1_agreement: float
     perplexity_original: float
     perplexity_quantized: float
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the quantized model says other things than the original: see LARGE_KL."""
+        return self.kl_mean > LARGE_KL or self.top1_agreement < SMALL_AGREEMENT
 
 
 @dataclass(frozen=True)

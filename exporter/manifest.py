@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
 
 
-LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5  # past them a model says other things than the original
-
-
 def write_for_session(source: PackageInput, emitted: list[Emitted]) -> None:
     """Writes what a session reads of a manifest, in the place of the whole one.
 
@@ -101,7 +98,7 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
 
 def model_entry(checkpoint: Checkpoint) -> ModelEntry:
     """The model that a bundle is made from."""
-    name = checkpoint.path.resolve().name
+    name = checkpoint.origin.repo_id or checkpoint.path.resolve().name
     return ModelEntry(
         name,
         checkpoint.parameters,
@@ -124,7 +121,7 @@ def interface(checkpoint: Checkpoint, context: int) -> Interface:
 
 def loss_warnings(loss: QuantizationLoss) -> list[str]:
     """What will disappoint about a quantized model that is far from the original."""
-    if loss.kl_mean <= LARGE_KL and loss.top1_agreement >= SMALL_AGREEMENT:
+    if not loss.is_large:
         return []
     return [
         f"the loss by quantization is large: KL {loss.kl_mean:.2f}, the same best token in "

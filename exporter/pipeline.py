@@ -122,6 +122,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
         "format": str(staging.FORMAT_VERSION),
         "codec": config.codec,
         "quantization": json.dumps(config.quantization.to_dict(), sort_keys=True),
+        "rope": repr(checkpoint.config.rope),  # its attention factor is folded into weights
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
         **{
             file.name: f"{stat.st_size} bytes of {stat.st_mtime_ns} ns"

@@ -32,10 +32,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     if not path.is_file():
         raise BundleError(
             f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
-            hint="put its files beside the checkpoint's config.json and export again",
+            hint="put tokenizer.json or tokenizer.model beside the checkpoint's config.json and "
+            "export again",
         )
     try:
-        return Tokenizer.from_file(str(path))
+        # The library would refuse a path that the locale cannot write.
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
@@ -135,7 +137,7 @@ class PromptEncoder:
             return self.template.render(messages)
         except ValueError as error:
             what = f"the chat template of {self.bundle.path} does not render: {error}"
-            hint = "change the messages, or give another --chat-template"
+            hint = "run without --chat, or give other messages or another --chat-template"
             raise BundleError(what, hint=hint) from error
 
     def _ids(self, text: str, *, typed: bool, add_special_tokens: bool = False) -> list[int]:

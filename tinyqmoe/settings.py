@@ -18,7 +18,7 @@ class ExportSettings(TypedDict, total=False):
 
     What is left out has the default of the configuration's field.
 
-    scheme: how the matrices of the layers are quantized, "ternary" by default. group_size: weights
+    scheme: how the matrices of the layers are quantized, "int8" by default. group_size: weights
     that share a scale, a whole row by default. sparsity: share of zeros of ternary matrices, from 0
     to below 1. embedding: scheme of the embedding and the head, "int8" by default. formats: names
     of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or the

@@ -89,7 +89,10 @@ class Checkpoint:
         config = _config(raw, problems) if raw else None
         entries: dict[str, TensorSource] = {}
         if config is not None and found is not None:
-            entries = names.match(raw, config, _shapes(raw, config), found, problems, warnings)
+            try:
+                entries = names.match(raw, config, _shapes(raw, config), found, problems, warnings)
+            except CheckpointError as cause:
+                raise CheckpointError(f"{located.path}: {cause.what}", hint=cause.hint) from None
         if config is None or problems:
             what = f"{located.path} cannot be exported"
             raise CheckpointError(what, problems=problems, hint=GET_ANOTHER)
@@ -99,7 +102,7 @@ class Checkpoint:
             entries = adapters.merge(lora.path, entries)
         config, entries = _as_computed(raw, config, entries)
         _note_code(raw, warnings)
-        origin = _origin(located, adapter, entries)
+        origin = _origin(located, lora, entries)
         return cls(located.path, raw, config, entries, eos, tokenizer, origin, tuple(warnings))
 
     @property
@@ -331,6 +334,8 @@ def _note_code(raw: dict[str, Any], warnings: list[str]) -> None:
         )
 
 
-def _origin(located: Located, adapter: str | None, entries: Mapping[str, TensorSource]) -> Origin:
+def _origin(located: Located, lora: Located | None, entries: Mapping[str, TensorSource]) -> Origin:
+    """Where the weights came from; of what is on this machine no more than its name."""
     types = Counter(entry.dtype for entry in entries.values())
+    adapter = None if lora is None else lora.repo_id or lora.path.resolve().name
     return Origin(located.repo_id, located.revision, adapter, dict(sorted(types.items())))

@@ -7,7 +7,9 @@ usage; 3 bad or unsupported input; 4 out of budget, memory or disk; 5 a missing 
 
 from __future__ import annotations
 
+import codecs
 import io
+import locale
 import os
 import signal
 import sys
@@ -109,11 +111,24 @@ for command in (
 app.command("native-dir")(export.native_dir_command)
 
 
+def _use_utf_8() -> None:
+    """Starts the program anew in Python's UTF-8 mode where the locale is another one.
+
+    Libraries read files of their own by the locale's encoding, and fail under one of ASCII.
+    """
+    if (
+        not sys.flags.utf8_mode
+        and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8"
+    ):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Runs the command line.
 
     What is not an error of `exporter.errors` is a bug, and has an exit code that says so.
     """
+    _use_utf_8()
     # OpenMP's threads wait by spinning unless told otherwise, and take the processor from those
     # that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.bundle import Artifact, Bundle, TensorEntry
+from exporter.bundle import Artifact, Bundle, Origin, TensorEntry
 
 
 def bytes_text(n: int) -> str:
@@ -57,6 +57,7 @@ def summary_table(bundle: Bundle) -> Table:
             f"{m.model.name}, {m.model.parameters:,} parameters, "
             f"{bytes_text(m.model.source_bytes)} of weights",
         ),
+        ("from", _origin(m.model.origin)),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
         (
@@ -72,11 +73,19 @@ def summary_table(bundle: Bundle) -> Table:
         ),
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]
+    rows += [("warning", warning) for warning in m.warnings]
     for artifact in m.artifacts:
         rows += _artifact_rows(bundle, artifact)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def _origin(origin: Origin) -> str:
+    """Where the weights came from, and the types that they had there."""
+    types = ", ".join(f"{n} x {name}" for name, n in origin.stored_as.items())
+    hub = f"{origin.repo_id} at {origin.revision}, " if origin.repo_id else ""
+    return f"{hub}{types}" + (f", with adapter {origin.adapter}" if origin.adapter else "")
 
 
 def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:

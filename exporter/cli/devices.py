@@ -76,7 +76,7 @@ def fit(
     entitlement: EntitlementOption = False,
     residency: ResidencyOption = None,
     backend: BackendsOption = ["all"],  # noqa: B006  (typer copies it)
-    scheme: SchemeOption = "ternary",
+    scheme: SchemeOption = "int8",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     embedding: EmbeddingOption = "int8",

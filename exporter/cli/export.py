@@ -16,6 +16,7 @@ from exporter.cli.options import (
     Activations,
     ActivationsOption,
     AdapterOption,
+    AllowLossOption,
     BundleArgument,
     ChunkBytesOption,
     CodecChoice,
@@ -54,7 +55,7 @@ def export(
     target: TargetOption = "android",
     revision: RevisionOption = None,
     adapter: AdapterOption = None,
-    scheme: SchemeOption = "ternary",
+    scheme: SchemeOption = "int8",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     embedding: EmbeddingOption = "int8",
@@ -70,6 +71,7 @@ def export(
     device: DevicesOption = None,
     device_file: DeviceFilesOption = None,
     entitlement: EntitlementOption = False,
+    allow_loss: AllowLossOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -77,8 +79,8 @@ def export(
 
     It holds packages, tokenizer, manifest, byte ledger and expected answers.
 
-    With devices it also says whether the packages fit them, as `fit` does, and exit code 1 if one
-    does not.
+    With devices it also says whether the packages fit them, as `fit` does. Exit code 1 if one does
+    not, or if quantization lost so much that the model says other things than the original.
     """
     config = tinyqmoe.export_config(
         scheme=scheme,
@@ -105,7 +107,7 @@ def export(
     _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
     _say_spent(time.monotonic() - begin, max_ram)
     _say_warnings(bundle)
-    if not all(verdict.fits for verdict in verdicts):
+    if _lost_too_much(bundle, allow_loss) or not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 
 
@@ -148,6 +150,15 @@ def _say_spent(seconds: float, max_ram: int | None) -> None:
         what += f", more than the {bytes_text(max_ram)} of --max-ram: please report this as a bug"
     minutes = f"{seconds // 60:.0f} min " if seconds >= 60 else ""
     err_console.print(f"{what}, {minutes}{seconds % 60:.0f} s", highlight=False, soft_wrap=True)
+
+
+def _lost_too_much(bundle: Bundle, allow_loss: bool) -> bool:
+    """Whether the loss by quantization is a failure, which is then said."""
+    if allow_loss or not bundle.manifest.quantization_loss.is_large:
+        return False
+    hint = "export with --scheme int8, or accept the loss with --allow-loss"
+    err_console.print(f"Quantization lost too much: {hint}", style="red", soft_wrap=True)
+    return True
 
 
 def _say_warnings(bundle: Bundle) -> None:

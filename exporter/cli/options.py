@@ -237,6 +237,10 @@ VerifyOption = Annotated[
         "SHA-256 of every file of the bundle.",
     ),
 ]
+AllowLossOption = Annotated[
+    bool,
+    typer.Option("--allow-loss", help="End with success however much quantization lost."),
+]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace a bundle that is already there.")
 ]

@@ -1,232 +1,184 @@
-"""The dictionary of the `lzw` codec: a frozen tree of phrases (FORMAT.md sections 3 and 7).
+"""The dictionary of the `lzw` codec: a tree of phrases and their codewords (FORMAT.md section 3).
 
-The phrases are the leaves of a tree whose inner nodes have one child per level. `Dictionary.tree`
-holds it in pre-order, one byte a node: 1 an inner node, 0 a leaf.
+The phrases are the leaves of a tree. Its inner nodes have one child for each level of the *core*,
+and, where the core is not the whole alphabet, a last one for the escape. `Dictionary.tree` holds it
+in pre-order, one byte a node: 1 an inner node, 0 a leaf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from exporter.codec.format import packed_bytes
 from exporter.errors import CodecError
 
-SHARE_UNITS = 256
+MAX_ENTRIES = 256
+MAX_CODE_BITS = 12
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Levels that a codeword stands for; after an escape phrase, the level that follows it."""
+
+    levels: tuple[int, ...]
+    is_escape: bool
+
+    @property
+    def length(self) -> int:
+        """Number of levels, with the one that follows an escape."""
+        return len(self.levels) + self.is_escape
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Phrases of 1 to `cap` levels.
+    """Phrases of 1 to `cap` levels. Entry k is the k-th leaf of `tree`.
 
-    Codeword k stands for the k-th leaf of `tree`.
+    The core is `n_core` levels from level_min + core_first up. `code_bits` has the length of each
+    entry's codeword, 0 for an entry that is not used.
     """
 
     level_min: int
     n_levels: int
-    code_bits: int
+    core_first: int
+    n_core: int
     cap: int
     tree: bytes
-
-    @classmethod
-    def grow(
-        cls,
-        counts: npt.NDArray[np.integer],
-        level_min: int,
-        n_levels: int,
-        code_bits: int,
-        cap: int,
-    ) -> Dictionary:
-        """The dictionary for levels that occur `counts` times.
-
-        `counts` is [n_levels], from level_min upwards.
-        """
-        if len(counts) != n_levels:
-            raise CodecError(
-                "BAD_ARGUMENT",
-                f"got {len(counts)} counts, expected one for each of {n_levels} levels",
-            )
-        return cls.from_shares(round_shares(counts), level_min, code_bits, cap)
-
-    @classmethod
-    def from_shares(
-        cls, shares: tuple[int, ...], level_min: int, code_bits: int, cap: int
-    ) -> Dictionary:
-        """The dictionary for levels with these shares, as `round_shares` gives them."""
-        return cls(level_min, len(shares), code_bits, cap, _grow_tree(shares, code_bits, cap))
+    code_bits: bytes
 
     @property
-    def n_internal(self) -> int:
-        """Number of inner nodes."""
-        return len(self.tree) // self.n_levels
+    def has_escape(self) -> bool:
+        """Whether some levels of the alphabet are not in the core."""
+        return self.n_core < self.n_levels
+
+    @property
+    def n_children(self) -> int:
+        """Number of children of an inner node."""
+        return self.n_core + self.has_escape
 
     @property
     def n_entries(self) -> int:
         """Number of phrases."""
-        return len(self.tree) - self.n_internal
+        return self.tree.count(0)
 
-    def to_bits(self) -> bytes:
-        """The dictionary section of a blob: one bit a node, the first in the lowest bit."""
-        return np.packbits(np.frombuffer(self.tree, np.uint8), bitorder="little").tobytes()
+    def to_bytes(self) -> bytes:
+        """The dictionary section of a blob: one bit a node, then four bits an entry."""
+        tree = np.packbits(np.frombuffer(self.tree, np.uint8), bitorder="little").tobytes()
+        even = self.code_bits + bytes(len(self.code_bits) % 2)
+        nibbles = (low | high << 4 for low, high in zip(even[::2], even[1::2], strict=True))
+        return tree + bytes(nibbles)
 
     @classmethod
-    def from_bits(
-        cls, bits: bytes, *, level_min: int, n_levels: int, code_bits: int, cap: int, n_entries: int
+    def from_bytes(
+        cls,
+        section: bytes,
+        *,
+        level_min: int,
+        n_levels: int,
+        core_first: int,
+        n_core: int,
+        cap: int,
+        n_entries: int,
     ) -> Dictionary:
         """Reads a dictionary section back.
 
-        Raises `BAD_DICTIONARY` unless the bits are exactly one tree.
+        Raises `BAD_DICTIONARY` unless the bits are exactly one tree, and the lengths those of a
+        complete code.
         """
-        n_nodes = n_entries + (n_entries - 1) // (n_levels - 1)
-        if len(bits) != packed_bytes(n_nodes, 1):
-            raise CodecError(
-                "BAD_DICTIONARY",
-                f"got {len(bits)} bytes, expected {packed_bytes(n_nodes, 1)} for {n_nodes} nodes",
-            )
-        nodes = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        dictionary = cls(level_min, n_levels, code_bits, cap, nodes[:n_nodes].tobytes())
+        n_children = n_core + (n_core < n_levels)
+        n_nodes = n_entries + (n_entries - 1) // (n_children - 1)
+        tree_bytes = packed_bytes(n_nodes, 1)
+        nodes = np.unpackbits(np.frombuffer(section, np.uint8, tree_bytes), bitorder="little")
+        nibbles = [half for byte in section[tree_bytes:] for half in (byte & 15, byte >> 4)]
+        dictionary = cls(
+            *(level_min, n_levels, core_first, n_core, cap),
+            *(nodes[:n_nodes].tobytes(), bytes(nibbles[:n_entries])),
+        )
         dictionary._check_tree()
         if nodes[n_nodes:].any():
             raise CodecError(
                 "BAD_DICTIONARY", "got a one among the unused bits of the last byte, expected zeros"
             )
+        dictionary._check_code()
+        if any(nibbles[n_entries:]):
+            raise CodecError("BAD_DICTIONARY", "the unused half of the last byte is not zero")
         return dictionary
 
     def _check_tree(self) -> None:
         if self.tree[0] != 1:
             raise CodecError("BAD_DICTIONARY", "the root is a leaf, expected an inner node")
-        open_children: list[int] = []  # children still to come, for each node on the path
+        path: list[int] = []  # child index at each depth
         last = len(self.tree) - 1
         for at, inner in enumerate(self.tree):
             if inner:
-                open_children.append(self.n_levels)
-                if len(open_children) > self.cap:
+                if path and path[-1] == self.n_core:
+                    raise CodecError("BAD_DICTIONARY", f"node {at} comes after an escape")
+                path.append(0)
+                if len(path) > self.cap:
                     raise CodecError(
                         "BAD_DICTIONARY", f"node {at} has phrases longer than the cap of {self.cap}"
                     )
                 continue
-            while open_children:
-                open_children[-1] -= 1
-                if open_children[-1]:
-                    break
-                open_children.pop()
-            if not open_children and at != last:
+            while path and path[-1] == self.n_children - 1:
+                path.pop()
+            if path:
+                path[-1] += 1
+            elif at != last:
                 raise CodecError("BAD_DICTIONARY", f"the tree ends at node {at}, expected {last}")
-        if open_children:
+        if path:
             raise CodecError(
                 "BAD_DICTIONARY", f"the tree is not complete after {len(self.tree)} nodes"
             )
 
-    def walk(self) -> Iterator[tuple[bool, tuple[int, ...]]]:
-        """Every node in pre-order.
+    def _check_code(self) -> None:
+        longest = max(self.code_bits)
+        if longest > MAX_CODE_BITS:
+            raise CodecError(
+                "BAD_DICTIONARY", f"got a codeword of {longest} bits, expected {MAX_CODE_BITS}"
+            )
+        used = sum(1 << MAX_CODE_BITS >> bits for bits in self.code_bits if bits)
+        if used != 1 << MAX_CODE_BITS:
+            raise CodecError(
+                "BAD_DICTIONARY",
+                f"the codewords fill {used} of {1 << MAX_CODE_BITS} parts, expected all of them",
+            )
 
-        For each: whether it is a leaf, and the child indices (0 to n_levels - 1) that lead to it.
-        """
+    def paths(self) -> Iterator[tuple[int, ...]]:
+        """The child indices that lead to every leaf, in the order of the entries."""
         path: list[int] = []
         for inner in self.tree:
-            yield not inner, tuple(path)
             if inner:
                 path.append(0)
                 continue
-            while path and path[-1] == self.n_levels - 1:
+            yield tuple(path)
+            while path and path[-1] == self.n_children - 1:
                 path.pop()
             if path:
                 path[-1] += 1
 
-    def phrases(self) -> list[tuple[int, ...]]:
-        """The levels of every phrase, by codeword."""
-        low = self.level_min
-        return [tuple(low + i for i in path) for is_leaf, path in self.walk() if is_leaf]
+    def phrases(self) -> list[Phrase]:
+        """What every entry stands for."""
+        first = self.level_min + self.core_first
+        found = []
+        for path in self.paths():
+            is_escape = path[-1] == self.n_core
+            levels = tuple(first + child for child in (path[:-1] if is_escape else path))
+            found.append(Phrase(levels, is_escape))
+        return found
 
-    def mean_phrase_length(self, shares: Sequence[float]) -> float:
-        """Levels per codeword that are expected for independent levels with these shares.
+    def codewords(self) -> dict[tuple[int, int], int]:
+        """The entry of every codeword, by (bits, value).
 
-        `shares` is [n_levels], of any sum.
+        The codewords of one length are numbers that follow each other, in the order of the entries,
+        and those of the next length follow them. The first bit of a codeword is its highest.
         """
-        total = float(sum(shares))
-        p = [share / total for share in shares]
-        # Every inner node that a parse passes adds one level, so the mean is the sum of their
-        # probabilities.
-        mean = 0.0
-        reach = [1.0]  # probability of each node on the path
-        path: list[int] = []
-        for inner in self.tree:
-            if inner:
-                mean += reach[-1]
-                path.append(0)
-                reach.append(reach[-1] * p[0])
-                continue
-            while path and path[-1] == self.n_levels - 1:
-                path.pop()
-                reach.pop()
-            if path:
-                path[-1] += 1
-                reach[-1] = reach[-2] * p[path[-1]]
-        return mean
-
-
-def round_shares(counts: npt.NDArray[np.integer]) -> tuple[int, ...]:
-    """Each level's share of `counts` in units of 1/256, halves rounded up, at least 1.
-
-    Integers throughout, so that every implementation gets the same. The sum need not be 256.
-    """
-    total = max(1, int(counts.sum()))
-    return tuple(max(1, (2 * SHARE_UNITS * int(count) + total) // (2 * total)) for count in counts)
-
-
-def _grow_tree(shares: tuple[int, ...], code_bits: int, cap: int) -> bytes:
-    """The tree of a dictionary in pre-order, one byte a node.
-
-    The most probable leaf is split until another split would pass 2^code_bits leaves.
-
-    Many leaves are split in one step: no child made in a step can be more probable than (most
-    probable leaf) * (largest share), so all leaves at or above that come first whatever their
-    children are. Same result as one split at a time.
-    """
-    n_levels = len(shares)
-    p = np.array(shares, np.float64) / np.float64(sum(shares))
-    splits_left = (2**code_bits - 1) // (n_levels - 1)
-    # Nodes are numbered in the order they are made; -1 is a leaf.
-    first_child = np.full(1 + splits_left * n_levels, -1, np.int64)
-    depth = np.zeros(len(first_child), np.int64)
-    n_nodes = 1
-    # The nodes that may be split, in the order they were made.
-    leaves, probability = (np.array([0]), np.array([1.0]))
-    while splits_left and len(leaves):
-        due = np.flatnonzero(probability >= probability.max() * p.max())
-        due = due[np.argsort(-probability[due], kind="stable")][:splits_left]
-        children = n_nodes + np.arange(len(due) * n_levels)
-        first_child[leaves[due]] = children[::n_levels]
-        depth[children] = np.repeat(depth[leaves[due]] + 1, n_levels)
-        made = np.outer(probability[due], p).ravel()
-        n_nodes += len(children)
-        splits_left -= len(due)
-        splittable = depth[children] < cap
-        leaves = np.concatenate([np.delete(leaves, due), children[splittable]])
-        probability = np.concatenate([np.delete(probability, due), made[splittable]])
-    return _pre_order(first_child[:n_nodes], depth[:n_nodes], n_levels)
-
-
-def _pre_order(
-    first_child: npt.NDArray[np.int64], depth: npt.NDArray[np.int64], n_levels: int
-) -> bytes:
-    """A tree in pre-order, one byte a node: 1 an inner node, 0 a leaf.
-
-    The arguments are by node, in any order.
-    """
-    by_depth = [np.flatnonzero((depth == d) & (first_child >= 0)) for d in range(int(depth.max()))]
-    siblings = np.arange(n_levels)
-    size = np.ones(len(first_child), np.int64)  # nodes of the subtree
-    for inner in reversed(by_depth):
-        size[inner] += size[first_child[inner, None] + siblings].sum(axis=1)
-    position = np.zeros(len(first_child), np.int64)
-    for inner in by_depth:
-        children = first_child[inner, None] + siblings
-        before = np.cumsum(size[children], axis=1) - size[children]
-        position[children] = position[inner, None] + 1 + before
-    tree = np.zeros(len(first_child), np.uint8)
-    tree[position] = first_child >= 0
-    return tree.tobytes()
+        entries, value = {}, 0
+        for bits in range(1, MAX_CODE_BITS + 1):
+            for entry, length in enumerate(self.code_bits):
+                if length == bits:
+                    entries[bits, value] = entry
+                    value += 1
+            value <<= 1
+        return entries

@@ -10,7 +10,6 @@ import mmap
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -18,27 +17,28 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec import native, native_encoder
-from exporter.codec.dictionary import Dictionary, round_shares
+from exporter.codec.dictionary import Dictionary
 from exporter.codec.format import (
-    LZW_CAPS,
+    BASE3_DIGITS,
     LZW_CODE_BITS,
     RAW_CODE_BITS,
     CodecId,
     Header,
+    pack_index,
     packed_bytes,
     seal,
     write_tables,
 )
+from exporter.codec.growth import best_tree, entropy_bits, with_codewords
 from exporter.errors import CodecError
 
-Codec = Literal["auto", "lzw", "raw"]
+Codec = Literal["auto", "lzw", "base3", "raw"]
 Levels = npt.NDArray[np.int8]
 
-# Share of the blob that a codeword must save over a narrower one, because its table is larger. At
-# 16 bits the table (1 to 2 MB) does not fit a phone's L2 cache; where it does fit, it still decodes
-# a quarter more slowly than at 12.
-WIDER_CODE_GAIN = {8: 0.0, 12: 0.005, 16: 0.02}
-LONGER_CAP_GAIN = 0.01  # share of the codewords that cap 32 must save: its table is twice as large
+# What a codec must save, as a share of the blob, over a faster one. Raw levels are multiplied where
+# they lie: what is coded needs the memory of both forms, or the time to decode it for every
+# product. Base-3 decodes several times as fast as phrases.
+GAIN_OVER = {"raw": 0.125, "base3": 0.01}
 BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
 
 
@@ -51,21 +51,21 @@ class EncodedTensor:
 
     header: Header
     blob: npt.NDArray[np.uint8]
-    codec: Literal["lzw", "raw"]
+    codec: Literal["lzw", "base3", "raw"]
     entropy_bits: float
     zeros: float  # share of the levels
     levels_crc32: int
-    # The size of every candidate considered, in bytes, such as {"raw2": ..., "lzw12": ...}.
+    # The size of every candidate considered, in bytes, such as {"raw2": ..., "lzw": ...}.
     sizes_bytes: dict[str, int]
 
     @property
     def code_bits(self) -> int:
-        """Bits per level (raw) or per codeword (lzw)."""
+        """Bits per level (raw), of the longest codeword (lzw) or per five levels (base3)."""
         return self.header.code_bits
 
     @property
     def cap(self) -> int:
-        """Largest number of levels in a phrase; 0 for raw."""
+        """Largest number of levels in a phrase or a byte; 0 for raw."""
         return self.header.cap
 
     @property
@@ -78,16 +78,26 @@ class EncodedTensor:
 class Candidate:
     """A way to code the tensor, with the header it would have.
 
-    `dictionary` is None for raw.
+    `dictionary` is None for raw and base-3.
     """
 
     header: Header
-    dictionary: Dictionary | None
+    dictionary: Dictionary | None = None
+
+    @property
+    def codec(self) -> Literal["lzw", "base3", "raw"]:
+        """The codec's name."""
+        names: dict[CodecId, Literal["lzw", "base3", "raw"]] = {
+            CodecId.RAW: "raw",
+            CodecId.LZW: "lzw",
+            CodecId.BASE3: "base3",
+        }
+        return names[self.header.codec]
 
     @property
     def name(self) -> str:
-        """Codec and width, such as `lzw12`."""
-        return f"{self.header.codec.name.lower()}{self.header.code_bits}"
+        """The codec's name, for raw with its width, such as `raw4`."""
+        return f"raw{self.header.code_bits}" if self.codec == "raw" else self.codec
 
     @property
     def n_bytes(self) -> int:
@@ -100,29 +110,33 @@ def encode(
 ) -> EncodedTensor:
     """Codes `levels`, int8 [rows, cols], of the alphabet level_min to level_min + n_levels - 1.
 
-    `auto` takes the smallest of raw and lzw by exact size; `lzw` and `raw` force one. With a `path`
-    the blob is written there and memory-mapped, else it is in memory. It has been decoded again and
-    compared when this returns. Everything is done in blocks of rows, so besides the blob little
-    memory is used however large the matrix is, and of memory-mapped levels only a block is
-    resident.
+    `auto` takes the smallest by exact size, and a faster one where that saves little (`choose`);
+    the other names force one. With a `path` the blob is written there and memory-mapped, else it is
+    in memory. It has been decoded again and compared when this returns. Everything is done in
+    blocks of rows, so besides the blob little memory is used however large the matrix is, and of
+    memory-mapped levels only a block is resident.
     """
     if levels.dtype != np.int8 or levels.ndim != 2:
         raise CodecError(
             "BAD_ARGUMENT",
             f"got levels {levels.dtype} {list(levels.shape)}, expected int8 [rows, cols]",
         )
-    raw = _raw_candidate(levels, level_min, n_levels)
     counts, levels_crc32 = _count(levels, level_min, n_levels)
-    candidates = [] if codec == "lzw" else [raw]
-    if codec != "raw":
-        candidates.extend(_lzw_candidates(levels, level_min, counts))
+    candidates = []
+    if codec in ("auto", "raw"):
+        candidates.append(_raw_candidate(levels, level_min, n_levels))
+    if codec == "base3" or (codec == "auto" and n_levels == 3):
+        candidates.append(_base3_candidate(levels, level_min, n_levels))
+    floor = entropy_bits(counts) * levels.size / 8  # bytes that no dictionary passes
+    if codec == "lzw" or (codec == "auto" and floor < _most_bytes(candidates)):
+        candidates.append(_lzw_candidate(levels, _dictionary(levels, level_min, counts)))
     chosen = choose(candidates)
     blob, header = _write(levels, chosen, path)
     verify(blob, levels)
     return EncodedTensor(
         header=header,
         blob=blob,
-        codec="raw" if chosen.dictionary is None else "lzw",
+        codec=chosen.codec,
         entropy_bits=entropy_bits(counts),
         zeros=zero_share(counts, level_min),
         levels_crc32=levels_crc32,
@@ -138,27 +152,21 @@ def encode_with(levels: Levels, dictionary: Dictionary) -> npt.NDArray[np.uint8]
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
-    """The smallest candidate.
+    """The smallest candidate, or a faster one that is not much larger.
 
-    A wider codeword has to earn its larger table, and lzw has to be smaller than raw.
+    The candidates come in order of speed, the fastest first.
     """
-    lzw = [candidate for candidate in candidates if candidate.dictionary is not None]
-    raw = [candidate for candidate in candidates if candidate.dictionary is None]
-    best: Candidate | None = None
-    for candidate in lzw:  # in order of width
-        if best is None or candidate.n_bytes < best.n_bytes * (
-            1 - WIDER_CODE_GAIN[candidate.header.code_bits]
-        ):
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.n_bytes < best.n_bytes * (1 - GAIN_OVER[best.codec]):
             best = candidate
-    if best is None or (raw and raw[0].n_bytes <= best.n_bytes):
-        return raw[0]
     return best
 
 
-def entropy_bits(counts: npt.NDArray[np.integer]) -> float:
-    """Order-0 entropy in bits per level of levels that occur `counts` times."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum()) + 0.0  # no negative zero
+def _most_bytes(candidates: list[Candidate]) -> float:
+    """Size at which an lzw blob would still be chosen over these."""
+    best = choose(candidates)
+    return best.n_bytes * (1 - GAIN_OVER[best.codec])
 
 
 def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:
@@ -235,22 +243,28 @@ def _raw_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
     payload_bytes = rows * packed_bytes(cols, code_bits)
     header = Header(CodecId.RAW, code_bits, 0, level_min, n_levels, rows, cols, 0, payload_bytes)
     header.check()
-    return Candidate(header, None)
+    return Candidate(header)
 
 
-def _lzw_candidates(
-    levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]
-) -> list[Candidate]:
-    """The lzw candidates, one for each width that has room to split a leaf.
+def _base3_candidate(levels: Levels, level_min: int, n_levels: int) -> Candidate:
+    """The candidate that packs five levels of three into a byte."""
+    rows, cols = levels.shape
+    payload_bytes = rows * -(-cols // BASE3_DIGITS)
+    header = Header(
+        CodecId.BASE3, 8, BASE3_DIGITS, level_min, n_levels, rows, cols, 0, payload_bytes
+    )
+    header.check()
+    return Candidate(header)
 
-    Without that room every phrase is a single level.
+
+def _dictionary(levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]) -> Dictionary:
+    """The dictionary for `levels`, which occur `counts` times.
+
+    The tree follows from the counts, the codewords from the phrases that a parse finds.
     """
-    widths = [code_bits for code_bits in LZW_CODE_BITS if 2 * len(counts) - 1 <= 2**code_bits]
-    shares = round_shares(counts)
-    return [
-        _lzw_candidate(levels, best_dictionary(shares, level_min, code_bits))
-        for code_bits in widths
-    ]
+    tree = best_tree(counts, level_min)
+    found = sum(native_encoder.count_phrases(block, tree) for _, _, block in _blocks(levels))
+    return with_codewords(tree, np.asarray(found))
 
 
 def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
@@ -258,37 +272,23 @@ def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
 
     All rows are parsed to know its exact size, without keeping the codewords.
     """
-    payload_bytes = sum(
-        _encode_lzw(block, dictionary, count_only=True)[2] for _, _, block in _blocks(levels)
-    )
     rows, cols = levels.shape
+    row_bytes = np.concatenate(
+        [
+            native_encoder.encode_lzw(block, dictionary, count_only=True)[0]
+            for _, _, block in _blocks(levels)
+        ]
+    )
+    d = dictionary
     header = Header(
-        *(
-            CodecId.LZW,
-            dictionary.code_bits,
-            dictionary.cap,
-            dictionary.level_min,
-            dictionary.n_levels,
-            rows,
-            cols,
-        ),
-        *(dictionary.n_entries, payload_bytes),
+        *(CodecId.LZW, LZW_CODE_BITS, d.cap, d.level_min, d.n_levels, rows, cols, d.n_entries),
+        payload_bytes=int(row_bytes.sum(dtype=np.int64)),
+        core_first=d.core_first,
+        n_core=d.n_core,
+        index_bytes=len(pack_index(row_bytes)),
     )
     header.check()
     return Candidate(header, dictionary)
-
-
-@lru_cache(maxsize=256)
-def best_dictionary(shares: tuple[int, ...], level_min: int, code_bits: int) -> Dictionary:
-    """The dictionary for levels with these shares.
-
-    It has the shorter cap unless the longer one saves enough.
-    """
-    short, long = (Dictionary.from_shares(shares, level_min, code_bits, cap) for cap in LZW_CAPS)
-    if short.tree == long.tree:
-        return short
-    saved = 1 - short.mean_phrase_length(shares) / long.mean_phrase_length(shares)
-    return long if saved > LONGER_CAP_GAIN else short
 
 
 def _write(
@@ -312,44 +312,25 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
     """
     header, dictionary = chosen.header, chosen.dictionary
     layout = header.layout
-    row_codes = np.zeros(header.rows, np.uint16)
+    row_bytes = np.zeros(header.rows, np.uint32)
     payload_crc32 = 0
     file.seek(layout.payload_offset)
     for begin, end, block in _blocks(levels):
-        if dictionary is None:
+        if dictionary is not None:
+            row_bytes[begin:end], part = native_encoder.encode_lzw(block, dictionary)
+        elif header.codec == CodecId.BASE3:
+            part = native_encoder.encode_base3(block, header.level_min)
+        else:
             part = native_encoder.encode_raw(
                 block, header.level_min, header.n_levels, header.code_bits
             )
-        else:
-            row_codes[begin:end], part, _ = _encode_lzw(block, dictionary)
         payload_crc32 = zlib.crc32(part.data, payload_crc32)
         file.write(part.data)
     file.write(bytes(layout.total_bytes - file.tell()))
     head = np.zeros(layout.payload_offset, np.uint8)
     if dictionary is not None:
-        write_tables(head, header, dictionary.to_bits(), row_codes)
+        write_tables(head, header, dictionary.to_bytes(), pack_index(row_bytes))
     sealed = seal(head, header, payload_crc32)
     file.seek(0)
     file.write(head.data)
     return sealed
-
-
-def _encode_lzw(
-    levels: Levels, dictionary: Dictionary, count_only: bool = False
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8], int]:
-    """Codewords of each row, the payload, and the payload's size in bytes.
-
-    The payload is empty when only counting.
-    """
-    d = dictionary
-    row_codes, payload, n_bytes = native_encoder.encode_lzw(
-        levels,
-        d.level_min,
-        d.n_levels,
-        d.code_bits,
-        d.cap,
-        d.n_entries,
-        d.to_bits(),
-        count_only=count_only,
-    )
-    return row_codes, np.zeros(0, np.uint8) if payload is None else payload, n_bytes

@@ -19,7 +19,7 @@ from exporter.errors import CodecError
 BytesLike: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 MAGIC = b"TQLZ"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 TILE_ROWS = 32
 # There are readable zeros after the payload, so that a decoder may load 8 bytes at any codeword.
@@ -27,10 +27,14 @@ TAIL_BYTES = 16
 ALIGNMENT = 64
 
 RAW_CODE_BITS = (2, 4, 8)
-LZW_CODE_BITS = (8, 12, 16)
-LZW_CAPS = (16, 32)
+LZW_CODE_BITS = 12  # of the longest codeword
+LZW_CAPS = (3, 6, 14)
+LZW_MAX_ENTRIES = 256
+BASE3_DIGITS = 5  # levels of a byte
+BASE3_BLOCK_BYTES = 32
+MAX_DELTA_BITS = 24  # in the row index
 
-_STRUCT = struct.Struct("<4sHHBBBbHHIIIIQQIIII")
+_STRUCT = struct.Struct("<4sHHBBBbHHIIIHHQQIIII")
 _CRC_OFFSET = 60
 
 
@@ -39,6 +43,7 @@ class CodecId(IntEnum):
 
     RAW = 0
     LZW = 1
+    BASE3 = 2
 
 
 def as_view(blob: BytesLike) -> memoryview:
@@ -85,6 +90,9 @@ class Header:
     cols: int
     n_entries: int
     payload_bytes: int
+    core_first: int = 0
+    n_core: int = 0
+    index_bytes: int = 0
     tables_crc32: int = 0
     payload_crc32: int = 0
 
@@ -92,9 +100,12 @@ class Header:
     MAX_COLS: ClassVar[int] = 65535
 
     @property
-    def n_internal(self) -> int:
-        """Number of inner nodes of the dictionary's tree; 0 for raw."""
-        return 0 if self.codec == CodecId.RAW else (self.n_entries - 1) // (self.n_levels - 1)
+    def n_nodes(self) -> int:
+        """Number of nodes of the dictionary's tree; 0 where there is none."""
+        if self.codec != CodecId.LZW:
+            return 0
+        n_children = self.n_core + (self.n_core < self.n_levels)
+        return self.n_entries + (self.n_entries - 1) // (n_children - 1)
 
     @property
     def n_tiles(self) -> int:
@@ -109,19 +120,15 @@ class Header:
     @property
     def layout(self) -> Layout:
         """The places of the sections (FORMAT.md section 1)."""
-        if self.codec == CodecId.RAW:
-            dictionary_bytes = index_bytes = 0
-        else:
-            dictionary_bytes = packed_bytes(self.n_entries + self.n_internal, 1)
-            index_bytes = 4 * self.n_tiles + 2 * self.rows
+        dictionary_bytes = packed_bytes(self.n_nodes, 1) + packed_bytes(self.n_entries, 4)
         index_offset = align(HEADER_BYTES + dictionary_bytes, 4)
-        payload_offset = align(index_offset + index_bytes, ALIGNMENT)
+        payload_offset = align(index_offset + self.index_bytes, ALIGNMENT)
         total_bytes = align(payload_offset + self.payload_bytes + TAIL_BYTES, ALIGNMENT)
         return Layout(
             HEADER_BYTES,
             dictionary_bytes,
             index_offset,
-            index_bytes,
+            self.index_bytes,
             payload_offset,
             self.payload_bytes,
             total_bytes,
@@ -143,17 +150,18 @@ class Header:
                 self.cap,
                 self.level_min,
                 self.n_levels,
-                0,
+                self.n_core,
             ),
             *(
                 self.rows,
                 self.cols,
                 self.n_entries,
+                self.core_first,
                 0,
                 self.layout.payload_offset,
                 self.payload_bytes,
             ),
-            *(self.tables_crc32, self.payload_crc32, 0, 0),
+            *(self.tables_crc32, self.payload_crc32, self.index_bytes, 0),
         )[:_CRC_OFFSET]
         return sealed + struct.pack("<I", zlib.crc32(sealed))
 
@@ -174,16 +182,17 @@ class Header:
             cap,
             level_min,
             n_levels,
-            reserved0,
+            n_core,
             rows,
             cols,
             n_entries,
-            reserved1,
+            core_first,
+            reserved,
             payload_offset,
             payload_bytes,
             tables_crc32,
             payload_crc32,
-            reserved2,
+            index_bytes,
             header_crc32,
         ) = _STRUCT.unpack(view[:HEADER_BYTES])
         _check_identity(magic, version, header_bytes)
@@ -192,17 +201,17 @@ class Header:
             raise CodecError(
                 "BAD_HEADER_CRC", f"the header says {header_crc32:08x}, its bytes give {crc:08x}"
             )
-        for offset, value in ((14, reserved0), (28, reserved1), (56, reserved2)):
-            if value:
-                raise CodecError(
-                    "BAD_RESERVED",
-                    f"got {value} in the reserved field at byte {offset}, expected 0",
-                )
-        if codec not in (CodecId.RAW, CodecId.LZW):
-            raise CodecError("BAD_CODEC", f"got codec {codec}, expected 0 (raw) or 1 (lzw)")
+        if reserved:
+            raise CodecError(
+                "BAD_RESERVED", f"got {reserved} in the reserved field at byte 30, expected 0"
+            )
+        if codec not in tuple(CodecId):
+            raise CodecError(
+                "BAD_CODEC", f"got codec {codec}, expected 0 (raw), 1 (lzw) or 2 (base3)"
+            )
         header = cls(
             *(CodecId(codec), code_bits, cap, level_min, n_levels, rows, cols, n_entries),
-            *(payload_bytes, tables_crc32, payload_crc32),
+            *(payload_bytes, core_first, n_core, index_bytes, tables_crc32, payload_crc32),
         )
         header.check()
         if payload_offset != header.layout.payload_offset:
@@ -224,12 +233,14 @@ class Header:
         if not 1 <= self.cols <= self.MAX_COLS:
             raise CodecError("BAD_SHAPE", f"got {self.cols} columns, expected 1 to {self.MAX_COLS}")
         self._check_entries()
-        self._check_payload_bytes()
+        self._check_sections()
 
     def _check_codec(self) -> None:
-        widths, caps = (
-            (RAW_CODE_BITS, (0,)) if self.codec == CodecId.RAW else (LZW_CODE_BITS, LZW_CAPS)
-        )
+        widths, caps = {
+            CodecId.RAW: (RAW_CODE_BITS, (0,)),
+            CodecId.LZW: ((LZW_CODE_BITS,), LZW_CAPS),
+            CodecId.BASE3: ((8,), (BASE3_DIGITS,)),
+        }[self.codec]
         if self.code_bits not in widths:
             raise CodecError(
                 "BAD_CODEC",
@@ -247,40 +258,69 @@ class Header:
             raise CodecError(
                 "BAD_ALPHABET", f"got level_min {self.level_min}, expected -128 to 127"
             )
-        limit = min(256, 2**self.code_bits, 128 - self.level_min)
-        if not 2 <= self.n_levels <= limit:
+        fewest, most = (3, 3) if self.codec == CodecId.BASE3 else (2, 256)
+        if self.codec == CodecId.RAW:
+            most = 2**self.code_bits
+        most = min(most, 128 - self.level_min)
+        if not fewest <= self.n_levels <= most:
             raise CodecError(
                 "BAD_ALPHABET",
-                f"got n_levels {self.n_levels}, expected 2 to {limit} "
-                f"for level_min {self.level_min} and {self.code_bits} bits",
+                f"got n_levels {self.n_levels}, expected {fewest} to {most} "
+                f"for level_min {self.level_min} and {self.codec.name.lower()}",
+            )
+        if self.codec != CodecId.LZW:
+            if self.core_first or self.n_core:
+                raise CodecError(
+                    "BAD_ALPHABET", f"got a core of {self.n_core} levels, expected none"
+                )
+        elif not 1 <= self.n_core <= self.n_levels - self.core_first:
+            raise CodecError(
+                "BAD_ALPHABET",
+                f"got a core of {self.n_core} levels from offset {self.core_first}, "
+                f"expected 1 to {self.n_levels - self.core_first}",
             )
 
     def _check_entries(self) -> None:
-        if self.codec == CodecId.RAW:
+        if self.codec != CodecId.LZW:
             if self.n_entries:
-                raise CodecError(
-                    "BAD_ENTRIES", f"got n_entries {self.n_entries}, expected 0 for raw"
-                )
+                raise CodecError("BAD_ENTRIES", f"got n_entries {self.n_entries}, expected 0")
             return
-        step = self.n_levels - 1
-        if not self.n_levels <= self.n_entries <= 2**self.code_bits or (self.n_entries - 1) % step:
+        n_children = self.n_core + (self.n_core < self.n_levels)
+        step = n_children - 1
+        if not n_children <= self.n_entries <= LZW_MAX_ENTRIES or (self.n_entries - 1) % step:
             raise CodecError(
                 "BAD_ENTRIES",
-                f"got n_entries {self.n_entries}, expected {self.n_levels} to {2**self.code_bits} "
+                f"got n_entries {self.n_entries}, expected {n_children} to {LZW_MAX_ENTRIES} "
                 f"and one more than a multiple of {step}",
             )
 
-    def _check_payload_bytes(self) -> None:
-        if self.codec == CodecId.RAW:
-            expected = self.rows * packed_bytes(self.cols, self.code_bits)
-            if self.payload_bytes != expected:
+    def _check_sections(self) -> None:
+        if self.codec == CodecId.LZW:
+            if not self.rows <= self.payload_bytes < 2**32:
                 raise CodecError(
-                    "BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected {expected}"
+                    "BAD_SECTION",
+                    f"got payload_bytes {self.payload_bytes}, expected at least {self.rows} rows "
+                    "and less than 2^32",
                 )
-        elif not 0 <= self.payload_bytes < 2**32:
+            if self.index_bytes % 4 or self.index_bytes < 4 * self.n_tiles:
+                raise CodecError(
+                    "BAD_SECTION",
+                    f"got index_bytes {self.index_bytes}, expected a multiple of 4 and at least "
+                    f"{4 * self.n_tiles}",
+                )
+            return
+        expected = self.rows * packed_row_bytes(self.codec, self.code_bits, self.cols)
+        if self.payload_bytes != expected:
             raise CodecError(
-                "BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected less than 2^32"
+                "BAD_SECTION", f"got payload_bytes {self.payload_bytes}, expected {expected}"
             )
+        if self.index_bytes:
+            raise CodecError("BAD_SECTION", f"got index_bytes {self.index_bytes}, expected 0")
+
+
+def packed_row_bytes(codec: CodecId, code_bits: int, cols: int) -> int:
+    """Number of bytes of a raw or base-3 row."""
+    return -(-cols // BASE3_DIGITS) if codec == CodecId.BASE3 else packed_bytes(cols, code_bits)
 
 
 def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
@@ -292,18 +332,25 @@ def _check_identity(magic: bytes, version: int, header_bytes: int) -> None:
         )
     if version != VERSION:
         raise CodecError(
-            "BAD_VERSION", f"got version {version}, expected {VERSION}", hint="update tinyqmoe"
+            "BAD_VERSION",
+            f"got version {version}, expected {VERSION}",
+            hint="export the model again" if version < VERSION else "update tinyqmoe",
         )
     if header_bytes != HEADER_BYTES:
         raise CodecError("BAD_VERSION", f"got header_bytes {header_bytes}, expected {HEADER_BYTES}")
 
 
-def row_ends(row_codes: npt.NDArray[np.integer], code_bits: int) -> npt.NDArray[np.int64]:
-    """Payload offset at which each row ends, in bytes, int64 [rows].
-
-    `row_codes` is [rows], the number of codewords of each.
-    """
-    return np.cumsum((row_codes.astype(np.int64) * code_bits + 7) // 8)
+def pack_index(row_bytes: npt.NDArray[np.integer]) -> bytes:
+    """The row index of rows of these sizes in bytes, [rows] (FORMAT.md section 4)."""
+    index = bytearray()
+    for first in range(0, len(row_bytes), TILE_ROWS):
+        sizes = row_bytes[first : first + TILE_ROWS].astype(np.int64)
+        shortest = int(sizes.min())
+        width = int(sizes.max() - shortest).bit_length()
+        index += (shortest | width << 24).to_bytes(4, "little")
+        packed = sum(int(size - shortest) << (row * width) for row, size in enumerate(sizes))
+        index += packed.to_bytes(4 * width, "little")
+    return bytes(index)
 
 
 def new_blob(header: Header) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -314,23 +361,12 @@ def new_blob(header: Header) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint
 
 
 def write_tables(
-    blob: npt.NDArray[np.uint8],
-    header: Header,
-    dictionary_bits: bytes,
-    row_codes: npt.NDArray[np.integer],
+    blob: npt.NDArray[np.uint8], header: Header, dictionary: bytes, index: bytes
 ) -> None:
-    """Writes the dictionary and the row index (FORMAT.md sections 3 and 4).
-
-    `row_codes` is [rows].
-    """
+    """Writes the dictionary and the row index (FORMAT.md sections 3 and 4)."""
     layout = header.layout
-    ends = row_ends(row_codes, header.code_bits)
-    tile_offsets = np.concatenate([[0], ends[:-1]])[::TILE_ROWS]
-    index = tile_offsets.astype("<u4").tobytes() + row_codes.astype("<u2").tobytes()
-    blob[layout.dictionary_offset :][: layout.dictionary_bytes] = np.frombuffer(
-        dictionary_bits, np.uint8
-    )
-    blob[layout.index_offset :][: layout.index_bytes] = np.frombuffer(index, np.uint8)
+    for offset, section in ((layout.dictionary_offset, dictionary), (layout.index_offset, index)):
+        blob[offset:][: len(section)] = np.frombuffer(section, np.uint8)
 
 
 def seal(blob: npt.NDArray[np.uint8], header: Header, payload_crc32: int | None = None) -> Header:

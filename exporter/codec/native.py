@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from exporter.codec.format import CodecId
 from exporter.errors import CodecError, MissingComponentError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
 _VERIFY_PAYLOAD = 1
 
@@ -65,7 +66,7 @@ class _CInfo(ctypes.Structure):
 class TensorInfo:
     """The header of a blob, see FORMAT.md section 2."""
 
-    codec: str  # "raw" or "lzw"
+    codec: str  # "raw", "lzw" or "base3"
     code_bits: int
     cap: int
     level_min: int
@@ -182,7 +183,8 @@ def check(status: int, what: str) -> None:
         raise MemoryError(what)
     if name in _ARGUMENT_STATUSES:
         raise ValueError(f"{name}: {what}")
-    raise CodecError(name, what)
+    hint = "export the model again" if name == "BAD_VERSION" else ""
+    raise CodecError(name, what, hint=hint)
 
 
 def available_isas() -> list[Isa]:
@@ -260,7 +262,7 @@ class NativeTensor:
         raw = _CInfo()
         library().tinyqmoe_get_info(self._handle, ctypes.byref(raw))
         fields = {name: getattr(raw, name) for name, _ in _CInfo._fields_}
-        self.info = TensorInfo(**{**fields, "codec": "lzw" if raw.codec else "raw"})
+        self.info = TensorInfo(**{**fields, "codec": CodecId(raw.codec).name.lower()})
 
     def close(self) -> None:
         """Frees the tensor; calling it again is fine."""

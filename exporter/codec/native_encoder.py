@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec import native
+from exporter.codec.dictionary import Dictionary
 from exporter.codec.native import Int8Array, check
 
 
@@ -29,6 +30,8 @@ class _CEncodeArgs(ctypes.Structure):
 class _CEncodeDictionary(ctypes.Structure):
     _fields_ = (
         ("cap", ctypes.c_uint32),
+        ("core_first", ctypes.c_uint32),
+        ("n_core", ctypes.c_uint32),
         ("n_entries", ctypes.c_uint32),
         ("bytes", ctypes.c_void_p),
         ("n_bytes", ctypes.c_uint64),
@@ -41,6 +44,10 @@ _INT = ctypes.c_int
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "count_levels": (_INT, (_P, _U64, _P)),
+    "count_phrases": (
+        _INT,
+        (ctypes.POINTER(_CEncodeArgs), ctypes.POINTER(_CEncodeDictionary), _P),
+    ),
     "encode_lzw": (
         _INT,
         (
@@ -51,6 +58,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "encode_raw": (_INT, (ctypes.POINTER(_CEncodeArgs),)),
+    "encode_base3": (_INT, (ctypes.POINTER(_CEncodeArgs),)),
 }
 
 
@@ -100,45 +108,75 @@ def _encode_args(
     )
 
 
-def encode_lzw(
-    levels: npt.NDArray[np.int8],
-    level_min: int,
-    n_levels: int,
-    code_bits: int,
-    cap: int,
-    n_entries: int,
-    dictionary: bytes,
-    count_only: bool = False,
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8] | None, int]:
-    """Codewords of each row, the payload, and its exact size in bytes.
+def _encode_dictionary(d: Dictionary) -> tuple[_CEncodeDictionary, npt.NDArray[np.uint8]]:
+    """The dictionary for a call, and its bytes, which must outlive the call."""
+    section = np.frombuffer(d.to_bytes(), np.uint8)
+    c_dictionary = _CEncodeDictionary(
+        *(d.cap, d.core_first, d.n_core, d.n_entries, section.ctypes.data, section.size)
+    )
+    return c_dictionary, section
 
-    The payload is None with `count_only`.
+
+def _what(matrix: Int8Array, d: Dictionary) -> str:
+    rows, cols = matrix.shape
+    return f"encoding {rows} x {cols} levels from {d.level_min}, {d.n_levels} of them"
+
+
+def count_phrases(levels: npt.NDArray[np.int8], dictionary: Dictionary) -> npt.NDArray[np.uint64]:
+    """Number of times each phrase of a dictionary occurs, uint64 [n_entries]."""
+    matrix = _levels(levels)
+    c_dictionary, section = _encode_dictionary(dictionary)
+    args = _encode_args(matrix, dictionary.level_min, dictionary.n_levels, 0, None)
+    counts = np.zeros(dictionary.n_entries, np.uint64)
+    status = library().tinyqmoe_count_phrases(
+        ctypes.byref(args), ctypes.byref(c_dictionary), counts.ctypes.data
+    )
+    del section
+    check(status, _what(matrix, dictionary))
+    return counts
+
+
+def encode_lzw(
+    levels: npt.NDArray[np.int8], dictionary: Dictionary, count_only: bool = False
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    """Bytes of each row, and the payload.
+
+    The payload is empty with `count_only`.
     """
     matrix = _levels(levels)
-    rows, cols = matrix.shape
-    what = f"encoding {rows} x {cols} levels from {level_min}, {n_levels} of them"
-    row_codes = np.empty(rows, np.uint16)
+    row_bytes = np.empty(len(matrix), np.uint32)
     size = _U64()
-    tree = np.frombuffer(dictionary, np.uint8)
-    c_dictionary = _CEncodeDictionary(cap, n_entries, tree.ctypes.data, tree.size)
+    c_dictionary, section = _encode_dictionary(dictionary)
 
     def encode(payload: npt.NDArray[np.uint8] | None) -> None:
-        args = _encode_args(matrix, level_min, n_levels, code_bits, payload)
+        args = _encode_args(matrix, dictionary.level_min, dictionary.n_levels, 0, payload)
         status = library().tinyqmoe_encode_lzw(
             ctypes.byref(args),
             ctypes.byref(c_dictionary),
-            row_codes.ctypes.data,
+            row_bytes.ctypes.data,
             ctypes.byref(size),
         )
-        check(status, what)
+        check(status, _what(matrix, dictionary))
 
     if count_only:
         encode(None)
-        return row_codes, None, size.value
-    # No more than one codeword a level; pages that stay unwritten cost nothing.
-    room = np.empty(rows * ((cols * code_bits + 7) // 8), np.uint8)
+        return row_bytes, np.zeros(0, np.uint8)
+    # A codeword and an escaped level are 20 bits; pages that stay unwritten cost nothing.
+    room = np.empty(matrix.size * 20 // 8 + len(matrix), np.uint8)
     encode(room)
-    return row_codes, room[: size.value].copy(), size.value
+    del section
+    return row_bytes, room[: size.value].copy()
+
+
+def encode_base3(levels: npt.NDArray[np.int8], level_min: int) -> npt.NDArray[np.uint8]:
+    """Three levels from `level_min` up, five to a byte, each row to a whole number of bytes."""
+    matrix = _levels(levels)
+    rows, cols = matrix.shape
+    payload = np.empty(rows * -(-cols // 5), np.uint8)
+    args = _encode_args(matrix, level_min, 3, 8, payload)
+    status = library().tinyqmoe_encode_base3(ctypes.byref(args))
+    check(status, f"packing {rows} x {cols} levels from {level_min}, five to a byte")
+    return payload
 
 
 def encode_raw(

@@ -19,7 +19,9 @@ from exporter.bundle import (
     QuantizationLoss,
     TensorEntry,
 )
-from exporter.codec.format import align, packed_bytes
+from exporter.codec.encoder import GAIN_OVER
+from exporter.codec.format import BASE3_DIGITS, LZW_CODE_BITS, align, packed_bytes
+from exporter.codec.growth import best_cap
 from exporter.codec.weight_file import plain_form
 from exporter.quant.tensor import effective_group_size
 
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import ExportConfig
 
-CODED_LEVELS = 4  # larger alphabets are hardly smaller in codes than packed
-CODING_LOSS = 1.02  # codes against entropy
-SPARSE_BITS = 1.54  # entropy below which codewords of 12 bits are smaller than those of 8
+CODING_LOSS = 1.01  # phrases with their tables and index against entropy
 GRAPH_BYTES = 250_000  # of a program or a network, without weights
 
 
@@ -71,11 +71,8 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
     assert settings is not None
     n_levels = quant.load(scheme).N_LEVELS
     entropy = quant.load(scheme).expected_entropy(settings)
-    raw_bits = plain_form(n_levels).bits
-    coded = config.codec != "raw" and n_levels <= CODED_LEVELS and entropy * CODING_LOSS < raw_bits
-    bits = entropy * CODING_LOSS if coded else raw_bits
+    codec, code_bits, cap, bits = _expected_codec(entropy, n_levels, config)
     group = effective_group_size(settings.group_size, cols)
-    code_bits, cap = (12, 32) if entropy < SPARSE_BITS else (8, 16)
     return TensorEntry(
         name=name,
         rows=rows,
@@ -83,9 +80,9 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
         scheme=scheme,
         n_levels=n_levels,
         group_size=group,
-        codec="lzw" if coded else "raw",
-        code_bits=code_bits if coded else raw_bits,
-        cap=cap if coded else 0,
+        codec=codec,
+        code_bits=code_bits,
+        cap=cap,
         bits_per_weight=bits,
         entropy_bits=entropy,
         zeros=0.0,
@@ -94,6 +91,24 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
         scales_bytes=4 * rows * -(-cols // group),
         sizes_bytes={},
     )
+
+
+def _expected_codec(
+    entropy: float, n_levels: int, config: ExportConfig
+) -> tuple[str, int, int, float]:
+    """Codec, code_bits, cap and bits per weight that the encoder will come to."""
+    raw_bits = plain_form(n_levels).bits
+    coded = ("lzw", LZW_CODE_BITS, best_cap(entropy), entropy * CODING_LOSS)
+    if config.codec == "lzw":
+        return coded
+    best: tuple[str, int, int, float] = ("raw", raw_bits, 0, raw_bits)
+    if config.codec == "raw":
+        return best
+    base3 = ("base3", 8, BASE3_DIGITS, 8 / BASE3_DIGITS)
+    for candidate in (base3, coded) if n_levels == 3 else (coded,):
+        if candidate[3] < best[3] * (1 - GAIN_OVER[best[0]]):
+            best = candidate
+    return best
 
 
 def _package_bytes(artifact: Artifact, tensors: list[TensorEntry]) -> int:

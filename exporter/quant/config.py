@@ -24,7 +24,7 @@ class QuantConfig(JsonConfig):
     scheme's defaults.
     """
 
-    scheme: str = "ternary"
+    scheme: str = "int8"
     group_size: int | None = None
     sparsity: float | None = None
     embedding: str = "int8"

@@ -192,9 +192,10 @@ def _lzw(manifest: Manifest, artifact: Artifact) -> list[TensorEntry]:
 def _table_bytes(t: TensorEntry) -> int:
     """Size of a dictionary in memory, in bytes.
 
-    It has a phrase of `cap` bytes and its length for each codeword.
+    For every window of the longest codeword's bits it has an entry of `cap` levels and their number
+    (at 3 levels one byte, else two), and two bytes for the first codeword.
     """
-    return (1 << t.code_bits) * (t.cap + 1)
+    return (1 << t.code_bits) * (t.cap + (1 if t.cap == 3 else 2) + 2)
 
 
 # ---- verdicts

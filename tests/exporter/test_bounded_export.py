@@ -100,7 +100,7 @@ def test_blocks_and_files_change_no_byte(
 def test_levels_lie_in_a_file_without_a_name(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_llama(tmp_path / "model"))
     (tmp_path / "scratch").mkdir()
-    for tensor in quantize(checkpoint, QuantConfig(), scratch=tmp_path / "scratch"):
+    for tensor in quantize(checkpoint, QuantConfig("ternary"), scratch=tmp_path / "scratch"):
         assert isinstance(tensor.levels, np.memmap)
         assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -147,7 +147,7 @@ from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
 encoder.BLOCK_BYTES = 1 << 20
 def code(model):
-    tensors = quantize(Checkpoint.open(model), QuantConfig(), scratch=Path(sys.argv[3]))
+    tensors = quantize(Checkpoint.open(model), QuantConfig("ternary"), scratch=Path(sys.argv[3]))
     encode_matrices(tensors, Path(sys.argv[3]), "auto")
     return peak_bytes()
 before = code(sys.argv[1])
@@ -201,7 +201,7 @@ from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes
 from exporter.quant.config import QuantConfig
 model, out, format_name = sys.argv[1:]
-config = pipeline.ExportConfig(QuantConfig(), formats=(format_name,))
+config = pipeline.ExportConfig(QuantConfig("ternary"), formats=(format_name,))
 def export(name, bound):
     pipeline.export(model, Path(out) / name, config, lambda *_: None, max_ram=bound)
 try:
@@ -247,7 +247,7 @@ def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_
 
 def test_the_estimate_follows_model_and_options(checkpoint: Path, large: Path) -> None:
     def most(path: Path, context: int = 64, **options: Any) -> export_memory.Stage:
-        config = ExportConfig(QuantConfig(), **options)
+        config = ExportConfig(QuantConfig("ternary"), **options)
         return max(
             export_memory.stages(Checkpoint.open(path), config, context),
             key=lambda stage: stage.n_bytes,

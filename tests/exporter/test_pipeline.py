@@ -15,7 +15,7 @@ import pytest
 from exporter import config as configs
 from exporter import manifest, pipeline
 from exporter.backends.executorch import lowering
-from exporter.bundle import MANIFEST, PROGRAM, Bundle, LedgerRow
+from exporter.bundle import MANIFEST, PROGRAM, Bundle, LedgerRow, Origin
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import BundleError, CheckpointError, ExportError, OutOfSpaceError, UsageError
 from exporter.reference import prompts
@@ -66,6 +66,7 @@ def test_the_context_is_at_most_the_models_own(checkpoint: Path, tmp_path: Path)
 @pytest.mark.usefixtures("no_lowering")
 def test_an_out_that_exists_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
     with pytest.raises(UsageError, match="already exists"):
         shared.export(checkpoint, tmp_path / "out", TERNARY, context=CONTEXT)
 
@@ -149,7 +150,14 @@ def test_the_manifest_says_what_was_asked_for(bundle: Bundle, other_bundle: Bund
     assert bundle.manifest.interface.vocab_size == VOCAB
     assert bundle.manifest.interface.eos_token_ids == [1]
     assert other_bundle.manifest.interface.eos_token_ids == []
-    assert other_bundle.manifest.interface.bos_token_id is None
+    rules = [
+        (b.manifest.interface.bos_rule, b.manifest.interface.bos_token_id)
+        for b in (bundle, other_bundle)
+    ]
+    assert rules == [("tokenizer", 0), ("unknown", None)]
+    told = [[w.split(":")[0] for w in b.manifest.warnings] for b in (bundle, other_bundle)]
+    lost = "the loss by quantization is large"  # the weights are random
+    assert told == [[lost], ["there is no tokenizer", "there is no end token", lost]]
     assert {t.codec for t in other_bundle.manifest.tensors} == {"lzw"}
     assert {t.scheme for t in bundle.manifest.tensors} == {"int8", "ternary"}
 
@@ -158,6 +166,7 @@ def test_the_manifest_counts_the_model(bundle: Bundle, checkpoint: Path) -> None
     model = bundle.manifest.model
     weights = sum(t.rows * t.cols for t in bundle.manifest.tensors)
     assert model.parameters == weights + 5 * 48  # the norms
+    assert model.origin == Origin(None, None, None, {"F32": 20})
     assert model.source_bytes == pytest.approx(4 * model.parameters, rel=0.01)
     assert model.config == json.loads((checkpoint / "config.json").read_text())
 
@@ -314,5 +323,6 @@ def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
 
 def test_an_existing_out_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
     config = configs.ExportConfig(TERNARY)
+    (tmp_path / "precious").write_text("x")
     with pytest.raises(UsageError, match="already exists"):
         pipeline.export(tmp_path / "no-such-model", tmp_path, config, lambda *_: None)

@@ -368,6 +368,35 @@ def test_chat_renders_the_template_file_that_an_export_copied(bundle: Bundle) ->
     assert ids[0] == 0
 
 
+def with_template(bundle: Bundle, template: str) -> Bundle:
+    (bundle.path / "chat_template.jinja").write_text(template)
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "TypeError"),
+        ("{{ raise_exception('no system message') }}", "no system message"),
+        ("a fixed text", "leaves out what the user says"),
+    ],
+)
+def test_a_template_that_does_not_render_is_named(
+    bytes_bundle: Bundle, template: str, reason: str
+) -> None:
+    with pytest.raises(BundleError, match=f"does not render: .*{reason}") as caught:
+        encode_prompt(with_template(bytes_bundle, template), "hi", chat=True)
+    assert "without --chat" in caught.value.hint
+
+
+def test_a_template_of_parts_gets_parts(bytes_bundle: Bundle) -> None:
+    template = (
+        "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    )
+    template_of = PromptEncoder(with_template(bytes_bundle, template)).template
+    assert template_of.render([{"role": "user", "content": "hi"}]) == "[hi]"
+
+
 def test_chat_without_a_template_is_refused(bytes_bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="no chat template") as caught:
         encode_prompt(bytes_bundle, "hi", chat=True)

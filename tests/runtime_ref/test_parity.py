@@ -3,6 +3,7 @@ is sealed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -22,10 +23,10 @@ from torch import nn
 from exporter import bundle as bundles
 from exporter.backends.executorch import lowering
 from exporter.backends.executorch.graph import Value
-from exporter.bundle import Bundle
+from exporter.bundle import Bundle, KVType
 from exporter.codec.native import NativeTensor
 from exporter.codec.native_encoder import encode_raw
-from exporter.errors import BundleError, ContextError, MissingComponentError
+from exporter.errors import BundleError, CodecError, ContextError, MissingComponentError
 from exporter.models.config import ModelConfig, rope_frequencies
 from runtime_ref import parity
 from runtime_ref.answers import Answer, load_reference
@@ -39,11 +40,14 @@ from runtime_ref.parity import (
     work_tokens,
 )
 from tests.support.bundles import (
+    CONTEXT,
     SHIPPED,
+    TERNARY,
     Parts,
     copy,
     edit_manifest,
     encode,
+    export,
     patch,
     place,
     read,
@@ -108,6 +112,24 @@ def test_parity_is_far_inside_its_gate(right: tuple[Bundle, ParityReport]) -> No
     assert min(worst) > report.tolerance.worst_sqnr_db + 6
 
 
+def test_every_arithmetic_of_an_export_has_a_gate() -> None:
+    asked = set(itertools.product(bundles.ACTIVATIONS, bundles.KV_TYPES))
+    assert set(TOLERANCES) == asked | {(bundles.HALF, "float16")}
+
+
+@pytest.mark.parametrize("kv_type", ["float32", "int8"])
+def test_a_package_with_another_cache_passes_and_fails(
+    checkpoint: Path, tmp_path: Path, kv_type: KVType
+) -> None:
+    """The gate of its own lets the right package pass, and not one with two matrices exchanged."""
+    made = export(checkpoint, tmp_path / "out", TERNARY, context=CONTEXT, kv_cache=kv_type)
+    report = judge(made)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.tolerance == TOLERANCES["int16", kv_type]
+    names = [f"model.layers.1.mlp.{what}_proj.weight" for what in ("gate", "up")]
+    assert "logits" in failed(judge(swap(made, *names)))
+
+
 def test_progress_is_told_all_the_work(bundle: Bundle) -> None:
     steps: list[int] = []
     check_parity(bundle, ExecuTorchRunner(bundle), steps.append)
@@ -136,7 +158,7 @@ def test_the_table_names_every_check_and_the_verdict(right: tuple[Bundle, Parity
 
 
 def test_a_report_without_checks_does_not_pass() -> None:
-    gate = TOLERANCES["int16"]
+    gate = TOLERANCES["int16", "float16"]
     assert not ParityReport("executorch", "int16", "float16", gate, []).passed
 
 
@@ -178,18 +200,23 @@ def test_one_level_of_a_raw_matrix(copied: Bundle, name: str) -> None:
 
 
 def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) -> None:
-    """Two codewords of a row change places: the row keeps its length, and nearly always its levels
-    are others."""
+    """A bit turned over, so that the row still decodes, to other levels."""
     wrong = copy(other_bundle, tmp_path / "wrong")
     entry = tensor(wrong, Q0)
     assert entry.codec == "lzw"
-    assert entry.code_bits % 8 == 0
-    width = entry.code_bits // 8
     blob = read(wrong, place(wrong, Q0).offset, entry.blob_bytes)
     at, n = int.from_bytes(blob[32:40], "little"), int.from_bytes(blob[40:48], "little")
-    payload = blob[at : at + n]
-    assert payload[:width] != payload[width : 2 * width]
-    seal_blob(wrong, Q0, payload[width : 2 * width] + payload[:width] + payload[2 * width :])
+    with NativeTensor(blob) as coded:
+        levels = coded.decode_rows()
+    for bit in range(8 * n):
+        other = np.frombuffer(blob, np.uint8).copy()
+        other[at + bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(CodecError), NativeTensor(other) as coded:
+            if not np.array_equal(coded.decode_rows(), levels):
+                break
+    else:
+        pytest.fail("no bit can be turned over")
+    seal_blob(wrong, Q0, other[at : at + n].tobytes())
     report = judge(reseal(wrong))
     assert f"{Q0}: levels differ" in report.checks[0].detail
     assert "levels" in failed(report)
@@ -432,7 +459,7 @@ def test_an_operator_the_runtime_lacks_is_an_error(copied: Bundle) -> None:
 
 NO_KERNELS = """
 import ctypes, pathlib, sys
-from exporter.bundle import Bundle
+from exporter.bundle import Bundle, KVType
 from exporter.errors import BundleError, MissingComponentError
 from runtime_ref.executorch import kernels, runner
 
@@ -560,20 +587,19 @@ def test_logits_that_are_not_finite_are_infinitely_far(bad: float) -> None:
     reference = np.arange(5, dtype=np.float32)
     got = reference.copy()
     got[2] = bad
-    row = parity._compare(reference, got, TOLERANCES["int16"])
+    row = parity.compare(reference, got, TOLERANCES["int16", "float16"])
     assert (row.kl, row.sqnr_db, row.same) == (math.inf, -math.inf, False)
 
 
 def test_logits_of_another_size_are_infinitely_far() -> None:
-    assert (
-        parity._compare(np.ones(5, np.float32), np.ones(4, np.float32), TOLERANCES["int16"]).kl
-        == math.inf
-    )
+    gate = TOLERANCES["int16", "float16"]
+    row = parity.compare(np.ones(5, np.float32), np.ones(4, np.float32), gate)
+    assert row.kl == math.inf
 
 
 def test_figures_of_a_known_difference() -> None:
     reference, got = np.array([0.0, 1.0, 2.0], np.float32), np.array([0.0, 1.0, 2.1], np.float32)
-    row = parity._compare(reference, got, TOLERANCES["float32"])
+    row = parity.compare(reference, got, TOLERANCES["float32", "float32"])
     p, q = np.exp(reference) / np.exp(reference).sum(), np.exp(got) / np.exp(got).sum()
     assert row.kl == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4)
     assert row.sqnr_db == pytest.approx(10 * math.log10(2 / 0.01), abs=1e-3)
@@ -583,22 +609,23 @@ def test_figures_of_a_known_difference() -> None:
 
 def test_a_constant_added_to_all_logits_is_a_difference() -> None:
     reference = np.array([0.0, 1.0, 2.0], np.float32)
-    assert parity._compare(reference, reference + 1, TOLERANCES["float32"]).sqnr_db < 10
+    gate = TOLERANCES["float32", "float32"]
+    assert parity.compare(reference, reference + 1, gate).sqnr_db < 10
 
 
 def test_equal_rows_are_equal_even_when_flat() -> None:
     flat = np.zeros(4, np.float32)
-    row = parity._compare(flat, flat, TOLERANCES["float32"])
+    row = parity.compare(flat, flat, TOLERANCES["float32", "float32"])
     assert (row.kl, row.sqnr_db, row.same) == (0.0, math.inf, True)
 
 
 def test_a_near_tie_is_the_margin_the_noise_can_close() -> None:
-    gate = TOLERANCES["float32"]
+    gate = TOLERANCES["float32", "float32"]
     reference = np.array([0.0, 1.0, 1.0 - 1e-5], np.float32)
     swapped = reference[[0, 2, 1]]
-    assert parity._compare(reference, swapped, gate).same
+    assert parity.compare(reference, swapped, gate).same
     apart = np.array([0.0, 1.0, 0.9], np.float32)
-    assert not parity._compare(apart, apart[[0, 2, 1]], gate).same
+    assert not parity.compare(apart, apart[[0, 2, 1]], gate).same
 
 
 def test_the_manifest_decides_nothing_about_the_gates(copied: Bundle) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec import native_encoder
-from exporter.codec.dictionary import Dictionary
-from exporter.codec.format import CodecId, Header, new_blob, seal, write_tables
+from exporter.codec.dictionary import MAX_ENTRIES
+from exporter.codec.encoder import encode_with
+from exporter.codec.format import CodecId, Header, new_blob, seal
+from exporter.codec.growth import grow, with_codewords
 
 Levels = npt.NDArray[np.int8]
 
@@ -23,23 +25,20 @@ def make_blob(
     levels: Levels, codec: str, code_bits: int, cap: int, level_min: int, n_levels: int
 ) -> npt.NDArray[Any]:
     rows, cols = levels.shape
-    if codec == "raw":
+    if codec == "lzw":
+        counts = native_encoder.count_levels(levels)[level_min + 128 :][:n_levels]
+        tree = grow(counts, level_min, (0, n_levels), cap, MAX_ENTRIES).dictionary
+        found = native_encoder.count_phrases(levels, tree)
+        return encode_with(levels, with_codewords(tree, found))
+    if codec == "base3":
+        part = native_encoder.encode_base3(levels, level_min)
+    else:
         part = native_encoder.encode_raw(levels, level_min, n_levels, code_bits)
-        header = Header(CodecId.RAW, code_bits, 0, level_min, n_levels, rows, cols, 0, part.size)
-        blob, payload = new_blob(header)
-        payload[:] = part
-        seal(blob, header)
-        return blob
-    counts = native_encoder.count_levels(levels)[level_min + 128 :][:n_levels]
-    d = Dictionary.grow(counts, level_min, n_levels, code_bits, cap)
-    row_codes, coded, size = native_encoder.encode_lzw(
-        levels, level_min, n_levels, code_bits, cap, d.n_entries, d.to_bits()
+    header = Header(
+        CodecId[codec.upper()], code_bits, cap, level_min, n_levels, rows, cols, 0, part.size
     )
-    assert coded is not None
-    header = Header(CodecId.LZW, code_bits, cap, level_min, n_levels, rows, cols, d.n_entries, size)
     blob, payload = new_blob(header)
-    payload[:] = coded
-    write_tables(blob, header, d.to_bits(), row_codes)
+    payload[:] = part
     seal(blob, header)
     return blob
 

@@ -8,6 +8,7 @@ code with the native one.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import struct
 import sys
@@ -24,11 +25,12 @@ from exporter.codec.format import (
     CodecId,
     Header,
     new_blob,
+    pack_index,
     packed_bytes,
-    row_ends,
     seal,
     write_tables,
 )
+from exporter.codec.growth import grow, with_codewords
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -108,61 +110,123 @@ def pack_fields(fields: list[int], bits: int) -> bytes:
     return joined.to_bytes(packed_bytes(len(fields), bits), "little")
 
 
-def parse_row(row: list[int], phrases: dict[tuple[int, ...], int], fill: int) -> list[int]:
-    """Codewords of one row; `fill` completes its last phrase."""
-    codes: list[int] = []
-    phrase: tuple[int, ...] = ()
-    for level in row:
-        phrase = (*phrase, level)
-        if phrase in phrases:
-            codes.append(phrases[phrase])
+def as_bits(value: int, n: int) -> list[int]:
+    """The lowest `n` bits of a number, the lowest first."""
+    return [value >> bit & 1 for bit in range(n)]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A row as entries of the dictionary, and for each the level that follows an escape."""
+
+    entries: list[int]
+    escaped: list[int | None]
+
+
+@functools.lru_cache(maxsize=8)
+def entries_by_phrase(dictionary: Dictionary) -> dict[tuple[tuple[int, ...], bool], int]:
+    """The entry of every phrase, by its levels and whether an escape ends it."""
+    return {(p.levels, p.is_escape): entry for entry, p in enumerate(dictionary.phrases())}
+
+
+@functools.lru_cache(maxsize=8)
+def codes_by_entry(dictionary: Dictionary) -> dict[int, tuple[int, int]]:
+    """The codeword of every entry that is used: its bits and its value."""
+    return {entry: code for code, entry in dictionary.codewords().items()}
+
+
+def parse_row(row: list[int], dictionary: Dictionary) -> Parsed:
+    """The phrases of one row; the last one is filled up with zeros or the core's lowest level."""
+    first = dictionary.level_min + dictionary.core_first
+    core = range(first, first + dictionary.n_core)
+    entry_of = entries_by_phrase(dictionary)
+    fill = 0 if 0 in core else first
+    parsed, phrase, left = Parsed([], []), (), [*row]
+    while left or phrase:
+        level = left.pop(0) if left else fill
+        escaped = None if level in core else level
+        phrase = phrase if escaped is not None else (*phrase, level)
+        entry = entry_of.get((phrase, escaped is not None))
+        if entry is not None:
+            parsed.entries.append(entry)
+            parsed.escaped.append(escaped)
             phrase = ()
-    while phrase:
-        phrase = (*phrase, fill)
-        if phrase in phrases:
-            codes.append(phrases[phrase])
-            phrase = ()
-    return codes
+    return parsed
+
+
+def row_bits(parsed: Parsed, dictionary: Dictionary) -> list[int]:
+    """The bits of a row: codewords from their highest bit, levels from their lowest."""
+    code_of = codes_by_entry(dictionary)
+    bits: list[int] = []
+    for entry, escaped in zip(parsed.entries, parsed.escaped, strict=True):
+        n, value = code_of[entry]
+        bits.extend(reversed(as_bits(value, n)))
+        if escaped is not None:
+            bits.extend(as_bits(escaped - dictionary.level_min, 8))
+    return bits
+
+
+def count_entries(levels: npt.NDArray[np.int8], tree: Dictionary) -> npt.NDArray[np.int64]:
+    """Number of times each entry occurs in a parse, [n_entries]."""
+    entries = [entry for row in levels.tolist() for entry in parse_row(row, tree).entries]
+    return np.bincount(entries, minlength=tree.n_entries)
 
 
 def slow_lzw(levels: npt.NDArray[np.int8], dictionary: Dictionary) -> bytes:
     """A blob of codec `lzw`; levels: int8 [rows, cols]."""
-    low, n_levels = dictionary.level_min, dictionary.n_levels
-    fill = 0 if low <= 0 < low + n_levels else low
-    phrases = {phrase: code for code, phrase in enumerate(dictionary.phrases())}
-    codes = [parse_row(row, phrases, fill) for row in levels.tolist()]
-    row_codes = np.array([len(row) for row in codes])
-    payload_bytes = int(row_ends(row_codes, dictionary.code_bits)[-1])
+    d = dictionary
+    rows = [
+        np.packbits(row_bits(parse_row(row, d), d), bitorder="little").tobytes()
+        for row in levels.tolist()
+    ]
+    index = pack_index(np.array([len(row) for row in rows]))
     header = Header(
-        *(CodecId.LZW, dictionary.code_bits, dictionary.cap, low, n_levels, *levels.shape),
-        *(dictionary.n_entries, payload_bytes),
+        *(CodecId.LZW, 12, d.cap, d.level_min, d.n_levels, *levels.shape, d.n_entries),
+        payload_bytes=sum(map(len, rows)),
+        core_first=d.core_first,
+        n_core=d.n_core,
+        index_bytes=len(index),
     )
     blob, payload = new_blob(header)
-    write_tables(blob, header, dictionary.to_bits(), row_codes)
-    payload[:] = np.frombuffer(
-        b"".join(pack_fields(row, dictionary.code_bits) for row in codes), np.uint8
-    )
+    write_tables(blob, header, d.to_bytes(), index)
+    payload[:] = np.frombuffer(b"".join(rows), np.uint8)
     seal(blob, header)
     return blob.tobytes()
 
 
 def slow_raw(levels: npt.NDArray[np.int8], low: int, n_levels: int, code_bits: int) -> bytes:
     """A blob of codec `raw`; levels: int8 [rows, cols]."""
-    rows, cols = levels.shape
-    header = Header(
-        CodecId.RAW,
-        code_bits,
-        0,
-        low,
-        n_levels,
-        rows,
-        cols,
-        0,
-        rows * packed_bytes(cols, code_bits),
-    )
+    packed = [pack_fields([level - low for level in row], code_bits) for row in levels.tolist()]
+    return packed_blob(CodecId.RAW, code_bits, 0, (low, n_levels), levels.shape, b"".join(packed))
+
+
+def slow_base3(levels: npt.NDArray[np.int8], low: int) -> bytes:
+    """A blob of codec `base3`; levels: int8 [rows, cols]."""
+    packed = bytearray()
+    for row in levels.tolist():
+        for begin in range(0, len(row), 160):
+            block = [level - low for level in row[begin : begin + 160]]
+            n = -(-len(block) // 5)
+            digits = [*block, *[0] * (5 * n - len(block))]
+            for i in range(n):
+                code = int("".join(map(str, digits[i::n])), 3)
+                packed.append(-(-code * 256 // 243))
+    return packed_blob(CodecId.BASE3, 8, 5, (low, 3), levels.shape, bytes(packed))
+
+
+def packed_blob(
+    codec: CodecId,
+    code_bits: int,
+    cap: int,
+    alphabet: tuple[int, int],
+    shape: tuple[int, ...],
+    packed: bytes,
+) -> bytes:
+    """A blob without tables."""
+    rows, cols = shape
+    header = Header(codec, code_bits, cap, *alphabet, rows, cols, 0, len(packed))
     blob, payload = new_blob(header)
-    packed = (pack_fields([level - low for level in row], code_bits) for row in levels.tolist())
-    payload[:] = np.frombuffer(b"".join(packed), np.uint8)
+    payload[:] = np.frombuffer(packed, np.uint8)
     seal(blob, header)
     return blob.tobytes()
 
@@ -178,8 +242,10 @@ class Case:
     shape: tuple[int, int]
     alphabet: tuple[int, int]  # level_min, n_levels
     kind: str
-    code_bits: int
-    cap: int = 0  # 0: raw
+    codec: str  # raw2, raw4, raw8, base3 or lzw
+    cap: int = 0  # lzw only, as the next two
+    core: tuple[int, int] | None = None  # first offset and number of levels; None: all
+    max_entries: int = 256
     followed_by: bytes = b""
 
     def levels(self) -> npt.NDArray[np.int8]:
@@ -188,68 +254,80 @@ class Case:
             zlib.crc32(self.name.encode()) & 0xFFFF, self.shape, *self.alphabet, self.kind
         )
 
+    def dictionary(self) -> Dictionary:
+        """The dictionary of an lzw case, with codewords for the phrases that occur."""
+        levels, (low, n_levels) = self.levels(), self.alphabet
+        counts = np.bincount(levels.ravel().astype(np.int64) - low, minlength=n_levels)
+        core = self.core or (0, n_levels)
+        tree = grow(counts, low, core, self.cap, self.max_entries).dictionary
+        return with_codewords(tree, count_entries(levels, tree))
+
     def blob(self) -> bytes:
         """The bytes of the file."""
-        levels, (low, n_levels) = self.levels(), self.alphabet
-        if not self.cap:
-            return slow_raw(levels, low, n_levels, self.code_bits) + self.followed_by
-        counts = np.bincount(levels.ravel().astype(np.int64) - low, minlength=n_levels)
-        return (
-            slow_lzw(levels, Dictionary.grow(counts, low, n_levels, self.code_bits, self.cap))
-            + self.followed_by
-        )
+        levels = self.levels()
+        if self.codec == "lzw":
+            return slow_lzw(levels, self.dictionary()) + self.followed_by
+        if self.codec == "base3":
+            return slow_base3(levels, self.alphabet[0]) + self.followed_by
+        return slow_raw(levels, *self.alphabet, int(self.codec[3:])) + self.followed_by
+
+    @property
+    def fields(self) -> tuple[str, int, int]:
+        """Codec, code_bits and cap, as decode.tsv and the header have them."""
+        if self.codec == "lzw":
+            return "lzw", 12, self.cap
+        return ("base3", 8, 5) if self.codec == "base3" else ("raw", int(self.codec[3:]), 0)
 
 
 TERNARY, INT8, INT4 = (-1, 3), (-127, 255), (-7, 15)
-EXAMPLE = Case("example_lzw8_3x12", (3, 12), TERNARY, "zeros50", 8, 16)
+EXAMPLE = Case("example_lzw_3x12", (3, 12), INT4, "bell", "lzw", 3, (5, 5), 16)
 CASES = (
     EXAMPLE,
-    Case("one_level_raw2", (1, 1), TERNARY, "same", 2),
-    Case("one_level_lzw8", (1, 1), TERNARY, "same", 8, 16),
-    Case("one_level_lzw12", (1, 1), TERNARY, "same", 12, 32),
-    Case("one_level_lzw16", (1, 1), (0, 2), "same", 16, 16),
+    Case("one_level_raw2", (1, 1), TERNARY, "same", "raw2"),
+    Case("one_level_base3", (1, 1), TERNARY, "same", "base3"),
+    Case("one_level_lzw", (1, 1), TERNARY, "same", "lzw", 3),
+    Case("one_level_lzw_cap14", (1, 1), (0, 2), "same", "lzw", 14),
+    Case("followed_by_other_bytes_raw2", (3, 10), TERNARY, "zeros50", "raw2", followed_by=b"more"),
     Case(
-        "followed_by_other_bytes_raw2", (3, 10), TERNARY, "zeros50", 2, followed_by=b"other bytes"
-    ),
-    Case(
-        "followed_by_other_bytes_lzw8",
-        (3, 10),
-        TERNARY,
-        "zeros50",
-        8,
-        16,
+        *("followed_by_other_bytes_lzw", (3, 10), TERNARY, "zeros50", "lzw", 6),
         followed_by=b"other bytes",
     ),
-    Case("one_column_lzw8", (100, 1), TERNARY, "zeros33", 8, 16),
-    Case("one_long_row_lzw12", (1, 65535), TERNARY, "zeros90", 12, 32),
-    Case("ternary33_raw2_7x43", (7, 43), TERNARY, "zeros33", 2),
-    Case("ternary33_lzw8_7x43", (7, 43), TERNARY, "zeros33", 8, 16),
-    Case("ternary33_lzw12_7x43", (7, 43), TERNARY, "zeros33", 12, 16),
-    Case("ternary33_lzw16_33x172", (33, 172), TERNARY, "zeros33", 16, 16),
-    Case("ternary50_lzw8_33x172", (33, 172), TERNARY, "zeros50", 8, 16),
-    Case("ternary70_lzw8_65x256", (65, 256), TERNARY, "zeros70", 8, 32),
-    Case("ternary80_raw2_65x256", (65, 256), TERNARY, "zeros80", 2),
-    Case("ternary80_lzw12_33x172", (33, 172), TERNARY, "zeros80", 12, 32),
-    Case("ternary80_lzw12_cap16_65x256", (65, 256), TERNARY, "zeros80", 12, 16),
-    Case("ternary90_lzw16_65x256", (65, 256), TERNARY, "zeros90", 16, 32),
-    Case("ternary95_lzw12_129x100", (129, 100), TERNARY, "zeros95", 12, 32),
-    Case("zeros_lzw8_overhang_32x33", (32, 33), TERNARY, "same", 8, 32),
-    Case("zeros_lzw12_overhang_5x17", (5, 17), TERNARY, "same", 12, 16),
-    Case("binary_raw2_9x30", (9, 30), (0, 2), "flat", 2),
-    Case("binary_lzw8_9x30", (9, 30), (0, 2), "flat", 8, 16),
-    Case("binary_lzw12_40x75", (40, 75), (0, 2), "zeros80", 12, 32),
-    Case("no_zero_lzw8_6x50", (6, 50), (1, 3), "flat", 8, 16),
-    Case("lowest_raw2_5x9", (5, 9), (-128, 3), "flat", 2),
-    Case("lowest_lzw12_5x9", (5, 9), (-128, 3), "flat", 12, 16),
-    Case("highest_lzw8_5x9", (5, 9), (124, 4), "flat", 8, 16),
-    Case("int4_raw4_33x171", (33, 171), INT4, "bell", 4),
-    Case("int4_lzw12_33x171", (33, 171), INT4, "bell", 12, 16),
-    Case("unsigned4_raw4_7x20", (7, 20), (0, 16), "flat", 4),
-    Case("int8_raw8_33x172", (33, 172), INT8, "bell", 8),
-    Case("int8_lzw12_7x43", (7, 43), INT8, "bell", 12, 16),
-    Case("int8_lzw16_33x172", (33, 172), INT8, "bell", 16, 16),
-    Case("all256_raw8_16x64", (16, 64), (-128, 256), "flat", 8),
-    Case("all256_lzw8_16x64", (16, 64), (-128, 256), "flat", 8, 16),
+    Case("one_column_lzw", (100, 1), TERNARY, "zeros33", "lzw", 6),
+    Case("one_column_base3", (100, 1), TERNARY, "zeros33", "base3"),
+    Case("one_long_row_lzw", (1, 65535), TERNARY, "zeros90", "lzw", 14),
+    Case("one_long_row_base3", (1, 65535), TERNARY, "zeros33", "base3"),
+    Case("ternary33_raw2_7x43", (7, 43), TERNARY, "zeros33", "raw2"),
+    Case("ternary33_base3_7x43", (7, 43), TERNARY, "zeros33", "base3"),
+    Case("ternary33_base3_33x172", (33, 172), TERNARY, "zeros33", "base3"),
+    Case("ternary33_base3_5x320", (5, 320), TERNARY, "zeros33", "base3"),
+    Case("ternary33_lzw_7x43", (7, 43), TERNARY, "zeros33", "lzw", 6),
+    Case("ternary50_lzw_33x172", (33, 172), TERNARY, "zeros50", "lzw", 6),
+    Case("ternary70_lzw_65x256", (65, 256), TERNARY, "zeros70", "lzw", 6),
+    Case("ternary80_raw2_65x256", (65, 256), TERNARY, "zeros80", "raw2"),
+    Case("ternary80_lzw_33x172", (33, 172), TERNARY, "zeros80", "lzw", 14),
+    Case("ternary80_lzw_cap3_65x256", (65, 256), TERNARY, "zeros80", "lzw", 3, None, 27),
+    Case("ternary90_lzw_65x256", (65, 256), TERNARY, "zeros90", "lzw", 14),
+    Case("ternary95_lzw_129x100", (129, 100), TERNARY, "zeros95", "lzw", 14),
+    Case("zeros_lzw_overhang_32x33", (32, 33), TERNARY, "same", "lzw", 14),
+    Case("zeros_lzw_overhang_5x17", (5, 17), TERNARY, "same", "lzw", 6),
+    Case("binary_raw2_9x30", (9, 30), (0, 2), "flat", "raw2"),
+    Case("binary_lzw_9x30", (9, 30), (0, 2), "flat", "lzw", 6),
+    Case("binary_lzw_40x75", (40, 75), (0, 2), "zeros80", "lzw", 14),
+    Case("no_zero_lzw_6x50", (6, 50), (1, 3), "flat", "lzw", 3),
+    Case("no_zero_base3_6x50", (6, 50), (1, 3), "flat", "base3"),
+    Case("lowest_raw2_5x9", (5, 9), (-128, 3), "flat", "raw2"),
+    Case("lowest_base3_5x9", (5, 9), (-128, 3), "flat", "base3"),
+    Case("highest_lzw_5x9", (5, 9), (124, 4), "flat", "lzw", 3),
+    Case("int4_raw4_33x171", (33, 171), INT4, "bell", "raw4"),
+    Case("int4_lzw_33x171", (33, 171), INT4, "bell", "lzw", 3),
+    Case("unsigned4_raw4_7x20", (7, 20), (0, 16), "flat", "raw4"),
+    Case("int8_raw8_33x172", (33, 172), INT8, "bell", "raw8"),
+    Case("int8_lzw_7x43", (7, 43), INT8, "bell", "lzw", 3, (80, 95)),
+    Case("int8_lzw_33x172", (33, 172), INT8, "bell", "lzw", 3),
+    Case("int8_lzw_escapes_33x172", (33, 172), INT8, "bell", "lzw", 6, (122, 11), 64),
+    Case("int8_lzw_one_level_core_4x90", (4, 90), INT8, "zeros95", "lzw", 14, (127, 1)),
+    Case("all256_raw8_16x64", (16, 64), (-128, 256), "flat", "raw8"),
+    Case("all256_lzw_16x64", (16, 64), (-128, 256), "flat", "lzw", 3),
 )
 
 
@@ -273,10 +351,7 @@ def make_decode(out: Path) -> None:
     for case in CASES:
         name = f"decode/{case.name}.tqlz"
         (out / name).write_bytes(case.blob())
-        codec = "lzw" if case.cap else "raw"
-        lines.append(
-            (name, *case.shape, codec, case.code_bits, case.cap, *case.alphabet, crc(case.levels()))
-        )
+        lines.append((name, *case.shape, *case.fields, *case.alphabet, crc(case.levels())))
     write_table(
         out / "decode.tsv",
         "file rows cols codec code_bits cap level_min n_levels levels_crc32",
@@ -301,14 +376,15 @@ class Draft:
         """Overwrites one little-endian number; form: a `struct` character."""
         struct.pack_into("<" + form, self.blob, offset, value)
 
-    def put_bits(self, nodes: list[int]) -> None:
-        """Overwrites the dictionary section with these nodes."""
-        bits = np.packbits(np.array(nodes, np.uint8), bitorder="little").tobytes()
-        self.blob[64 : 64 + len(bits)] = bits
+    def change_bits(self, change: Callable[[list[int]], list[int]]) -> None:
+        """Changes the bits of the dictionary section."""
+        end = 64 + self.header.layout.dictionary_bytes
+        bits = np.unpackbits(np.frombuffer(self.blob[64:end], np.uint8), bitorder="little")
+        self.blob[64:end] = np.packbits(change(bits.tolist()), bitorder="little").tobytes()
 
-    def index(self, row: int) -> int:
-        """Offset of the row's number of codewords."""
-        return self.header.layout.index_offset + 4 * self.header.n_tiles + 2 * row
+    def index(self, at: int = 0) -> int:
+        """Offset of byte `at` of the row index."""
+        return self.header.layout.index_offset + at
 
     def payload(self, at: int = 0) -> int:
         """Offset of byte `at` of the payload."""
@@ -330,14 +406,14 @@ class Draft:
 
 
 SMALL = {
-    "raw": Case("raw", (3, 43), TERNARY, "zeros50", 2),
-    "raw4": Case("raw4", (3, 11), INT4, "bell", 4),
-    "raw8": Case("raw8", (3, 11), INT8, "bell", 8),
-    "lzw": Case("lzw", (40, 43), TERNARY, "zeros50", 8, 16),
-    "lzw_cap32": Case("lzw_cap32", (4, 43), TERNARY, "zeros95", 8, 32),
-    "lzw_gaps": Case("lzw_gaps", (3, 43), (0, 16), "flat", 8, 16),  # its dictionary takes 273 bits
-    "lzw12": Case("lzw12", (8, 43), TERNARY, "zeros80", 12, 32),
-    "lzw16": Case("lzw16", (2, 43), INT8, "bell", 16, 16),
+    "raw": Case("raw", (3, 43), TERNARY, "zeros50", "raw2"),
+    "raw4": Case("raw4", (3, 11), INT4, "bell", "raw4"),
+    "raw8": Case("raw8", (3, 11), INT8, "bell", "raw8"),
+    "base3": Case("base3", (3, 43), TERNARY, "zeros50", "base3"),
+    "lzw": Case("lzw", (40, 43), TERNARY, "zeros50", "lzw", 6, None, 63),
+    "lzw_cap6": Case("lzw_cap6", (4, 43), TERNARY, "zeros95", "lzw", 6),
+    "lzw_even": Case("lzw_even", (3, 43), (0, 16), "flat", "lzw", 3, (2, 11), 34),
+    "lzw_core": Case("lzw_core", (8, 43), INT8, "bell", "lzw", 3, (118, 19), 58),
 }
 
 
@@ -370,8 +446,10 @@ def huge(base: str) -> bytes:
     """A header that is right in itself and claims 2^31 - 1 rows."""
     d = draft(base)
     rows = Header.MAX_ROWS
-    payload_bytes = rows * packed_bytes(43, 2) if base == "raw" else 2**32 - 1
-    header = replace(d.header, rows=rows, payload_bytes=payload_bytes)
+    if base == "raw":
+        header = replace(d.header, rows=rows, payload_bytes=rows * packed_bytes(43, 2))
+    else:
+        header = replace(d.header, rows=rows, payload_bytes=2**32 - 1, index_bytes=2**31)
     return header.pack() + bytes(d.blob[64:])
 
 
@@ -382,46 +460,90 @@ def crc_off(base: str, offset: int) -> bytes:
     return d.seal_header()
 
 
-def nodes(change: Callable[[list[int]], list[int]]) -> bytes:
-    """The dictionary's nodes changed."""
-    d = draft("lzw")
-    bits = np.unpackbits(np.frombuffer(d.blob[64:112], np.uint8), bitorder="little").tolist()
-    d.put_bits(change(bits))
+def bits(change: Callable[[list[int]], list[int]], base: str = "lzw") -> bytes:
+    """The dictionary's bits changed."""
+    d = draft(base)
+    d.change_bits(change)
     return d.seal()
 
 
-def one_too_deep() -> bytes:
-    """A tree with phrases of 17 levels under a cap of 16."""
-    tree = list(Dictionary.grow(np.array([1, 98, 1]), -1, 3, 8, 17).tree)
-    return nodes(lambda _: tree)
+def flip(*at: int) -> Callable[[list[int]], list[int]]:
+    """Some bits turned over; counted from the end where negative."""
+
+    def change(bits: list[int]) -> list[int]:
+        for place in at:
+            bits[place] ^= 1
+        return bits
+
+    return change
 
 
-def row_count(row: int, by: int, next_by: int = 0) -> bytes:
-    """A row's number of codewords changed, and that of the row after it."""
-    d = draft("lzw")
-    for at, change in ((row, by), (row + 1, next_by)):
-        if change:
-            d.put(
-                d.index(at),
-                "H",
-                int.from_bytes(d.blob[d.index(at) : d.index(at) + 2], "little") + change,
-            )
+def lengths(base: str, change: Callable[[list[int]], list[int]]) -> bytes:
+    """The lengths of the codewords changed."""
+    d = draft(base)
+    start = 64 + packed_bytes(d.header.n_nodes, 1)
+    end = 64 + d.header.layout.dictionary_bytes
+    nibbles = [half for byte in d.blob[start:end] for half in (byte & 15, byte >> 4)]
+    d.blob[start:end] = pack_fields(change(nibbles), 4)
     return d.seal()
 
 
-def row_count_to(value: int) -> bytes:
-    """The first row's number of codewords set."""
-    d = draft("lzw")
-    d.put(d.index(0), "H", value)
-    return d.seal()
+def swap(one: int, other: int) -> Callable[[list[int]], list[int]]:
+    """The first length `one` becomes `other`."""
+
+    def change(nibbles: list[int]) -> list[int]:
+        nibbles[nibbles.index(one)] = other
+        return nibbles
+
+    return change
 
 
-def tile_offset(tile: int, by: int) -> bytes:
-    """A tile's offset moved."""
+def tile_head(tile_at: int, by: int) -> bytes:
+    """The head of a tile, which lies at `tile_at` in the index, changed."""
     d = draft("lzw")
-    at = d.header.layout.index_offset + 4 * tile
+    at = d.index(tile_at)
     d.put(at, "I", int.from_bytes(d.blob[at : at + 4], "little") + by)
     return d.seal()
+
+
+def second_tile() -> int:
+    """Where the second tile of the index begins."""
+    d = draft("lzw")
+    return 4 + 4 * d.blob[d.index(3)]
+
+
+def moved_byte() -> bytes:
+    """The first byte of a row moved to the row before it."""
+    d = draft("lzw")
+    width = d.blob[d.index(3)]
+    deltas = int.from_bytes(d.blob[d.index(4) : d.index(4 + 4 * width)], "little")
+    sizes = [deltas >> (row * width) & ((1 << width) - 1) for row in range(32)]
+    row = next(r for r in range(31) if sizes[r] + 1 < 1 << width and sizes[r + 1] > 0)
+    deltas += (1 << row * width) - (1 << (row + 1) * width)
+    d.blob[d.index(4) : d.index(4 + 4 * width)] = deltas.to_bytes(4 * width, "little")
+    return d.seal()
+
+
+def core_errors() -> list[tuple[str, str, bytes]]:
+    """What the core, entries and sizes of an lzw header can have wrong."""
+    index_bytes = draft("lzw").header.index_bytes
+    return [
+        ("BAD_ALPHABET", "lzw with n_core 0", number("lzw", (14, "H", 0))),
+        ("BAD_ALPHABET", "n_core 4 of 3 levels", number("lzw", (14, "H", 4))),
+        ("BAD_ALPHABET", "a core past the alphabet", number("lzw_core", (28, "H", 237))),
+        ("BAD_ALPHABET", "raw with n_core 3", number("raw", (14, "H", 3))),
+        ("BAD_ALPHABET", "base3 with core_first 1", number("base3", (28, "H", 1))),
+        ("BAD_ALPHABET", "base3 with n_levels 2", number("base3", (12, "H", 2))),
+        ("BAD_ENTRIES", "raw with n_entries 3", number("raw", (24, "I", 3))),
+        ("BAD_ENTRIES", "base3 with n_entries 3", number("base3", (24, "I", 3))),
+        ("BAD_ENTRIES", "n_entries 1", number("lzw", (24, "I", 1))),
+        ("BAD_ENTRIES", "n_entries 62 of 3 levels", number("lzw", (24, "I", 62))),
+        ("BAD_ENTRIES", "n_entries 257", number("lzw", (24, "I", 257))),
+        ("BAD_SECTION", "raw with an index", number("raw", (56, "I", 4))),
+        ("BAD_SECTION", "lzw with no index", number("lzw", (56, "I", 0))),
+        ("BAD_SECTION", "6 bytes more of index", number("lzw", (56, "I", index_bytes + 6))),
+        ("BAD_SECTION", "fewer payload bytes than rows", number("lzw", (40, "Q", 39))),
+    ]
 
 
 def byte_at(base: str, where: Callable[[Draft], int], value: int) -> bytes:
@@ -431,38 +553,70 @@ def byte_at(base: str, where: Callable[[Draft], int], value: int) -> bytes:
     return d.seal()
 
 
-def codes_of_row_0(d: Draft) -> int:
-    """Number of codewords of the first row."""
-    return int.from_bytes(d.blob[d.index(0) : d.index(0) + 2], "little")
+def other_columns(base: str, by: int) -> bytes:
+    """Rows whose header claims other columns."""
+    d = draft(base)
+    d.put(20, "I", d.header.cols + by)
+    return d.seal()
 
 
-def all_codes(pick: Callable[[list[int]], int]) -> bytes:
-    """Every codeword of the first row replaced by the phrase whose length `pick` picks."""
+def bad_escape() -> bytes:
+    """A level after an escape that lies past the alphabet."""
+    d = draft("lzw_core")
+    dictionary, row = SMALL["lzw_core"].dictionary(), SMALL["lzw_core"].levels().tolist()[0]
+    parsed = parse_row(row, dictionary)
+    first = next(i for i, level in enumerate(parsed.escaped) if level is not None)
+    before = Parsed(parsed.entries[: first + 1], parsed.escaped[: first + 1])
+    end = len(row_bits(before, dictionary))
+    for bit in range(end - 8, end):
+        d.blob[d.payload(bit // 8)] |= 1 << bit % 8
+    return d.seal()
+
+
+def unused_bits() -> bytes:
+    """The last bit of the first row that does not fill its last byte."""
+    d, case = draft("lzw"), SMALL["lzw"]
+    end = 0
+    for row in case.levels().tolist():
+        n_bits = len(row_bits(parse_row(row, case.dictionary()), case.dictionary()))
+        end += packed_bytes(n_bits, 1)
+        if n_bits % 8:
+            break
+    d.blob[d.payload(end - 1)] |= 0x80
+    return d.seal()
+
+
+def after_escape() -> bytes:
+    """A tree of which an escape is an inner node: the root's first child and its escape change
+    places."""
+    d = draft("lzw_core")
+    n_children = d.header.n_core + 1
+    first = [1, *[0] * d.header.n_core, 1, *[0] * n_children]
+    d.change_bits(lambda bits: [*first, *bits[len(first) :]])
+    return d.seal()
+
+
+def longest_unused(nibbles: list[int]) -> list[int]:
+    """One of the longest codewords gone."""
+    nibbles[nibbles.index(max(nibbles))] = 0
+    return nibbles
+
+
+def shortest_of_tile_0() -> int:
+    """Bytes of its shortest row."""
     d = draft("lzw")
-    counts = np.bincount(SMALL["lzw"].levels().ravel() + 1, minlength=3)
-    lengths = [len(phrase) for phrase in Dictionary.grow(counts, -1, 3, 8, 16).phrases()]
-    n = codes_of_row_0(d)
-    d.blob[d.payload() : d.payload(n)] = bytes([lengths.index(pick(lengths))] * n)
-    return d.seal()
+    return int.from_bytes(d.blob[d.index() : d.index(3)], "little")
 
 
-def two_phrases(cols_by: Callable[[int, int], int]) -> bytes:
-    """A row of two phrases whose header claims other columns; `cols_by` gets the lengths of the
-    two."""
-    dictionary = Dictionary.grow(np.array([1, 2, 1]), -1, 3, 8, 16)
-    first, second = dictionary.phrases()[100:102]
-    d = Draft(bytearray(slow_lzw(np.array([first + second], np.int8), dictionary)))
-    d.put(20, "I", cols_by(len(first), len(second)))
-    return d.seal()
+def width_of_tile_0() -> int:
+    """Bits of its deltas."""
+    d = draft("lzw")
+    return d.blob[d.index(3)]
 
 
-def odd_row_padding() -> bytes:
-    """The four unused bits of the first row with an odd number of 12-bit codewords."""
-    d = draft("lzw12")
-    row_codes = np.frombuffer(d.blob, "<u2", d.header.rows, d.index(0))
-    odd = int(np.flatnonzero(row_codes % 2)[0])
-    d.blob[d.payload(int(row_ends(row_codes, 12)[odd]) - 1)] |= 0x80
-    return d.seal()
+def last_of_index(d: Draft) -> int:
+    """The last byte of the row index."""
+    return d.index(d.header.index_bytes - 1)
 
 
 def after_payload(d: Draft) -> int:
@@ -479,17 +633,20 @@ def header_errors() -> list[Spoiled]:
     changes: list[tuple[str, str, bytes]] = [
         ("TRUNCATED", "63 bytes", cut(63)),
         ("BAD_MAGIC", "TQLY", number("raw", (3, "B", ord("Y")))),
-        ("BAD_VERSION", "version 2", number("raw", (4, "H", 2))),
+        ("BAD_VERSION", "version 1", number("raw", (4, "H", 1))),
+        ("BAD_VERSION", "version 3", number("raw", (4, "H", 3))),
         ("BAD_VERSION", "header_bytes 128", number("raw", (6, "H", 128))),
         ("BAD_HEADER_CRC", "another level_min", unsealed("raw", 11, "b", -2)),
         ("BAD_HEADER_CRC", "another CRC", unsealed("lzw", 60, "I", 0)),
-        *(("BAD_RESERVED", f"byte {at} is 1", number("lzw", (at, "B", 1))) for at in (14, 31, 56)),
-        ("BAD_CODEC", "codec 2", number("raw", (8, "B", 2))),
+        *(("BAD_RESERVED", f"byte {at} is 1", number("lzw", (at, "B", 1))) for at in (30, 31)),
+        ("BAD_CODEC", "codec 3", number("raw", (8, "B", 3))),
+        ("BAD_CODEC", "base3 with cap 4", number("base3", (10, "B", 4))),
+        ("BAD_CODEC", "base3 with code_bits 5", number("base3", (9, "B", 5))),
         ("BAD_CODEC", "raw with code_bits 3", number("raw", (9, "B", 3))),
         ("BAD_CODEC", "raw with cap 16", number("raw", (10, "B", 16))),
-        ("BAD_CODEC", "lzw with code_bits 10", number("lzw", (9, "B", 10))),
+        ("BAD_CODEC", "lzw with code_bits 11", number("lzw", (9, "B", 11))),
         ("BAD_CODEC", "lzw with cap 0", number("lzw", (10, "B", 0))),
-        ("BAD_CODEC", "lzw with cap 64", number("lzw", (10, "B", 64))),
+        ("BAD_CODEC", "lzw with cap 16", number("lzw", (10, "B", 16))),
         ("BAD_ALPHABET", "n_levels 0", number("lzw", (12, "H", 0))),
         ("BAD_ALPHABET", "n_levels 1", number("lzw", (12, "H", 1))),
         ("BAD_ALPHABET", "n_levels 257", number("raw8", (11, "b", -128), (12, "H", 257))),
@@ -499,10 +656,7 @@ def header_errors() -> list[Spoiled]:
         ("BAD_SHAPE", "rows 2^31", number("raw", (16, "I", 2**31), (40, "Q", 2**31 * 11))),
         ("BAD_SHAPE", "cols 0", number("raw", (20, "I", 0), (40, "Q", 0))),
         ("BAD_SHAPE", "cols 65536", number("raw", (20, "I", 65536), (40, "Q", 3 * 16384))),
-        ("BAD_ENTRIES", "raw with n_entries 3", number("raw", (24, "I", 3))),
-        ("BAD_ENTRIES", "n_entries 1", number("lzw", (24, "I", 1))),
-        ("BAD_ENTRIES", "n_entries 254 of 3 levels", number("lzw", (24, "I", 254))),
-        ("BAD_ENTRIES", "n_entries 257 of 8 bits", number("lzw", (24, "I", 257))),
+        *core_errors(),
         ("BAD_SECTION", "raw with payload_offset 128", number("raw", (32, "Q", 128))),
         ("BAD_SECTION", "lzw with payload_offset 0", number("lzw", (32, "Q", 0))),
         ("BAD_SECTION", "raw with one payload byte less", number("raw", (40, "Q", raw_bytes - 1))),
@@ -521,24 +675,29 @@ def table_errors() -> list[Spoiled]:
         ("TRUNCATED", "lzw that claims 2^31 - 1 rows", huge("lzw")),
         ("BAD_TABLES_CRC", "another CRC", crc_off("lzw", 48)),
         ("BAD_TABLES_CRC", "raw with a CRC", crc_off("raw", 48)),
-        ("BAD_DICTIONARY", "the root is a leaf", nodes(lambda bits: [0, *bits[1:]])),
-        ("BAD_DICTIONARY", "the tree ends early", nodes(lambda bits: [1, 0, 0, 0, *bits[4:]])),
-        ("BAD_DICTIONARY", "the tree does not end", nodes(lambda bits: [*bits[:381], 1, 0, 0])),
-        ("BAD_DICTIONARY", "an unused bit is set", nodes(lambda bits: [*bits[:383], 1])),
-        ("BAD_DICTIONARY", "phrases of 17 levels with cap 16", one_too_deep()),
-        ("BAD_DICTIONARY", "cap 16 on a tree of cap 32", number("lzw_cap32", (10, "B", 16))),
-        ("BAD_INDEX", "a row of no codewords", row_count_to(0)),
-        ("BAD_INDEX", "a row of more codewords than columns", row_count_to(44)),
-        ("BAD_INDEX", "tile 0 at 1", tile_offset(0, 1)),
-        ("BAD_INDEX", "tile 1 one byte late", tile_offset(1, 1)),
-        ("BAD_INDEX", "the last row one codeword short", row_count(39, -1)),
-        ("BAD_INDEX", "the last row one codeword long", row_count(39, 1)),
+        ("BAD_DICTIONARY", "the root is a leaf", bits(flip(0))),
+        ("BAD_DICTIONARY", "the tree ends early", bits(lambda b: [1, 0, 0, 0, *b[4:]])),
+        ("BAD_DICTIONARY", "the tree does not end", bits(lambda b: [*b[:93], 1, *b[94:]])),
+        ("BAD_DICTIONARY", "an unused bit is set", bits(flip(95))),
+        ("BAD_DICTIONARY", "phrases of 6 levels with cap 3", number("lzw_cap6", (10, "B", 3))),
+        ("BAD_DICTIONARY", "a phrase goes on after an escape", after_escape()),
+        ("BAD_DICTIONARY", "a codeword of 13 bits", lengths("lzw", swap(0, 13))),
+        ("BAD_DICTIONARY", "one codeword too many", lengths("lzw", swap(0, 12))),
+        ("BAD_DICTIONARY", "one codeword too few", lengths("lzw", longest_unused)),
+        ("BAD_DICTIONARY", "an unused half byte is set", lengths("lzw", lambda n: [*n[:-1], 1])),
+        ("BAD_INDEX", "a shortest row of 0 bytes", tile_head(0, -shortest_of_tile_0())),
+        ("BAD_INDEX", "deltas of 25 bits", tile_head(0, (25 << 24) - (width_of_tile_0() << 24))),
+        ("BAD_INDEX", "a width more than the tile has", tile_head(second_tile(), 1 << 24)),
+        ("BAD_INDEX", "a width less", tile_head(second_tile(), -1 << 24)),
+        ("BAD_INDEX", "rows that end late", tile_head(second_tile(), 1)),
+        ("BAD_INDEX", "rows that end early", tile_head(0, -1)),
+        ("BAD_INDEX", "a delta of a row past the last", byte_at("lzw", last_of_index, 0x80)),
         (
             "BAD_PADDING",
             "after the dictionary",
-            byte_at("lzw_gaps", lambda d: d.header.layout.index_offset - 1, 1),
+            byte_at("lzw_even", lambda d: d.index(-1), 1),
         ),
-        ("BAD_PADDING", "before the payload", byte_at("lzw_gaps", lambda d: d.payload(-1), 128)),
+        ("BAD_PADDING", "before the payload", byte_at("lzw_even", lambda d: d.payload(-1), 128)),
         ("BAD_PADDING", "first byte of the tail", byte_at("lzw", after_payload, 1)),
         ("BAD_PADDING", "last byte of the tail", byte_at("raw", lambda d: len(d.blob) - 1, 128)),
     ]
@@ -550,31 +709,12 @@ def row_errors() -> list[Spoiled]:
     return [
         ("BAD_PAYLOAD_CRC", "verify", "another CRC (lzw)", crc_off("lzw", 52)),
         ("BAD_PAYLOAD_CRC", "verify", "another CRC (raw)", crc_off("raw8", 52)),
-        (
-            "BAD_CODE",
-            "row",
-            "codeword 255 of 255 entries",
-            byte_at("lzw", lambda d: d.payload(), 0xFF),
-        ),
-        (
-            "BAD_CODE",
-            "row",
-            "as the last codeword",
-            byte_at("lzw", lambda d: d.payload(codes_of_row_0(d) - 1), 0xFF),
-        ),
-        ("BAD_CODE", "row", "codeword 4095 of 4095 entries", two_bytes("lzw12", 0, 0xFF, 0x0F)),
-        ("BAD_CODE", "row", "codeword 4095 in second place", two_bytes("lzw12", 1, 0xF0, 0xFF)),
-        ("BAD_CODE", "row", "codeword 65535 of 65533 entries", two_bytes("lzw16", 0, 0xFF, 0xFF)),
-        ("BAD_ROW_LENGTH", "row", "shortest phrases only", all_codes(min)),
-        ("BAD_ROW_LENGTH", "row", "longest phrases only", all_codes(max)),
-        (
-            "BAD_ROW_LENGTH",
-            "row",
-            "one level missing",
-            two_phrases(lambda first, second: first + second + 1),
-        ),
-        ("BAD_ROW_LENGTH", "row", "one codeword too many", two_phrases(lambda first, _: first)),
-        ("BAD_ROW_LENGTH", "row", "a codeword moved to the row before", row_count(0, 1, -1)),
+        ("BAD_CODE", "row", "a byte that is no code", set_byte("base3", 0, 1, 60)),
+        ("BAD_CODE", "row", "as the last byte of a row", set_byte("base3", 8, 9, 60)),
+        ("BAD_ROW_LENGTH", "row", "columns that are missing", other_columns("lzw", 20)),
+        ("BAD_ROW_LENGTH", "row", "columns too many", other_columns("lzw", -20)),
+        ("BAD_ROW_LENGTH", "row", "a byte moved to the row before", moved_byte()),
+        ("BAD_LEVEL", "row", "level 255 of 255 after an escape", bad_escape()),
         ("BAD_LEVEL", "row", "value 3 of 3 (2 bits)", byte_at("raw", lambda d: d.payload(), 0x03)),
         (
             "BAD_LEVEL",
@@ -600,15 +740,15 @@ def row_errors() -> list[Spoiled]:
             "unused bits of a raw row",
             byte_at("raw", lambda d: d.payload(10), 0x80),
         ),
-        ("BAD_PADDING", "verify", "unused bits of a row of 12-bit codewords", odd_row_padding()),
+        ("BAD_PADDING", "verify", "unused bits of a row of phrases", unused_bits()),
+        ("BAD_PADDING", "verify", "a digit past the last level", set_byte("base3", 8, 9, 2)),
     ]
 
 
-def two_bytes(base: str, at: int, first: int, second: int) -> bytes:
-    """Bits set in two bytes of the payload."""
+def set_byte(base: str, begin: int, end: int, value: int) -> bytes:
+    """Bytes of the payload set."""
     d = draft(base)
-    d.blob[d.payload(at)] |= first
-    d.blob[d.payload(at + 1)] |= second
+    d.blob[d.payload(begin) : d.payload(end)] = bytes([value] * (end - begin))
     return d.seal()
 
 
@@ -628,28 +768,33 @@ def make_errors(out: Path) -> None:
 # ---- Products and look-ups -----------------------------------------------------------------------
 
 PRODUCTS = (  # case of decode.tsv, group_size
-    ("one_level_lzw8", 1),
-    ("ternary33_lzw8_7x43", 43),
+    ("one_level_lzw", 1),
+    ("ternary33_base3_7x43", 43),
     ("ternary33_raw2_7x43", 16),
-    ("ternary80_lzw12_33x172", 172),
-    ("ternary80_lzw12_33x172", 64),
+    ("ternary33_base3_33x172", 172),
+    ("ternary33_base3_5x320", 64),
+    ("ternary80_lzw_33x172", 172),
+    ("ternary80_lzw_33x172", 64),
     ("ternary80_raw2_65x256", 128),
-    ("ternary90_lzw16_65x256", 256),
-    ("ternary95_lzw12_129x100", 32),
-    ("int4_lzw12_33x171", 32),
+    ("ternary90_lzw_65x256", 256),
+    ("ternary95_lzw_129x100", 32),
+    ("int4_lzw_33x171", 32),
     ("int4_raw4_33x171", 171),
     ("int8_raw8_33x172", 172),
     ("int8_raw8_33x172", 128),
-    ("int8_lzw16_33x172", 172),
+    ("int8_lzw_33x172", 172),
+    ("int8_lzw_escapes_33x172", 43),
     ("all256_raw8_16x64", 64),
+    ("all256_lzw_16x64", 64),
 )
 LOOKUPS = (
     ("one_level_raw2", 1),
-    ("ternary80_lzw12_33x172", 64),
-    ("ternary90_lzw16_65x256", 256),
+    ("ternary33_base3_33x172", 172),
+    ("ternary80_lzw_33x172", 64),
+    ("ternary90_lzw_65x256", 256),
     ("ternary80_raw2_65x256", 32),
     ("int8_raw8_33x172", 172),
-    ("int8_lzw16_33x172", 50),
+    ("int8_lzw_escapes_33x172", 50),
 )
 F32 = npt.NDArray[np.float32]
 
@@ -756,20 +901,21 @@ HEADER_FIELDS = (  # offset, struct character, name
     *(
         (11, "b", "level_min"),
         (12, "H", "n_levels"),
-        (14, "H", "reserved"),
+        (14, "H", "n_core"),
         (16, "I", "rows"),
         (20, "I", "cols"),
     ),
     *(
         (24, "I", "n_entries"),
-        (28, "I", "reserved"),
+        (28, "H", "core_first"),
+        (30, "H", "reserved"),
         (32, "Q", "payload_offset"),
         (40, "Q", "payload_bytes"),
     ),
     *(
         (48, "I", "tables_crc32"),
         (52, "I", "payload_crc32"),
-        (56, "I", "reserved"),
+        (56, "I", "index_bytes"),
         (60, "I", "header_crc32"),
     ),
 )
@@ -794,49 +940,51 @@ def dump_header(blob: bytes) -> list[str]:
     return lines
 
 
-def dump_rows(
-    blob: bytes, header: Header, row_codes: list[int], phrases: list[tuple[int, ...]]
-) -> list[str]:
-    """The rows of 8-bit codewords, with their phrases."""
-    lines, at = [], header.layout.payload_offset
-    for row, n_codes in enumerate(row_codes):
-        codes = blob[at : at + n_codes]
-        joined = " | ".join(
-            " ".join(f"{level:+d}" if level else "0" for level in phrases[code]) for code in codes
-        )
-        lines += dump_lines(blob, at, at + n_codes, f"row {row}: {joined}")
-        at += n_codes
+def dump_rows(blob: bytes, header: Header, dictionary: Dictionary, sizes: list[int]) -> list[str]:
+    """The rows, with their phrases."""
+    lines, at, phrases = [], header.layout.payload_offset, dictionary.phrases()
+    for row, (levels, n_bytes) in enumerate(zip(EXAMPLE.levels().tolist(), sizes, strict=True)):
+        parsed = parse_row(levels, dictionary)
+        shown = [
+            " ".join(f"{level:+d}" if level else "0" for level in phrases[entry].levels)
+            + ("" if escaped is None else f" [{escaped:+d}]")
+            for entry, escaped in zip(parsed.entries, parsed.escaped, strict=True)
+        ]
+        joined = " | ".join(part.strip() for part in shown)
+        lines += dump_lines(blob, at, at + n_bytes, f"row {row}: {joined}")
+        at += n_bytes
     return lines
 
 
 def hexdump() -> str:
     """The annotated bytes of `EXAMPLE`, as FORMAT.md shows them."""
-    blob = EXAMPLE.blob()
+    blob, dictionary = EXAMPLE.blob(), EXAMPLE.dictionary()
     header = Header.parse(blob)
     at = header.layout
-    dictionary_end, tiles_end = 64 + at.dictionary_bytes, at.index_offset + 4 * header.n_tiles
+    tree_end, dictionary_end = 64 + packed_bytes(header.n_nodes, 1), 64 + at.dictionary_bytes
     index_end, payload_end = at.index_offset + at.index_bytes, at.payload_offset + at.payload_bytes
-    dictionary = Dictionary.from_bits(
-        blob[64:dictionary_end],
-        level_min=-1,
-        n_levels=3,
-        code_bits=8,
-        cap=16,
-        n_entries=header.n_entries,
-    )
-    row_codes = np.frombuffer(blob, "<u2", header.rows, tiles_end).tolist()
-    nodes_note = f"dictionary: {header.n_internal} inner nodes, {header.n_entries} leaves"
+    shortest, width = blob[at.index_offset], blob[at.index_offset + 3]
+    deltas = int.from_bytes(blob[at.index_offset + 4 : index_end], "little")
+    sizes = [
+        shortest + (deltas >> (row * width) & ((1 << width) - 1)) for row in range(header.rows)
+    ]
+    lengths = "code lengths: " + " ".join(map(str, dictionary.code_bits))
+    inner = header.n_nodes - header.n_entries
     return "\n".join(
         [
             *dump_header(blob),
-            *dump_lines(blob, 64, dictionary_end, nodes_note),
-            *dump_lines(blob, dictionary_end, at.index_offset, "gap"),
-            *dump_lines(blob, at.index_offset, tiles_end, "row index: offset of tile 0"),
             *dump_lines(
-                blob, tiles_end, index_end, f"row index: codewords of the rows, {row_codes}"
+                blob, 64, tree_end, f"tree: {inner} inner nodes, {header.n_entries} leaves"
             ),
+            *dump_lines(blob, tree_end, dictionary_end, lengths),
+            *dump_lines(blob, dictionary_end, at.index_offset, "gap"),
+            *dump_lines(
+                *(blob, at.index_offset, at.index_offset + 4),
+                f"row index: tile 0, shortest row {shortest} bytes, {width} bits a delta",
+            ),
+            *dump_lines(blob, at.index_offset + 4, index_end, f"rows of {sizes} bytes"),
             *dump_lines(blob, index_end, at.payload_offset, "gap"),
-            *dump_rows(blob, header, row_codes, dictionary.phrases()),
+            *dump_rows(blob, header, dictionary, sizes),
             *dump_lines(blob, payload_end, at.total_bytes, "tail"),
         ]
     )

@@ -142,7 +142,7 @@ def parity(*changed: Check) -> ParityReport:
         ),
         *changed,
     ]
-    return ParityReport("executorch", "int16", "float16", TOLERANCES["int16"], checks)
+    return ParityReport("executorch", "int16", "float16", TOLERANCES["int16", "float16"], checks)
 
 
 FAILED = Check(

@@ -8,8 +8,8 @@
 
 namespace tinyqmoe {
 
-// dot_codes may run kOverrun elements past cols, other kernels to the next multiple of 64.
-inline uint64_t padded_cols(uint32_t cols) { return round_up(uint64_t{cols} + kOverrun, 64); }
+// Kernels may run to the next multiple of 64.
+inline uint64_t padded_cols(uint32_t cols) { return round_up(cols, 64); }
 
 inline X16 x16_at(const void* quantized, uint32_t cols, uint64_t token) {
   const uint64_t padded = padded_cols(cols);

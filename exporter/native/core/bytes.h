@@ -20,11 +20,5 @@ inline T load(const void* p) {
 
 inline uint64_t round_up(uint64_t value, uint64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// The i-th of the packed codewords. May read one byte past it, which the tail of a blob allows.
-inline uint32_t code_at(const uint8_t* codes, uint32_t code_bits, uint64_t i) {
-  const uint64_t bit = i * code_bits;
-  return (load<uint16_t>(codes + bit / 8) >> (bit % 8)) & ((1u << code_bits) - 1);
-}
-
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_BYTES_H_

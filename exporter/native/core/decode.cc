@@ -32,19 +32,10 @@ tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row
   if (levels == nullptr) return TINYQMOE_BAD_ARGUMENT;
   const tinyqmoe::Kernels* kernels = tinyqmoe::kernels_for(isa);
   if (kernels == nullptr) return TINYQMOE_NO_ISA;
-  const uint64_t cols = tensor->info.cols;
   const uint8_t bias = static_cast<uint8_t>(tensor->info.level_min);
-  uint8_t* out = reinterpret_cast<uint8_t*>(levels);
-  // A row may spill into the rows after it: they are written later.
-  uint64_t capacity = cols * (row_end - row_begin);
   tinyqmoe::RowCursor cursor(*tensor, row_begin);
-  for (uint32_t r = row_begin; r < row_end; ++r, out += cols, capacity -= cols) {
-    tinyqmoe::CodedRow row;
-    tinyqmoe_status status = cursor.next(&row);
-    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*tensor, *kernels, row, bias, out, capacity);
-    if (status != TINYQMOE_OK) return status;
-  }
-  return TINYQMOE_OK;
+  return tinyqmoe::expand_rows(*tensor, *kernels, &cursor, row_end - row_begin,
+                               {bias, reinterpret_cast<uint8_t*>(levels), tensor->info.cols});
 }
 
 tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_embedding_args* args) {
@@ -61,9 +52,9 @@ tinyqmoe_status tinyqmoe_embedding(const tinyqmoe_embedding_args* args) {
     const int64_t id = args->ids[i];
     if (id < 0 || id >= int64_t{info.rows}) return TINYQMOE_BAD_ID;
     uint8_t* levels = reinterpret_cast<uint8_t*>(out) + uint64_t{info.cols} * 3;
-    tinyqmoe::CodedRow row;
-    tinyqmoe_status status = tinyqmoe::RowCursor(*args->tensor, static_cast<uint32_t>(id)).next(&row);
-    if (status == TINYQMOE_OK) status = tinyqmoe::expand_row(*args->tensor, *kernels, row, bias, levels, info.cols);
+    tinyqmoe::RowCursor cursor(*args->tensor, static_cast<uint32_t>(id));
+    const tinyqmoe_status status =
+        tinyqmoe::expand_rows(*args->tensor, *kernels, &cursor, 1, {bias, levels, info.cols});
     if (status != TINYQMOE_OK) return status;
     tinyqmoe::scale_in_place(out, info.cols, args->scales + static_cast<uint64_t>(id) * n_groups, args->group_size);
   }

@@ -14,21 +14,18 @@ namespace {
 NoDestroy<Manager> g_manager_storage;
 
 // Nanoseconds a weight of a product with one token and one scale a row, as `python benchmarks/residency_speed.py` gives
-// them on one core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4 and 8
-// bits.
-constexpr double kRawNs[3] = {0.020, 0.027, 0.053};
-constexpr double kLzwNs[3][3] = {
-    {0.14, 0.35, 0.65},  // codewords of 8 bits
-    {0.12, 0.26, 0.70},  // 12
-    {0.13, 0.27, 0.52},  // 16
-};
+// them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4
+// and 8 bits.
+constexpr double kRawNs[3] = {0.060, 0.081, 0.134};
+constexpr double kLzwNs[3] = {0.42, 1.01, 0.85};
+constexpr double kBase3Ns = 0.122;
 
 double gain_of(const tinyqmoe_info& info) {
   if (info.codec == kRaw) return 0.0;
   const uint32_t bits = raw_bits(info.n_levels);
   const uint32_t column = bits == 2 ? 0 : bits == 4 ? 1 : 2;
-  const double saved = kLzwNs[info.code_bits / 4 - 2][column] - kRawNs[column];
-  return saved * 8 / bits;
+  const double coded = info.codec == kBase3 ? kBase3Ns : kLzwNs[column];
+  return (coded - kRawNs[column]) * 8 / bits;
 }
 
 Entry* find_entry(const uint8_t* header) {

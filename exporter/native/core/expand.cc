@@ -38,8 +38,7 @@ class Packer {
       : coded_(coded),
         bits_(raw_bits(coded.info.n_levels)),
         n_(static_cast<uint32_t>(round_up(coded.info.cols, 8 / bits_))),
-        capacity_(uint64_t{n_} + kOverrun),
-        offsets_(new (std::nothrow) uint8_t[capacity_]),
+        offsets_(new (std::nothrow) uint8_t[uint64_t{kDotRows} * n_]()),
         cursor_(coded, 0) {}
 
   tinyqmoe_status begin() const {
@@ -51,13 +50,11 @@ class Packer {
   tinyqmoe_status rows(uint32_t n_rows, uint8_t* out) {
     const Kernels& kernels = *kernels_for(TINYQMOE_ISA_AUTO);
     const uint64_t row_bytes = raw_row_bytes(coded_.info);
-    for (uint32_t r = 0; r < n_rows; ++r) {
-      CodedRow row;
-      tinyqmoe_status status = cursor_.next(&row);
-      if (status == TINYQMOE_OK) status = expand_row(coded_, kernels, row, 0, offsets_.get(), capacity_);
+    for (uint32_t r = 0; r < n_rows; r += kDotRows) {
+      const uint32_t n = std::min(kDotRows, n_rows - r);
+      const tinyqmoe_status status = expand_rows(coded_, kernels, &cursor_, n, {0, offsets_.get(), n_});
       if (status != TINYQMOE_OK) return status;
-      std::memset(offsets_.get() + coded_.info.cols, 0, n_ - coded_.info.cols);
-      pack(offsets_.get(), n_, bits_, out + r * row_bytes);
+      for (uint32_t k = 0; k < n; ++k) pack(offsets_.get() + uint64_t{k} * n_, n_, bits_, out + (r + k) * row_bytes);
     }
     crc_ = tinyqmoe_crc32(crc_, out, n_rows * row_bytes);
     return TINYQMOE_OK;
@@ -70,7 +67,8 @@ class Packer {
     std::memcpy(out, coded_.header, 8);
     out[8] = kRaw;
     out[9] = static_cast<uint8_t>(bits_);
-    std::memcpy(out + 11, coded_.header + 11, 13);  // level_min, n_levels, rows, cols
+    std::memcpy(out + 11, coded_.header + 11, 3);  // level_min, n_levels
+    std::memcpy(out + 16, coded_.header + 16, 8);  // rows, cols
     store<uint64_t>(out + 32, kHeaderBytes);
     store<uint64_t>(out + 40, info.rows * raw_row_bytes(info));
     store<uint32_t>(out + 52, crc_);
@@ -85,9 +83,8 @@ class Packer {
 
   const tinyqmoe_tensor& coded_;
   uint32_t bits_;
-  uint32_t n_;  // offsets of a row with those that fill its last byte
-  uint64_t capacity_;
-  std::unique_ptr<uint8_t[]> offsets_;
+  uint32_t n_;  // offsets of a row with those, zeros, that fill its last byte
+  std::unique_ptr<uint8_t[]> offsets_;  // [kDotRows][n_]
   RowCursor cursor_;
   uint32_t crc_ = 0;
 };

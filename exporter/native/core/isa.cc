@@ -23,7 +23,7 @@ struct X86 {
 
 X86 x86_features() {
   constexpr unsigned kOsXsave = 1u << 27;                              // leaf 1, ecx
-  constexpr unsigned kAvx2 = 1u << 5;                                  // leaf 7, ebx
+  constexpr unsigned kAvx2 = (1u << 3) | (1u << 5) | (1u << 8);        // leaf 7, ebx: with BMI and BMI2
   constexpr unsigned kAvx512 = (1u << 16) | (1u << 30) | (1u << 31);  // leaf 7, ebx: F, BW, VL
   constexpr unsigned kVnni = 1u << 11;                                 // leaf 7, ecx
   constexpr unsigned kYmm = 0x06;                                      // xcr0: what the system saves
@@ -34,7 +34,7 @@ X86 x86_features() {
   __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return {};
   X86 has;
-  has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) != 0;
+  has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) == kAvx2;
   has.avx512 = has.avx2 && (xcr0 & kZmm) == kZmm && (ebx & kAvx512) == kAvx512 && (ecx & kVnni) != 0;
   return has;
 }

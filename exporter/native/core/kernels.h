@@ -17,17 +17,29 @@ constexpr uint32_t kDotRows = 4;
 // Packed rows are multiplied in blocks of 32 bytes, see pack_activations in linear.cc.
 constexpr uint32_t kPackedBlock = 32;
 
+// A block of a base-3 row: up to 32 bytes, of which byte i holds the columns i, i + n, i + 2n, i + 3n and i + 4n, where n
+// is the number of its bytes (FORMAT.md section 5).
+constexpr uint32_t kBase3Block = 32;
+constexpr uint32_t kBase3Digits = 5;
+constexpr uint32_t kBase3Codes = 243;  // 3^5
+
 // Largest |q| of the activations; 256 * 127, so that the high plane is in [-127, 127].
 constexpr int32_t kMostActivation = 32512;
 
-// The activations q of one token, in two forms: a kernel reads the one that suits it. Both are zero for kOverrun
-// elements past the last column.
+// The activations q of one token, in two forms: a kernel reads the one that suits it. Both are zero
+// past the last column, as far as padded_cols.
 struct X16 {
   const int16_t* whole;
   const int8_t* high;  // q = 256 * high + low
   const int8_t* low;
 
   X16 from(uint32_t column) const { return {whole + column, high + column, low + column}; }
+};
+
+// A row as it lies in the payload.
+struct CodedRow {
+  const uint8_t* bytes;
+  uint64_t n_bytes;
 };
 
 // kDotRows rows times one token.
@@ -41,14 +53,14 @@ struct DotTask {
 };
 
 struct Kernels {
-  // The phrases of one row, each offset plus bias, to out[0..cols). Needs 8 readable bytes past the codes. May write
-  // up to out[capacity) and no further.
-  tinyqmoe_status (*expand_codes)(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                  uint8_t bias, uint8_t* out, uint64_t capacity);
+  // The offsets of n rows of phrases, n at most kDotRows, to out[0..cols), out[stride..stride + cols) and so on, and
+  // nothing else. Needs 16 readable bytes past a row.
+  tinyqmoe_status (*expand_phrases)(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+                                    uint8_t* out, uint64_t stride);
 
-  // *sum = sum(offset * x) straight from the phrases. At most kNarrowLevels levels.
-  tinyqmoe_status (*dot_codes)(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                               const X16& x, int64_t* sum);
+  // A row of base-3 offsets, plus bias, to out[0..cols). Returns the largest remainder: kBase3Codes and more tell of a
+  // byte that is no code.
+  uint8_t (*expand_base3)(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out);
 
   // Packed offsets of 2, 4 or 8 bits, plus bias, to out[0..cols). Returns the largest offset.
   uint8_t (*unpack)(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
@@ -78,10 +90,6 @@ constexpr uint32_t kNarrowLevels = 128;
 
 // What a row of the largest offset and one plane comes to still fits an int32: kernels add up planes in it.
 static_assert(uint64_t{65535} * 255 * 128 <= INT32_MAX);
-
-// What the fast kernels fall back to when a row is wrong: checks everything and names the violation.
-tinyqmoe_status expand_codes_checked(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes,
-                                     uint32_t cols, uint8_t bias, uint8_t* out, uint64_t capacity);
 
 // Null when this machine (or this build) lacks the instruction set.
 const Kernels* kernels_for(tinyqmoe_isa isa);

@@ -4,8 +4,7 @@
 #include "kernels_avx2.h"
 
 #include <algorithm>
-
-#include "codes.h"
+#include <cstring>
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -37,68 +36,6 @@ static_assert(int64_t{kWideSteps} * 2 * 255 * kMostActivation <= INT32_MAX);
 
 // How many sums of two products of an offset and an element of a plane an int16 can hold; 0 for more than 128 levels.
 constexpr uint32_t int16_steps(uint32_t n_levels) { return 32767 / (2 * 128 * (n_levels - 1)); }
-
-// ---- phrases ----
-
-// Sums of products of phrases: 16 levels at a time, as int16, meet 16 whole activations.
-template <uint32_t kCap>
-struct PhraseSum {
-  __m256i lanes;
-  int64_t total = 0;
-
-  AVX2_INLINE PhraseSum() : lanes(_mm256_setzero_si256()) {}
-  AVX2_INLINE void add(const uint8_t* phrase, const int16_t* x) {
-    for (uint32_t i = 0; i < kCap; i += 16) lanes = _mm256_add_epi32(lanes, dot16(phrase + i, x + i));
-  }
-  AVX2_INLINE void flush() {
-    total += sum8_wide(lanes);
-    lanes = _mm256_setzero_si256();
-  }
-};
-
-template <uint32_t kBits, uint32_t kCap>
-AVX2 tinyqmoe_status dot_codes_of(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                               const X16& x, int64_t* sum) {
-  constexpr uint32_t kCodesPerFlush = kWideSteps * 16 / kCap;
-  const uint8_t* const phrases = dictionary.phrases;
-  const uint8_t* const lengths = dictionary.lengths;
-  PhraseSum<kCap> sums;
-  RowLengths row;
-  uint32_t i = 0;
-  while (i + kCodesPerCheck <= n_codes && row.position < cols) {
-    const uint32_t end = std::min(n_codes - n_codes % kCodesPerCheck, i + kCodesPerFlush);
-    for (; i < end && row.position < cols; i += kCodesPerCheck) {
-      const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
-      for (uint32_t k = 0; k < kCodesPerCheck; ++k) {
-        sums.add(phrases + uint64_t{group[k]} * kCap, x.whole + row.position);
-        row.add(lengths[group[k]]);
-      }
-    }
-    sums.flush();
-  }
-  for (; i < n_codes && row.position < cols; ++i) {
-    const uint32_t code = code_at(codes, kBits, i);
-    sums.add(phrases + uint64_t{code} * kCap, x.whole + row.position);
-    row.add(lengths[code]);
-  }
-  sums.flush();
-  if (i == n_codes && row.fit(cols)) {
-    *sum = sums.total;
-    return TINYQMOE_OK;
-  }
-  return scalar_kernels()->dot_codes(dictionary, codes, n_codes, cols, x, sum);
-}
-
-tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                              const X16& x, int64_t* sum) {
-  static constexpr decltype(&dot_codes_of<8, 16>) kVariants[3][2] = {
-      {dot_codes_of<8, 16>, dot_codes_of<8, 32>},
-      {dot_codes_of<12, 16>, dot_codes_of<12, 32>},
-      {dot_codes_of<16, 16>, dot_codes_of<16, 32>},
-  };
-  const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, x, sum);
-}
 
 // ---- packed offsets ----
 
@@ -279,7 +216,7 @@ AVX2 void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int
 
 const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_codes, avx2::dot_codes,    avx2::unpack,  avx2::dot_packed, avx2::largest, avx2::dot,
+      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,  avx2::dot_packed, avx2::largest, avx2::dot,
       avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
   return &kernels;
 }

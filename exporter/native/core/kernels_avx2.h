@@ -41,8 +41,9 @@ AVX2_INLINE __m256i plane(__m256i packed, int k) {
 }
 
 // Of the table of kernels.h, for rows without products; kernels_avx2_rows.cc.
-tinyqmoe_status expand_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                             uint8_t bias, uint8_t* out, uint64_t capacity);
+tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+                               uint8_t* out, uint64_t stride);
+uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out);
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 uint8_t largest(const uint8_t* bytes, uint64_t n);
 

@@ -4,50 +4,27 @@
 #include "kernels_avx2.h"
 
 #include <algorithm>
+#include <cstring>
 
-#include "codes.h"
+#include "phrases.h"
 
 namespace tinyqmoe {
 namespace avx2 {
 namespace {
 
-// ---- phrases ----
+// ---- base 3 ----
 
-template <uint32_t kCap>
-AVX2_INLINE void put_phrase(const uint8_t* phrase, __m256i bias, uint8_t* out) {
-  if constexpr (kCap == 16) {
-    store16(out, _mm_add_epi8(load16(phrase), _mm256_castsi256_si128(bias)));
-  } else {
-    store32(out, _mm256_add_epi8(load32(phrase), bias));
+// The digits of 32 bytes in the order of their columns: floor(3 * v / 256) reaches 1 at 86 and 2 at 171. Returns what
+// five of them leave.
+AVX2_INLINE __m256i put_digits(__m256i v, __m256i bias, uint8_t* out) {
+  const __m256i one = _mm256_set1_epi8(86), two = _mm256_set1_epi8(static_cast<char>(171));
+  for (uint32_t digit = 0; digit < kBase3Digits; ++digit, out += kBase3Block) {
+    const __m256i at_least_one = _mm256_cmpeq_epi8(_mm256_max_epu8(v, one), v);
+    const __m256i at_least_two = _mm256_cmpeq_epi8(_mm256_max_epu8(v, two), v);
+    store32(out, _mm256_sub_epi8(_mm256_sub_epi8(bias, at_least_one), at_least_two));
+    v = _mm256_add_epi8(v, _mm256_add_epi8(v, v));
   }
-}
-
-template <uint32_t kBits, uint32_t kCap>
-AVX2 tinyqmoe_status expand_codes_of(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                  uint8_t bias, uint8_t* out, uint64_t capacity) {
-  const __m256i biases = _mm256_set1_epi8(static_cast<char>(bias));
-  const uint8_t* const phrases = dictionary.phrases;
-  const uint8_t* const lengths = dictionary.lengths;
-  // From below this position a group of codewords, however long, stays inside the output.
-  const uint64_t limit = capacity < kOverrun ? 0 : std::min<uint64_t>(cols, capacity - kOverrun + 1);
-  RowLengths row;
-  uint32_t i = 0;
-  for (; i + kCodesPerCheck <= n_codes && row.position < limit; i += kCodesPerCheck) {
-    const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
-    for (uint32_t k = 0; k < kCodesPerCheck; ++k) {
-      put_phrase<kCap>(phrases + uint64_t{group[k]} * kCap, biases, out + row.position);
-      row.add(lengths[group[k]]);
-    }
-  }
-  for (; i < n_codes && row.position < cols && (row.seen & kInvalidLength) == 0; ++i) {
-    const uint32_t code = code_at(codes, kBits, i);
-    alignas(32) uint8_t phrase[kCap];
-    put_phrase<kCap>(phrases + uint64_t{code} * kCap, biases, phrase);
-    std::memcpy(out + row.position, phrase, std::min(kCap, cols - row.position));
-    row.add(lengths[code]);
-  }
-  if (i == n_codes && row.fit(cols)) return TINYQMOE_OK;
-  return expand_codes_checked(dictionary, codes, n_codes, cols, bias, out, capacity);
+  return v;
 }
 
 // ---- packed offsets ----
@@ -98,15 +75,29 @@ AVX2 uint8_t unpack8(const uint8_t* packed, uint32_t n_blocks, uint8_t bias, uin
 
 }  // namespace
 
-tinyqmoe_status expand_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                 uint8_t bias, uint8_t* out, uint64_t capacity) {
-  static constexpr decltype(&expand_codes_of<8, 16>) kVariants[3][2] = {
-      {expand_codes_of<8, 16>, expand_codes_of<8, 32>},
-      {expand_codes_of<12, 16>, expand_codes_of<12, 32>},
-      {expand_codes_of<16, 16>, expand_codes_of<16, 32>},
-  };
-  const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, bias, out, capacity);
+__attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+                                    uint8_t* out, uint64_t stride) {
+  return expand_phrases_any(dictionary, rows, n, cols, out, stride);
+}
+
+AVX2 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
+  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
+  const __m256i biases = _mm256_set1_epi8(static_cast<char>(bias));
+  __m256i rests = _mm256_setzero_si256();
+  uint32_t begin = 0;
+  for (; begin + kColumns <= cols; begin += kColumns, packed += kBase3Block) {
+    rests = _mm256_max_epu8(rests, put_digits(load32(packed), biases, out + begin));
+  }
+  const uint32_t left = cols - begin;
+  const uint32_t n = (left + kBase3Digits - 1) / kBase3Digits;
+  uint8_t last[kBase3Block] = {};
+  uint8_t digits[kColumns];
+  std::memcpy(last, packed, n);
+  rests = _mm256_max_epu8(rests, put_digits(load32(last), biases, digits));
+  for (uint32_t digit = 0, at = 0; at < left; ++digit, at += n) {
+    std::memcpy(out + begin + at, digits + digit * kBase3Block, std::min(n, left - at));
+  }
+  return largest_of(rests);
 }
 
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out) {

@@ -6,8 +6,6 @@
 
 #include <algorithm>
 
-#include "codes.h"
-
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define AVX512_INLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"), always_inline)) inline
 
@@ -20,70 +18,6 @@ AVX512_INLINE __m256i low_half(__m512i v) { return _mm512_maskz_extracti64x4_epi
 AVX512_INLINE __m256i high_half(__m512i v) { return _mm512_maskz_extracti64x4_epi64(0xF, v, 1); }
 AVX512_INLINE __m512i twice(__m256i v) { return _mm512_maskz_broadcast_i64x4(0xFF, v); }
 AVX512_INLINE int32_t sum16(__m512i v) { return avx2::sum8(_mm256_add_epi32(low_half(v), high_half(v))); }
-
-// Products of phrases, 16 levels at a time, with either plane.
-struct PhraseSum {
-  __m128i high;
-  __m128i low;
-
-  AVX512_INLINE PhraseSum() : high(_mm_setzero_si128()), low(_mm_setzero_si128()) {}
-  AVX512_INLINE void add(const uint8_t* phrase, uint32_t cap, const X16& x) {
-    for (uint32_t i = 0; i < cap; i += 16) {
-      const __m128i offsets = avx2::load16(phrase + i);
-      high = _mm_dpbusd_epi32(high, offsets, avx2::load16(x.high + i));
-      low = _mm_dpbusd_epi32(low, offsets, avx2::load16(x.low + i));
-    }
-  }
-  AVX512_INLINE int64_t sum() const { return 256 * int64_t{sum4(high)} + sum4(low); }
-
- private:
-  AVX512_INLINE static int32_t sum4(__m128i v) {
-    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xB1)));
-  }
-};
-
-template <uint32_t kBits, uint32_t kCap>
-AVX512 tinyqmoe_status dot_codes_of(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes,
-                                    uint32_t cols, const X16& x, int64_t* sum) {
-  const uint8_t* const phrases = dictionary.phrases;
-  const uint8_t* const lengths = dictionary.lengths;
-  // Two sums: a product would otherwise wait for the one before it.
-  PhraseSum even;
-  PhraseSum odd;
-  RowLengths row;
-  uint32_t i = 0;
-  for (; i + kCodesPerCheck <= n_codes && row.position < cols; i += kCodesPerCheck) {
-    const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
-    for (uint32_t k = 0; k < kCodesPerCheck; k += 2) {
-      even.add(phrases + uint64_t{group[k]} * kCap, kCap, x.from(row.position));
-      row.add(lengths[group[k]]);
-      odd.add(phrases + uint64_t{group[k + 1]} * kCap, kCap, x.from(row.position));
-      row.add(lengths[group[k + 1]]);
-    }
-  }
-  for (; i < n_codes && row.position < cols; ++i) {
-    const uint32_t code = code_at(codes, kBits, i);
-    even.add(phrases + uint64_t{code} * kCap, kCap, x.from(row.position));
-    row.add(lengths[code]);
-  }
-  if (i == n_codes && row.fit(cols)) {
-    *sum = even.sum() + odd.sum();
-    return TINYQMOE_OK;
-  }
-  return scalar_kernels()->dot_codes(dictionary, codes, n_codes, cols, x, sum);
-}
-
-tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                          const X16& x, int64_t* sum) {
-  static constexpr decltype(&dot_codes_of<8, 16>) kVariants[3][2] = {
-      {dot_codes_of<8, 16>, dot_codes_of<8, 32>},
-      {dot_codes_of<12, 16>, dot_codes_of<12, 32>},
-      {dot_codes_of<16, 16>, dot_codes_of<16, 32>},
-  };
-  const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, x, sum);
-}
 
 // 64 elements of packed_x are 32 of the high plane and 32 of the low one: the offsets meet both at once.
 template <uint32_t kBits>
@@ -133,7 +67,7 @@ AVX512 void dot(DotTask* task) {
 
 const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_codes, avx512::dot_codes,  avx2::unpack,  avx512::dot_packed, avx2::largest, avx512::dot,
+      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,  avx512::dot_packed, avx2::largest, avx512::dot,
       avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
   return &kernels;
 }

@@ -5,8 +5,7 @@
 
 #include <algorithm>
 
-#include "codes.h"
-#include "kernels.h"
+#include "phrases.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -15,37 +14,40 @@
 namespace tinyqmoe {
 namespace {
 
-// ---- phrases ----
+tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+                               uint8_t* out, uint64_t stride) {
+  return expand_phrases_any(dictionary, rows, n, cols, out, stride);
+}
 
-template <uint32_t kBits, uint32_t kCap>
-TARGET tinyqmoe_status expand_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes,
-                                    uint32_t cols, uint8_t bias, uint8_t* out, uint64_t capacity) {
+// ---- base 3 ----
+
+// The digits of 16 bytes, those of one place next to each other, `distance` from one place to the next:
+// floor(3 * v / 256) reaches 1 at 86 and 2 at 171. Returns what five of them leave.
+inline uint8x16_t put_digits(uint8x16_t v, uint8x16_t bias, uint8_t* out, uint32_t distance) {
+  for (uint32_t digit = 0; digit < kBase3Digits; ++digit, out += distance) {
+    const uint8x16_t at_least_one = vcgeq_u8(v, vdupq_n_u8(86));
+    const uint8x16_t at_least_two = vcgeq_u8(v, vdupq_n_u8(171));
+    vst1q_u8(out, vsubq_u8(vsubq_u8(bias, at_least_one), at_least_two));
+    v = vmulq_u8(v, vdupq_n_u8(3));
+  }
+  return v;
+}
+
+uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
+  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
   const uint8x16_t biases = vdupq_n_u8(bias);
-  const uint8_t* const phrases = dictionary.phrases;
-  const uint8_t* const lengths = dictionary.lengths;
-  // From below this position a group of codewords, however long, stays inside the output.
-  const uint64_t limit = capacity < kOverrun ? 0 : std::min<uint64_t>(cols, capacity - kOverrun + 1);
-  RowLengths row;
-  uint32_t i = 0;
-  for (; i + kCodesPerCheck <= n_codes && row.position < limit; i += kCodesPerCheck) {
-    const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
-    for (uint32_t k = 0; k < kCodesPerCheck; ++k) {
-      const uint8_t* phrase = phrases + uint64_t{group[k]} * kCap;
-      uint8_t* to = out + row.position;
-      for (uint32_t j = 0; j < kCap; j += 16) vst1q_u8(to + j, vaddq_u8(vld1q_u8(phrase + j), biases));
-      row.add(lengths[group[k]]);
+  uint8x16_t rests = vdupq_n_u8(0);
+  uint32_t begin = 0;
+  for (; begin + kColumns <= cols; begin += kColumns, packed += kBase3Block) {
+    for (uint32_t h = 0; h < kBase3Block; h += 16) {
+      rests = vmaxq_u8(rests, put_digits(vld1q_u8(packed + h), biases, out + begin + h, kBase3Block));
     }
   }
-  for (; i < n_codes && row.position < cols && (row.seen & kInvalidLength) == 0; ++i) {
-    const uint32_t code = code_at(codes, kBits, i);
-    const uint8_t* phrase = phrases + uint64_t{code} * kCap;
-    const uint32_t kept = std::min(kCap, cols - row.position);
-    for (uint32_t k = 0; k < kept; ++k) out[row.position + k] = static_cast<uint8_t>(phrase[k] + bias);
-    row.add(lengths[code]);
-  }
-  if (i == n_codes && row.fit(cols)) return TINYQMOE_OK;
-  return expand_codes_checked(dictionary, codes, n_codes, cols, bias, out, capacity);
+  const uint8_t last = scalar_kernels()->expand_base3(packed, cols - begin, bias, out + begin);
+  return std::max(vmaxvq_u8(rests), last);
 }
+
+// ---- packed offsets ----
 
 // Sums of products with either plane.
 struct PlaneSums {
@@ -59,69 +61,6 @@ struct PlaneSums {
 
   int64_t sum() const { return 256 * int64_t{vaddvq_s32(high)} + vaddvq_s32(low); }
 };
-
-// Offsets are at most kNarrowLevels - 1 here: small enough to be int8.
-template <uint32_t kCap>
-TARGET inline void dot_phrase(PlaneSums* sums, const uint8_t* phrase, const X16& x) {
-  for (uint32_t j = 0; j < kCap; j += 16) {
-    sums->add(vreinterpretq_s8_u8(vld1q_u8(phrase + j)), x.high + j, x.low + j);
-  }
-}
-
-template <uint32_t kBits, uint32_t kCap>
-TARGET tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                 const X16& x, int64_t* sum) {
-  const uint8_t* const phrases = dictionary.phrases;
-  const uint8_t* const lengths = dictionary.lengths;
-  // Two sums: a product would otherwise wait for the one before it.
-  PlaneSums even;
-  PlaneSums odd;
-  RowLengths row;
-  uint32_t i = 0;
-  for (; i + kCodesPerCheck <= n_codes && row.position < cols; i += kCodesPerCheck) {
-    const CodeGroup<kBits> group(codes + uint64_t{i} * kBits / 8);
-    for (uint32_t k = 0; k < kCodesPerCheck; k += 2) {
-      dot_phrase<kCap>(&even, phrases + uint64_t{group[k]} * kCap, x.from(row.position));
-      row.add(lengths[group[k]]);
-      dot_phrase<kCap>(&odd, phrases + uint64_t{group[k + 1]} * kCap, x.from(row.position));
-      row.add(lengths[group[k + 1]]);
-    }
-  }
-  for (; i < n_codes && row.position < cols; ++i) {
-    const uint32_t code = code_at(codes, kBits, i);
-    dot_phrase<kCap>(&even, phrases + uint64_t{code} * kCap, x.from(row.position));
-    row.add(lengths[code]);
-  }
-  if (i == n_codes && row.fit(cols)) {
-    *sum = even.sum() + odd.sum();
-    return TINYQMOE_OK;
-  }
-  return scalar_kernels()->dot_codes(dictionary, codes, n_codes, cols, x, sum);
-}
-
-tinyqmoe_status expand_codes_any(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                                 uint8_t bias, uint8_t* out, uint64_t capacity) {
-  static constexpr decltype(&expand_codes<8, 16>) kVariants[3][2] = {
-      {expand_codes<8, 16>, expand_codes<8, 32>},
-      {expand_codes<12, 16>, expand_codes<12, 32>},
-      {expand_codes<16, 16>, expand_codes<16, 32>},
-  };
-  const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, bias, out, capacity);
-}
-
-tinyqmoe_status dot_codes_any(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                              const X16& x, int64_t* sum) {
-  static constexpr decltype(&dot_codes<8, 16>) kVariants[3][2] = {
-      {dot_codes<8, 16>, dot_codes<8, 32>},
-      {dot_codes<12, 16>, dot_codes<12, 32>},
-      {dot_codes<16, 16>, dot_codes<16, 32>},
-  };
-  const DictionaryShape& shape = dictionary.shape;
-  return kVariants[shape.code_bits / 4 - 2][shape.cap / 16 - 1](dictionary, codes, n_codes, cols, x, sum);
-}
-
-// ---- packed offsets ----
 
 // Offset k of each byte.
 template <uint32_t kBits>
@@ -303,8 +242,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kNeon = {expand_codes_any, dot_codes_any, unpack,       dot_packed, largest,
-                           dot,              dot_f32,       abs_max_bits, quantize};
+constexpr Kernels kNeon = {expand_phrases, expand_base3, unpack,       dot_packed, largest,
+                           dot,            dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 }  // namespace tinyqmoe

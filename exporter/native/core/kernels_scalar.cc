@@ -1,8 +1,7 @@
-// Plain C++: the yardstick of the other kernels, and the checked decoder that names what is wrong with a row.
+// Plain C++: the yardstick of the other kernels.
 #include <algorithm>
 
-#include "bytes.h"
-#include "kernels.h"
+#include "phrases.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -10,45 +9,32 @@
 
 namespace tinyqmoe {
 
-tinyqmoe_status expand_codes_checked(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes,
-                                     uint32_t cols, uint8_t bias, uint8_t* out, uint64_t) {
-  const DictionaryShape& shape = dictionary.shape;
-  for (uint32_t i = 0; i < n_codes; ++i) {
-    if (code_at(codes, shape.code_bits, i) >= shape.n_entries) return TINYQMOE_BAD_CODE;
-  }
-  uint32_t pos = 0;
-  for (uint32_t i = 0; i < n_codes; ++i) {
-    if (pos >= cols) return TINYQMOE_BAD_ROW_LENGTH;
-    const uint32_t code = code_at(codes, shape.code_bits, i);
-    const uint8_t* phrase = dictionary.phrases + uint64_t{code} * shape.cap;
-    const uint32_t length = dictionary.lengths[code];
-    const uint32_t kept = std::min(length, cols - pos);
-    for (uint32_t k = 0; k < kept; ++k) out[pos + k] = static_cast<uint8_t>(phrase[k] + bias);
-    pos += length;
-  }
-  return pos >= cols ? TINYQMOE_OK : TINYQMOE_BAD_ROW_LENGTH;
-}
-
 namespace {
 
-tinyqmoe_status dot_codes(const Dictionary& dictionary, const uint8_t* codes, uint32_t n_codes, uint32_t cols,
-                          const X16& x, int64_t* sum) {
-  const DictionaryShape& shape = dictionary.shape;
-  for (uint32_t i = 0; i < n_codes; ++i) {
-    if (code_at(codes, shape.code_bits, i) >= shape.n_entries) return TINYQMOE_BAD_CODE;
+tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
+                               uint8_t* out, uint64_t stride) {
+  for (uint32_t k = 0; k < n; ++k) {
+    PhraseLane lane = lane_of(rows[k], cols, out + k * stride);
+    const tinyqmoe_status status = finish_row(dictionary, &lane);
+    if (status != TINYQMOE_OK) return status;
   }
-  uint32_t pos = 0;
-  int64_t total = 0;
-  for (uint32_t i = 0; i < n_codes; ++i) {
-    if (pos >= cols) return TINYQMOE_BAD_ROW_LENGTH;
-    const uint32_t code = code_at(codes, shape.code_bits, i);
-    const uint8_t* phrase = dictionary.phrases + uint64_t{code} * shape.cap;
-    const uint32_t length = dictionary.lengths[code];
-    for (uint32_t k = 0; k < length; ++k) total += phrase[k] * x.whole[pos + k];
-    pos += length;
+  return TINYQMOE_OK;
+}
+
+uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
+  uint8_t largest = 0;
+  for (uint32_t begin = 0; begin < cols; begin += kBase3Block * kBase3Digits) {
+    const uint32_t n = std::min(kBase3Block, (cols - begin + kBase3Digits - 1) / kBase3Digits);
+    for (uint32_t i = 0; i < n; ++i) {
+      uint8_t rest = *packed++;
+      for (uint32_t at = begin + i, digit = 0; digit < kBase3Digits; ++digit, at += n) {
+        if (at < cols) out[at] = static_cast<uint8_t>((rest * 3 >> 8) + bias);
+        rest = static_cast<uint8_t>(rest * 3);
+      }
+      largest = std::max(largest, rest);
+    }
   }
-  *sum = total;
-  return pos >= cols ? TINYQMOE_OK : TINYQMOE_BAD_ROW_LENGTH;
+  return largest;
 }
 
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out) {
@@ -122,8 +108,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_codes_checked, dot_codes, unpack,       dot_packed, largest,
-                             dot,                  dot_f32,   abs_max_bits, quantize};
+constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,       dot_packed, largest,
+                             dot,            dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 

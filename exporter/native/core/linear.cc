@@ -13,7 +13,7 @@ namespace tinyqmoe {
 ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
   constexpr uint64_t kBlockBytes = 20 * 1024;  // of expanded rows: with activations beside them, they stay in L1
   ScratchLayout at{};
-  at.row_stride = round_up(uint64_t{info.cols} + kOverrun, 64);
+  at.row_stride = round_up(info.cols, 64);
   const uint64_t rows = kBlockBytes / at.row_stride / kDotRows * kDotRows;
   at.block_rows = static_cast<uint32_t>(std::clamp<uint64_t>(rows, kDotRows, 32));
   at.rows = round_up(uint64_t{n_tokens} * (info.cols / kMinFastGroup + 1) * sizeof(int32_t), 64);
@@ -64,18 +64,15 @@ struct RowBlock {
 
 tinyqmoe_status load_rows(const Product& p, uint32_t n, RowCursor* cursor, RowBlock* block) {
   const tinyqmoe_info& info = p.tensor.info;
-  const bool in_place = info.codec == kRaw && info.code_bits == 8;
-  uint8_t* out = p.scratch + p.at.rows;
-  *block = {out, p.at.row_stride, n};
-  for (uint32_t r = 0; r < n; ++r, out += p.at.row_stride) {
+  if (info.codec != kRaw || info.code_bits < 8) {
+    uint8_t* const out = p.scratch + p.at.rows;
+    *block = {out, p.at.row_stride, n};
+    return expand_rows(p.tensor, p.kernels, cursor, n, {0, out, p.at.row_stride});
+  }
+  for (uint32_t r = 0; r < n; ++r) {
     CodedRow row;
-    tinyqmoe_status status = cursor->next(&row);
+    const tinyqmoe_status status = cursor->next(&row);
     if (status != TINYQMOE_OK) return status;
-    if (!in_place) {
-      status = expand_row(p.tensor, p.kernels, row, 0, out, p.at.row_stride);
-      if (status != TINYQMOE_OK) return status;
-      continue;
-    }
     if (info.n_levels < 256 && p.kernels.largest(row.bytes, info.cols) >= info.n_levels) return TINYQMOE_BAD_LEVEL;
     if (r == 0) *block = {row.bytes, p.tensor.row_bytes, n};
   }
@@ -161,27 +158,6 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
   return TINYQMOE_OK;
 }
 
-// One token, one scale a row: phrases meet the activations without being stored.
-tinyqmoe_status multiply_codes(const X16Product& p) {
-  const X16 x = p.x(0);
-  const int64_t correction = p.correction(p.x_sum(0, 0));
-  RowCursor cursor(p.tensor, p.row_begin);
-  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
-    CodedRow row;
-    int64_t sum = 0;
-    tinyqmoe_status status = cursor.next(&row);
-    if (status == TINYQMOE_OK) {
-      status = p.kernels.dot_codes(*p.tensor.dictionary, row.bytes, row.n_codes, p.cols(), x, &sum);
-    }
-    if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
-    if (status != TINYQMOE_OK) return status;
-    float y;
-    p.add_group(r, 0, 0, sum + correction, &y);
-    p.store_row(r, 0, y);
-  }
-  return TINYQMOE_OK;
-}
-
 // Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
 // j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
 void pack_activations(const X16& x, uint32_t cols, uint32_t per_byte, int8_t* packed) {
@@ -246,9 +222,6 @@ tinyqmoe_status multiply_packed(const X16Product& p) {
 tinyqmoe_status multiply_x16(X16Product* p) {
   const tinyqmoe_info& info = p->tensor.info;
   keep_x_sums(p);
-  if (p->n_tokens == 1 && info.codec == kLzw && p->n_groups == 1 && info.n_levels <= kNarrowLevels) {
-    return multiply_codes(*p);
-  }
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
   if (p->n_tokens == 1 && info.codec == kRaw && info.code_bits < 8 && whole_blocks) return multiply_packed(*p);
   return multiply_blocks(*p);

@@ -1,4 +1,5 @@
 // Opening a blob: the checks of FORMAT.md section 6, in its order.
+#include <algorithm>
 #include <new>
 
 #include "bytes.h"
@@ -10,14 +11,22 @@ namespace tinyqmoe {
 
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap) {
   const bool raw = codec == kRaw && cap == 0 && (code_bits == 2 || code_bits == 4 || code_bits == 8);
-  const bool lzw = codec == kLzw && (cap == 16 || cap == 32) && (code_bits == 8 || code_bits == 12 || code_bits == 16);
-  return raw || lzw ? TINYQMOE_OK : TINYQMOE_BAD_CODEC;
+  const bool lzw = codec == kLzw && (cap == 3 || cap == 6 || cap == kMaxCap) && code_bits == kMaxCodeBits;
+  const bool base3 = codec == kBase3 && cap == kBase3Digits && code_bits == 8;
+  return raw || lzw || base3 ? TINYQMOE_OK : TINYQMOE_BAD_CODEC;
 }
 
-tinyqmoe_status check_alphabet(uint32_t code_bits, int32_t level_min, uint32_t n_levels) {
-  const bool size = n_levels >= 2 && n_levels <= 256 && n_levels <= (1u << code_bits);
-  const bool range = level_min >= -128 && level_min + static_cast<int32_t>(n_levels) - 1 <= 127;
-  return size && range ? TINYQMOE_OK : TINYQMOE_BAD_ALPHABET;
+tinyqmoe_status check_alphabet(const tinyqmoe_info& info, uint32_t core_first, uint32_t n_core) {
+  const uint32_t n_levels = info.n_levels;
+  const bool range = info.level_min + static_cast<int64_t>(n_levels) - 1 <= 127;
+  bool fits = n_levels >= 2 && n_levels <= 256 && range;
+  if (info.codec == kLzw) {
+    fits &= n_core >= 1 && uint64_t{core_first} + n_core <= n_levels;
+  } else {
+    const uint32_t limit = info.codec == kBase3 ? 3 : 1u << info.code_bits;
+    fits &= n_levels <= limit && (info.codec == kRaw || n_levels == 3) && core_first == 0 && n_core == 0;
+  }
+  return fits ? TINYQMOE_OK : TINYQMOE_BAD_ALPHABET;
 }
 
 tinyqmoe_status check_shape(uint32_t rows, uint32_t cols) {
@@ -25,14 +34,45 @@ tinyqmoe_status check_shape(uint32_t rows, uint32_t cols) {
   return fine ? TINYQMOE_OK : TINYQMOE_BAD_SHAPE;
 }
 
-tinyqmoe_status check_entries(uint32_t codec, uint32_t code_bits, uint32_t n_levels, uint32_t n_entries) {
-  if (codec == kRaw) return n_entries == 0 ? TINYQMOE_OK : TINYQMOE_BAD_ENTRIES;
-  const bool fine =
-      n_entries >= n_levels && n_entries <= (1u << code_bits) && (n_entries - 1) % (n_levels - 1) == 0;
+tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape) {
+  if (codec != kLzw) return shape.n_entries == 0 ? TINYQMOE_OK : TINYQMOE_BAD_ENTRIES;
+  const uint32_t n_children = shape.n_children();
+  const bool fine = shape.n_entries >= n_children && shape.n_entries <= kMaxEntries &&
+                    (shape.n_entries - 1) % (n_children - 1) == 0;
   return fine ? TINYQMOE_OK : TINYQMOE_BAD_ENTRIES;
 }
 
+uint64_t packed_row_bytes(const tinyqmoe_info& info) {
+  if (info.codec == kBase3) return (uint64_t{info.cols} + kBase3Digits - 1) / kBase3Digits;
+  return info.codec == kRaw ? (uint64_t{info.cols} * info.code_bits + 7) / 8 : 0;
+}
+
 namespace {
+
+uint64_t n_tiles(uint32_t rows) { return (uint64_t{rows} + kTileRows - 1) / kTileRows; }
+
+// The header's fields: those that callers see, and the rest.
+struct Header {
+  tinyqmoe_info info;
+  DictionaryShape shape;
+  uint64_t payload_offset;
+  uint32_t index_bytes;
+
+  explicit Header(const uint8_t* b)
+      : info{}, shape{}, payload_offset(load<uint64_t>(b + 32)), index_bytes(load<uint32_t>(b + 56)) {
+    info.codec = b[8];
+    info.code_bits = b[9];
+    info.cap = b[10];
+    info.level_min = static_cast<int8_t>(b[11]);
+    info.n_levels = load<uint16_t>(b + 12);
+    info.rows = load<uint32_t>(b + 16);
+    info.cols = load<uint32_t>(b + 20);
+    info.n_entries = load<uint32_t>(b + 24);
+    info.payload_bytes = load<uint64_t>(b + 40);
+    info.header_crc32 = load<uint32_t>(b + 60);
+    shape = {info.cap, info.n_levels, load<uint16_t>(b + 28), load<uint16_t>(b + 14), info.n_entries};
+  }
+};
 
 // Byte offsets of the parts (FORMAT.md section 1). The largest is below 2^48: no sum overflows.
 struct Layout {
@@ -42,78 +82,79 @@ struct Layout {
   uint64_t payload;
   uint64_t payload_end;
   uint64_t total;
-};
 
-DictionaryShape dictionary_shape(const tinyqmoe_info& info) {
-  return {info.code_bits, info.cap, info.n_levels, info.n_entries};
-}
-
-uint64_t tiles(uint32_t rows) { return (uint64_t{rows} + kTileRows - 1) / kTileRows; }
-
-uint64_t raw_row_bytes(const tinyqmoe_info& info) { return (uint64_t{info.cols} * info.code_bits + 7) / 8; }
-
-Layout layout_of(const tinyqmoe_info& info) {
-  Layout at{kHeaderBytes, kHeaderBytes, kHeaderBytes, 0, 0, 0};
-  if (info.codec == kLzw) {
-    at.dictionary_end = kHeaderBytes + dictionary_shape(info).section_bytes();
-    at.index = round_up(at.dictionary_end, 4);
-    at.index_end = at.index + 4 * tiles(info.rows) + 2 * uint64_t{info.rows};
+  explicit Layout(const Header& header) {
+    const bool lzw = header.info.codec == kLzw;
+    dictionary_end = kHeaderBytes + (lzw ? header.shape.section_bytes() : 0);
+    index = round_up(dictionary_end, 4);
+    index_end = index + header.index_bytes;
+    payload = round_up(index_end, 64);
+    payload_end = payload + header.info.payload_bytes;
+    total = round_up(payload_end + 16, 64);
   }
-  at.payload = round_up(at.index_end, 64);
-  at.payload_end = at.payload + info.payload_bytes;
-  at.total = round_up(at.payload_end + 16, 64);
-  return at;
-}
-
-tinyqmoe_info read_info(const uint8_t* b) {
-  tinyqmoe_info info{};
-  info.codec = b[8];
-  info.code_bits = b[9];
-  info.cap = b[10];
-  info.level_min = static_cast<int8_t>(b[11]);
-  info.n_levels = load<uint16_t>(b + 12);
-  info.rows = load<uint32_t>(b + 16);
-  info.cols = load<uint32_t>(b + 20);
-  info.n_entries = load<uint32_t>(b + 24);
-  info.payload_bytes = load<uint64_t>(b + 40);
-  info.header_crc32 = load<uint32_t>(b + 60);
-  return info;
-}
+};
 
 tinyqmoe_status check_header(const uint8_t* b) {
   if (std::memcmp(b, "TQLZ", 4) != 0) return TINYQMOE_BAD_MAGIC;
-  if (load<uint16_t>(b + 4) != 1 || load<uint16_t>(b + 6) != kHeaderBytes) return TINYQMOE_BAD_VERSION;
+  if (load<uint16_t>(b + 4) != 2 || load<uint16_t>(b + 6) != kHeaderBytes) return TINYQMOE_BAD_VERSION;
   if (tinyqmoe_crc32(0, b, 60) != load<uint32_t>(b + 60)) return TINYQMOE_BAD_HEADER_CRC;
-  const bool reserved = load<uint16_t>(b + 14) != 0 || load<uint32_t>(b + 28) != 0 || load<uint32_t>(b + 56) != 0;
-  return reserved ? TINYQMOE_BAD_RESERVED : TINYQMOE_OK;
+  return load<uint16_t>(b + 30) != 0 ? TINYQMOE_BAD_RESERVED : TINYQMOE_OK;
 }
 
-tinyqmoe_status check_fields(const tinyqmoe_info& info) {
+tinyqmoe_status check_fields(const Header& header) {
+  const tinyqmoe_info& info = header.info;
   tinyqmoe_status status = check_codec(info.codec, info.code_bits, info.cap);
-  if (status == TINYQMOE_OK) status = check_alphabet(info.code_bits, info.level_min, info.n_levels);
+  if (status == TINYQMOE_OK) status = check_alphabet(info, header.shape.core_first, header.shape.n_core);
   if (status == TINYQMOE_OK) status = check_shape(info.rows, info.cols);
-  if (status == TINYQMOE_OK) status = check_entries(info.codec, info.code_bits, info.n_levels, info.n_entries);
+  if (status == TINYQMOE_OK) status = check_entries(info.codec, header.shape);
   return status;
 }
 
-tinyqmoe_status check_sections(const tinyqmoe_info& info, const Layout& at, uint64_t payload_offset) {
-  const bool size = info.codec == kRaw ? info.payload_bytes == info.rows * raw_row_bytes(info)
-                                       : info.payload_bytes <= 0xFFFFFFFFu;
-  return size && payload_offset == at.payload ? TINYQMOE_OK : TINYQMOE_BAD_SECTION;
+tinyqmoe_status check_sections(const Header& header, const Layout& at) {
+  const tinyqmoe_info& info = header.info;
+  bool sizes = header.index_bytes == 0 && info.payload_bytes == info.rows * packed_row_bytes(info);
+  if (info.codec == kLzw) {
+    // A row has at least a byte, so the rows are no more than the bytes that are there.
+    const uint64_t tiles = n_tiles(info.rows);
+    sizes = header.index_bytes % 4 == 0 && header.index_bytes >= 4 * tiles && info.payload_bytes >= info.rows &&
+            info.payload_bytes <= 0xFFFFFFFFu;
+  }
+  return sizes && header.payload_offset == at.payload ? TINYQMOE_OK : TINYQMOE_BAD_SECTION;
 }
 
-tinyqmoe_status check_index(const tinyqmoe_tensor& tensor) {
-  const tinyqmoe_info& info = tensor.info;
-  uint64_t offset = 0;
-  for (uint32_t row = 0; row < info.rows; ++row) {
-    if (row % kTileRows == 0 && load<uint32_t>(tensor.tile_offsets + row / kTileRows * 4) != offset) {
+// One tile of the index, from `offset` on, which it moves past the tile. `payload` moves past its rows.
+tinyqmoe_status read_tile(const tinyqmoe_tensor& tensor, uint32_t index_bytes, uint32_t n_rows, Tile* tile,
+                          uint64_t* offset, uint64_t* payload) {
+  if (*offset + 4 > index_bytes) return TINYQMOE_BAD_INDEX;
+  const uint32_t head = load<uint32_t>(tensor.index + *offset);
+  *tile = {static_cast<uint32_t>(*payload), static_cast<uint32_t>(*offset + 4), head & 0xFFFFFF, head >> 24};
+  *offset += 4 + 4 * uint64_t{tile->width};
+  if (tile->shortest == 0 || tile->width > kMaxWidth || *offset > index_bytes) return TINYQMOE_BAD_INDEX;
+  for (uint32_t row = 0; row < kTileRows; ++row) {
+    const uint32_t delta = delta_at(tensor.index + tile->deltas, tile->width, row);
+    if (row < n_rows) {
+      *payload += uint64_t{tile->shortest} + delta;
+    } else if (delta != 0) {
       return TINYQMOE_BAD_INDEX;
     }
-    const uint32_t n_codes = load<uint16_t>(tensor.row_codes + uint64_t{row} * 2);
-    if (n_codes == 0 || n_codes > info.cols) return TINYQMOE_BAD_INDEX;
-    offset += (uint64_t{n_codes} * info.code_bits + 7) / 8;
   }
-  return offset == info.payload_bytes ? TINYQMOE_OK : TINYQMOE_BAD_INDEX;
+  return *payload <= tensor.info.payload_bytes ? TINYQMOE_OK : TINYQMOE_BAD_INDEX;
+}
+
+tinyqmoe_status read_index(uint32_t index_bytes, tinyqmoe_tensor* tensor) {
+  const uint32_t rows = tensor->info.rows;
+  const uint64_t tiles = n_tiles(rows);
+  tensor->tiles.reset(new (std::nothrow) Tile[tiles]);
+  if (tensor->tiles == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+  uint64_t offset = 0;
+  uint64_t payload = 0;
+  for (uint32_t tile = 0; tile < tiles; ++tile) {
+    const uint32_t n_rows = std::min(kTileRows, rows - tile * kTileRows);
+    const tinyqmoe_status status =
+        read_tile(*tensor, index_bytes, n_rows, &tensor->tiles[tile], &offset, &payload);
+    if (status != TINYQMOE_OK) return status;
+  }
+  return offset == index_bytes && payload == tensor->info.payload_bytes ? TINYQMOE_OK : TINYQMOE_BAD_INDEX;
 }
 
 tinyqmoe_status check_zero(const uint8_t* bytes, uint64_t begin, uint64_t end) {
@@ -131,28 +172,27 @@ tinyqmoe_status check_padding(const uint8_t* bytes, const Layout& at) {
 }
 
 // Everything after the header; fills the tensor. The dictionary, once acquired, is the caller's to release.
-tinyqmoe_status check_parts(const uint8_t* header, const uint8_t* bytes, uint64_t n_bytes, uint32_t flags,
-                            tinyqmoe_tensor* tensor) {
+tinyqmoe_status check_parts(const Header& header, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor* tensor) {
   tinyqmoe_info& info = tensor->info;
-  const Layout at = layout_of(info);
-  tinyqmoe_status status = check_sections(info, at, load<uint64_t>(header + 32));
+  const uint8_t* const bytes = tensor->bytes;
+  const Layout at(header);
+  tinyqmoe_status status = check_sections(header, at);
   if (status != TINYQMOE_OK) return status;
   if (n_bytes < at.total) return TINYQMOE_TRUNCATED;
-  if (tinyqmoe_crc32(0, bytes + kHeaderBytes, at.payload - kHeaderBytes) != load<uint32_t>(header + 48)) {
+  if (tinyqmoe_crc32(0, bytes + kHeaderBytes, at.payload - kHeaderBytes) != load<uint32_t>(tensor->header + 48)) {
     return TINYQMOE_BAD_TABLES_CRC;
   }
   info.total_bytes = at.total;
   tensor->payload = bytes + at.payload;
-  tensor->row_bytes = raw_row_bytes(info);
+  tensor->row_bytes = packed_row_bytes(info);
   if (info.codec == kLzw) {
-    tensor->tile_offsets = bytes + at.index;
-    tensor->row_codes = tensor->tile_offsets + 4 * tiles(info.rows);
-    status = acquire_dictionary(dictionary_shape(info), bytes + kHeaderBytes, &tensor->dictionary);
-    if (status == TINYQMOE_OK) status = check_index(*tensor);
+    tensor->index = bytes + at.index;
+    status = acquire_dictionary(header.shape, bytes + kHeaderBytes, &tensor->dictionary);
+    if (status == TINYQMOE_OK) status = read_index(header.index_bytes, tensor);
   }
   if (status == TINYQMOE_OK) status = check_padding(bytes, at);
   if (status != TINYQMOE_OK || (flags & TINYQMOE_VERIFY_PAYLOAD) == 0) return status;
-  if (tinyqmoe_crc32(0, tensor->payload, info.payload_bytes) != load<uint32_t>(header + 52)) {
+  if (tinyqmoe_crc32(0, tensor->payload, info.payload_bytes) != load<uint32_t>(tensor->header + 52)) {
     return TINYQMOE_BAD_PAYLOAD_CRC;
   }
   return check_rows(*tensor);
@@ -170,19 +210,19 @@ tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flag
   if (n_bytes < tinyqmoe::kHeaderBytes) return TINYQMOE_TRUNCATED;
   if (bytes == nullptr) return TINYQMOE_BAD_ARGUMENT;
   // One copy of the header: what was checked is what is used.
-  uint8_t header[tinyqmoe::kHeaderBytes];
-  std::memcpy(header, bytes, sizeof header);
-  tinyqmoe_status status = tinyqmoe::check_header(header);
+  uint8_t copy[tinyqmoe::kHeaderBytes];
+  std::memcpy(copy, bytes, sizeof copy);
+  tinyqmoe_status status = tinyqmoe::check_header(copy);
   if (status != TINYQMOE_OK) return status;
-  const tinyqmoe_info info = tinyqmoe::read_info(header);
-  status = tinyqmoe::check_fields(info);
+  const tinyqmoe::Header header(copy);
+  status = tinyqmoe::check_fields(header);
   if (status != TINYQMOE_OK) return status;
   tinyqmoe_tensor* tensor = new (std::nothrow) tinyqmoe_tensor{};
   if (tensor == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-  tensor->info = info;
+  tensor->info = header.info;
   tensor->bytes = static_cast<const uint8_t*>(bytes);
-  std::memcpy(tensor->header, header, sizeof header);
-  status = tinyqmoe::check_parts(header, static_cast<const uint8_t*>(bytes), n_bytes, flags, tensor);
+  std::memcpy(tensor->header, copy, sizeof copy);
+  status = tinyqmoe::check_parts(header, n_bytes, flags, tensor);
   if (status != TINYQMOE_OK) {
     tinyqmoe_close(tensor);
     return status;

@@ -1,5 +1,6 @@
 #include "rows.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -8,72 +9,107 @@
 namespace tinyqmoe {
 namespace {
 
-uint64_t coded_bytes(uint32_t n_codes, uint32_t code_bits) { return (uint64_t{n_codes} * code_bits + 7) / 8; }
+// What the digits of a base-3 row's last block are past its last level.
+bool ends_with_zeros(const uint8_t* packed, uint32_t cols) {
+  const uint32_t begin = (cols - 1) / (kBase3Block * kBase3Digits) * kBase3Block;  // the block's first byte
+  const uint32_t left = cols - begin * kBase3Digits;
+  const uint32_t n = (left + kBase3Digits - 1) / kBase3Digits;
+  for (uint32_t at = left; at < n * kBase3Digits; ++at) {
+    uint8_t rest = packed[begin + at % n];
+    for (uint32_t digit = at / n; digit > 0; --digit) rest = static_cast<uint8_t>(rest * 3);
+    if (rest * 3 >> 8 != 0) return false;
+  }
+  return true;
+}
 
-uint32_t codes_of_row(const tinyqmoe_tensor& tensor, uint32_t row) {
-  return load<uint16_t>(tensor.row_codes + uint64_t{row} * 2);
+tinyqmoe_status expand_phrases(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow* rows, uint32_t n,
+                               const RowTarget& to) {
+  const uint32_t cols = tensor.info.cols;
+  const tinyqmoe_status status = kernels.expand_phrases(*tensor.dictionary, rows, n, cols, to.out, to.stride);
+  if (status != TINYQMOE_OK || to.bias == 0) return status;
+  for (uint32_t k = 0; k < n; ++k) {
+    uint8_t* const out = to.out + k * to.stride;
+    for (uint32_t i = 0; i < cols; ++i) out[i] = static_cast<uint8_t>(out[i] + to.bias);
+  }
+  return TINYQMOE_OK;
+}
+
+tinyqmoe_status expand_packed(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow* rows, uint32_t n,
+                              const RowTarget& to) {
+  const tinyqmoe_info& info = tensor.info;
+  for (uint32_t k = 0; k < n; ++k) {
+    uint8_t* const out = to.out + k * to.stride;
+    if (info.codec == kBase3) {
+      if (kernels.expand_base3(rows[k].bytes, info.cols, to.bias, out) >= kBase3Codes) return TINYQMOE_BAD_CODE;
+    } else if (kernels.unpack(rows[k].bytes, info.code_bits, info.cols, to.bias, out) >= info.n_levels) {
+      return TINYQMOE_BAD_LEVEL;
+    }
+    const tinyqmoe_status status = check_unused_bits(tensor, rows[k]);
+    if (status != TINYQMOE_OK) return status;
+  }
+  return TINYQMOE_OK;
 }
 
 }  // namespace
 
-RowCursor::RowCursor(const tinyqmoe_tensor& tensor, uint32_t row) : tensor_(tensor), row_(row), offset_(0) {
-  if (tensor.info.codec == kRaw) {
-    offset_ = row * tensor.row_bytes;
-    return;
-  }
-  const uint32_t tile = row / kTileRows;
-  offset_ = load<uint32_t>(tensor.tile_offsets + uint64_t{tile} * 4);
-  for (uint32_t r = tile * kTileRows; r < row; ++r) {
-    offset_ += coded_bytes(codes_of_row(tensor, r), tensor.info.code_bits);
-  }
+RowCursor::RowCursor(const tinyqmoe_tensor& tensor, uint32_t row)
+    : tensor_(tensor), row_(row), offset_(row * tensor.row_bytes) {
+  if (tensor.info.codec != kLzw) return;
+  row_ = row / kTileRows * kTileRows;
+  offset_ = tensor.tiles[row / kTileRows].payload;
+  for (; row_ < row; ++row_) offset_ += bytes_of_row();
+}
+
+uint64_t RowCursor::bytes_of_row() const {
+  if (tensor_.info.codec != kLzw) return tensor_.row_bytes;
+  const Tile& tile = tensor_.tiles[row_ / kTileRows];
+  return tile.shortest + delta_at(tensor_.index + tile.deltas, tile.width, row_ % kTileRows);
 }
 
 tinyqmoe_status RowCursor::next(CodedRow* row) {
-  uint64_t bytes = tensor_.row_bytes;
-  row->bytes = tensor_.payload + offset_;
-  row->n_codes = 0;
-  if (tensor_.info.codec == kLzw) {
-    row->n_codes = codes_of_row(tensor_, row_);
-    bytes = coded_bytes(row->n_codes, tensor_.info.code_bits);
-    // True on open; checked again because a mapped file can change.
-    const bool inside = offset_ <= tensor_.info.payload_bytes && bytes <= tensor_.info.payload_bytes - offset_;
-    if (row->n_codes == 0 || row->n_codes > tensor_.info.cols || !inside) return TINYQMOE_BAD_INDEX;
-  }
+  *row = {tensor_.payload + offset_, bytes_of_row()};
+  // True on open; checked again because a mapped file can change.
+  const bool inside = offset_ <= tensor_.info.payload_bytes && row->n_bytes <= tensor_.info.payload_bytes - offset_;
+  if (!inside) return TINYQMOE_BAD_INDEX;
   ++row_;
-  offset_ += bytes;
+  offset_ += row->n_bytes;
   return TINYQMOE_OK;
 }
 
 tinyqmoe_status check_unused_bits(const tinyqmoe_tensor& tensor, const CodedRow& row) {
-  const uint64_t count = tensor.info.codec == kLzw ? row.n_codes : tensor.info.cols;
-  const uint64_t bits = count * tensor.info.code_bits;
+  const tinyqmoe_info& info = tensor.info;
+  if (info.codec == kBase3) return ends_with_zeros(row.bytes, info.cols) ? TINYQMOE_OK : TINYQMOE_BAD_PADDING;
+  const uint64_t bits = uint64_t{info.cols} * info.code_bits;
   if (bits % 8 == 0) return TINYQMOE_OK;
   return row.bytes[bits / 8] >> (bits % 8) == 0 ? TINYQMOE_OK : TINYQMOE_BAD_PADDING;
 }
 
-tinyqmoe_status expand_row(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow& row, uint8_t bias,
-                           uint8_t* out, uint64_t capacity) {
-  const tinyqmoe_info& info = tensor.info;
-  if (info.codec == kLzw) {
-    const tinyqmoe_status status =
-        kernels.expand_codes(*tensor.dictionary, row.bytes, row.n_codes, info.cols, bias, out, capacity);
+tinyqmoe_status expand_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, RowCursor* cursor, uint32_t n,
+                            const RowTarget& target) {
+  for (uint32_t r = 0; r < n; r += kDotRows) {
+    const uint32_t count = std::min(kDotRows, n - r);
+    CodedRow rows[kDotRows];
+    for (uint32_t k = 0; k < count; ++k) {
+      const tinyqmoe_status status = cursor->next(&rows[k]);
+      if (status != TINYQMOE_OK) return status;
+    }
+    const RowTarget group = {target.bias, target.out + r * target.stride, target.stride};
+    const auto expand = tensor.info.codec == kLzw ? expand_phrases : expand_packed;
+    const tinyqmoe_status status = expand(tensor, kernels, rows, count, group);
     if (status != TINYQMOE_OK) return status;
-  } else if (kernels.unpack(row.bytes, info.code_bits, info.cols, bias, out) >= info.n_levels) {
-    return TINYQMOE_BAD_LEVEL;
   }
-  return check_unused_bits(tensor, row);
+  return TINYQMOE_OK;
 }
 
 tinyqmoe_status check_rows(const tinyqmoe_tensor& tensor) {
   const Kernels& kernels = *kernels_for(TINYQMOE_ISA_AUTO);
-  const uint64_t capacity = uint64_t{tensor.info.cols} + kOverrun;
-  const std::unique_ptr<uint8_t[]> scratch(new (std::nothrow) uint8_t[capacity]);
+  const uint64_t cols = tensor.info.cols;
+  const std::unique_ptr<uint8_t[]> scratch(new (std::nothrow) uint8_t[kDotRows * cols]);
   if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   RowCursor cursor(tensor, 0);
-  for (uint32_t r = 0; r < tensor.info.rows; ++r) {
-    CodedRow row;
-    tinyqmoe_status status = cursor.next(&row);
-    if (status == TINYQMOE_OK) status = expand_row(tensor, kernels, row, 0, scratch.get(), capacity);
+  for (uint32_t r = 0; r < tensor.info.rows; r += kDotRows) {
+    const uint32_t n = std::min(kDotRows, tensor.info.rows - r);
+    const tinyqmoe_status status = expand_rows(tensor, kernels, &cursor, n, {0, scratch.get(), cols});
     if (status != TINYQMOE_OK) return status;
   }
   return TINYQMOE_OK;

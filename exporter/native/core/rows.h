@@ -1,4 +1,4 @@
-// Reading rows of either codec.
+// Reading rows of any codec.
 #ifndef TINYQMOE_CORE_ROWS_H_
 #define TINYQMOE_CORE_ROWS_H_
 
@@ -6,11 +6,6 @@
 #include "tensor.h"
 
 namespace tinyqmoe {
-
-struct CodedRow {
-  const uint8_t* bytes;
-  uint32_t n_codes;  // lzw only
-};
 
 // Walks rows upwards. Every row it hands out lies inside the payload, whatever the index now says.
 class RowCursor {
@@ -23,16 +18,25 @@ class RowCursor {
   uint64_t offset() const { return offset_; }
 
  private:
+  uint64_t bytes_of_row() const;
+
   const tinyqmoe_tensor& tensor_;
   uint32_t row_;
   uint64_t offset_;
 };
 
-// Offsets of one row, plus bias, to out[0..cols); may write up to out[capacity), capacity >= cols.
-tinyqmoe_status expand_row(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow& row, uint8_t bias,
-                           uint8_t* out, uint64_t capacity);
+// Where rows go: each offset plus bias, row r to out + r * stride.
+struct RowTarget {
+  uint8_t bias;
+  uint8_t* out;
+  uint64_t stride;
+};
 
-// BAD_PADDING if the bits after the row's last level or codeword are not zero.
+// The next n rows of the cursor. Writes the columns of each row and nothing else.
+tinyqmoe_status expand_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, RowCursor* cursor, uint32_t n,
+                            const RowTarget& target);
+
+// BAD_PADDING if what a raw or base-3 row has past its last level is not zero.
 tinyqmoe_status check_unused_bits(const tinyqmoe_tensor& tensor, const CodedRow& row);
 
 // Reads every row, for verification on open.

@@ -3,33 +3,54 @@
 #define TINYQMOE_CORE_TENSOR_H_
 
 #include <cstdint>
+#include <memory>
 
+#include "bytes.h"
 #include "dictionary.h"
 #include "tinyqmoe/tinyqmoe.h"
 
 namespace tinyqmoe {
 
-enum Codec : uint8_t { kRaw = 0, kLzw = 1 };
+enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2 };
 
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
 
 struct Entry;  // residency_state.h
 
+// What the index of an lzw blob says of 32 rows, copied when it was checked.
+struct Tile {
+  uint32_t payload;   // offset of its first row in the payload
+  uint32_t deltas;    // offset of its deltas in the index
+  uint32_t shortest;  // bytes of its shortest row
+  uint32_t width;     // bits of a delta: what a row is longer by
+};
+
+constexpr uint32_t kMaxWidth = 24;
+
+// The delta of a row of a tile. Reads up to 8 bytes at it.
+inline uint32_t delta_at(const uint8_t* deltas, uint32_t width, uint32_t row) {
+  const uint32_t bit = row * width;
+  return static_cast<uint32_t>(load<uint64_t>(deltas + bit / 8) >> (bit % 8)) & ((1u << width) - 1);
+}
+
+// Bytes of a row of a codec whose rows are equally long.
+uint64_t packed_row_bytes(const tinyqmoe_info& info);
+
 // Checks shared by the decoder and the encoder (FORMAT.md section 2).
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap);
-tinyqmoe_status check_alphabet(uint32_t code_bits, int32_t level_min, uint32_t n_levels);
+tinyqmoe_status check_alphabet(const tinyqmoe_info& info, uint32_t core_first, uint32_t n_core);
 tinyqmoe_status check_shape(uint32_t rows, uint32_t cols);
-tinyqmoe_status check_entries(uint32_t codec, uint32_t code_bits, uint32_t n_levels, uint32_t n_entries);
+tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape);
 
 }  // namespace tinyqmoe
 
 struct tinyqmoe_tensor {
   tinyqmoe_info info;
-  const uint8_t* tile_offsets;  // u32 [n_tiles], codec lzw only
-  const uint8_t* row_codes;     // u16 [rows], codec lzw only
+  const uint8_t* index;         // codec lzw only
+  std::unique_ptr<tinyqmoe::Tile[]> tiles;  // codec lzw only
   const uint8_t* payload;
-  uint64_t row_bytes;           // of a raw row
+  uint64_t row_bytes;           // of every row; 0 for lzw
   const tinyqmoe::Dictionary* dictionary;
   const uint8_t* bytes;         // of the whole blob, as far as info.total_bytes
   uint8_t header[tinyqmoe::kHeaderBytes];

@@ -21,6 +21,12 @@ void put_node(const std::vector<Node>& nodes, uint32_t node, uint32_t n_levels, 
   for (uint32_t i = 0; first != 0 && i < n_levels; ++i) put_node(nodes, first + i, n_levels, bits);
 }
 
+void append_bits(const std::vector<bool>& bits, Bytes* out) {
+  const size_t begin = out->size();
+  out->resize(begin + (bits.size() + 7) / 8);
+  for (size_t i = 0; i < bits.size(); ++i) (*out)[begin + i / 8] |= static_cast<uint8_t>(bits[i] << (i % 8));
+}
+
 template <typename T>
 void put(Bytes* blob, size_t offset, T value) {
   std::memcpy(blob->data() + offset, &value, sizeof value);
@@ -39,9 +45,15 @@ void require(tinyqmoe_status status) {
   if (status != TINYQMOE_OK) throw std::runtime_error(tinyqmoe_status_name(status));
 }
 
-void put_header(Bytes* blob, const Spec& spec, uint32_t n_entries, uint64_t payload_offset, uint64_t payload_bytes) {
+struct Sizes {
+  uint32_t n_entries;
+  uint32_t index_bytes;
+  uint64_t payload_bytes;
+};
+
+void put_header(Bytes* blob, const Spec& spec, const Sizes& sizes) {
   std::memcpy(blob->data(), "TQLZ", 4);
-  put<uint16_t>(blob, 4, 1);
+  put<uint16_t>(blob, 4, 2);
   put<uint16_t>(blob, 6, 64);
   (*blob)[8] = spec.codec;
   (*blob)[9] = spec.code_bits;
@@ -50,24 +62,48 @@ void put_header(Bytes* blob, const Spec& spec, uint32_t n_entries, uint64_t payl
   put<uint16_t>(blob, 12, static_cast<uint16_t>(spec.n_levels));
   put<uint32_t>(blob, 16, spec.rows);
   put<uint32_t>(blob, 20, spec.cols);
-  put<uint32_t>(blob, 24, n_entries);
-  put<uint64_t>(blob, 32, payload_offset);
-  put<uint64_t>(blob, 40, payload_bytes);
+  put<uint32_t>(blob, 24, sizes.n_entries);
+  if (spec.codec == 1) {
+    put<uint16_t>(blob, 14, static_cast<uint16_t>(spec.n_core()));
+    put<uint16_t>(blob, 28, static_cast<uint16_t>(spec.core_first()));
+  }
+  put<uint64_t>(blob, 32, blob->size());
+  put<uint64_t>(blob, 40, sizes.payload_bytes);
+  put<uint32_t>(blob, 56, sizes.index_bytes);
 }
 
-void append_index(const std::vector<uint16_t>& row_codes, uint32_t code_bits, Bytes* blob) {
-  std::vector<uint32_t> tiles;
-  uint32_t offset = 0;
-  for (size_t row = 0; row < row_codes.size(); ++row) {
-    if (row % 32 == 0) tiles.push_back(offset);
-    offset += (row_codes[row] * code_bits + 7) / 8;
+void append_index(const std::vector<uint32_t>& row_bytes, Bytes* blob) {
+  for (size_t first = 0; first < row_bytes.size(); first += 32) {
+    const size_t end = std::min(row_bytes.size(), first + 32);
+    const auto range = std::minmax_element(row_bytes.begin() + static_cast<std::ptrdiff_t>(first),
+                                           row_bytes.begin() + static_cast<std::ptrdiff_t>(end));
+    const uint32_t shortest = *range.first;
+    uint32_t width = 0;
+    while ((*range.second - shortest) >> width != 0) ++width;
+    std::vector<bool> bits(32 * (1 + width));
+    const auto set = [&bits](size_t at, uint32_t n, uint32_t value) {
+      for (uint32_t i = 0; i < n; ++i) bits[at + i] = value >> i & 1;
+    };
+    set(0, 32, shortest | width << 24);
+    for (size_t row = first; row < end; ++row) set(32 + (row - first) * width, width, row_bytes[row] - shortest);
+    append_bits(bits, blob);
   }
-  const auto append = [blob](const void* p, size_t n) {
-    const uint8_t* bytes = static_cast<const uint8_t*>(p);
-    blob->insert(blob->end(), bytes, bytes + n);
-  };
-  append(tiles.data(), tiles.size() * 4);
-  append(row_codes.data(), row_codes.size() * 2);
+}
+
+// Code lengths, four bits each: the longest codeword is split now and then, any other else.
+void append_lengths(uint32_t n_entries, Random& random, Bytes* section) {
+  std::vector<uint32_t> lengths = {1, 1};
+  while (lengths.size() < n_entries) {
+    const size_t pick = random() % 3 == 0 ? lengths.size() - 1 : random() % lengths.size();
+    if (lengths[pick] == 12) continue;
+    lengths.push_back(++lengths[pick]);
+  }
+  std::shuffle(lengths.begin(), lengths.end(), random);
+  std::vector<bool> bits;
+  for (const uint32_t length : lengths) {
+    for (uint32_t i = 0; i < 4; ++i) bits.push_back(length >> i & 1);
+  }
+  append_bits(bits, section);
 }
 
 using Aligned = std::unique_ptr<void, void (*)(void*)>;
@@ -77,9 +113,10 @@ Aligned aligned(uint64_t bytes) { return Aligned(std::aligned_alloc(64, (bytes +
 }  // namespace
 
 std::string Spec::name() const {
-  return std::string(codec ? "lzw" : "raw") + std::to_string(code_bits) + " cap " + std::to_string(cap) + " levels " +
-         std::to_string(level_min) + "+" + std::to_string(n_levels) + " " + std::to_string(rows) + "x" +
-         std::to_string(cols);
+  const char* const names[] = {"raw", "lzw", "base3"};
+  return names[codec] + std::to_string(code_bits) + " cap " + std::to_string(cap) + " levels " +
+         std::to_string(level_min) + "+" + std::to_string(n_levels) + " core " + std::to_string(n_core()) + " " +
+         std::to_string(rows) + "x" + std::to_string(cols);
 }
 
 std::vector<tinyqmoe_isa> available_isas() {
@@ -92,28 +129,29 @@ std::vector<tinyqmoe_isa> available_isas() {
   }
 }
 
-std::pair<Bytes, uint32_t> random_tree(const Spec& spec, Random& random) {
-  const uint32_t most = 1u << spec.code_bits;
+RandomDictionary random_dictionary(const Spec& spec, Random& random) {
+  const uint32_t n_children = spec.n_core() + (spec.n_core() < spec.n_levels);
   std::vector<Node> nodes(1);
-  std::vector<uint32_t> leaves = {0};
-  while (!leaves.empty()) {
-    const uint32_t n_leaves = static_cast<uint32_t>((nodes.size() - 1) / spec.n_levels) * (spec.n_levels - 1) + 1;
-    if (n_leaves + spec.n_levels - 1 > most) break;
+  std::vector<uint32_t> leaves = {0};  // that may be split
+  uint32_t n_entries = 1;
+  while (!leaves.empty() && n_entries + n_children - 1 <= 256) {
     const size_t pick = random() % 4 == 0 ? random() % leaves.size() : leaves.size() - 1;
     const uint32_t node = leaves[pick];
     leaves.erase(leaves.begin() + static_cast<std::ptrdiff_t>(pick));
     nodes[node].first_child = static_cast<uint32_t>(nodes.size());
     const uint32_t depth = nodes[node].depth + 1;
-    for (uint32_t i = 0; i < spec.n_levels; ++i) {
-      if (depth < spec.cap) leaves.push_back(static_cast<uint32_t>(nodes.size()));
+    for (uint32_t i = 0; i < n_children; ++i) {
+      if (depth < spec.cap && i < spec.n_core()) leaves.push_back(static_cast<uint32_t>(nodes.size()));
       nodes.push_back({0, depth});
     }
+    n_entries += n_children - 1;
   }
   std::vector<bool> bits;
-  put_node(nodes, 0, spec.n_levels, &bits);
-  Bytes section((bits.size() + 7) / 8);
-  for (size_t i = 0; i < bits.size(); ++i) section[i / 8] |= static_cast<uint8_t>(bits[i] << (i % 8));
-  return {section, static_cast<uint32_t>((nodes.size() - 1) / spec.n_levels * (spec.n_levels - 1) + 1)};
+  put_node(nodes, 0, n_children, &bits);
+  RandomDictionary dictionary{{}, n_entries};
+  append_bits(bits, &dictionary.section);
+  append_lengths(n_entries, random, &dictionary.section);
+  return dictionary;
 }
 
 Levels random_levels(const Spec& spec, Random& random) {
@@ -129,27 +167,29 @@ Levels random_levels(const Spec& spec, Random& random) {
 
 Bytes make_blob(const Spec& spec, const Levels& levels, Random& random) {
   Bytes blob(64);
-  const uint64_t room = uint64_t{spec.rows} * ((uint64_t{spec.cols} * spec.code_bits + 7) / 8);
-  Bytes payload(room);
-  uint64_t payload_bytes = room;
-  uint32_t n_entries = 0;
+  Bytes payload(levels.size() * 20 / 8 + spec.rows);
   const tinyqmoe_encode_args args = {levels.data(),  spec.rows,      spec.cols,      static_cast<int8_t>(spec.level_min),
-                                     spec.n_levels, spec.code_bits, payload.data(), room};
-  if (spec.codec == 0) {
-    require(tinyqmoe_encode_raw(&args));
-  } else {
-    Bytes tree;
-    std::tie(tree, n_entries) = random_tree(spec, random);
-    std::vector<uint16_t> row_codes(spec.rows);
-    const tinyqmoe_encode_dictionary dictionary = {spec.cap, n_entries, tree.data(), tree.size()};
-    require(tinyqmoe_encode_lzw(&args, &dictionary, row_codes.data(), &payload_bytes));
-    blob.insert(blob.end(), tree.begin(), tree.end());
+                                     spec.n_levels, spec.code_bits, payload.data(), payload.size()};
+  Sizes sizes{};
+  if (spec.codec == 1) {
+    const RandomDictionary dictionary = random_dictionary(spec, random);
+    std::vector<uint32_t> row_bytes(spec.rows);
+    const tinyqmoe_encode_dictionary tables = dictionary.of(spec);
+    require(tinyqmoe_encode_lzw(&args, &tables, row_bytes.data(), &sizes.payload_bytes));
+    blob.insert(blob.end(), dictionary.section.begin(), dictionary.section.end());
     pad(&blob, 4);
-    append_index(row_codes, spec.code_bits, &blob);
+    const size_t index = blob.size();
+    append_index(row_bytes, &blob);
+    sizes.n_entries = dictionary.n_entries;
+    sizes.index_bytes = static_cast<uint32_t>(blob.size() - index);
+  } else {
+    require(spec.codec == 0 ? tinyqmoe_encode_raw(&args) : tinyqmoe_encode_base3(&args));
+    const uint64_t row_bytes = spec.codec == 0 ? (uint64_t{spec.cols} * spec.code_bits + 7) / 8 : (spec.cols + 4) / 5;
+    sizes.payload_bytes = spec.rows * row_bytes;
   }
   pad(&blob, 64);
-  put_header(&blob, spec, n_entries, blob.size(), payload_bytes);
-  blob.insert(blob.end(), payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(payload_bytes));
+  put_header(&blob, spec, sizes);
+  blob.insert(blob.end(), payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(sizes.payload_bytes));
   blob.resize(blob.size() + 16);
   pad(&blob, 64);
   reseal(&blob);

@@ -33,12 +33,25 @@ struct Spec {
   uint32_t n_levels;
   uint32_t rows;
   uint32_t cols;
+  uint32_t core = 0;  // lzw: its levels, which lie in the middle of the alphabet; 0: all of them
 
   std::string name() const;
+  uint32_t n_core() const { return core == 0 ? n_levels : core; }
+  uint32_t core_first() const { return (n_levels - n_core()) / 2; }
 };
 
-// A tree with as many leaves as fit, split at random (deep ones first, so that caps are reached), and its leaf count.
-std::pair<Bytes, uint32_t> random_tree(const Spec& spec, Random& random);
+struct RandomDictionary {
+  Bytes section;
+  uint32_t n_entries;
+
+  tinyqmoe_encode_dictionary of(const Spec& spec) const {
+    return {spec.cap, spec.core_first(), spec.n_core(), n_entries, section.data(), section.size()};
+  }
+};
+
+// A tree with as many leaves as fit, split at random (deep ones first, so that caps are reached), and a complete code
+// made by splitting codewords at random.
+RandomDictionary random_dictionary(const Spec& spec, Random& random);
 
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);

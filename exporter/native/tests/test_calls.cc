@@ -1,6 +1,7 @@
 // Arguments that are wrong, CRC-32, counting, the encoder's errors, and shared dictionaries.
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <thread>
 
 #include "check.h"
@@ -11,7 +12,7 @@
 namespace tests {
 namespace {
 
-const Spec kSpec = {1, 12, 16, -1, 3, 40, 100};
+const Spec kSpec = {1, 12, 6, -1, 3, 40, 100};
 
 uint32_t crc32_bit_by_bit(const Bytes& bytes) {
   uint32_t crc = 0xFFFFFFFFu;
@@ -138,22 +139,33 @@ void test_counts() {
 void test_encoder() {
   g_context = "encode";
   Random random(3);
-  const auto [tree, n_entries] = random_tree(kSpec, random);
+  const RandomDictionary made = random_dictionary(kSpec, random);
   Levels levels = random_levels(kSpec, random);
-  std::vector<uint16_t> row_codes(kSpec.rows);
+  std::vector<uint32_t> row_bytes(kSpec.rows);
   uint64_t bytes = 0;
-  const uint32_t entries = n_entries;
-  const Bytes& section = tree;
+  const Bytes& section = made.section;
   const auto encode = [&](const Bytes& dictionary, uint8_t* payload, uint64_t capacity) {
     const tinyqmoe_encode_args args = {levels.data(), kSpec.rows, kSpec.cols, -1, 3, 12, payload, capacity};
-    const tinyqmoe_encode_dictionary tree_args = {16, entries, dictionary.data(), dictionary.size()};
-    return tinyqmoe_encode_lzw(&args, &tree_args, row_codes.data(), &bytes);
+    tinyqmoe_encode_dictionary tables = made.of(kSpec);
+    tables.bytes = dictionary.data();
+    tables.n_bytes = dictionary.size();
+    return tinyqmoe_encode_lzw(&args, &tables, row_bytes.data(), &bytes);
   };
+  const auto count = [&](uint64_t* counts) {
+    const tinyqmoe_encode_args args = {levels.data(), kSpec.rows, kSpec.cols, -1, 3, 12, nullptr, 0};
+    const tinyqmoe_encode_dictionary tables = made.of(kSpec);
+    return tinyqmoe_count_phrases(&args, &tables, counts);
+  };
+  std::vector<uint64_t> counts(made.n_entries, 7);
+  CHECK(count(counts.data()) == TINYQMOE_OK && count(nullptr) == TINYQMOE_BAD_ARGUMENT);
+  const uint64_t n_phrases = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  CHECK(n_phrases >= levels.size() / kSpec.cap && n_phrases <= levels.size());
   CHECK(encode(section, nullptr, 0) == TINYQMOE_OK && bytes > 0);
   const uint64_t exact = bytes;
   Bytes payload(exact);
   CHECK(encode(section, payload.data(), exact) == TINYQMOE_OK && bytes == exact);
   CHECK(encode(section, payload.data(), exact - 1) == TINYQMOE_BUFFER_TOO_SMALL);
+  CHECK(std::accumulate(row_bytes.begin(), row_bytes.end(), uint64_t{0}) == exact);
   Bytes broken = section;
   broken[0] ^= 1;
   CHECK(encode(broken, payload.data(), exact) == TINYQMOE_BAD_DICTIONARY);
@@ -171,6 +183,14 @@ void test_encoder() {
   CHECK(pack(2, raw.size()) == TINYQMOE_OK);
   CHECK(pack(2, raw.size() - 1) == TINYQMOE_BUFFER_TOO_SMALL);
   CHECK(pack(3, raw.size()) == TINYQMOE_BAD_CODEC);
+  const auto pack3 = [&](uint32_t n_levels, uint64_t capacity) {
+    const tinyqmoe_encode_args args = {levels.data(), kSpec.rows, kSpec.cols, -1, n_levels, 0, raw.data(), capacity};
+    return tinyqmoe_encode_base3(&args);
+  };
+  CHECK(pack3(3, kSpec.rows * 20) == TINYQMOE_OK && pack3(3, kSpec.rows * 20 - 1) == TINYQMOE_BUFFER_TOO_SMALL);
+  CHECK(pack3(2, raw.size()) == TINYQMOE_BAD_ALPHABET);
+  levels[kSpec.cols * 7] = 2;
+  CHECK(pack3(3, raw.size()) == TINYQMOE_BAD_LEVEL);
 }
 
 void test_sharing(const Bytes& blob) {

@@ -125,7 +125,7 @@ def test_shell_completion() -> None:
         ["export", "m", "o", "--scheme", "float"],
         ["export", "m", "o", "--target", "toaster"],
         ["export", "m", "o", "--group-size", "0"],
-        ["export", "m", "o", "--sparsity", "1.5"],
+        ["export", "m", "o", "--scheme", "ternary", "--sparsity", "1.5"],
         ["export", "m", "o", "--scheme", "int8", "--sparsity", "0.5"],
         ["run", "b"],
         ["run", "b", "--prompt", "x", "--max-new-tokens", "0"],
@@ -267,7 +267,7 @@ def test_a_failed_verdict_is_1_and_still_json(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check = parity.Check("levels", "[red] wrong", False, positions=1, kl_worst=float("inf"))
-    gate = parity.TOLERANCES["int16"]
+    gate = parity.TOLERANCES["int16", "float16"]
     report = parity.ParityReport("executorch", "int16", "float16", gate, [check])
     monkeypatch.setattr(judging, "open_runner", lambda *_, **__: None)
     monkeypatch.setattr(judging, "judge", lambda *_: report)

@@ -30,7 +30,7 @@ def test_a_terminal_of_ascii_ends_no_run(
     done = run("inspect", copied.path, **environment)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr
     prompt = "ein Bär".encode()
-    done = run("run", copied.path, "--prompt", prompt, "--max-new-tokens", "3", **environment)
+    done = run("run", bundle.path, "--prompt", prompt, "--max-new-tokens", "3", **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"ein B")
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.codec import native, native_encoder, reference
-from exporter.codec.dictionary import Dictionary
+from exporter.codec.growth import grow, with_codewords
 from exporter.codec.native import NativeTensor
 from exporter.errors import CodecError, MissingComponentError
 from tests.support.blobs import Levels, make_blob, random_levels, same_bits
@@ -31,12 +31,12 @@ CODECS = [
     ("raw", 4, 0, -7, 15),
     ("raw", 8, 0, -127, 255),
     ("raw", 8, 0, -128, 256),
-    ("lzw", 8, 16, -1, 3),
-    ("lzw", 12, 16, -1, 3),
-    ("lzw", 12, 32, -1, 3),
-    ("lzw", 16, 32, -1, 3),
-    ("lzw", 12, 16, -15, 31),
-    ("lzw", 16, 16, -127, 255),
+    ("base3", 8, 5, -1, 3),
+    ("lzw", 12, 3, -1, 3),
+    ("lzw", 12, 6, -1, 3),
+    ("lzw", 12, 14, -1, 3),
+    ("lzw", 12, 6, -15, 31),
+    ("lzw", 12, 3, -127, 255),
 ]
 SHAPES = [(1, 1), (33, 43), (7, 172), (66, 300), (4, 2048)]
 
@@ -157,7 +157,7 @@ def test_embedding() -> None:
     scales = np.random.default_rng(0).standard_normal((40, 4), F32)
     ids = np.array([[39, 0, 7], [31, 32, 7]])
     expected = levels[ids].astype(F32) * np.repeat(scales, 32, axis=1)[ids][..., :100]
-    with NativeTensor(make_blob(levels, "lzw", 12, 16, -1, 3)) as tensor:
+    with NativeTensor(make_blob(levels, "lzw", 12, 6, -1, 3)) as tensor:
         for isa in ISAS:
             assert same_bits(tensor.embedding(ids, scales, 32, isa=isa), expected)
         for bad in (-1, 40):
@@ -178,24 +178,34 @@ def test_non_finite(bad: float) -> None:
 
 def test_encode_sizes_and_errors() -> None:
     levels = random_levels((50, 77), -1, 3)
-    d = Dictionary.grow(native_encoder.count_levels(levels)[127:130], -1, 3, 12, 16)
-    arguments = (-1, 3, 12, 16, d.n_entries, d.to_bits())
-    row_codes, payload, size = native_encoder.encode_lzw(levels, *arguments)
-    counted, nothing, counted_size = native_encoder.encode_lzw(levels, *arguments, count_only=True)
-    assert payload is not None
-    assert nothing is None
-    assert (
-        payload.size == size == counted_size == int(((row_codes.astype(int) * 12 + 7) // 8).sum())
-    )
-    assert np.array_equal(row_codes, counted)
+    tree = grow(native_encoder.count_levels(levels)[127:130], -1, (0, 3), 6, 256).dictionary
+    dictionary = with_codewords(tree, native_encoder.count_phrases(levels, tree))
+    row_bytes, payload = native_encoder.encode_lzw(levels, dictionary)
+    counted, nothing = native_encoder.encode_lzw(levels, dictionary, count_only=True)
+    assert nothing.size == 0
+    assert payload.size == int(row_bytes.sum())
+    assert np.array_equal(row_bytes, counted)
+    with pytest.raises(CodecError, match="BAD_CODE"):
+        native_encoder.encode_lzw(np.ones_like(levels), with_codewords(tree, np.arange(255) < 2))
     levels[3, 5] = 2
     for encode in (
-        lambda: native_encoder.encode_lzw(levels, *arguments),
+        lambda: native_encoder.encode_lzw(levels, dictionary),
+        lambda: native_encoder.count_phrases(levels, dictionary),
+        lambda: native_encoder.encode_base3(levels, -1),
         lambda: native_encoder.encode_raw(levels, -1, 3, 2),
     ):
         with pytest.raises(CodecError) as caught:
             encode()
         assert caught.value.status == "BAD_LEVEL"
+
+
+def test_a_blob_of_the_old_version_is_refused_with_a_next_step() -> None:
+    blob = make_blob(random_levels((3, 9), -1, 3), "raw", 2, 0, -1, 3).copy()
+    blob[4] = 1
+    for decode in (NativeTensor, reference.decode):
+        with pytest.raises(CodecError, match="BAD_VERSION") as caught:
+            decode(blob)
+        assert "export the model again" in str(caught.value) + caught.value.hint
 
 
 def test_counts_and_crc() -> None:
@@ -213,7 +223,7 @@ def test_counts_and_crc() -> None:
 def test_buffers(tmp_path: Path) -> None:
     """A blob is read in place from whatever holds it, and kept alive."""
     levels = random_levels((5, 60), -1, 3)
-    blob = make_blob(levels, "lzw", 8, 16, -1, 3)
+    blob = make_blob(levels, "lzw", 12, 6, -1, 3)
     path = tmp_path / "blob"
     path.write_bytes(blob.tobytes())
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -232,7 +242,7 @@ def test_buffers(tmp_path: Path) -> None:
 def test_threads_share_a_tensor() -> None:
     levels = random_levels((64, 500), -1, 3)
     with (
-        NativeTensor(make_blob(levels, "lzw", 12, 32, -1, 3)) as tensor,
+        NativeTensor(make_blob(levels, "lzw", 12, 14, -1, 3)) as tensor,
         ThreadPoolExecutor(4) as pool,
     ):
         for decoded in pool.map(lambda _: tensor.decode_rows(), range(16)):

@@ -294,7 +294,9 @@ def test_streaming_equals_whole(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "config", [QuantConfig(), QuantConfig(sparsity=0.5), QuantConfig("int8")], ids=repr
+    "config",
+    [QuantConfig("ternary"), QuantConfig("ternary", sparsity=0.5), QuantConfig("int8")],
+    ids=repr,
 )
 def test_weights_that_are_not_finite_never_pass(
     tmp_path: Path, value: float, config: QuantConfig

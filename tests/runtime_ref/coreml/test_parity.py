@@ -173,7 +173,7 @@ def test_a_prompt_near_the_end_of_the_context_is_decoded(ios: Bundle) -> None:
     at_once = run.forward(tokens, 0)
     run.forward(tokens[: CONTEXT - 5], 0)
     in_two = run.forward(tokens[CONTEXT - 5 :], CONTEXT - 5)
-    assert sqnr_db(at_once, in_two) > TOLERANCES["float16"].worst_sqnr_db
+    assert sqnr_db(at_once, in_two) > TOLERANCES["float16", "float16"].worst_sqnr_db
     with pytest.raises(ContextError):
         run.forward([1], CONTEXT)
 
@@ -303,13 +303,13 @@ def patch_weights(bundle: Bundle, change: Any) -> Bundle:
 
 
 def test_one_wrong_scale(copied: Bundle) -> None:
-    """In half precision, in the look-up table of one row: 12 % more."""
+    """In the look-up table of one row: half as much again. Half precision hides less."""
 
     def change(data: bytearray, recipe: Any) -> None:
         parts = shared.tensor(copied, Q1)
         assert parts.scheme == "ternary"
         table = next(i for i in range(0, len(data) - 8, 64) if is_table(bytes(data[i : i + 8])))
-        values = np.frombuffer(bytes(data[table : table + 8]), np.float16) * np.float16(1.125)
+        values = np.frombuffer(bytes(data[table : table + 8]), np.float16) * np.float16(1.5)
         data[table : table + 8] = values.astype(np.float16).tobytes()
 
     report = judge(patch_weights(copied, change))

@@ -46,7 +46,7 @@ def entry(name: str, rows: int, cols: int, scheme: str = "ternary") -> TensorEnt
         group_size=cols,
         codec="lzw" if coded else "raw",
         code_bits=12 if coded else 8,
-        cap=16 if coded else 0,
+        cap=14 if coded else 0,
         bits_per_weight=bits,
         entropy_bits=bits,
         zeros=0.5,
@@ -94,7 +94,7 @@ def test_holders_by_hand() -> None:
     assert holders["KV cache"] == (20 * MB, 0)
     assert holders["activations, as planned"] == (5 * MB, 0)
     assert holders["package, as it lies in its files"] == (0, 7 * MB)
-    assert holders["dictionaries"] == (LAYERS * 4096 * 17, 0)
+    assert holders["dictionaries"] == (LAYERS * 4096 * 18, 0)
     assert "expanded weights" not in holders
     assert [p.name for p in prediction.phases] == ["load", "prefill", "decode"]
     assert prediction.dirty_bytes == sum(dirty for dirty, _ in holders.values())
@@ -135,7 +135,7 @@ def test_the_largest_holders_come_first() -> None:
     assert [h.what for h in largest] == [
         "KV cache",
         "tokenizer",
-        "workspace of products and activations",
+        "activations, as planned",
     ]
 
 
@@ -216,10 +216,11 @@ def test_auto_fills_what_the_limit_leaves() -> None:
 
 def test_files_that_do_not_fit_beside_it_are_pinned_in_part() -> None:
     assert plan_for(100).residency.clean_budget_bytes is None
-    pinned = plan_for(54, "stream").residency.clean_budget_bytes
+    dirty = predictions.predict(*model(), Residency()).dirty_bytes
+    pinned = plan_for(dirty / MB + 14, "stream").residency.clean_budget_bytes
     assert pinned is not None
     assert 0 < pinned < 7 * MB
-    assert plan_for(45, "stream").residency.clean_budget_bytes == 0, "all passes through"
+    assert plan_for(dirty / MB - 2, "stream").residency.clean_budget_bytes == 0, "nothing fits"
 
 
 def test_files_that_find_no_room_are_told() -> None:
@@ -263,7 +264,7 @@ def test_advice_says_what_would_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "quantization", [TERNARY, QuantConfig("int8"), QuantConfig(sparsity=0.7, group_size=16)]
+    "quantization", [TERNARY, QuantConfig("int8"), QuantConfig("ternary", 16, 0.7)]
 )
 def test_an_estimate_predicts_what_the_export_does(
     checkpoint: Path, tmp_path: Path, quantization: QuantConfig
@@ -303,7 +304,9 @@ def test_an_estimate_of_every_format(checkpoint: Path) -> None:
     config = ExportConfig(TERNARY, ("pte", "mlprogram", "custom-op"))
     manifest = estimate_bundle(Checkpoint.open(checkpoint), config, 48)
     pte, program, custom = manifest.artifacts
-    assert program.kv_cache_bytes * 2 == pte.kv_cache_bytes == custom.kv_cache_bytes
+    assert program.kv_cache_bytes * 2 == custom.kv_cache_bytes
+    # In half precision as the program, with heads padded to 16 values.
+    assert program.kv_cache_bytes <= pte.kv_cache_bytes < custom.kv_cache_bytes
     for artifact in manifest.artifacts:
         prediction = predictions.predict(manifest, artifact, Residency())
         assert prediction.dirty_bytes > 0

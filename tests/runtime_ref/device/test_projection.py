@@ -116,7 +116,7 @@ def test_traffic_follows_where_weights_lie() -> None:
     """Ternary codes of 32 bytes for 4 x 8 levels; expanded, a raw blob of 2 bits a level,
     padded."""
     described = manifest(untied=False)
-    coded = replace(described.tensors[0], codec="lzw", code_bits=8, cap=16, n_levels=3)
+    coded = replace(described.tensors[0], codec="lzw", code_bits=12, cap=6, n_levels=3)
     described, artifact = replace(described, tensors=[coded]), described.artifacts[0]
     expanded = 16 + 128  # scales; header, levels and tail, aligned
     in_memory = token_traffic(described, artifact, Residency("expand"), 0)

@@ -181,7 +181,7 @@ def test_markdown_names_model_tools_and_gates(markdown: str) -> None:
     assert "- model: small, 32 parameters, context 16\n" in markdown
     assert "- quantization: scheme int8\n" in markdown
     assert "with tiny-qmoe 0\n" in markdown
-    gate = TOLERANCES["int16"]
+    gate = TOLERANCES["int16", "float16"]
     median = rf"KL \<= {gate.median_kl:g} and SQNR \>= {gate.median_sqnr_db:g} dB"
     worst = rf"KL \<= {gate.worst_kl:g} and SQNR \>= {gate.worst_sqnr_db:g} dB"
     line = f"- int16 activations, float16 KV cache: median {median}, worst {worst}\n"

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define TINYQMOE_ABI_VERSION 4 /* 4: products with 16-bit activations */
+#define TINYQMOE_ABI_VERSION 5 /* 5: version 2 of the TQLZ format */
 
 /* Pinned values: golden-error vectors and other languages name them. */
 typedef enum tinyqmoe_status {

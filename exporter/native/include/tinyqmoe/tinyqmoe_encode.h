@@ -18,27 +18,36 @@ typedef struct tinyqmoe_encode_args {
   uint32_t cols;
   int8_t level_min;
   uint32_t n_levels;
-  uint32_t code_bits;
+  uint32_t code_bits;   /* raw only */
   uint8_t* payload;     /* lzw: may be null, then only the sizes are computed */
   uint64_t payload_capacity;
 } tinyqmoe_encode_args;
 
 typedef struct tinyqmoe_encode_dictionary {
   uint32_t cap;
+  uint32_t core_first;  /* offset from level_min of the first level of the core */
+  uint32_t n_core;
   uint32_t n_entries;
   const uint8_t* bytes; /* as in FORMAT.md section 3 */
   uint64_t n_bytes;
 } tinyqmoe_encode_dictionary;
 
-/* Codes rows with the dictionary. row_codes: uint16 [rows] codewords of a row; *payload_bytes: the exact size.
- * BAD_LEVEL: a level outside the alphabet; BAD_SECTION: the payload would pass 2^32 - 1 bytes; parameters as on opening
- * (BAD_CODEC to BAD_ENTRIES, BAD_DICTIONARY). */
+/* How often the phrases of a dictionary occur: counts: uint64 [n_entries]. Of its bytes only the tree is read. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_count_phrases(const tinyqmoe_encode_args* args,
+                                                    const tinyqmoe_encode_dictionary* dictionary, uint64_t* counts);
+
+/* Codes rows with the dictionary. row_bytes: uint32 [rows]; *payload_bytes: the exact size. BAD_CODE: a phrase without
+ * a codeword; BAD_LEVEL: a level outside the alphabet; BAD_SECTION: the payload would pass 2^32 - 1 bytes; parameters
+ * as on opening (BAD_CODEC to BAD_ENTRIES, BAD_DICTIONARY). */
 TINYQMOE_API tinyqmoe_status tinyqmoe_encode_lzw(const tinyqmoe_encode_args* args,
-                                                 const tinyqmoe_encode_dictionary* dictionary, uint16_t* row_codes,
+                                                 const tinyqmoe_encode_dictionary* dictionary, uint32_t* row_bytes,
                                                  uint64_t* payload_bytes);
 
 /* Packs levels as level - level_min, each row to a whole number of bytes. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_encode_raw(const tinyqmoe_encode_args* args);
+
+/* Packs three levels, five to a byte. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_encode_base3(const tinyqmoe_encode_args* args);
 
 #ifdef __cplusplus
 }
