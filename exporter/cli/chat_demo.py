@@ -109,7 +109,8 @@ def _show_answers(question: str, answers: dict[str, str]) -> None:
 
 
 def _table(asked: list[Asked]) -> Table:
-    table = Table(title=f"asked under the limit of {DEVICE}")
+    title = f"asked under the limit of {DEVICE}, on this machine; Core ML's in an interpreter"
+    table = Table(title=title)
     for name in ("backend", "shipped", "dirty memory", "tokens/s"):
         table.add_column(name, justify="left" if name == "backend" else "right")
     for a in asked:
