@@ -56,7 +56,7 @@ def measure(
         "prompt": [
             3 + i % (interface.vocab_size - 3) for i in range(interface.context - new_tokens)
         ],
-        "max_new_tokens": new_tokens,
+        "limits": {"max_new_tokens": new_tokens},
         "sampling": {},
     }
     files = sandbox_tasks.files_to_drop(bundle, artifact, residency)

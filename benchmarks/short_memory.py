@@ -40,7 +40,7 @@ def speed(
     bundle: Bundle, place: DevicePlan, tokens: int
 ) -> tuple[float, sandbox_report.SandboxReport]:
     """Tokens a second after the first, and the run."""
-    arguments = {"prompt": [1, 2, 3, 4], "max_new_tokens": tokens, "sampling": {}}
+    arguments = {"prompt": [1, 2, 3, 4], "limits": {"max_new_tokens": tokens}, "sampling": {}}
     report = run(bundle, place, "generate", arguments, lambda *_: None).report
     if report.result is None:
         raise SystemExit(f"{report.outcome} in {report.phase}: {report.detail}")

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
@@ -173,6 +173,19 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class ChatFormat:
+    """The chat format of the model as six strings, as exporter/chat_format.py joins them.
+
+    strings: by name, those that were proven against the template. trims: roles whose texts lose the
+    spaces around them first. problem: what did not derive and why, or empty.
+    """
+
+    strings: dict[str, str]
+    trims: list[str]
+    problem: str
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """An arithmetic of a model: what its products read, and how keys and values are stored."""
 
@@ -261,6 +274,7 @@ class Manifest:
     network: Network
     artifacts: list[Artifact]
     prompts: list[str]
+    chat: ChatFormat = ChatFormat({}, [], "not derived")
     # What will disappoint, in whole sentences.
     warnings: list[str] = field(default_factory=list)
     tensors: list[TensorEntry] = field(default_factory=list)
@@ -344,6 +358,7 @@ _NESTED: dict[str, Any] = {
         Origin,
         ModelEntry,
         Interface,
+        ChatFormat,
         Artifact,
         QuantizationLoss,
     )

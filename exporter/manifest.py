@@ -23,6 +23,7 @@ from exporter.bundle import (
     QuantizationLoss,
     TensorEntry,
 )
+from exporter.chat_format import chat_format
 from exporter.errors import ExportError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def write(
         network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
+        chat=chat_format(work),
         warnings=[*source.checkpoint.warnings, *loss_warnings(loss)],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),

@@ -1,4 +1,4 @@
-"""Generation of text: tokenizer and chat template of a bundle, sampling, and the token loop."""
+"""Generation of text: sampling, the token loop, and text in whole characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.bundle import Artifact, Bundle
-from exporter.errors import BundleError, ContextError, UsageError
+from exporter.errors import ContextError, UsageError
+from runtime_ref.prompts import check_fits, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +93,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run. `stopped` says why it ended: eos, limit or context."""
+    """Result of a run. `stopped` says why it ended: eos, stop, limit or context."""
 
     prompt_tokens: list[int]
     tokens: list[int]
@@ -108,76 +109,6 @@ class RunResult:
         It is without the first token, which the prefill gives.
         """
         return (len(self.tokens) - 1) * 1000 / self.decode_ms if self.decode_ms else 0.0
-
-
-def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Tokenizer that ships in the bundle. Raises BundleError."""
-    from tokenizers import Tokenizer
-
-    path = bundle.path / "tokenizer.json"
-    if not path.is_file():
-        raise BundleError(
-            f"{bundle.path} has no tokenizer.json: the checkpoint had no tokenizer",
-            hint="put tokenizer.json or tokenizer.model beside the checkpoint's config.json and "
-            "export again",
-        )
-    try:
-        # The library would refuse a path that the locale cannot write.
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
-
-
-def encode_prompt(
-    bundle: Bundle, prompt: str, *, chat: bool, tokenizer: Tokenizer | None = None
-) -> list[int]:
-    """Token ids of a prompt, with the special tokens that the tokenizer puts there.
-
-    With `chat`, the prompt goes through the model's chat template. The tokenizer is the bundle's;
-    who has it already gives it. Raises UsageError if there are none, ContextError if there are too
-    many.
-    """
-    prompt = as_text(prompt)
-    tokenizer = tokenizer or load_tokenizer(bundle)
-    if chat:
-        from runtime_ref.chat import render_chat
-
-        ids = tokenizer.encode(render_chat(bundle, prompt), add_special_tokens=False).ids
-    else:
-        ids = tokenizer.encode(prompt).ids
-    if not ids:
-        raise UsageError("the prompt is empty", hint="give --prompt some text")
-    vocab = bundle.manifest.interface.vocab_size
-    if bad := [i for i in ids if i >= vocab]:
-        what = f"the tokenizer gives id {bad[0]}, the model knows ids up to {vocab - 1}"
-        raise BundleError(what, hint="use the model's own tokenizer")
-    check_fits(ids, bundle.manifest.interface.context)
-    return ids
-
-
-def as_text(prompt: str) -> str:
-    """The prompt as Unicode.
-
-    Under an ASCII locale Python gives the bytes of an argument as surrogates: they are read as
-    UTF-8. Raises UsageError where they are not.
-    """
-    try:
-        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeError:
-        raise UsageError(
-            "the prompt is not UTF-8 text",
-            hint="save or type it as UTF-8, or run under LANG=C.UTF-8",
-        ) from None
-
-
-def check_fits(prompt: Sequence[int], context: int) -> None:
-    """Checks that a prompt has no more tokens than the context. Raises ContextError."""
-    if len(prompt) > context:
-        raise ContextError(
-            f"the prompt has {len(prompt)} tokens, the package was exported with a context of "
-            f"{context}",
-            hint="shorten the prompt, or export with a larger --context",
-        )
 
 
 def generate(
@@ -203,11 +134,89 @@ def generate(
         token = choose(runner.forward([token], position))
 
 
+class KeptPrefix:
+    """Runner that computes only what its cache does not hold yet.
+
+    A sequence that begins as the one before goes on from there: in a conversation a turn costs its
+    own tokens. `reused` counts the positions that were not computed again.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.name, self.artifact, self.context = runner.name, runner.artifact, runner.context
+        self.file = runner.file
+        self.reused = 0
+        self._held: list[int] = []
+
+    def forward(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
+        """Logits of the last position, float32 [V], as the runner gives them."""
+        start = position
+        if position == 0:  # the logits of the last token are asked for, so it is computed
+            pairs = zip(self._held, tokens[:-1], strict=False)
+            start = next((i for i, (a, b) in enumerate(pairs) if a != b), -1)
+            start = min(len(self._held), len(tokens) - 1) if start < 0 else start
+            self.reused += start
+        self._held = self._held[:start]  # also if the call is interrupted
+        logits = self._runner.forward(tokens[start - position :], start)
+        self._held += tokens[start - position :]
+        return logits
+
+
+class StopStrings:
+    """Filter of pieces of text: it lets them pass up to the first of some strings.
+
+    What may be the beginning of one is held back until it is known.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if not all(stop):
+            raise UsageError("a stop string is empty", hint="give some text")
+        self._stop, self._held = list(stop), ""
+        self.found = False
+
+    def step(self, piece: str) -> str:
+        """Text that may be shown after `piece`. `found` says whether it is the last."""
+        self._held += piece
+        ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]
+        self.found = bool(ends)
+        keep = min(ends) if ends else len(self._held) - self._beginning()
+        shown, self._held = self._held[:keep], self._held[keep:]
+        return shown
+
+    def rest(self) -> str:
+        """Text that was held back, when no more comes."""
+        return "" if self.found else self._held
+
+    def _beginning(self) -> int:
+        """Number of the last characters that a stop string may begin with."""
+        longest = max((len(text) for text in self._stop), default=1) - 1
+        return next(
+            (n for n in range(longest, 0, -1) if self._held.endswith(self._beginnings(n))), 0
+        )
+
+    def _beginnings(self, n: int) -> tuple[str, ...]:
+        return tuple(text[:n] for text in self._stop if len(text) > n)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a generation ends: after so many tokens, or before one of some strings."""
+
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            what = f"max_new_tokens must be a positive number, got {self.max_new_tokens}"
+            raise UsageError(what)
+        StopStrings(self.stop)
+
+
 class TextStream(Iterator[str]):
     """The text of a generation in pieces of whole characters, each as soon as it is complete.
 
     The tokens are computed as the pieces are asked for. The tokenizer is the bundle's; who has it
-    already gives it. When the context fills before `max_new_tokens`, what was generated is kept and
+    already gives it. When the context fills before the limit, what was generated is kept and
     `stopped` of the result is "context".
     """
 
@@ -216,14 +225,15 @@ class TextStream(Iterator[str]):
         bundle: Bundle,
         runner: Runner,
         prompt: Sequence[int],
-        max_new_tokens: int,
+        limits: Limits,
         sampling: Sampling,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         check_fits(prompt, runner.context)
         self._runner, self._prompt, self._sampling = runner, list(prompt), sampling
-        self._max_new_tokens, self._eos = max_new_tokens, bundle.manifest.interface.eos_token_ids
+        self._limits, self._eos = limits, bundle.manifest.interface.eos_token_ids
         self._tokenizer = tokenizer or load_tokenizer(bundle)
+        self.tokens: list[int] = []
         self._result: RunResult | None = None
         self._pieces = self._decode()
 
@@ -245,44 +255,38 @@ class TextStream(Iterator[str]):
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(ids=self._prompt, skip_special_tokens=True)
+        filter_ = StopStrings(self._limits.stop)
         # The last token needs no cache slot, because it is never fed back.
         room = self._runner.context - len(self._prompt) + 1
-        limit = min(self._max_new_tokens, max(room, 0))
-        tokens: list[int] = []
+        limit = min(self._limits.max_new_tokens, max(room, 0))
         text = ""
         waited = 0.0
         begin = first = time.perf_counter()
         for token in generate(self._runner, self._prompt, limit, self._sampling, self._eos):
-            if not tokens:
+            if not self.tokens:
                 first = time.perf_counter()
-            tokens.append(token)
-            if piece := stream.step(self._tokenizer, token):
+            self.tokens.append(token)
+            if piece := filter_.step(stream.step(self._tokenizer, token) or ""):
                 text += piece
                 given = time.perf_counter()
                 yield piece
                 waited += time.perf_counter() - given
+            if filter_.found:
+                break
         end = time.perf_counter() - waited
-        stopped = "limit"
-        if len(tokens) < limit:
-            stopped = "eos"
-        elif limit < self._max_new_tokens:
-            stopped = "context"
+        if rest := filter_.rest():
+            yield rest
         self._result = RunResult(
-            self._prompt, tokens, text, stopped, (first - begin) * 1e3, (end - first) * 1e3
+            self._prompt,
+            self.tokens,
+            text + rest,
+            "stop" if filter_.found else self._stopped(limit),
+            (first - begin) * 1e3,
+            (end - first) * 1e3,
         )
 
-
-def run(
-    bundle: Bundle,
-    runner: Runner,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    show: Callable[[str], None],
-    tokenizer: Tokenizer | None = None,
-) -> RunResult:
-    """The result of a whole generation; `show` gets each piece of text as it is complete."""
-    text = TextStream(bundle, runner, prompt, max_new_tokens, sampling, tokenizer)
-    for piece in text:
-        show(piece)
-    return text.result
+    def _stopped(self, limit: int) -> str:
+        """Reason of the end, where there were at most `limit` tokens."""
+        if len(self.tokens) < limit:
+            return "eos"
+        return "context" if limit < self._limits.max_new_tokens else "limit"

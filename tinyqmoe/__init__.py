@@ -24,21 +24,25 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.progress import Progress
+from tinyqmoe.chatting import HeldPackage, converse, hold_package
 from tinyqmoe.devices import FitVerdict, find_devices, fit
 from tinyqmoe.exporting import demo_model, export
-from tinyqmoe.generation import DeviceGeneration, generate, run_on_device
+from tinyqmoe.generation import DeviceGeneration, GenerationSettings, generate, run_on_device
 from tinyqmoe.judging import BundleParity, check_parity
 from tinyqmoe.packages import open_bundle, open_runner
+from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 
 if TYPE_CHECKING:
     from exporter.quant.config import QuantConfig
+    from runtime_ref.conversation import Conversation
     from runtime_ref.device.profile import DeviceProfile
     from runtime_ref.device.run import DeviceRun
     from runtime_ref.generate import Runner, RunResult, TextStream
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
     from runtime_ref.residency import Mode, Residency
+    from runtime_ref.server.limits import ServerLimits
 
 FORMATS = tuple(BACKENDS)
 """Names of all package formats, in the order in which they are made."""
@@ -51,6 +55,7 @@ __all__ = [
     "CheckpointError",
     "CodecError",
     "ContextError",
+    "Conversation",
     "DeviceGeneration",
     "DeviceProfile",
     "DeviceRun",
@@ -58,6 +63,8 @@ __all__ = [
     "ExportError",
     "ExportSettings",
     "FitVerdict",
+    "GenerationSettings",
+    "HeldPackage",
     "Judged",
     "MissingComponentError",
     "Mode",
@@ -68,23 +75,29 @@ __all__ = [
     "Residency",
     "RunResult",
     "Runner",
+    "ServerLimits",
     "TextStream",
     "TinyQMoEError",
     "UsageError",
     "check_parity",
+    "converse",
     "demo_model",
     "export",
     "export_config",
     "find_devices",
     "fit",
     "generate",
+    "hold_package",
+    "listen",
     "open_bundle",
     "open_runner",
     "run_on_device",
+    "serve",
 ]
 
 # Types whose modules import more than the standard library: they are loaded when they are used.
 _LAZY = {
+    "Conversation": "runtime_ref.conversation",
     "DeviceProfile": "runtime_ref.device.profile",
     "DeviceRun": "runtime_ref.device.run",
     "Judged": "runtime_ref.reports.files",
@@ -94,6 +107,7 @@ _LAZY = {
     "Residency": "runtime_ref.residency",
     "RunResult": "runtime_ref.generate",
     "Runner": "runtime_ref.generate",
+    "ServerLimits": "runtime_ref.server.limits",
     "TextStream": "runtime_ref.generate",
 }
 

@@ -67,13 +67,15 @@ class PackageInUse:
 
         Raises TinyQMoEError.
         """
+        from exporter.quiet import quiet
         from runtime_ref import runners
 
         placed = as_residency(residency)
         runners.check_residency(self.artifact, placed)
         runners.check_threads(self.artifact, threads)
         prepare(self.artifact, progress)
-        runners.module(self.artifact.format).prepare()
+        with quiet():  # libraries tell what they lack
+            runners.module(self.artifact.format).prepare()
         self.wait()
         return runners.open_runner(self.bundle, self.artifact, placed, progress, threads)
 

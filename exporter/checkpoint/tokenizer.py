@@ -158,4 +158,4 @@ def _check_chat(path: Path, tokenizer: Any, warnings: list[str]) -> None:
             hint="mend it, or remove it (chat_template.jinja, or chat_template in "
             "tokenizer_config.json) to export without chat",
         ) from None
-    warnings.append(f"the chat template needs a system message ({reason}): `run --chat` fails")
+    warnings.append(f"the chat template needs a system message ({reason}): give --system TEXT")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import devices, export, run
+from exporter.cli import chat, devices, export, run, serve
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
     JsonOption,
@@ -97,6 +97,8 @@ def doctor(json_file: JsonOption = None) -> None:
 for command in (
     export.export,
     run.run,
+    chat.chat,
+    serve.serve,
     run.parity,
     devices.devices,
     devices.fit,

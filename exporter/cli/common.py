@@ -31,6 +31,17 @@ def check_device_options(
         )
 
 
+def one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DeviceProfile:
+    """The only device of a run.
+
+    Raises UsageError for several.
+    """
+    if len(profiles) > 1:
+        what = "a run is on one device, and --device and --device-file give two"
+        raise tinyqmoe.UsageError(what, hint="leave one of them away")
+    return profiles[0]
+
+
 def residency_mode(residency: ResidencyMode | None) -> tinyqmoe.Mode | None:
     """The mode that an option gives, as the library knows it."""
     return None if residency is None else residency.value

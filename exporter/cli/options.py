@@ -95,6 +95,19 @@ class KVCache(enum.StrEnum):
     INT8 = "int8"
 
 
+def device_names(incomplete: str) -> list[str]:
+    """Names of phones for a shell that completes them."""
+    import tinyqmoe
+
+    names = [ALL, *(profile.name for profile in tinyqmoe.find_devices())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def one_device_name(incomplete: str) -> list[str]:
+    """Names of phones where one is asked for."""
+    return [name for name in device_names(incomplete) if name != ALL]
+
+
 def size(text: str) -> int:
     """Size in bytes that a text such as "1.5 GB" names.
 
@@ -171,6 +184,7 @@ DevicesOption = Annotated[
     typer.Option(
         "--device",
         metavar="NAME|all",
+        autocompletion=device_names,
         help="A phone of `tinyqmoe devices`. Can be given several times.",
     ),
 ]
@@ -272,7 +286,39 @@ ResumeOption = Annotated[
         "--resume", help="Go on from what an export to OUT that was interrupted has finished."
     ),
 ]
-PromptOption = Annotated[str, typer.Option(help="What the model goes on from.")]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(help="What the model goes on from; - or nothing is what stdin gives."),
+]
+MessagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE|-",
+        help='A conversation as JSON, in the place of a prompt: [{"role": "user", "content": '
+        '"Hi"}].',
+    ),
+]
+SystemOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="System prompt of the chat.")
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End before this text. Can be repeated."),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE", help="Another chat template of the model, or a file in Jinja."
+    ),
+]
+AllowSpecialOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-special",
+        help="Read control tokens such as <|im_end|> in what is typed; else they are plain text.",
+    ),
+]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 TopPOption = Annotated[
@@ -283,7 +329,12 @@ ChatOption = Annotated[
     bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
 ]
 OneDeviceOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Run under the limits of this phone.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        autocompletion=one_device_name,
+        help="Run under the limits of this phone.",
+    ),
 ]
 OneDeviceFileOption = Annotated[
     Path | None,

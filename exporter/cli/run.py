@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 import tinyqmoe
-from exporter.cli.common import check_device_options, open_verified, residency_mode
+from exporter.cli.common import check_device_options, one_device, open_verified, residency_mode
 from exporter.cli.console import emit, err_console, out_console, progress_bars, stream
 from exporter.cli.options import (
+    AllowSpecialOption,
     BackendOption,
     BackendsOption,
     BundleArgument,
     ChatOption,
+    ChatTemplateOption,
     DeviceFilesOption,
     DevicesOption,
     EntitlementOption,
@@ -24,29 +25,45 @@ from exporter.cli.options import (
     JUnitOption,
     MarkdownOption,
     MaxNewTokensOption,
+    MessagesOption,
     OneDeviceFileOption,
     OneDeviceOption,
     PlotOption,
     PromptOption,
     ResidencyOption,
     SeedOption,
+    StopOption,
+    SystemOption,
     TemperatureOption,
     ThreadsOption,
     TopPOption,
     Verification,
     VerifyOption,
 )
+from exporter.cli.prompt_input import Prompt, read_prompt
 from exporter.errors import OutOfSpaceError
+
+STOPPED = {
+    "eos": "end of text",
+    "stop": "a stop string",
+    "limit": "token limit",
+    "context": "the context is full",
+}
 
 
 def run(
     bundle_path: BundleArgument,
-    prompt: PromptOption,
+    prompt: PromptOption = None,
+    messages: MessagesOption = None,
+    system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
+    stop: StopOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
     chat: ChatOption = False,
+    chat_template: ChatTemplateOption = None,
+    allow_special: AllowSpecialOption = False,
     backend: BackendOption = None,
     residency: ResidencyOption = None,
     threads: ThreadsOption = None,
@@ -59,7 +76,8 @@ def run(
 ) -> None:
     """Generate text with a package, by default in the C++ core that apps link.
 
-    ExecuTorch's package runs in its real runtime too, Core ML's in an interpreter.
+    ExecuTorch's package runs in its real runtime too, Core ML's in an interpreter. A prompt that is
+    not given is read from stdin. --messages, --system and --chat-template make it a chat.
 
     On a device the package runs in a process of its own, under the phone's limits. Exit code 4 if
     it does not fit.
@@ -69,38 +87,33 @@ def run(
     if profiles and threads is not None:
         what = "a run on a device takes as many threads as the process may use"
         raise tinyqmoe.UsageError(what, hint="leave --threads or --device away")
+    given = read_prompt(prompt, messages)
     bundle = open_verified(bundle_path) if verify is Verification.ALL else bundle_path
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
+        "stop": stop or (),
         "chat": chat,
+        "system": system,
+        "chat_template": chat_template,
+        "allow_special": allow_special,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "backend": backend and backend,
+        "backend": backend,
         "residency": residency_mode(residency),
     }
-    shown = "" if chat else prompt  # a chat shows the answer alone
+    is_chat = chat or messages or system is not None or chat_template
+    shown = given if isinstance(given, str) and not is_chat else ""  # a chat shows the answer alone
     if profiles:
-        options |= {"device": _one_device(profiles), "entitlement": entitlement}
-        _run_on_device(bundle, prompt, options, shown, plot, json_file)
+        options |= {"device": one_device(profiles), "entitlement": entitlement}
+        _run_on_device(bundle, given, options, shown, plot, json_file)
     else:
-        _run_here(bundle, prompt, options | {"threads": threads}, shown, json_file)
-
-
-def _one_device(profiles: Sequence[tinyqmoe.DeviceProfile]) -> tinyqmoe.DeviceProfile:
-    """The only device of a run.
-
-    Raises UsageError for several.
-    """
-    if len(profiles) > 1:
-        what = "a run is on one device, and --device and --device-file give two"
-        raise tinyqmoe.UsageError(what, hint="leave one of them away")
-    return profiles[0]
+        _run_here(bundle, given, options | {"threads": threads}, shown, json_file)
 
 
 def _run_here(
     bundle: tinyqmoe.Bundle | Path,
-    prompt: str,
+    prompt: Prompt,
     options: dict[str, Any],
     shown: str,
     json_file: Path | None,
@@ -116,7 +129,7 @@ def _run_here(
 
 def _run_on_device(
     bundle: tinyqmoe.Bundle | Path,
-    prompt: str,
+    prompt: Prompt,
     options: dict[str, Any],
     shown: str,
     plot: Path | None,
@@ -219,9 +232,7 @@ def show_parity(reports: list[tinyqmoe.ParityReport]) -> None:
 
 def _show_run(result: tinyqmoe.RunResult) -> None:
     out_console.print()
-    why = {"eos": "end of text", "limit": "token limit", "context": "the context is full"}[
-        result.stopped
-    ]
+    why = STOPPED[result.stopped]
     err_console.print(
         f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; "
         f"prefill {result.prefill_ms:.0f} ms, decode {result.decode_tokens_per_second:.1f} "

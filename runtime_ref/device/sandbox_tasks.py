@@ -1,4 +1,4 @@
-"""Tasks that run in a sandbox: `generate` and `parity`.
+"""Tasks that run in a sandbox: `generate`, `answer_calls` and `parity`.
 
 `sandbox.run("runtime_ref.device.sandbox_tasks:generate", ...)` runs one. Arguments are plain
 values. Common to both: `bundle`, a path; `format` of the artifact; `residency`, from `plain`.
@@ -6,6 +6,7 @@ values. Common to both: `bundle`, a path; `format` of the artifact; `residency`,
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.bundle import REFERENCE, Artifact, Bundle
 from exporter.memory import release_free_memory
 from runtime_ref import residency as residencies
 from runtime_ref import runners
-from runtime_ref.generate import Runner, Sampling, load_tokenizer
+from runtime_ref.device.socket_calls import HEADER, receive
+from runtime_ref.generate import Limits, Runner, Sampling, TextStream
 from runtime_ref.generate import generate as generate_tokens
-from runtime_ref.generate import run as run_prompt
 from runtime_ref.parity import Check, ParityReport, Tolerance, check_parity, work_tokens
+from runtime_ref.prompts import load_tokenizer
 from runtime_ref.residency import Residency
 
 if TYPE_CHECKING:
@@ -60,7 +64,7 @@ def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> l
 def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
     """Tokens, text, milliseconds and speed of a generation from `prompt`, token ids.
 
-    It has at most `max_new_tokens`, chosen with `sampling`. The tokenizer comes first, and what
+    It has the `limits`, chosen with `sampling`. The tokenizer comes first, and what
     reading it took is returned: an app that does so needs less at its peak.
     """
     report_phase("load")
@@ -69,18 +73,42 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
     tokenizer = load_tokenizer_apart(bundle) if bundle.file("tokenizer.json").is_file() else None
     runner = _open(bundle, arguments, report_phase)
     loaded = time.perf_counter()
-    prompt, limit = arguments["prompt"], arguments["max_new_tokens"]
-    watched = _Watched(runner, len(prompt), limit, report_phase)
+    prompt, limits = arguments["prompt"], Limits(**arguments["limits"])
+    watched = _Watched(runner, len(prompt), limits.max_new_tokens, report_phase)
     sampling = Sampling(**arguments["sampling"])
     if tokenizer is None:
         result = _tokens_only(
-            watched, prompt, limit, sampling, bundle.manifest.interface.eos_token_ids
+            watched,
+            prompt,
+            limits.max_new_tokens,
+            sampling,
+            bundle.manifest.interface.eos_token_ids,
         )
     else:
-        result = asdict(
-            run_prompt(bundle, watched, prompt, limit, sampling, lambda _: None, tokenizer)
-        )
+        text = TextStream(bundle, watched, prompt, limits, sampling, tokenizer)
+        result = asdict(text.result)
     return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
+
+
+def answer_calls(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
+    """Number of calls of `forward` that were answered over the socket at `address`.
+
+    The other side closes the socket when it wants no more. The tokenizer is held as an app does.
+    """
+    report_phase("load")
+    bundle = Bundle.open(Path(arguments["bundle"]))
+    held = load_tokenizer_apart(bundle) if bundle.file("tokenizer.json").is_file() else None
+    runner, calls = _open(bundle, arguments, report_phase), 0
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(arguments["address"])
+        while header := connection.recv(HEADER.size, socket.MSG_WAITALL):
+            n_tokens, position = HEADER.unpack(header)
+            tokens = np.frombuffer(receive(connection, 4 * n_tokens), "<i4").tolist()
+            report_phase("decode" if n_tokens == 1 else "prefill")
+            connection.sendall(runner.forward(tokens, position).astype("<f4").tobytes())
+            calls += 1
+    del held
+    return {"calls": calls, "residency": _stats(runner)}
 
 
 def load_tokenizer_apart(bundle: Bundle) -> Tokenizer:

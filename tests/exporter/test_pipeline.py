@@ -236,11 +236,12 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
 ) -> None:
     from runtime_ref import generate
     from runtime_ref.executorch.runner import ExecuTorchRunner
+    from runtime_ref.prompts import PromptEncoder
 
     assert not (other_bundle.path / "tokenizer.json").exists()
     assert other_bundle.manifest.prompts == ["random ids: the checkpoint has no tokenizer"]
     with pytest.raises(BundleError, match=r"no tokenizer\.json") as caught:
-        generate.encode_prompt(other_bundle, "hi", chat=False)
+        PromptEncoder(other_bundle).text("hi")
     assert "tokenizer.json" in caught.value.hint
     tokens = list(
         generate.generate(ExecuTorchRunner(other_bundle), [3, 4], 4, generate.Sampling(), ())

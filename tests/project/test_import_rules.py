@@ -27,6 +27,8 @@ HEAVY = (
     "pandas",
     "matplotlib",
     "gguf",
+    "prompt_toolkit",
+    "fastapi",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
@@ -79,6 +81,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),
+    "exporter.chat_format": (
+        ("exporter.bundle", "exporter.chat", "exporter.chat_template", "exporter.errors"),
+        (),
+    ),
+    "exporter.chat_template": (("exporter.chat", "exporter.errors"), ("jinja2",)),
     "exporter.checkpoint": (
         CHECKPOINT,
         ("torch", "numpy", "huggingface_hub", "transformers", "gguf"),
@@ -99,6 +106,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.encoded",
             "exporter.bundle",
+            "exporter.chat_format",
             *CHECKPOINT,
         ),
         (),
@@ -118,10 +126,12 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "exporter.demo": ((), ()),
+    "exporter.demo.chat_model": (("exporter.errors", "exporter.progress"), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
     "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
     "exporter.cli.options": (
         (
+            "tinyqmoe",
             "exporter.quant",
             "exporter.backends.registry",
             "exporter.bundle",
@@ -130,6 +140,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("typer",),
     ),
+    "exporter.cli.line_editor": ((), ("prompt_toolkit",)),
     # For what is exported, run and judged a command calls the public interface and nothing below.
     "exporter.cli": (
         (
@@ -148,8 +159,13 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.chat": (("exporter.bundle", "exporter.chat", "exporter.errors"), ("jinja2",)),
-    "runtime_ref.generate": (("runtime_ref.chat", *RUNNER), ("numpy", "tokenizers")),
+    "runtime_ref.prompts": (("exporter.chat_template", *RUNNER), ("tokenizers",)),
+    "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
+    "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
+    "runtime_ref.server": (
+        ("runtime_ref.server", "runtime_ref.prompts", "runtime_ref.generate", *RUNNER),
+        ("fastapi", "pydantic", "starlette", "uvicorn"),
+    ),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
     "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),
@@ -167,8 +183,14 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.runners": (("runtime_ref.native.package", *RUNNERS), ()),
     "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),
     "runtime_ref.device": (
-        ("runtime_ref.device", "runtime_ref.runners", "runtime_ref.parity", *RUNNERS),
-        ("tokenizers", "safetensors"),
+        (
+            "runtime_ref.device",
+            "runtime_ref.prompts",
+            "runtime_ref.runners",
+            "runtime_ref.parity",
+            *RUNNERS,
+        ),
+        ("numpy", "tokenizers", "safetensors"),
     ),
     "runtime_ref.reports": (
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,14 @@ import pytest
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
-from runtime_ref.chat import render_chat
-from runtime_ref.generate import Sampling, encode_prompt, generate, load_tokenizer, run
+from runtime_ref.generate import (
+    Limits,
+    RunResult,
+    Sampling,
+    TextStream,
+    generate,
+)
+from runtime_ref.prompts import PromptEncoder, load_tokenizer
 from tests.support.bundles import small_manifest
 from tests.support.checkpoints import write_tokenizer
 
@@ -52,6 +58,26 @@ def byte_ids(bundle: Bundle, text: str) -> list[int]:
 
 def show_nothing(text: str) -> None:
     pass
+
+
+def run(
+    bundle: Bundle,
+    runner: Any,
+    prompt: list[int],
+    limit: int,
+    sampling: Sampling,
+    show: Callable[[str], None],
+) -> RunResult:
+    """A whole generation, whose pieces `show` gets."""
+    stream = TextStream(bundle, runner, prompt, Limits(limit), sampling)
+    for piece in stream:
+        show(piece)
+    return stream.result
+
+
+def encode_prompt(bundle: Bundle, prompt: str, *, chat: bool) -> list[int]:
+    encoder = PromptEncoder(bundle)
+    return encoder.chat([{"role": "user", "content": prompt}]) if chat else encoder.text(prompt)
 
 
 # ---- sampling
@@ -254,8 +280,14 @@ def test_the_space_before_the_first_word_is_kept(bytes_bundle: Bundle) -> None:
 def test_a_prompt_begins_with_the_bos_of_the_tokenizer(bytes_bundle: Bundle) -> None:
     ids = byte_ids(bytes_bundle, "hi")
     assert encode_prompt(bytes_bundle, "hi", chat=False) == [BOS, *ids]
-    # As in transformers: who writes one gets two.
-    assert encode_prompt(bytes_bundle, "<s>hi", chat=False) == [BOS, BOS, *ids]
+    # As in transformers, where it is allowed: who writes one gets two.
+    allowing = PromptEncoder(bytes_bundle, allow_special=True)
+    assert allowing.text("<s>hi") == [BOS, BOS, *ids]
+    assert PromptEncoder(bytes_bundle).text("<s>hi") == [
+        BOS,
+        *byte_ids(bytes_bundle, "<"),
+        *byte_ids(bytes_bundle, "s>hi"),
+    ]
     assert encode_prompt(bytes_bundle, "", chat=False) == [BOS]
 
 
@@ -308,7 +340,6 @@ def test_chat_renders_the_template_in_the_tokenizer_config(bytes_bundle: Bundle)
     (bytes_bundle.path / "tokenizer_config.json").write_text(
         json.dumps(config | {"chat_template": TEMPLATE})
     )
-    assert render_chat(bytes_bundle, "hi") == "<s>[user] hi[assistant]"
     interface = dataclasses.replace(bytes_bundle.manifest.interface, context=64)
     roomy = Bundle(
         bytes_bundle.path, dataclasses.replace(bytes_bundle.manifest, interface=interface)
@@ -330,7 +361,8 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_chat_renders_the_template_file_that_an_export_copied(bundle: Bundle) -> None:
-    assert render_chat(bundle, "sit") == "<s>user: sit\nassistant:"
+    template = PromptEncoder(bundle).template
+    assert template.render([{"role": "user", "content": "sit"}]) == "<s>user: sit\nassistant:"
     ids = encode_prompt(bundle, "sit", chat=True)
     assert ids.count(0) == 1
     assert ids[0] == 0
@@ -353,7 +385,7 @@ def test_a_template_that_does_not_render_is_named(
     bytes_bundle: Bundle, template: str, reason: str
 ) -> None:
     with pytest.raises(BundleError, match=f"does not render: .*{reason}") as caught:
-        render_chat(with_template(bytes_bundle, template), "hi")
+        encode_prompt(with_template(bytes_bundle, template), "hi", chat=True)
     assert "without --chat" in caught.value.hint
 
 
@@ -361,7 +393,8 @@ def test_a_template_of_parts_gets_parts(bytes_bundle: Bundle) -> None:
     template = (
         "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
     )
-    assert render_chat(with_template(bytes_bundle, template), "hi") == "[hi]"
+    template_of = PromptEncoder(with_template(bytes_bundle, template)).template
+    assert template_of.render([{"role": "user", "content": "hi"}]) == "[hi]"
 
 
 def test_chat_without_a_template_is_refused(bytes_bundle: Bundle) -> None:

@@ -12,7 +12,10 @@ from exporter.bundle import BACKENDS
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "python.md"
-FUNCTIONS = ("export", "open_runner", "generate", "check_parity", "fit", "Bundle.open")
+FUNCTIONS = (
+    *("export", "open_runner", "generate", "hold_package", "converse"),
+    *("check_parity", "fit", "Bundle.open"),
+)
 
 
 def examples(page: Path) -> list[tuple[int, str]]:
@@ -52,6 +55,7 @@ def test_every_function_has_an_example() -> None:
 def test_all_errors_and_settings_are_named() -> None:
     text = PAGE.read_text(encoding="utf-8")
     errors = [name for name in tinyqmoe.__all__ if name.endswith("Error")]
-    settings = [*tinyqmoe.ExportSettings.__annotations__]
+    kinds = (tinyqmoe.ExportSettings, tinyqmoe.GenerationSettings)
+    settings = [name for kind in kinds for name in kind.__annotations__]
     assert [name for name in (*errors, *settings) if f"`{name}`" not in text] == []
     assert tuple(BACKENDS) == tinyqmoe.FORMATS

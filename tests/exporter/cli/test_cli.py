@@ -51,6 +51,8 @@ def test_all_commands_are_here() -> None:
     assert COMMANDS == [
         "export",
         "run",
+        "chat",
+        "serve",
         "parity",
         "devices",
         "fit",
@@ -94,6 +96,21 @@ def test_shell_completion() -> None:
         _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3"
     )
     assert schemes.split() == ["int4", "int8", "ternary"]
+    phones = complete(
+        _TINYQMOE_COMPLETE="complete_bash",
+        COMP_WORDS="tinyqmoe parity B --device iphone-1",
+        COMP_CWORD="4",
+    )
+    assert "iphone-13" in phones.split()
+    assert all(name.startswith("iphone-1") for name in phones.split())
+    every = complete(
+        _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe fit B --device a", COMP_CWORD="4"
+    )
+    assert "all" in every.split()
+    one = complete(
+        _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe chat B --device a", COMP_CWORD="4"
+    )
+    assert "all" not in one.split()
 
 
 # Exit codes

@@ -369,7 +369,7 @@ def test_a_prediction_is_near_what_a_run_takes(demo: Bundle, form: str, mode: An
         "residency": sandbox_tasks.plain(residency),
         "sampling": {},
         "prompt": [3 + i for i in range(128)],
-        "max_new_tokens": 128,
+        "limits": {"max_new_tokens": 128},
     }
     report = sandbox.run(
         "runtime_ref.device.sandbox_tasks:generate", arguments, 1 << 30, [], lambda *_: None

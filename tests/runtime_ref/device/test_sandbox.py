@@ -518,12 +518,13 @@ def generate_arguments(bundle: Bundle, limit: int) -> dict[str, Any]:
         "format": "pte",
         "residency": sandbox_tasks.plain(Residency()),
     }
-    return common | {"prompt": [0, 5, 9, 20], "max_new_tokens": limit, "sampling": {}}
+    return common | {"prompt": [0, 5, 9, 20], "limits": {"max_new_tokens": limit}, "sampling": {}}
 
 
 def test_generation_in_a_sandbox_gives_the_same_tokens(bundle: Bundle) -> None:
     from runtime_ref.executorch.runner import ExecuTorchRunner
-    from runtime_ref.generate import Sampling, generate, load_tokenizer
+    from runtime_ref.generate import Sampling, generate
+    from runtime_ref.prompts import load_tokenizer
 
     files = sandbox_tasks.files_to_drop(bundle, bundle.artifact("pte"), Residency())
     names = {"model.pte", "reference.safetensors", "tokenizer.json"}

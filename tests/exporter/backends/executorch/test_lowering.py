@@ -202,6 +202,7 @@ def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> N
 
     from runtime_ref import generate
     from runtime_ref.executorch.runner import ExecuTorchRunner
+    from runtime_ref.prompts import PromptEncoder, load_tokenizer
 
     pieces: list[str] = []
     counts: list[tuple[int, int]] = []
@@ -212,13 +213,13 @@ def test_the_stock_runner_writes_the_same_text(bundle: Bundle, prompt: str) -> N
         pieces.append,
         lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens)),
     )
-    ids = generate.encode_prompt(bundle, prompt, chat=False)
-    ours = generate.run(
-        bundle, ExecuTorchRunner(bundle), ids, 12, generate.Sampling(), lambda _: None
-    )
+    ids = PromptEncoder(bundle).text(prompt)
+    ours = generate.TextStream(
+        bundle, ExecuTorchRunner(bundle), ids, generate.Limits(12), generate.Sampling()
+    ).result
     assert ours.stopped == "limit"
     assert "".join(pieces) == ours.text
-    tokenizer = generate.load_tokenizer(bundle)
+    tokenizer = load_tokenizer(bundle)
     assert [piece for piece in pieces if piece] == [
         tokenizer.decode([token]) for token in ours.tokens
     ]
@@ -325,7 +326,9 @@ def test_a_trained_model_tells_its_story(data_dir: Any, tmp_path: Path) -> None:
     runner = ExecuTorchRunner(bundle)
     bos = bundle.manifest.interface.bos_token_id
     assert bos is not None
-    result = generate.run(bundle, runner, [bos], 120, generate.Sampling(), lambda _: None)
+    result = generate.TextStream(
+        bundle, runner, [bos], generate.Limits(120), generate.Sampling()
+    ).result
     assert result.text.strip().startswith("Once upon a time, there was a little girl named")
     words = result.text.split()
     assert len(words) > 60

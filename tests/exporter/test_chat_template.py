@@ -9,8 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from exporter.bundle import Bundle
+from exporter.chat_template import read_template
 from exporter.errors import BundleError
-from runtime_ref.chat import render_chat
 from tests.support.bundles import small_manifest, write_text_tokenizer
 
 TURNS = """{{ bos_token }}
@@ -35,6 +35,7 @@ TEMPLATES = {
     "{% endfor %}{{ ns.n }}",
     "date": "{{ strftime_now('%Y-%m') }}",
 }
+SAID = "{{ messages[0].content }}"  # a template that leaves out the question is refused
 PROMPT = "  Is <b> \"é\" & 'x' > 1?\nYes  "
 
 
@@ -42,6 +43,11 @@ PROMPT = "  Is <b> \"é\" & 'x' > 1?\nYes  "
 def bundle(tmp_path: Path) -> Bundle:
     write_text_tokenizer(tmp_path, 150)
     return Bundle(tmp_path, small_manifest())
+
+
+def render(bundle: Bundle) -> str:
+    """What a template makes of one message, which it may not leave out."""
+    return read_template(bundle.path).render([{"role": "user", "content": PROMPT}])
 
 
 def expected(folder: Path) -> str:
@@ -52,9 +58,8 @@ def expected(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_renders_as_in_transformers(name: str, bundle: Bundle) -> None:
-    said = "\n{{ messages[0].content }}"  # a template without it is refused
-    (bundle.path / "chat_template.jinja").write_text(TEMPLATES[name] + said)
-    assert render_chat(bundle, PROMPT) == expected(bundle.path) != ""
+    (bundle.path / "chat_template.jinja").write_text(TEMPLATES[name] + SAID)
+    assert render(bundle) == expected(bundle.path) != ""
 
 
 @pytest.mark.parametrize(
@@ -78,11 +83,11 @@ def test_settings_are_read_as_in_transformers(settings: dict[str, object], bundl
     (bundle.path / "chat_template.jinja").unlink()
     file = bundle.path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-    assert render_chat(bundle, PROMPT) == expected(bundle.path)
+    assert render(bundle) == expected(bundle.path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_settings_that_are_no_object_are_refused(text: str, bundle: Bundle) -> None:
     (bundle.path / "tokenizer_config.json").write_text(text)
     with pytest.raises(BundleError, match=r"tokenizer_config\.json (is not JSON|must hold)"):
-        render_chat(bundle, PROMPT)
+        render(bundle)

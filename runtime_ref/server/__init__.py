@@ -1,0 +1,1 @@
+"""A local server of one package, with the interface of OpenAI's completions."""
