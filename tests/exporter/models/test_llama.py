@@ -109,12 +109,10 @@ def test_export_with_dynamic_length(pair: tuple[Any, Llama]) -> None:
 def test_llama3_frequencies_match_transformers() -> None:
     theirs = hf_model(**CONFIGS["llama3-rope"])
     ours = ours_from(theirs, CONTEXT)
-    torch.testing.assert_close(
-        ours.frequencies, theirs.model.rotary_emb.inv_freq, rtol=1e-6, atol=0
-    )
-    assert (
-        ours.frequencies != rope_frequencies(dataclasses.replace(config_of(theirs), rope=None))
-    ).any()
+    frequencies = ours.rotation.frequencies
+    torch.testing.assert_close(frequencies, theirs.model.rotary_emb.inv_freq, rtol=1e-6, atol=0)
+    plain = rope_frequencies(dataclasses.replace(config_of(theirs), rope=None))
+    assert (frequencies != plain).any()
 
 
 @torch.no_grad()
@@ -129,13 +127,14 @@ def test_position_zero_starts_anew_and_the_end_is_guarded() -> None:
 
 
 @torch.no_grad()
-def test_attention_reset_forgets() -> None:
-    attention = TorchAttention(config_of(hf_model()), 8)
-    q, k = torch.randn(1, 3, 4, 12), torch.randn(1, 3, 2, 12)
-    attention(q, k, k, torch.tensor([0]))
-    attention.reset()
-    assert not attention.k_cache.any()
-    assert not attention.v_cache.any()
+@pytest.mark.parametrize(("kv_type", "bits"), [("float32", 23), ("float16", 10), ("int8", 6)])
+def test_a_cache_holds_what_its_type_can(kv_type: Any, bits: int) -> None:
+    attention = TorchAttention(config_of(hf_model()), 8, kv_type)
+    q, v = torch.randn(1, 3, 48), torch.randn(1, 3, 24)
+    attention(q, v, v, torch.ones(2, 3, 6), torch.tensor([0]))
+    held, given = attention.v_cache[:, :3], v.unflatten(-1, (-1, 12))
+    largest = given.abs().amax(-1, keepdim=True)
+    assert ((held - given).abs() <= largest * 2.0 ** -(bits + 1)).all()
 
 
 # ---- config ----
