@@ -57,7 +57,7 @@ from tests.support.bundles import (
 )
 
 EMBEDDING = "model.embed_tokens.weight"
-Q0, Q1 = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
+Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
 def judge(bundle: Bundle) -> ParityReport:
@@ -190,13 +190,12 @@ def seal_blob(bundle: Bundle, name: str, payload: bytes) -> None:
     patch(bundle, lies.offset, bytes(blob))
 
 
-@pytest.mark.parametrize("name", [EMBEDDING, Q1])
-def test_one_level_of_a_raw_matrix(copied: Bundle, name: str) -> None:
-    assert tensor(copied, name).codec == "raw"
-    flip_level(copied, name)
+def test_one_level_of_a_raw_matrix(copied: Bundle) -> None:
+    assert tensor(copied, EMBEDDING).codec == "raw"
+    flip_level(copied, EMBEDDING)
     report = judge(reseal(copied))
     assert "levels" in failed(report)
-    assert f"{name}: levels differ" in report.checks[0].detail
+    assert f"{EMBEDDING}: levels differ" in report.checks[0].detail
 
 
 def test_one_codeword_of_a_coded_matrix(other_bundle: Bundle, tmp_path: Path) -> None:

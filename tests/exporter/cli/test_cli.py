@@ -127,7 +127,6 @@ def test_shell_completion() -> None:
         ["export", "m", "o", "--group-size", "0"],
         ["export", "m", "o", "--scheme", "ternary", "--sparsity", "1.5"],
         ["export", "m", "o", "--scheme", "int8", "--sparsity", "0.5"],
-        ["run", "b"],
         ["run", "b", "--prompt", "x", "--max-new-tokens", "0"],
         ["run", "b", "--prompt", "x", "--temperature", "-1"],
         ["run", "b", "--prompt", "x", "--top-p", "0"],
