@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from exporter.bundle import EMBEDDING, HEAD
-from exporter.checkpoint import checkpoint as checkpoint_module
+from exporter.checkpoint import tensors as stored
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.quant import int8, load, ternary
@@ -267,7 +267,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_streaming_equals_whole(
     checkpoint: Checkpoint, config: QuantConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "BLOCK_WEIGHTS", 500)
+    monkeypatch.setattr(stored, "BLOCK_WEIGHTS", 500)
     steps: list[tuple[str, int, int]] = []
     tensors = list(quantize(checkpoint, config, lambda *step: steps.append(step)))
     matrices = [name for name in checkpoint.names if len(checkpoint.shape(name)) == 2]
