@@ -367,7 +367,8 @@ def tinyqmoe(*arguments: str | Path) -> Any:
 
 
 def command(model: Path, out: Path, *options: str) -> Any:
-    return tinyqmoe("export", model, out, "--target", "ios", "--coreml-format", FORMAT, *options)
+    given = ("--scheme", "ternary", "--allow-loss", "--target", "ios", "--coreml-format", FORMAT)
+    return tinyqmoe("export", model, out, *given, *options)
 
 
 @pytest.mark.parametrize(
