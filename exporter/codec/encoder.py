@@ -35,10 +35,10 @@ from exporter.errors import CodecError
 Codec = Literal["auto", "lzw", "base3", "raw"]
 Levels = npt.NDArray[np.int8]
 
-# What a codec must save, as a share of the blob, over a faster one. Raw levels are multiplied where
+# What a codec must save over a faster one, as a share of the blob. Raw levels are multiplied where
 # they lie: what is coded needs the memory of both forms, or the time to decode it for every
-# product. Base-3 decodes several times as fast as phrases.
-GAIN_OVER = {"raw": 0.125, "base3": 0.01}
+# product. Phrases of int8 levels take ten times as long as raw ones; base-3 is far from that.
+GAINS = {("raw", "base3"): 0.125, ("raw", "lzw"): 0.25, ("base3", "lzw"): 0.01}
 BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
 
 
@@ -158,7 +158,7 @@ def choose(candidates: list[Candidate]) -> Candidate:
     """
     best = candidates[0]
     for candidate in candidates[1:]:
-        if candidate.n_bytes < best.n_bytes * (1 - GAIN_OVER[best.codec]):
+        if candidate.n_bytes < best.n_bytes * (1 - GAINS[best.codec, candidate.codec]):
             best = candidate
     return best
 
@@ -166,7 +166,7 @@ def choose(candidates: list[Candidate]) -> Candidate:
 def _most_bytes(candidates: list[Candidate]) -> float:
     """Size at which an lzw blob would still be chosen over these."""
     best = choose(candidates)
-    return best.n_bytes * (1 - GAIN_OVER[best.codec])
+    return best.n_bytes * (1 - GAINS[best.codec, "lzw"])
 
 
 def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:

@@ -190,7 +190,7 @@ def gaussian(entropy: float, shape: tuple[int, int]) -> Levels:
 @pytest.mark.parametrize("entropy", [2.0, 3.0, 4.4, 6.0])
 @pytest.mark.parametrize(("cols", "most"), [(576, 1.02), (2048, 1.012)])
 def test_phrases_come_close_to_the_entropy(entropy: float, cols: int, most: float) -> None:
-    coded = encode(gaussian(entropy, (1536, cols)), -127, 255)
+    coded = encode(gaussian(entropy, (1536, cols)), -127, 255, "lzw")
     assert coded.codec == "lzw"
     assert 1 <= coded.bits_per_weight / coded.entropy_bits <= most
 
@@ -235,11 +235,11 @@ def candidate(codec: str, n_bytes: int) -> Candidate:
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({"raw": 1000, "lzw": 880}, "raw"),  # it saves too little to be worth its decoding
-        ({"raw": 1000, "lzw": 870}, "lzw"),
+        ({"raw": 1000, "lzw": 760}, "raw"),  # it saves too little to be worth its decoding
+        ({"raw": 1000, "lzw": 740}, "lzw"),
         ({"raw": 1000, "base3": 800, "lzw": 795}, "base3"),
         ({"raw": 1000, "base3": 800, "lzw": 790}, "lzw"),
-        ({"raw": 1000, "base3": 880, "lzw": 872}, "lzw"),
+        ({"raw": 1000, "base3": 880, "lzw": 740}, "lzw"),
         ({"raw": 1000, "lzw": 1100}, "raw"),
     ],
 )
