@@ -10,6 +10,7 @@ H query heads, KV key/value heads, D head_dim, C context (cache slots).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -289,14 +290,15 @@ class Last(nn.Module):
         return x[:, -1]
 
 
-class TorchLayers:
+class TorchLayers(ABC):
     """What all `Layers` in PyTorch share; a subclass adds linear, embedding and vector."""
 
     def __init__(self, kv_type: KVType = "float32") -> None:
         self.kv_type = kv_type
 
+    @abstractmethod
     def vector(self, name: str) -> Tensor:
-        raise NotImplementedError
+        """A norm weight or a bias, float32 [length]."""
 
     def norm(self, name: str, eps: float) -> nn.Module:
         return RMSNorm(self.vector(name), eps)

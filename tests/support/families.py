@@ -140,9 +140,25 @@ def quantize_model(model: Any, group: int | None) -> dict[str, Quantized]:
     return matrices
 
 
+def network_of(config: Any) -> dict[str, Any]:
+    """The sizes of a model of transformers, as a manifest has them."""
+    return {
+        "version": 2,
+        "hidden": config.hidden_size,
+        "inner": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab": config.vocab_size,
+        "context": CONTEXT,
+        "eps": config.rms_norm_eps,
+    }
+
+
 def write_bundle(folder: Path, model: Any, matrices: dict[str, Quantized]) -> None:
     """What a session reads (exporter/native/llm/MANIFEST.md), and nothing else."""
-    data, config = bytearray(), model.config
+    data = bytearray()
 
     def put(part: Any) -> int:
         data.extend(b"\0" * (-len(data) % 64))
@@ -177,20 +193,8 @@ def write_bundle(folder: Path, model: Any, matrices: dict[str, Quantized]) -> No
         }
         for name, v in named.items()
     }
-    network = {
-        "version": 2,
-        "hidden": config.hidden_size,
-        "inner": config.intermediate_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab": config.vocab_size,
-        "context": CONTEXT,
-        "eps": config.rms_norm_eps,
-    }
     manifest = {
-        "network": network,
+        "network": network_of(model.config),
         "tensors": tensors,
         "artifacts": [
             {
