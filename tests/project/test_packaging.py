@@ -92,7 +92,9 @@ def needed_files() -> list[str]:
     data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
     formats = ["exporter/codec/FORMAT.md", "exporter/native/llm/MANIFEST.md"]
-    return [*formats, *model, *native_sources(), *files]
+    texts = ["exporter/demo/held_out.txt", "exporter/quant/calibration.txt"]
+    texts += ["exporter/reference/loss.txt"]
+    return [*formats, *texts, *model, *native_sources(), *files]
 
 
 def test_the_wheel_holds_what_is_needed(wheel_names: list[str]) -> None:
