@@ -130,7 +130,7 @@ class ExecuTorchRunner:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
             hint = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
             raise BundleError(what, hint=hint) from error
-        last: NDArray[np.float32] = logits.numpy().reshape(-1)
+        last: NDArray[np.float32] = logits.numpy().reshape(-1).copy()
         return last
 
 

@@ -62,15 +62,23 @@ inline bool is_contiguous_float(const Tensor& t) {
 
 inline int64_t last_size(const Tensor& t) { return t.dim() == 0 ? 0 : t.size(t.dim() - 1); }
 
-// Calls work(begin, end), which returns a status, on pieces of [0, n) of at least `grain`. Returns one that failed.
+// Calls work(begin, end), which returns a status, on pieces of `piece` items of [0, n), the last one shorter. A thread
+// takes a piece when it has finished the one before, so that slow and busy cores finish with the others. Returns one
+// status that is no success, if there is one.
 template <typename Work>
-tinyqmoe_status share(int64_t n, int64_t grain, const Work& work) {
-  std::atomic<int> worst{TINYQMOE_OK};
-  const bool ran = executorch::extension::parallel_for(0, n, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
-    const tinyqmoe_status status = work(begin, end);
-    if (status != TINYQMOE_OK) worst = status;
+tinyqmoe_status share(int64_t n, int64_t piece, const Work& work) {
+  piece = std::max<int64_t>(1, piece);
+  if (n <= piece) return n > 0 ? work(0, n) : TINYQMOE_OK;
+  const int64_t n_pieces = (n + piece - 1) / piece;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> failed{TINYQMOE_OK};
+  const bool ran = executorch::extension::parallel_for(0, n_pieces, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < n_pieces; i = next++) {
+      const tinyqmoe_status status = work(i * piece, std::min(n, (i + 1) * piece));
+      if (status != TINYQMOE_OK) failed = status;
+    }
   });
-  return ran ? static_cast<tinyqmoe_status>(worst.load()) : TINYQMOE_BAD_ARGUMENT;
+  return ran ? static_cast<tinyqmoe_status>(failed.load()) : TINYQMOE_BAD_ARGUMENT;
 }
 
 // out takes the leading sizes of `like` (without its last n_dropped) and `last` behind them.

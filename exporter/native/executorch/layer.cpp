@@ -19,8 +19,8 @@ namespace tinyqmoe_executorch {
 namespace {
 
 // Below these, a second thread costs more than it brings.
-constexpr int64_t kValuesPerTask = 4096;
-constexpr int64_t kMultiplicationsPerTask = 1 << 14;
+constexpr int64_t kValuesPerPiece = 4096;
+constexpr int64_t kMultiplicationsPerPiece = 1 << 14;
 
 constexpr uintptr_t kCacheAlignment = 64;
 
@@ -46,16 +46,16 @@ struct Attention {
     std::memcpy(rotated, x, values_of(n_heads) * sizeof(float));
     const float* const sines = angles + uint64_t{n_tokens} * (cache.head_dim / 2);
     const tinyqmoe_rope_args args = {rotated, angles, sines, n_heads, cache.head_dim};
-    const int64_t grain = kValuesPerTask / (uint64_t{n_heads} * cache.head_dim);
-    return share(n_tokens, grain, [&](int64_t begin, int64_t end) {
+    const int64_t piece = kValuesPerPiece / (uint64_t{n_heads} * cache.head_dim);
+    return share(n_tokens, piece, [&](int64_t begin, int64_t end) {
       return tinyqmoe_rope(&args, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
     });
   }
 
   tinyqmoe_status store(const float* k, const float* v) const {
     const tinyqmoe_kv_write_args args = {k, v, position, n_tokens};
-    const int64_t grain = kValuesPerTask / (uint64_t{n_tokens} * cache.head_dim);
-    return share(cache.kv_heads, grain, [&](int64_t begin, int64_t end) {
+    const int64_t piece = kValuesPerPiece / (uint64_t{n_tokens} * cache.head_dim);
+    return share(cache.kv_heads, piece, [&](int64_t begin, int64_t end) {
       return tinyqmoe_kv_cache_write(&cache, &args, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
     });
   }
@@ -66,7 +66,7 @@ struct Attention {
     const uint64_t items = tinyqmoe_attention_items(&args);
     if (scratch_bytes == 0 || items == 0) return TINYQMOE_BAD_ARGUMENT;
     const uint64_t work = (uint64_t{position} + n_tokens) * values_of(heads) / items;
-    return share(static_cast<int64_t>(items), static_cast<int64_t>(kMultiplicationsPerTask / work),
+    return share(static_cast<int64_t>(items), static_cast<int64_t>(kMultiplicationsPerPiece / work),
                  [&](int64_t begin, int64_t end) {
                    thread_local Kept kept;
                    void* const scratch = kept.at_least(scratch_bytes);
@@ -126,7 +126,7 @@ Tensor& rms_norm_out(KernelRuntimeContext& context, const Tensor& x, const Tenso
   const tinyqmoe_rms_norm_args args = {x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
                                        out.mutable_data_ptr<float>(), static_cast<uint32_t>(cols),
                                        static_cast<float>(eps)};
-  finish(context, "rms_norm", share(x.numel() / cols, kValuesPerTask / cols, [&](int64_t begin, int64_t end) {
+  finish(context, "rms_norm", share(x.numel() / cols, kValuesPerPiece / cols, [&](int64_t begin, int64_t end) {
            return tinyqmoe_rms_norm(&args, static_cast<uint64_t>(begin), static_cast<uint64_t>(end), TINYQMOE_ISA_AUTO);
          }));
   return out;
@@ -173,7 +173,7 @@ Tensor& swiglu_out(KernelRuntimeContext& context, const Tensor& gate, const Tens
   float* const y = out.mutable_data_ptr<float>();
   const float* const g = gate.const_data_ptr<float>();
   const float* const u = up.const_data_ptr<float>();
-  finish(context, "swiglu", share(gate.numel(), kValuesPerTask, [&](int64_t begin, int64_t end) {
+  finish(context, "swiglu", share(gate.numel(), kValuesPerPiece, [&](int64_t begin, int64_t end) {
            std::memmove(y + begin, g + begin, static_cast<size_t>(end - begin) * sizeof(float));
            return tinyqmoe_swiglu(y + begin, u + begin, static_cast<uint64_t>(end - begin), TINYQMOE_ISA_AUTO);
          }));

@@ -19,7 +19,8 @@ namespace {
 
 constexpr uint32_t kHeaderBytes = 64;
 constexpr uint32_t kTileRows = 32;
-constexpr int64_t kWeightsPerTask = 1 << 16;  // below this a second thread costs more than it brings
+constexpr int64_t kWeightsPerPiece = 1 << 16;  // below this a second thread costs more than it brings
+constexpr int64_t kPieces = 3;  // a thread: few, as each call packs the activations anew
 
 struct CloseTensor {
   void operator()(tinyqmoe_tensor* t) const { tinyqmoe_close(t); }
@@ -101,8 +102,9 @@ struct Product {
   tinyqmoe_status block(uint32_t block_begin, uint32_t block_end) const {
     const int64_t n_tiles = (static_cast<int64_t>(block_end - block_begin) + kTileRows - 1) / kTileRows;
     const int64_t tile_weights = static_cast<int64_t>(kTileRows) * info.cols * n_tokens;
-    const int64_t grain = kWeightsPerTask / std::max<int64_t>(1, tile_weights);
-    return share(n_tiles, grain, [&](int64_t first, int64_t last) {
+    const int64_t n_pieces = kPieces * executorch::extension::get_thread_count();
+    const int64_t least = kWeightsPerPiece / std::max<int64_t>(1, tile_weights);
+    return share(n_tiles, std::max(least, (n_tiles + n_pieces - 1) / n_pieces), [&](int64_t first, int64_t last) {
       const uint32_t begin = block_begin + static_cast<uint32_t>(first * kTileRows);
       return rows(begin, static_cast<uint32_t>(std::min<int64_t>(block_begin + last * kTileRows, block_end)));
     });
