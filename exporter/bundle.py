@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from exporter.errors import BundleError, UsageError
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
@@ -63,7 +63,9 @@ class TensorEntry:
 class Location:
     """The place of a matrix: the file of its levels, their first byte, and their number of bytes.
 
-    `scales_offset` is the first byte of the scales, where the matrix has its own.
+    `scales_offset` is the first byte of its `scales_bytes` of scales, in the form of the package;
+    `scales_crc32` is the CRC-32 that they should have. They lie in `scales_file`; None: in the file
+    of the levels. There are none where the graph itself holds the scales, and in an estimate.
 
     form: "tqlz" a TQLZ blob, or the name of a `codec.weight_file.PlainForm`.
     """
@@ -72,7 +74,10 @@ class Location:
     form: str
     offset: int
     n_bytes: int
-    scales_offset: int | None = None
+    scales_offset: int = 0
+    scales_bytes: int = 0
+    scales_crc32: int = 0
+    scales_file: str | None = None
 
 
 @dataclass(frozen=True)

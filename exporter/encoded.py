@@ -47,6 +47,7 @@ class EncodedMatrix:
     entropy_bits: float
     zeros: float
     levels_crc32: int
+    scales_crc32: int
     sizes_bytes: dict[str, int]
     blob_path: Path
     scales_path: Path
@@ -101,7 +102,8 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
     """
     blob_path, scales_path = _paths(work, tensor.name)
     coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec, blob_path)
-    scales_path.write_bytes(np.ascontiguousarray(tensor.scales, dtype="<f4").data)
+    scales = np.ascontiguousarray(tensor.scales, dtype="<f4").data
+    scales_path.write_bytes(scales)
     rows, cols = tensor.levels.shape
     matrix = EncodedMatrix(
         name=tensor.name,
@@ -116,6 +118,7 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
         entropy_bits=coded.entropy_bits,
         zeros=coded.zeros,
         levels_crc32=coded.levels_crc32,
+        scales_crc32=zlib.crc32(scales),
         sizes_bytes=coded.sizes_bytes,
         blob_path=blob_path,
         scales_path=scales_path,

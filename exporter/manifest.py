@@ -167,25 +167,21 @@ def check_ledger(manifest: Manifest, work: Path) -> None:
             problems.append(
                 f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}"
             )
-    scales_bytes = {t.name: t.scales_bytes for t in manifest.tensors}
+    matrices = {t.name for t in manifest.tensors}
     sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
     for artifact in manifest.artifacts:
-        if artifact.places.keys() != scales_bytes.keys():
+        if artifact.places.keys() != matrices:
             problems.append(
-                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(scales_bytes)}"
+                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(matrices)}"
             )
-        problems += _overlaps(artifact, scales_bytes, sizes)
+        problems += _overlaps(artifact, sizes)
     if problems:
         what = "the byte ledger does not match what was written"
         raise ExportError(what, problems=problems, hint="report this as a bug")
 
 
-def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str, int]) -> list[str]:
-    spans = sorted(
-        span
-        for name, place in artifact.places.items()
-        for span in _spans(name, place, scales_bytes[name])
-    )
+def _overlaps(artifact: Artifact, sizes: dict[str, int]) -> list[str]:
+    spans = sorted(span for name, place in artifact.places.items() for span in _spans(name, place))
     spans = sorted(
         [*spans, *((v.file, v.offset, v.offset + 4 * v.n, n) for n, v in artifact.vectors.items())]
     )
@@ -198,9 +194,12 @@ def _overlaps(artifact: Artifact, scales_bytes: dict[str, int], sizes: dict[str,
     return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
 
 
-def _spans(name: str, place: Location, scales_bytes: int) -> list[tuple[str, int, int, str]]:
+def _spans(name: str, place: Location) -> list[tuple[str, int, int, str]]:
     """Spans of the levels and of the scales of a matrix, each (file, begin, end, name)."""
-    spans = [(place.file, place.offset, place.offset + place.n_bytes, name)]
-    if place.scales_offset is not None:
-        spans.append((place.file, place.scales_offset, place.scales_offset + scales_bytes, name))
-    return spans
+    return [
+        (file, begin, begin + n_bytes, name)
+        for file, begin, n_bytes in (
+            (place.file, place.offset, place.n_bytes),
+            (place.scales_file or place.file, place.scales_offset, place.scales_bytes),
+        )
+    ]

@@ -3,10 +3,11 @@
 Verdicts against `reference.safetensors`, never mixed:
 
 1. levels: every matrix in the file decodes to the levels the quantizer gave (CRC-32);
-2. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and
+2. scales: those of every matrix are the quantizer's, in the package's form (CRC-32);
+3. logits: prompts of several lengths, as one prefill, as a split prefill and token by token, and
    one that fills the context;
-3. greedy: the same tokens, where the reference itself is not undecided;
-4. bits: where the package computes in our operators alone, the exact logits, by their SHA-256.
+4. greedy: the same tokens, where the reference itself is not undecided;
+5. bits: where the package computes in our operators alone, the exact logits, by their SHA-256.
 
 A package is judged in the arithmetic that it ships with, by one gate (docs/parity.md says how it
 was measured). What quantization cost against the original model is another question, and another
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.bundle import Artifact, Bundle, TensorEntry, logits_sha256
+from exporter.bundle import Artifact, Bundle, Location, TensorEntry, logits_sha256
 from exporter.codec.native import NativeTensor
 from exporter.codec.weight_file import PLAIN_FORMS
 from exporter.errors import CodecError, ContextError
@@ -75,7 +76,7 @@ TOLERANCES = {  # by the activations and the KV cache of a package: the coarsest
 class Check:
     """One check, with what it measured: a line of the report."""
 
-    verdict: str  # levels | logits | greedy | bits | context
+    verdict: str  # levels | scales | logits | greedy | bits | context
     what: str
     passed: bool
     positions: int
@@ -112,7 +113,7 @@ def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]
     artifact = runner.artifact
     gate = tolerance(artifact)
     judge = _Judge(runner, gate, progress)
-    checks = [check_levels(bundle, runner)]
+    checks = [check_levels(bundle, runner), check_scales(bundle, runner)]
     for answer in load_reference(bundle, artifact):
         checks += judge.answer(answer)
     return ParityReport(runner.name, artifact.activations, artifact.kv_type, gate, checks)
@@ -156,8 +157,7 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
             wrong.append(f"{entry.name}: the manifest does not say where it lies")
             continue
         try:
-            artifact = np.memmap(runner.file(place.file), dtype=np.uint8, mode="r")
-            stored = artifact[place.offset : place.offset + place.n_bytes]
+            stored = _part(runner, place.file, place.offset, place.n_bytes)
             if _levels_crc32(stored, place.form, entry) != entry.levels_crc32:
                 wrong.append(f"{entry.name}: levels differ")
         except CodecError as error:
@@ -171,6 +171,36 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
         positions=n,
         detail="; ".join(wrong[:8]),
     )
+
+
+def check_scales(bundle: Bundle, runner: Runner) -> Check:
+    """Check of all scales, as they lie in the artifact itself."""
+    places = runner.artifact.places
+    wrong = [
+        f"{name}: scales differ"
+        for name, place in places.items()
+        if _scales_crc32(runner, place) != place.scales_crc32
+    ]
+    n = len(bundle.manifest.tensors)
+    what = f"{n} matrices have the quantizer's scales"
+    return Check(
+        "scales",
+        what,
+        passed=len(places) == n > 0 and not wrong,
+        positions=n,
+        detail="; ".join(wrong[:8]),
+    )
+
+
+def _scales_crc32(runner: Runner, place: Location) -> int:
+    """CRC-32 of the scales of a matrix, as they are stored."""
+    file = place.scales_file or place.file
+    return _crc32([_part(runner, file, place.scales_offset, place.scales_bytes)])
+
+
+def _part(runner: Runner, file: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    """A part of a file of the package, memory-mapped."""
+    return np.memmap(runner.file(file), dtype=np.uint8, mode="r")[offset : offset + n_bytes]
 
 
 def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> int:

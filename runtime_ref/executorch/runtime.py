@@ -20,7 +20,7 @@ class Method:
         self._method = method
 
     def execute(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Outputs of one call, which lie in the method's memory until the next. Raises RuntimeError."""
+        """Outputs of one call, valid until the next: the method's memory. Raises RuntimeError."""
         # PyTorch would copy them with threads of its own, which then spin beside ExecuTorch's.
         outputs: Sequence[Any] = self._method(inputs, clone_outputs=False)
         return outputs

@@ -299,7 +299,13 @@ def _refer(
 def _places(encoded: EncodedModel, file: Path, offsets: dict[Path, int]) -> dict[str, Location]:
     return {
         m.name: Location(
-            file.as_posix(), "tqlz", offsets[m.blob_path], m.blob_bytes, offsets[m.scales_path]
+            file.as_posix(),
+            "tqlz",
+            offsets[m.blob_path],
+            m.blob_bytes,
+            offsets[m.scales_path],
+            m.scales_bytes,
+            m.scales_crc32,
         )
         for m in encoded.matrices.values()
         if {m.blob_path, m.scales_path} <= offsets.keys()
@@ -436,7 +442,7 @@ def _misplaced(matrix: EncodedMatrix, place: Location | None, package: Path) -> 
 
     Both ends of blob and scales are compared with what lies in the package.
     """
-    if place is None or place.scales_offset is None:
+    if place is None:
         return f"{matrix.name} is not in the package"
     with (package.parent / place.file).open("rb") as file:
         for offset, path in (

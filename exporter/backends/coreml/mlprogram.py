@@ -13,6 +13,7 @@ context, L layers.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from exporter.backends.coreml.mlprogram_graph import (
     PREFILL_TOKENS,
     MLProgramConfig,
     ProgramBuilder,
+    scales_key,
 )
 from exporter.backends.coreml.mlprogram_weights import (
     ALIGNMENT,
@@ -167,9 +169,8 @@ def write(
     return EmittedMLProgram(
         recipe=recipe,
         places={
-            key: _place(number, blob)
-            for key, (number, blob) in layout.places.items()
-            if key in encoded.matrices
+            name: _place(layout.places[name], layout.places.get(scales_key(name)))
+            for name in encoded.matrices
         },
         operators=census(operations(written, DECODE) + operations(written, PREFILL)),
         constants_bytes=sum(
@@ -179,9 +180,32 @@ def write(
     )
 
 
-def _place(number: int, blob: WeightBlob) -> Location:
-    file = f"{PACKAGE}/{mlpackage.WEIGHTS_DIR}/{weight_file_name(number)}"
-    return Location(file, blob.kind, blob.offset + ALIGNMENT, blob.n_bytes)
+def _place(levels: tuple[int, WeightBlob], scales: tuple[int, WeightBlob] | None) -> Location:
+    """The place of a matrix from those of its two constants, each with the number of its file.
+
+    The few scales of a small matrix lie in the program itself, and have no place.
+    """
+    number, blob = levels
+    file = _weight_file(number)
+    if scales is None:
+        return Location(file, blob.kind, blob.offset + ALIGNMENT, blob.n_bytes)
+    scales_number, scales_blob = scales
+    assert isinstance(scales_blob.source, bytes)  # a literal
+    return Location(
+        file,
+        blob.kind,
+        blob.offset + ALIGNMENT,
+        blob.n_bytes,
+        scales_blob.offset + ALIGNMENT,
+        scales_blob.n_bytes,
+        zlib.crc32(scales_blob.source),
+        _weight_file(scales_number),
+    )
+
+
+def _weight_file(number: int) -> str:
+    """Path of a weight file of the expanded package in the bundle."""
+    return f"{PACKAGE}/{mlpackage.WEIGHTS_DIR}/{weight_file_name(number)}"
 
 
 def _translate(program: Program, encoded: EncodedModel, layout: BlobLayout) -> Model:

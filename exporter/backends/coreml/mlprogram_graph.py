@@ -295,7 +295,7 @@ class ProgramBuilder:
         ]
         data = np.broadcast_to(np.zeros((), dtype), (matrix.rows, matrix.cols))
         var = self.mb.constexpr_blockwise_shift_scale(data=data, scale=half_scales(matrix))
-        var.op.data.op.weight_id, var.op.scale.op.weight_id = matrix.name, f"{matrix.name}.scales"
+        var.op.data.op.weight_id, var.op.scale.op.weight_id = matrix.name, scales_key(matrix.name)
         return var
 
     def look_up(self, matrix: EncodedMatrix) -> Var:
@@ -311,8 +311,13 @@ class ProgramBuilder:
             np.zeros((), self.types.np_uint2_dtype), (matrix.rows, matrix.cols)
         )
         var = self.mb.constexpr_lut_to_dense(indices=indices, lut=table)
-        var.op.indices.op.weight_id, var.op.lut.op.weight_id = matrix.name, f"{matrix.name}.table"
+        var.op.indices.op.weight_id, var.op.lut.op.weight_id = matrix.name, scales_key(matrix.name)
         return var
+
+
+def scales_key(name: str) -> str:
+    """Key of the constant that holds the scales of a matrix, or its tables with them."""
+    return f"{name}.scales"
 
 
 def half_scales(matrix: EncodedMatrix) -> NDArray[np.float16]:

@@ -91,6 +91,8 @@ def _places(encoded: EncodedModel, emitted: EmittedProgram) -> dict[str, Locatio
             emitted.blob_offsets[m.name],
             m.blob_bytes,
             emitted.scales_offsets[m.name],
+            m.scales_bytes,
+            m.scales_crc32,
         )
         for m in encoded.matrices.values()
     }

@@ -352,7 +352,6 @@ def test_every_matrix_is_in_the_file_once_and_opens_in_place(made: Made) -> None
         place = made.emitted.places[name]
         assert made.root / place.file == made.model_file
         assert whole.count(matrix.blob_path.read_bytes()) == 1
-        assert place.scales_offset is not None
         scales = whole[place.scales_offset : place.scales_offset + matrix.scales_bytes]
         assert scales == matrix.scales_path.read_bytes()
         blob = data[place.offset : place.offset + place.n_bytes]
@@ -401,7 +400,6 @@ def test_weights_beside_the_model_are_aligned_and_nowhere_else(beside: Made) -> 
     data, model = side.read_bytes(), beside.model_file.read_bytes()
     for name, matrix in beside.parts.encoded.matrices.items():
         place = beside.emitted.places[name]
-        assert place.scales_offset is not None
         assert (place.file, place.offset % 64, place.scales_offset % 64) == (side.name, 0, 0)
         blob, scales = matrix.blob_path.read_bytes(), matrix.scales_path.read_bytes()
         assert data[place.offset : place.offset + place.n_bytes] == blob
@@ -470,7 +468,7 @@ def test_swapped_weights_are_seen(right: Made) -> None:
 
 
 def test_swapped_scales_are_seen(right: Made) -> None:
-    first, second = (right.emitted.places[name].scales_offset or 0 for name in (GATE, UP))
+    first, second = (right.emitted.places[name].scales_offset for name in (GATE, UP))
     n = right.parts.encoded.matrices[GATE].scales_bytes
     assert worst_sqnr(patched(right, lambda data: swap(data, first, second, n)), [9, 1]) < 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,7 +206,17 @@ def test_levels_lie_where_the_places_say(made: Made) -> None:
         levels = unpack_uint2(data, n) if place.form == "uint2" else data.view(np.int8)
         with matrix.open() as coded:
             assert np.array_equal(levels, coded.decode_rows().reshape(-1))
-        assert place.scales_offset is None
+        stored = np.fromfile(
+            made.work / (place.scales_file or place.file),
+            np.uint8,
+            place.scales_bytes,
+            offset=place.scales_offset,
+        ).view(np.float16)
+        scales = matrix.scales().astype(np.float16)
+        if place.form == "uint2":  # in a table of -scale, 0, scale, 0
+            scales = np.stack([-scales, 0 * scales, scales, 0 * scales], axis=-1)
+        assert np.array_equal(stored, scales.reshape(-1))
+        assert zlib.crc32(stored.data) == place.scales_crc32
 
 
 def test_two_exports_are_the_same_bytes(made: Made, tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def whole(bundle: Bundle, parts: Parts) -> Made:
     entry = bundle.artifact("pte")
     emitted = EmittedProgram(
         blob_offsets={name: place.offset for name, place in entry.places.items()},
-        scales_offsets={name: place.scales_offset or 0 for name, place in entry.places.items()},
+        scales_offsets={name: place.scales_offset for name, place in entry.places.items()},
         vector_offsets={name: at.offset for name, at in entry.vectors.items()},
         vector_bytes=next(
             row.n_bytes for row in bundle.manifest.ledger if row.what.startswith("norms")
