@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
+from exporter import real_files
 from exporter.errors import BundleError, UsageError
 
 SCHEMA_VERSION = 8
@@ -429,10 +430,13 @@ class Bundle:
         """
         manifest = self.manifest
         there = [e for e in manifest.expanded if self.file(e.path).exists()]
+        regular = set(bundle_files(self.path))
         problems = [
             problem
             for entry in [*manifest.files, *there]
-            for problem in self._file_problems(entry, hashed is None or entry.path in hashed)
+            for problem in self._file_problems(
+                entry, entry.path in regular, hashed is None or entry.path in hashed
+            )
         ]
         listed = {entry.path for entry in manifest.files}
         problems += [f"{name} is not in the manifest" for name in self._strangers()]
@@ -458,25 +462,37 @@ class Bundle:
         return {e.path for e in self.manifest.files} - owned - {REFERENCE}
 
     def _strangers(self) -> list[str]:
-        """Files inside a package that the manifest does not name: a runtime might read them.
+        """Files inside a package that the manifest does not name: a runtime might read them, and
+        an expansion would ship them."""
+        packages = {PurePosixPath(name).parts[0] for name in self._known if "/" in name}
+        return [name for name in self._unknown if PurePosixPath(name).parts[0] in packages]
 
-        Elsewhere other files do no harm: what a hub or a file manager adds, or a result that
-        someone keeps beside the packages.
+    @property
+    def foreign_files(self) -> list[str]:
+        """Files beside the packages that the manifest does not name, relative paths.
+
+        They do no harm: what a hub or a file manager adds, or a result that someone keeps there.
         """
-        entries = [*self.manifest.files, *self.manifest.expanded]
-        known = {entry.path for entry in entries}
-        packages = {PurePosixPath(name).parts[0] for name in known if "/" in name}
-        paths = map(PurePosixPath, bundle_files(self.path))
-        return [
-            str(p)
-            for p in paths
-            if p.parts[0] in packages and str(p) not in known and not p.name.startswith(".")
-        ]
+        strangers = set(self._strangers())
+        return [name for name in self._unknown if name not in strangers]
 
-    def _file_problems(self, entry: FileEntry, hashed: bool) -> list[str]:
+    @property
+    def _known(self) -> set[str]:
+        """Paths that the manifest names."""
+        return {entry.path for entry in [*self.manifest.files, *self.manifest.expanded]}
+
+    @property
+    def _unknown(self) -> list[str]:
+        """Paths of all that is in the directory and not named by the manifest, links included."""
+        known = {*self._known, MANIFEST}
+        return [name for name, _ in real_files.walk(self.path) if name not in known]
+
+    def _file_problems(self, entry: FileEntry, regular: bool, hashed: bool) -> list[str]:
         file = self.file(entry.path)
         if not file.is_file():
             return [f"{entry.path} is missing"]
+        if not regular:
+            return [f"{entry.path} is a link, or lies behind one: copy what it points to"]
         if file.stat().st_size != entry.n_bytes:
             return [f"{entry.path} has {file.stat().st_size:,} bytes, expected {entry.n_bytes:,}"]
         if hashed and sha256(file) != entry.sha256:
@@ -526,9 +542,8 @@ class Bundle:
 
 
 def bundle_files(path: Path) -> list[str]:
-    """Paths of all files but the manifest, relative to the bundle and sorted."""
-    files = (f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
-    return sorted(f for f in files if f != MANIFEST)
+    """Paths of all regular files but the manifest, relative to the bundle and sorted."""
+    return sorted(name for name in real_files.regular_files(path) if name != MANIFEST)
 
 
 def logits_sha256(rows: Iterable[memoryview]) -> bytes:
@@ -553,6 +568,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a directory has a manifest of this tool, of any schema version."""
+    try:
+        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return isinstance(raw["schema_version"], int) and "tiny-qmoe" in raw["tools"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def check_target(out: Path, *, force: bool) -> None:
     """Checks that a bundle may be written to `out`.
 
@@ -567,6 +591,6 @@ def check_target(out: Path, *, force: bool) -> None:
         raise UsageError(
             f"{out} already exists", hint="choose another directory, or give --force to replace it"
         )
-    if out.is_symlink() or not (out / MANIFEST).is_file():
+    if out.is_symlink() or not is_bundle(out):
         what = f"{out} exists and is not a bundle; --force replaces only bundles"
         raise UsageError(what, hint="choose another directory")

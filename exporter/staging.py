@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from exporter import real_files
 from exporter.bundle import check_target
 from exporter.errors import MissingComponentError, OutOfSpaceError, UsageError
 
 FORMAT_VERSION = 1  # of this directory and of what lies in it
 LOCK, FINGERPRINT = "lock", "fingerprint.json"
+OURS = {LOCK, FINGERPRINT, f"{FINGERPRINT}.new", "coded", "bundle", "old"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything
@@ -87,12 +89,13 @@ def staging_directory(
     The bundle goes to `out` when the block ends well, and nothing else is left then. With `resume`,
     `coded` holds what an earlier export with this fingerprint has finished. After an error that can
     be mended it stays, with a note on the exception that says so. Raises UsageError as
-    `check_target`, if another export to `out` is under way, and if the fingerprint differs;
-    OutOfSpaceError when the disk fills.
+    `check_target`, if another export to `out` is under way, if the fingerprint differs, and if
+    something else than a directory of ours has its name; OutOfSpaceError when the disk fills.
     """
     check_target(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = staging_directory_of(out)
+    _check_ours(place)
     with _locked(place, out):
         _put_back(place, out)
         try:
@@ -113,6 +116,22 @@ def staging_directory(
                 raise
             raise raised from error
         _remove(place)
+
+
+def _check_ours(place: StagingDirectory) -> None:
+    """Refuses a directory that the tool did not make: what is in it will be removed.
+
+    Raises UsageError.
+    """
+    others = real_files.unsafe_to_write(place.root)
+    if not others and place.root.exists():
+        others = sorted({path.name for path in place.root.iterdir()} - OURS)
+    if others:
+        raise UsageError(
+            f"{place.root} is not a work directory of this tool, and an export would remove it",
+            problems=[f"it holds {name}" if name != "." else "it is a link" for name in others],
+            hint="move it away, or choose another OUT",
+        )
 
 
 def _locked(place: StagingDirectory, out: Path) -> IO[bytes]:
@@ -189,9 +208,10 @@ def _replace(place: StagingDirectory, out: Path) -> None:
 
     An old one is out of it for the moment between two renames.
     """
+    real_files.sync(place.bundle)
     if out.exists():
         os.rename(out, place.old)
-    os.rename(place.bundle, out)
+    real_files.rename(place.bundle, out)
 
 
 def _leave(place: StagingDirectory, error: BaseException) -> None:

@@ -74,6 +74,8 @@ def summary_table(bundle: Bundle) -> Table:
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]
     rows += [("warning", warning) for warning in m.warnings]
+    if foreign := bundle.foreign_files:
+        rows.append(("not of the bundle", ", ".join(foreign)))
     for artifact in m.artifacts:
         rows += _artifact_rows(bundle, artifact)
     for row in rows:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter import real_files
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
@@ -117,6 +118,15 @@ class Recipe:
             for p in paths
             if PurePosixPath(p).is_absolute() or ".." in p
         ]
+        problems += [
+            f"{p!r} is not the name of a package"
+            for p in (self.template, self.package)
+            if "/" in p or not p.endswith(".mlpackage")
+        ]
+        if "/" in self.coded_file:
+            problems.append(f"{self.coded_file!r} is not the name of a file of the bundle")
+        if self.template == self.package:
+            problems.append("the template is the package")
         for file in self.weight_files:
             pieces = file.pieces
             numbers = [n for p in pieces for n in (p.n_bytes, p.coded_offset, p.coded_bytes)]
@@ -251,28 +261,58 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
 
     Works in `.NAME.partial` beside it, from which the package goes to its place by a rename when
     complete: a process may be killed at any moment. An interrupted expansion goes on from the last
-    whole piece; its bytes are hashed again, not trusted. Raises UsageError if something else than a
-    package is at `target`, BundleError when the result is not what the recipe says, OutOfSpaceError
-    before anything is written if the disk is too full.
+    whole piece; its bytes are hashed again, not trusted. Raises UsageError if something else than
+    this package is at `target`, or than a folder of ours at `.NAME.partial`; BundleError when the
+    result is not what the recipe says, or the template holds a link; OutOfSpaceError before
+    anything is written if the disk is too full.
     """
-    if target.is_symlink() or (target.exists() and not (target / PACKAGE_MANIFEST).is_file()):
-        raise UsageError(
-            f"{target} exists and is not a Core ML package", hint="choose another TARGET"
-        )
-    work = staging_path(target)
+    template, work = bundle / recipe.template, staging_path(target)
+    _check_places(bundle / recipe.coded_file, template, target, work)
     package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
     _check_disk(recipe, package, target.parent)
-    shutil.copytree(bundle / recipe.template, package, dirs_exist_ok=True)
+    shutil.copytree(template, package, dirs_exist_ok=True, symlinks=True)
     for file in recipe.weight_files:
         path = package / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         _expand_file(coded, file, path, progress)
+    real_files.sync(package)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
-    os.rename(package, target)
+    real_files.rename(package, target)
     shutil.rmtree(work)
+
+
+def _check_places(coded: Path, template: Path, target: Path, work: Path) -> None:
+    """Refuses links where files are read from and written to, and a target that is not ours.
+
+    A bundle may come from a stranger: nothing outside it may get into the package, and nothing
+    outside the target may be written. Raises BundleError, UsageError.
+    """
+    if found := [*real_files.links(template), *([coded.name] if coded.is_symlink() else [])]:
+        raise BundleError(
+            f"{template.parent} holds links where an expansion reads",
+            problems=found,
+            hint="put the files in place of the links",
+        )
+    marks = [folder / PACKAGE_MANIFEST for folder in (template, target)]
+    if target.is_symlink() or (target.exists() and not _same_bytes(*marks)):
+        raise UsageError(
+            f"{target} exists and is not a Core ML package of this tool",
+            hint="choose another TARGET",
+        )
+    others = real_files.unsafe_to_write(work)
+    if not others and work.exists():
+        others = sorted({path.name for path in work.iterdir()} - {"new", "old"})
+    if others:
+        what = f"{work} is not a work folder of this tool, and an expansion would write into it"
+        raise UsageError(what, problems=others, hint="remove it")
+
+
+def _same_bytes(a: Path, b: Path) -> bool:
+    """Whether both are files with the same content."""
+    return a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes()
 
 
 def staging_path(target: Path) -> Path:

@@ -33,7 +33,7 @@ HEAVY = (
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
-CODEC = ("exporter.codec", "exporter.errors")
+CODEC = ("exporter.codec", "exporter.errors", "exporter.real_files")
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
 CHECKPOINT = (
     "exporter.checkpoint",
@@ -77,7 +77,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.progress": ((), ()),
     "exporter.native": ((), ()),
     "exporter.memory": (("exporter.errors",), ()),
-    "exporter.bundle": (("exporter.errors",), ()),
+    "exporter.real_files": ((), ()),
+    "exporter.bundle": (("exporter.errors", "exporter.real_files"), ()),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),
@@ -112,7 +113,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
-    "exporter.staging": (("exporter.bundle", "exporter.errors"), ()),
+    "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
     "exporter.pipeline": (
         (
             "exporter.manifest",

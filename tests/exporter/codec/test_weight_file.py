@@ -156,7 +156,7 @@ def test_a_partial_file_that_was_damaged_is_seen_and_made_anew(tmp_path: Path) -
 
 def old_package(path: Path) -> None:
     path.mkdir()
-    (path / "Manifest.json").write_text("old")
+    (path / "Manifest.json").write_text("{}")
     (path / "old").write_text("old")
 
 
@@ -167,12 +167,12 @@ def test_an_existing_package_is_replaced_when_the_new_one_is_whole(
     old_package(target)
     seen = []
     expand(tmp_path, recipe, target, lambda n: seen.append(files(target)))
-    assert all(each == {"Manifest.json": b"old", "old": b"old"} for each in seen)
+    assert all(each == {"Manifest.json": b"{}", "old": b"old"} for each in seen)
     assert "old" not in files(target)
     assert sorted(os.listdir(tmp_path)) == ["coded", "m.mlpackage", "t.mlpackage"]
 
 
-@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "web app"])
 def test_what_is_no_package_is_not_replaced(tmp_path: Path, recipe: Recipe, kind: str) -> None:
     target, kept = tmp_path / "m.mlpackage", tmp_path / "kept"
     old_package(kept)
@@ -182,10 +182,13 @@ def test_what_is_no_package_is_not_replaced(tmp_path: Path, recipe: Recipe, kind
         target.write_text("old")
     else:
         target.mkdir()
+    if kind == "web app":
+        (target / "Manifest.json").write_text('{"name": "a page"}')
     with pytest.raises(UsageError, match="exists and is not a Core ML package"):
         expand(tmp_path, recipe, target, lambda n: None)
-    assert files(kept) == {"Manifest.json": b"old", "old": b"old"}
-    assert {"link": target.is_symlink, "file": target.is_file, "directory": target.is_dir}[kind]()
+    assert files(kept) == {"Manifest.json": b"{}", "old": b"old"}
+    is_kept = {"link": target.is_symlink, "file": target.is_file}.get(kind, target.is_dir)
+    assert is_kept()
     assert not weight_file.staging_path(target).exists()
 
 
@@ -202,7 +205,7 @@ def test_a_process_may_be_killed_at_any_moment(
     """What is at the target then is the old package, the new one or nothing; and the next try makes
     it the new one."""
     recipe, expected = made(tmp_path)
-    target, old = tmp_path / "m.mlpackage", {"Manifest.json": b"old", "old": b"old"}
+    target, old = tmp_path / "m.mlpackage", {"Manifest.json": b"{}", "old": b"old"}
     old_package(target)
 
     def killed(owner: Any, name: str, when: Callable[..., bool]) -> None:
