@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 PROGRAM = "model.pte"
 NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"
+DIGEST = "sha256"  # the field of the manifest that holds the digest of all others
 # Past them the best token is another one more often than not, and a chat model babbles.
 LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -290,14 +291,15 @@ class Manifest:
     expanded: list[FileEntry] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The manifest as indented JSON with a final newline."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """The manifest as indented JSON with a final newline, and its own digest in it."""
+        return sealed(asdict(self))
 
     @classmethod
     def from_dict(cls, raw: object) -> Manifest:
         """The manifest of parsed JSON.
 
-        Raises BundleError with all fields that are missing, unknown or of a wrong type.
+        Raises BundleError if it is not what was sealed, or with all fields that are missing,
+        unknown or of a wrong type.
         """
         if not isinstance(raw, dict):
             raise BundleError(f"{MANIFEST} must hold an object, got {type(raw).__name__}")
@@ -307,8 +309,14 @@ class Manifest:
                 f"{MANIFEST} has schema version {version!r}, this tool reads {SCHEMA_VERSION}",
                 hint="export again, or use the version of tiny-qmoe the bundle was made with",
             )
+        content = {key: value for key, value in raw.items() if key != DIGEST}
+        if raw.get(DIGEST) != _digest(content):
+            raise BundleError(
+                f"{MANIFEST} has been changed: its digest is that of another content",
+                hint="copy the bundle again, or export again",
+            )
         problems: list[str] = []
-        manifest: Manifest = _build(cls, raw, "", problems)
+        manifest: Manifest = _build(cls, content, "", problems)
         if not problems:
             problems = [
                 f"format {a.format!r} is unknown"
@@ -417,10 +425,10 @@ class Bundle:
                 f"{path} is not a bundle: {what}", hint="make one with `tinyqmoe export MODEL OUT`"
             )
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{file} is not JSON: {error}", hint="export again") from error
-        return cls(path, Manifest.from_dict(raw))
+        return cls(path, manifest)
 
     def verify(self, hashed: Collection[str] | None = None) -> None:
         """Compares every file with the size in the manifest, and `hashed` with their SHA-256 too.
@@ -544,6 +552,17 @@ class Bundle:
 def bundle_files(path: Path) -> list[str]:
     """Paths of all regular files but the manifest, relative to the bundle and sorted."""
     return sorted(name for name in real_files.regular_files(path) if name != MANIFEST)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The text of a manifest: its content, and under DIGEST the digest of that."""
+    whole = content | {DIGEST: _digest(content)}
+    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 in hex digits of a JSON object, whatever its layout and the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def logits_sha256(rows: Iterable[memoryview]) -> bytes:

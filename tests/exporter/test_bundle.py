@@ -105,7 +105,7 @@ def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
     raw["interface"]["context"] = None
     raw["extra"] = 1
     with pytest.raises(BundleError) as caught:
-        Manifest.from_dict(raw)
+        Manifest.from_dict(json.loads(bundles.sealed(raw)))
     assert sorted(p.split()[0] for p in caught.value.problems) == [
         "extra",
         "interface.context",

@@ -259,3 +259,22 @@ def test_everything_is_on_the_disk_before_a_bundle_appears(
     monkeypatch.setattr(real_files.os, "rename", rename)
     fill(out)
     assert synced == [tmp_path.stat().st_ino]
+
+
+# ---- the manifest
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path: Path) -> None:
+    """But in the space between its parts, which says nothing."""
+    small = write_small_bundle(tmp_path / "small")
+    file = small.path / MANIFEST
+    whole = file.read_bytes()
+    content = json.loads(whole)
+    for at in range(len(whole)):
+        for bit in (1 << (at % 8), 1 << ((at + 3) % 8)):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            try:
+                Bundle.open(small.path)
+            except BundleError:
+                continue
+            assert json.loads(file.read_bytes()) == content

@@ -117,11 +117,12 @@ def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec 
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Lets `change` edit the parsed manifest of the bundle at `path` in place."""
+    """Lets `change` edit the parsed manifest of the bundle at `path` in place, and seals it."""
     file = path / bundles.MANIFEST
     raw = json.loads(file.read_text(encoding="utf-8"))
+    del raw[bundles.DIGEST]
     change(raw)
-    file.write_text(json.dumps(raw), encoding="utf-8")
+    file.write_text(bundles.sealed(raw), encoding="utf-8")
 
 
 def reseal(bundle: Bundle, **changes: Any) -> Bundle:
