@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.support import wasm
 from tests.support.families import Model, make_models
 from tests.support.layer_tests import CXX, compile_tests, digest, run
 
@@ -22,3 +25,11 @@ def digests(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) 
         pytest.skip("NO C++ COMPILER: the native tests did not run")
     program = compile_tests(CXX, ["-O1"], tmp_path_factory.mktemp("native"))
     return digest(run(program)), digest(run(program, *(m.bundle for m in models.values())))
+
+
+@pytest.fixture(scope="session")
+def wasm_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tinyqmoe.wasm, its JavaScript, and the C++ tests for WebAssembly."""
+    folder = tmp_path_factory.mktemp("wasm")
+    wasm.build(folder)
+    return folder

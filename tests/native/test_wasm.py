@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,56 +12,27 @@ import pytest
 from safetensors.numpy import load_file
 
 from exporter.bundle import MANIFEST, REFERENCE, logits_sha256
-from exporter.codec.native import native_dir
 from exporter.quant.config import QuantConfig
 from exporter.session import Session
+from tests.support import wasm
 from tests.support.bundles import export
 from tests.support.families import CONTEXT, VOCABULARY, Model
 from tests.support.layer_tests import digest, run
 from tests.support.paths import DATA, GOLDEN, ROOT
 
-NODE = shutil.which("node")
-LIBRARIES = Path("/usr/lib/wasm32-wasi")
-BUILTINS = "/usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a"
-NEEDED = {  # by Debian's package
-    "clang-19": shutil.which("clang++-19"),
-    "lld-19": shutil.which("wasm-ld-19"),
-    "wasi-libc": (LIBRARIES / "libc.a").is_file(),
-    "libc++-19-dev-wasm32": (LIBRARIES / "libc++.a").is_file(),
-    "libclang-rt-19-dev-wasm32": Path(BUILTINS).is_file(),
-    "nodejs": NODE,
-}
-MISSING = [name for name, there in NEEDED.items() if not there]
 HERE = Path(__file__).parent
 STORIES = DATA / "hf-stories260K"
 DEMO = ROOT / "exporter" / "demo" / "model"
 BATCH_TOKENS = 128  # the default of a session
 SCALAR, SIMD128 = 1, 6  # of tinyqmoe_isa
-FLOAT32, INT8 = 2, 3  # of tinyqmoe_kv_type
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"NO {', '.join(MISSING)}: WebAssembly was not tested"
-)
-
-
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of tinyqmoe.wasm, as wasm/build.sh makes it, and of the C++ tests."""
-    folder = tmp_path_factory.mktemp("wasm")
-    cmake = str(Path(sys.executable).parent / "cmake")  # of the test extra
-    toolchain = native_dir() / "wasm" / "toolchain.cmake"
-    options = ["--toolchain", str(toolchain), "-DTINYQMOE_BUILD_TESTS=ON"]
-    run(cmake, "-S", native_dir(), "-B", folder, *options, "-DCMAKE_BUILD_TYPE=Release")
-    targets = ["tinyqmoe", "tinyqmoe_tests", "tinyqmoe_llm_tests"]
-    run(cmake, "--build", folder, "--parallel", "2", "--target", *targets)
-    return folder
+pytestmark = wasm.needed
 
 
 def run_program(program: Path, folder: Path, *args: str | Path) -> str:
     """Output of a program that sees one folder."""
-    assert NODE is not None
     script = HERE / "wasi_program.mjs"
-    return run(NODE, "--no-warnings", script, program, folder, *args)
+    return run(wasm.node(), "--no-warnings", script, program, folder, *args)
 
 
 @dataclass(frozen=True)
@@ -76,32 +45,31 @@ class Run:
 
 
 def run_sessions(
-    build: Path, folder: Path, bundle: Path, runs: Sequence[Run]
+    wasm_build: Path, folder: Path, bundle: Path, runs: Sequence[Run]
 ) -> list[dict[str, Any]]:
     """The answers of tests/native/wasm_session.mjs, one a run."""
-    assert NODE is not None
     files = [f.relative_to(bundle).as_posix() for f in bundle.rglob("*") if f.is_file()]
     request = {"bundle": str(bundle), "files": files, "runs": [vars(r) for r in runs]}
     path = folder / "request.json"
     path.write_text(json.dumps(request))
-    answers = run(NODE, HERE / "wasm_session.mjs", build / "tinyqmoe.wasm", path)
+    answers = run(wasm.node(), HERE / "wasm_session.mjs", wasm_build / "tinyqmoe.wasm", path)
     return list(json.loads(answers))
 
 
 # ---- kernels and layers ----
 
 
-def test_every_kernel_has_the_golden_bits(build: Path) -> None:
+def test_every_kernel_has_the_golden_bits(wasm_build: Path) -> None:
     """The golden vectors, and random and hostile matrices, by scalar code and by vectors."""
-    output = run_program(build / "tinyqmoe_tests.wasm", GOLDEN, GOLDEN)
+    output = run_program(wasm_build / "tinyqmoe_tests.wasm", GOLDEN, GOLDEN)
     assert f"0 failures, instruction sets: {SCALAR} {SIMD128}\n" in output
 
 
 def test_layers_have_the_bits_of_this_machine(
-    build: Path, models: dict[str, Model], digests: tuple[str, str]
+    wasm_build: Path, models: dict[str, Model], digests: tuple[str, str]
 ) -> None:
     """Every part of a layer, and sessions over every family with each type of cache."""
-    program = build / "tinyqmoe_llm_tests.wasm"
+    program = wasm_build / "tinyqmoe_llm_tests.wasm"
     assert digest(run_program(program, HERE)) == digests[0]
     bundles = [m.bundle for m in models.values()]
     assert digest(run_program(program, bundles[0].parent, *bundles)) == digests[1]
@@ -113,7 +81,7 @@ def test_layers_have_the_bits_of_this_machine(
 @pytest.mark.parametrize("scheme", ["int8", "ternary"])
 @pytest.mark.parametrize("checkpoint", [DEMO, STORIES], ids=["demo", "stories"])
 def test_a_session_has_the_digests_of_the_bundle(
-    checkpoint: Path, scheme: str, build: Path, tmp_path: Path
+    checkpoint: Path, scheme: str, wasm_build: Path, tmp_path: Path
 ) -> None:
     """The SHA-256 of all logits of every prompt, as the export wrote it, by every way of computing
     them."""
@@ -130,19 +98,19 @@ def test_a_session_has_the_digests_of_the_bundle(
         for isa in (SCALAR, SIMD128):
             runs += [Run(calls, {"isa": isa}), Run(calls, {"isa": isa}, budget=1 << 30)]
             expected += [sha256, sha256]
-    answers = run_sessions(build, tmp_path, bundle.path, runs)
+    answers = run_sessions(wasm_build, tmp_path, bundle.path, runs)
     assert len(expected) >= 4 * 3
     assert [answer["sha256"] for answer in answers] == expected
 
 
 def test_a_session_has_the_bits_and_the_state_of_the_native_one(
-    build: Path, models: dict[str, Model], tmp_path: Path
+    wasm_build: Path, models: dict[str, Model], tmp_path: Path
 ) -> None:
     calls = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7]]
     for model in models.values():
         native = Session(model.bundle, 1, BATCH_TOKENS)
         expected = logits_sha256(native.feed(tokens).data for tokens in calls).hex()
-        (answer,) = run_sessions(build, tmp_path, model.bundle, [Run(calls)])
+        (answer,) = run_sessions(wasm_build, tmp_path, model.bundle, [Run(calls)])
         assert answer["sha256"] == expected
         state, there = answer["state"], native.state()
         assert (state["positions"], state["context"]) == (there.n_positions, CONTEXT)
@@ -152,17 +120,17 @@ def test_a_session_has_the_bits_and_the_state_of_the_native_one(
         assert state["feedNs"] > 0
 
 
-def test_what_a_session_refuses(build: Path, models: dict[str, Model], tmp_path: Path) -> None:
+def test_what_a_session_refuses(wasm_build: Path, models: dict[str, Model], tmp_path: Path) -> None:
     """Each with a sentence, as the native one."""
     bundle = models["llama"].bundle
     fine, many, outside = [[1]], [[1] * (CONTEXT + 1)], [[VOCABULARY]]
     runs = [Run(many), Run(outside), Run(fine, {"isa": 2}), Run(fine, {"context": CONTEXT + 1})]
-    said = [answer["error"] for answer in run_sessions(build, tmp_path, bundle, runs)]
+    said = [answer["error"] for answer in run_sessions(wasm_build, tmp_path, bundle, runs)]
     words = ["BAD_ARGUMENT", "BAD_ID", "lacks the instruction set", "context at most the bundle's"]
     assert [word in text for word, text in zip(words, said, strict=True)] == [True] * 4
     (tmp_path / MANIFEST).write_text("{")
-    (answer,) = run_sessions(build, tmp_path, tmp_path, [Run(fine)])
+    (answer,) = run_sessions(wasm_build, tmp_path, tmp_path, [Run(fine)])
     assert "manifest.json: " in answer["error"]
     (tmp_path / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes())
-    (answer,) = run_sessions(build, tmp_path, tmp_path, [Run(fine)])
+    (answer,) = run_sessions(wasm_build, tmp_path, tmp_path, [Run(fine)])
     assert "does not lie in a file of the bundle" in answer["error"]
