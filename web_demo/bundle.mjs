@@ -36,7 +36,8 @@ export async function fetchBundle(address, progress) {
       done += piece.length;
       progress(done, total);
     }
-    if (done - before !== size(name)) throw new Error(`${name} has ${done - before} bytes, the manifest says ${size(name)}`);
+    const came = done - before;
+    if (came !== size(name)) throw new Error(`${name} has ${came} bytes, the manifest says ${size(name)}`);
     files.set(name, pieces);
   }
   return { manifest, tokenizer, files };

@@ -65,14 +65,16 @@ export class Tokenizer {
     this.words = new Map([...this.ids].map(([word, id]) => [id, word]));
     this.added = new Map(json.added_tokens.map((token) => [token.content, token.id]));
     this.texts = new Map(json.added_tokens.map((token) => [token.id, token.content]));
-    const escaped = [...this.added.keys()].sort((a, b) => b.length - a.length).map((t) => t.replace(/[\\^$.*+?()[\]{}|\/]/g, "\\$&"));
+    const longestFirst = [...this.added.keys()].sort((a, b) => b.length - a.length);
+    const escaped = longestFirst.map((text) => text.replace(/[\\^$.*+?()[\]{}|\/]/g, "\\$&"));
     this.control = escaped.length > 0 ? new RegExp(escaped.join("|"), "gu") : null;
   }
 
   // Ids of a text. `control`: whether it may hold control tokens, which what a user typed may not.
   encode(text, control = false) {
     const parts = control && this.control ? isolate(text, this.control) : [text];
-    return parts.flatMap((part) => (control && this.added.has(part) ? [this.added.get(part)] : this.#encodePlain(part)));
+    const isControl = (part) => control && this.added.has(part);
+    return parts.flatMap((part) => (isControl(part) ? [this.added.get(part)] : this.#encodePlain(part)));
   }
 
   // The bytes of a token; of a control token none.
@@ -86,7 +88,8 @@ export class Tokenizer {
     return words.flatMap((word) => {
       const characters = Array.from(new TextEncoder().encode(word), (b) => CHARACTERS[b]);
       const whole = this.ids.get(characters.join(""));
-      return this.ignoreMerges && whole !== undefined ? [whole] : this.#merge(characters).map((part) => this.ids.get(part));
+      if (this.ignoreMerges && whole !== undefined) return [whole];
+      return this.#merge(characters).map((part) => this.ids.get(part));
     });
   }
 

@@ -1,4 +1,5 @@
-// The engine off the page's thread. Messages to it: open, ask, stop, forget; from it: progress, ready, text, done, error.
+// The engine off the page's thread. Messages to it: open, ask, stop, forget.
+// Messages from it: progress, ready, text, done, error.
 import { Engine } from "./engine.mjs";
 
 let engine, stopped = false;

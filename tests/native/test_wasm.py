@@ -42,6 +42,8 @@ class Run:
     calls: list[list[int]]
     options: dict[str, int] = field(default_factory=dict)
     budget: int = 0
+    claims: list[int] = field(default_factory=list)
+    traps: bool = False
 
 
 def run_sessions(
@@ -128,6 +130,14 @@ def test_what_a_session_refuses(wasm_build: Path, models: dict[str, Model], tmp_
     said = [answer["error"] for answer in run_sessions(wasm_build, tmp_path, bundle, runs)]
     words = ["BAD_ARGUMENT", "BAD_ID", "lacks the instruction set", "context at most the bundle's"]
     assert [word in text for word, text in zip(words, said, strict=True)] == [True] * 4
+    runs = [Run(fine, claims=[1 << 31]), Run(fine, claims=[3 << 29] * 3), Run(fine, traps=True)]
+    said = [answer["error"] for answer in run_sessions(wasm_build, tmp_path, bundle, runs)]
+    words = [
+        "more than 2147483647 bytes: claim 0",
+        f"no memory for {3 << 29} bytes",
+        "open the bundle anew",
+    ]
+    assert [word in text for word, text in zip(words, said, strict=True)] == [True] * 3
     (tmp_path / MANIFEST).write_text("{")
     (answer,) = run_sessions(wasm_build, tmp_path, tmp_path, [Run(fine)])
     assert "manifest.json: " in answer["error"]

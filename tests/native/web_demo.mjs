@@ -19,7 +19,8 @@ async function tokenize({ json, texts }) {
   const tokenizer = new Tokenizer(json);
   return texts.map((text) => {
     const ids = tokenizer.encode(text);
-    const decoded = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => [...tokenizer.bytes(id)])));
+    const bytes = Uint8Array.from(ids.flatMap((id) => [...tokenizer.bytes(id)]));
+    const decoded = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
     return { ids, control: tokenizer.encode(text, true), decoded };
   });
 }

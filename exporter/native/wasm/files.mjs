@@ -35,8 +35,8 @@ export function wasiImports(files, memory) {
   const view = () => new DataView(memory().buffer);
   const bytes = (at, n) => new Uint8Array(memory().buffer, at, n);
   // The vectors of a read or write, one after the other.
-  const buffers = (at, n) =>
-    Array.from({ length: n }, (_, i) => bytes(view().getUint32(at + 8 * i, true), view().getUint32(at + 8 * i + 4, true)));
+  const word = (at) => view().getUint32(at, true);
+  const buffers = (at, n) => Array.from({ length: n }, (_, i) => bytes(word(at + 8 * i), word(at + 8 * i + 4)));
 
   return {
     clock_time_get(clock, precision, out) {

@@ -10,15 +10,16 @@ export class Session {
   // An open session. `module` is a WebAssembly.Module, `files` a Map of paths in the bundle to arrays of Uint8Array,
   // which the session takes. Throws an Error that says what is wrong with which file.
   static async open(module, files, options = {}) {
-    for (const [name, pieces] of files) {
-      const size = pieces.reduce((sum, piece) => sum + piece.length, 0);
-      if (size > MOST_FILE_BYTES) throw new Error(`${name} has ${size} bytes, of at most ${MOST_FILE_BYTES} here`);
-    }
+    const sizes = Array.from(files, ([name, pieces]) => [name, pieces.reduce((sum, piece) => sum + piece.length, 0)]);
+    const large = sizes.filter(([, size]) => size > MOST_FILE_BYTES).map(([name, size]) => `${name} (${size})`);
+    if (large.length > 0) throw new Error(`files of more than ${MOST_FILE_BYTES} bytes: ${large.join(", ")}`);
     const session = new Session();
     const imports = wasiImports(files, () => session.exports.memory);
     const instance = await WebAssembly.instantiate(module, { wasi_snapshot_preview1: imports });
     session.exports = instance.exports;
     session.exports._initialize();
+    // All that the files will take at once, so that what is missing is known before any is read.
+    sizes.map(([, size]) => session.#take(size)).forEach((memory) => session.exports.free(memory));
     session.#open(options);
     return session;
   }
@@ -30,7 +31,7 @@ export class Session {
     [bundle, context, 1, batchTokens, kvType, isa].forEach((value, i) =>
       this.#view().setUint32(options + 8 + 4 * i, value, true),
     );
-    const status = this.exports.tinyqmoe_session_open(options, out, said, BigInt(ERROR_BYTES));
+    const status = this.#call("session_open", options, out, said, BigInt(ERROR_BYTES));
     if (status !== 0) throw new Error(`the bundle does not open: ${this.#text(said)}`);
     this.handle = this.#view().getUint32(out, true);
     [bundle, options, out, said].forEach((memory) => this.exports.free(memory));
@@ -41,7 +42,7 @@ export class Session {
   // Appends tokens; returns the logits after the last of them, Float32Array [vocab].
   feed(tokens) {
     const ids = this.#copy(new Uint8Array(Int32Array.from(tokens).buffer));
-    const status = this.exports.tinyqmoe_session_feed(this.handle, ids, tokens.length, this.logits);
+    const status = this.#call("session_feed", this.handle, ids, tokens.length, this.logits);
     this.exports.free(ids);
     this.#check(status, `${tokens.length} tokens`);
     return new Float32Array(this.exports.memory.buffer, this.logits, this.vocab).slice();
@@ -50,7 +51,7 @@ export class Session {
   // Appends a token; returns the one with the highest logit.
   step(token) {
     const best = this.#take(4);
-    const status = this.exports.tinyqmoe_session_step(this.handle, token, best, 0);
+    const status = this.#call("session_step", this.handle, token, best, 0);
     const found = this.#view().getInt32(best, true);
     this.exports.free(best);
     this.#check(status, `token ${token}`);
@@ -72,19 +73,29 @@ export class Session {
     const at = this.#take(STATE_BYTES);
     this.#view().setBigUint64(at, BigInt(STATE_BYTES), true);
     this.#check(this.exports.tinyqmoe_session_stats(this.handle, at), "statistics");
-    const view = this.#view(), state = {};
-    ["positions", "context", "vocab", "threads"].forEach((name, i) => (state[name] = view.getUint32(at + 8 + 4 * i, true)));
-    ["mappedBytes", "kvCacheBytes", "bufferBytes", "fed", "feedNs"].forEach(
-      (name, i) => (state[name] = Number(view.getBigUint64(at + 24 + 8 * i, true))),
-    );
+    const view = this.#view();
+    const word = (i) => view.getUint32(at + 8 + 4 * i, true);
+    const long = (i) => Number(view.getBigUint64(at + 24 + 8 * i, true));
+    const words = ["positions", "context", "vocab", "threads"].map((name, i) => [name, word(i)]);
+    const longs = ["mappedBytes", "kvCacheBytes", "bufferBytes", "fed", "feedNs"].map((name, i) => [name, long(i)]);
     this.exports.free(at);
-    return state;
+    return Object.fromEntries([...words, ...longs]);
   }
 
   close() {
     this.exports.tinyqmoe_session_close(this.handle);
     this.exports.free(this.logits);
     this.handle = 0;
+  }
+
+  // A trap leaves the module as it was in the middle of the call.
+  #call(name, ...args) {
+    try {
+      return this.exports[`tinyqmoe_${name}`](...args);
+    } catch (error) {
+      if (!(error instanceof WebAssembly.RuntimeError)) throw error;
+      throw new Error(`the module ended, most likely without memory: open the bundle anew (${error.message})`);
+    }
   }
 
   #view() {
