@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,12 @@ import pytest
 
 from exporter.bundle import REFERENCE, Bundle
 from exporter.codec import native
-from exporter.codec.native import native_dir
 from tests.support.bundles import SHIPPED
-from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
+from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model
+from tests.support.layer_tests import CXX, compile_tests, digest, run
 
-CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLOAT16, FLOAT32, INT8 = 1, 2, 3
 
@@ -34,69 +30,7 @@ needs_arm = pytest.mark.skipif(
 )
 
 
-def compile_objects(compiler: str, flags: list[str], sources: list[Path], out: Path) -> list[Path]:
-    """Into the folder `out`, two files at a time."""
-    out.mkdir(exist_ok=True)
-    root = native_dir()
-    include = [f"-I{root / name}" for name in ("include", "core", "llm", "tests")]
-    objects = [out / f"{s.parent.name}_{s.stem}.o" for s in sources]
-    pending = [
-        [compiler, *FLAGS, *flags, *include, "-c", str(source), "-o", str(obj)]
-        for source, obj in zip(sources, objects, strict=True)
-    ]
-    while pending:
-        running = [
-            subprocess.Popen(pending.pop(), stderr=subprocess.PIPE, text=True) for _ in pending[-2:]
-        ]
-        for process in running:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
-    return objects
-
-
-def library_sources() -> list[Path]:
-    return [s for name in ("core", "llm") for s in sorted((native_dir() / name).glob("*.cc"))]
-
-
-def test_sources() -> list[Path]:
-    return sorted((native_dir() / "tests" / "llm").glob("*.cc"))
-
-
-test_sources.__test__ = False  # type: ignore[attr-defined]
-
-
-def compile_tests(compiler: str, flags: list[str], out: Path) -> Path:
-    objects = compile_objects(compiler, flags, [*library_sources(), *test_sources()], out)
-    program = out / "tests"
-    subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(program)], check=True)
-    return program
-
-
-def run(*command: str | Path) -> str:
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
-
-
-def digest(output: str) -> str:
-    return output.split("digest ")[1].split(",")[0]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    return make_models(tmp_path_factory.mktemp("bundles"))
-
-
 # ---- bits ----
-
-
-@pytest.fixture(scope="module")
-def digests(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Of the parts, and of sessions over every family, each with all instruction sets of this
-    machine."""
-    assert CXX is not None
-    program = compile_tests(CXX, ["-O1"], tmp_path_factory.mktemp("native"))
-    return digest(run(program)), digest(run(program, *(m.bundle for m in models.values())))
 
 
 def test_all_checks_hold(digests: tuple[str, str]) -> None:

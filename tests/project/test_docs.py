@@ -21,7 +21,16 @@ from exporter.cli.app import app
 from tests.support.paths import ROOT
 
 WIDTH = 100
-FOLDERS = ("docs", "exporter", "runtime_ref", "tests", "tinyqmoe", "benchmarks", "tools")
+FOLDERS = (
+    "docs",
+    "exporter",
+    "runtime_ref",
+    "tests",
+    "tinyqmoe",
+    "benchmarks",
+    "tools",
+    "web_demo",
+)
 TEMPLATES = ROOT / "runtime_ref" / "reports" / "templates"  # rendered, not read
 PROFILES = ROOT / "runtime_ref" / "device" / "profiles"
 COMMAND_LINE = cast(typer.core.TyperGroup, typer.main.get_command(app))

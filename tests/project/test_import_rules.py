@@ -211,6 +211,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 MACHINE_HEADERS = {
     "immintrin.h",
     "arm_neon.h",
+    "wasm_simd128.h",
     "sys/auxv.h",
     "sys/sysctl.h",
     "cpuid.h",

@@ -73,11 +73,14 @@ def wheel_names(wheel: Path) -> list[str]:
         return archive.namelist()
 
 
+SOURCES = (".cc", ".cpp", ".h", ".txt", ".cmake", ".sh", ".mjs")
+
+
 def native_sources() -> Iterator[str]:
     """What an app's own build needs: the core and its kernels, without our tests."""
     for file in sorted((ROOT / "exporter" / "native").rglob("*")):
         relative = file.relative_to(ROOT)
-        ours = file.is_file() and file.suffix in (".cc", ".cpp", ".h", ".txt")
+        ours = file.is_file() and file.suffix in SOURCES
         if ours and relative.parts[2] not in ("tests", "fuzz"):
             yield relative.as_posix()
 

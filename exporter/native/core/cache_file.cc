@@ -1,5 +1,7 @@
 // A file is the raw blob and, behind it, the header of the tensor that it was made from: a reader of raw blobs ignores
 // that, and here it tells the file from that of another tensor.
+#if !defined(__wasm__)
+
 #include "cache_file.h"
 
 #include <fcntl.h>
@@ -98,3 +100,5 @@ FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedCop
 }
 
 }  // namespace tinyqmoe
+
+#endif  // !defined(__wasm__)

@@ -136,7 +136,7 @@ using namespace tinyqmoe;
 extern "C" {
 
 void tinyqmoe_set_clean_budget(uint64_t bytes) {
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   g_manager.clean_budget = bytes;
   g_manager.clean_plan_stale = true;
   g_manager.stats.pinned_bytes = 0;

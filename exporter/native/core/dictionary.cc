@@ -2,17 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "no_destroy.h"
+#include "threads.h"
 
 namespace tinyqmoe {
 namespace {
 
 // A model has some hundred tensors: a list serves.
-NoDestroy<std::mutex> g_mutex_storage;
-std::mutex& g_mutex = g_mutex_storage.value;
+NoDestroy<Mutex> g_mutex_storage;
+Mutex& g_mutex = g_mutex_storage.value;
 Dictionary* g_dictionaries = nullptr;
 
 constexpr std::align_val_t kAlignment{64};
@@ -145,7 +145,7 @@ tinyqmoe_status read_codewords(const DictionaryShape& shape, const uint8_t* sect
 }
 
 tinyqmoe_status acquire_dictionary(const DictionaryShape& shape, const uint8_t* section, const Dictionary** out) {
-  const std::lock_guard<std::mutex> lock(g_mutex);
+  const std::lock_guard<Mutex> lock(g_mutex);
   for (Dictionary* d = g_dictionaries; d != nullptr; d = d->next) {
     if (!matches(*d, shape, section)) continue;
     ++d->references;
@@ -164,7 +164,7 @@ tinyqmoe_status acquire_dictionary(const DictionaryShape& shape, const uint8_t* 
 
 void release_dictionary(const Dictionary* dictionary) {
   if (dictionary == nullptr) return;
-  const std::lock_guard<std::mutex> lock(g_mutex);
+  const std::lock_guard<Mutex> lock(g_mutex);
   Dictionary** link = &g_dictionaries;
   while (*link != dictionary) link = &(*link)->next;
   Dictionary* found = *link;

@@ -91,7 +91,7 @@ Entry* last_expanded() {
 
 Entry* register_tensor(const tinyqmoe_tensor& tensor) {
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   Entry* entry = tensor.entry;
   if (entry == nullptr) {
     entry = find_entry(tensor.header);
@@ -109,7 +109,7 @@ Entry* register_tensor(const tinyqmoe_tensor& tensor) {
 
 void forget(const tinyqmoe_tensor& tensor) {
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   if (tensor.entry != nullptr && --tensor.entry->tensors == 0) remove_entry(tensor.entry, &garbage);
 }
 

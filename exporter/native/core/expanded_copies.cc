@@ -18,7 +18,7 @@ struct Expansion {
 
 // Reserves the memory that the copy will take, so that the budget holds while it is made.
 void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expansion) {
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   expansion->target = Target::kNone;
   expansion->settings = g_manager.settings;
   if (entry->gain <= 0 || entry->bad || entry->building || is_dirty(*entry)) return;
@@ -69,7 +69,7 @@ void keep(Entry* entry, ExpandedCopy* copy, bool is_wanted, Garbage* garbage) {
 ExpandedCopy* expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded) {
   ExpandedCopy* const copy = new_memory_copy(coded, entry->copy_bytes);
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
   if (copy != nullptr) {
     ++g_manager.stats.expansions;
@@ -87,7 +87,7 @@ ExpandedCopy* expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const
   bool wrote;
   ExpandedCopy* const copy = new_file_copy(coded, expansion.path, &result, &wrote);
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
   const bool same_folder = expansion.settings == g_manager.settings;
   if (copy != nullptr) {
@@ -112,7 +112,7 @@ Garbage::~Garbage() {
     tinyqmoe_close(copy->tensor);
     unmap(copy->bytes, copy->n_bytes);
     {
-      const std::lock_guard<std::mutex> lock(g_manager.mutex);
+      const std::lock_guard<Mutex> lock(g_manager.mutex);
       (copy->dirty ? g_manager.stats.dirty_bytes : g_manager.stats.file_bytes) -= copy->n_bytes;
     }
     delete copy;

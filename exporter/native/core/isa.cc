@@ -57,7 +57,7 @@ bool has_dotprod() {
 
 tinyqmoe_isa find_best() {
   for (const tinyqmoe_isa isa : {TINYQMOE_ISA_NEON_DOTPROD, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX512,
-                                 TINYQMOE_ISA_AVX2}) {
+                                 TINYQMOE_ISA_AVX2, TINYQMOE_ISA_SIMD128}) {
     if (kernels_for(isa) != nullptr) return isa;
   }
   return TINYQMOE_ISA_SCALAR;
@@ -78,6 +78,8 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON: return neon_kernels();
     case TINYQMOE_ISA_NEON_DOTPROD: return has_dotprod() ? neon_dotprod_kernels() : nullptr;
+#elif defined(__wasm_simd128__)
+    case TINYQMOE_ISA_SIMD128: return simd128_kernels();
 #endif
     default: return nullptr;
   }

@@ -98,6 +98,7 @@ const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
+const Kernels* simd128_kernels();
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_KERNELS_H_

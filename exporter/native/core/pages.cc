@@ -1,6 +1,11 @@
+// Of a system with virtual memory; system_wasm.cc is the other one.
+#if !defined(__wasm__)
+
 #include "pages.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,6 +36,19 @@ uint8_t* map_memory(uint64_t bytes) {
 
 void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }
 
+uint8_t* map_file(const char* path, uint64_t* bytes) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return nullptr;
+  struct stat status;
+  void* mapped = MAP_FAILED;
+  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+    *bytes = static_cast<uint64_t>(status.st_size);
+    mapped = mmap(nullptr, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+  }
+  close(fd);
+  return mapped == MAP_FAILED ? nullptr : static_cast<uint8_t*>(mapped);
+}
+
 void prefetch(const PageRange& range) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(range.begin) / page_bytes() * page_bytes();
   const uintptr_t end = reinterpret_cast<uintptr_t>(range.begin) + range.bytes;
@@ -52,3 +70,5 @@ void evict(const PageRange& range) {
 }
 
 }  // namespace tinyqmoe
+
+#endif  // !defined(__wasm__)

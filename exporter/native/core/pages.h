@@ -1,4 +1,4 @@
-// Memory by whole pages: anonymous memory that goes back to the system at once, and hints about mapped weights.
+// Memory by whole pages: anonymous memory that goes back to the system at once, files, and hints about mapped weights.
 #ifndef TINYQMOE_CORE_PAGES_H_
 #define TINYQMOE_CORE_PAGES_H_
 
@@ -6,11 +6,21 @@
 
 namespace tinyqmoe {
 
+// Whether a file can be mapped, so that its pages are clean. In WebAssembly it is read into memory.
+#if defined(__wasm__)
+constexpr bool kHasCleanPages = false;
+#else
+constexpr bool kHasCleanPages = true;
+#endif
+
 uint64_t page_bytes();
 
 // Zeroed; null when there is none. Free with unmap.
 uint8_t* map_memory(uint64_t bytes);
 void unmap(uint8_t* memory, uint64_t bytes);
+
+// The bytes of a whole file, to be read only; null when there is none, or nothing in it. Free with unmap.
+uint8_t* map_file(const char* path, uint64_t* bytes);
 
 struct PageRange {
   const uint8_t* begin;

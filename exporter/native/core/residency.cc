@@ -23,7 +23,7 @@ void count_product(const tinyqmoe_form& use) {
 
 // Returns what to prefetch.
 PageRange start_product(tinyqmoe_form* use) {
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   if (use->copy == nullptr && use->entry->copy != nullptr) {
     use->copy = use->entry->copy;
     ++use->copy->references;
@@ -42,7 +42,7 @@ extern "C" {
 
 void tinyqmoe_set_budget(uint64_t bytes) {
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   g_manager.budget = bytes;
   plan_budget(&garbage);
   for (Entry* e = g_manager.entries; e != nullptr; e = e->next) {
@@ -54,7 +54,7 @@ void tinyqmoe_set_budget(uint64_t bytes) {
 
 void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed) {
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   const uint64_t before = kept_bytes();
   while (Entry* last = last_expanded()) {
     if (before - kept_bytes() >= n_bytes) break;
@@ -67,9 +67,9 @@ void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed) {
 
 tinyqmoe_status tinyqmoe_set_cache_dir(const char* path) {
   const size_t n = path == nullptr ? 0 : std::strlen(path);
-  if (n >= kMaxFolder) return TINYQMOE_BAD_ARGUMENT;
+  if (n >= kMaxFolder || (n > 0 && !kHasCleanPages)) return TINYQMOE_BAD_ARGUMENT;
   Garbage garbage;
-  const std::lock_guard<std::mutex> lock(g_manager.mutex);
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
   std::memcpy(g_manager.cache_dir, path == nullptr ? "" : path, n + 1);
   ++g_manager.settings;
   g_manager.stats.file_failures = 0;
@@ -85,7 +85,7 @@ tinyqmoe_status tinyqmoe_stats(tinyqmoe_residency_stats* out) {
   if (out == nullptr || out->struct_bytes < sizeof out->struct_bytes) return TINYQMOE_BAD_ARGUMENT;
   tinyqmoe_residency_stats stats;
   {
-    const std::lock_guard<std::mutex> lock(g_manager.mutex);
+    const std::lock_guard<Mutex> lock(g_manager.mutex);
     stats = g_manager.stats;
     stats.budget_bytes = g_manager.budget;
     stats.clean_budget_bytes = g_manager.clean_budget;
@@ -126,7 +126,7 @@ void tinyqmoe_release(tinyqmoe_form* form) {
   if (form->block_bytes > 0) evict_rest(form);
   Garbage garbage;
   {
-    const std::lock_guard<std::mutex> lock(g_manager.mutex);
+    const std::lock_guard<Mutex> lock(g_manager.mutex);
     if (form->block_bytes > 0) form->entry->prefetched = false;
     g_manager.stats.given_back_bytes += form->evicted_bytes;
     if (form->copy != nullptr) garbage.unreference(form->copy);

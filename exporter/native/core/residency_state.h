@@ -9,11 +9,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 
 #include "cache_file.h"
 #include "pages.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace tinyqmoe {
 
@@ -48,7 +48,7 @@ struct Entry {
 };
 
 struct Manager {
-  std::mutex mutex;
+  Mutex mutex;
   uint64_t budget;
   uint64_t clean_budget = UINT64_MAX;
   char cache_dir[kMaxFolder];  // empty: none

@@ -1,11 +1,8 @@
 #include "bundle.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <string_view>
+
+#include "pages.h"
 
 namespace tinyqmoe {
 namespace {
@@ -58,22 +55,12 @@ const Json* find_artifact(const Json& manifest) {
 }  // namespace
 
 MappedFile::~MappedFile() {
-  if (bytes_ != nullptr) munmap(bytes_, size_);
+  if (bytes_ != nullptr) unmap(bytes_, size_);
 }
 
 bool MappedFile::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return false;
-  struct stat status;
-  void* mapped = MAP_FAILED;
-  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
-    size_ = static_cast<uint64_t>(status.st_size);
-    mapped = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-  }
-  close(fd);
-  if (mapped == MAP_FAILED) return false;
-  bytes_ = static_cast<uint8_t*>(mapped);
-  return true;
+  bytes_ = map_file(path.c_str(), &size_);
+  return bytes_ != nullptr;
 }
 
 Bundle::~Bundle() {
@@ -89,7 +76,8 @@ tinyqmoe_status Bundle::open(const std::string& folder, std::string* error) {
   }
   Json manifest;
   std::string problem;
-  if (!Json::parse({reinterpret_cast<const char*>(text.bytes()), text.size()}, &manifest, &problem)) {
+  const std::string_view json(reinterpret_cast<const char*>(text.bytes()), text.size());
+  if (!Json::parse(json, &manifest, &problem)) {
     *error = "manifest.json: " + problem;
     return TINYQMOE_BAD_ARGUMENT;
   }

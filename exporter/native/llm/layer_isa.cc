@@ -20,7 +20,7 @@ bool has_f16c() {
 #endif
 
 tinyqmoe_isa find_best() {
-  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_AVX512, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_NEON}) {
+  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_AVX512, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_NEON, TINYQMOE_ISA_SIMD128}) {
     if (layer_kernels_for(isa) != nullptr) return isa;
   }
   return TINYQMOE_ISA_SCALAR;
@@ -39,6 +39,8 @@ const LayerKernels* layer_kernels_for(tinyqmoe_isa isa) {
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON:
     case TINYQMOE_ISA_NEON_DOTPROD: return layer_kernels_neon();
+#elif defined(__wasm_simd128__)
+    case TINYQMOE_ISA_SIMD128: return layer_kernels_simd128();
 #endif
     default: return nullptr;
   }

@@ -40,6 +40,7 @@ const LayerKernels* layer_kernels_scalar();
 const LayerKernels* layer_kernels_avx2();
 const LayerKernels* layer_kernels_avx512();
 const LayerKernels* layer_kernels_neon();
+const LayerKernels* layer_kernels_simd128();
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_LLM_LAYER_KERNELS_H_

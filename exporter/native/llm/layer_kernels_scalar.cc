@@ -1,10 +1,6 @@
-// Plain C++, one float at a time; with WebAssembly's vectors, four.
+// Plain C++, one float at a time.
 #define TARGET
-#if defined(__wasm_simd128__)
-#define LANE_WIDTH 4
-#else
 #define LANE_WIDTH 1
-#endif
 
 #include "lanes.h"
 

@@ -11,7 +11,6 @@ constexpr uint64_t kOpen = uint64_t{1} << 16;
 constexpr uint64_t kInside = kOpen - 1;
 constexpr uint64_t kLoop = kOpen << 1;
 constexpr uint64_t kLoopBits = ~(kLoop - 1);
-constexpr uint32_t kMaxThreads = 256;
 
 // About as long as the short work between two loops of a layer. Longer would heat a phone for nothing.
 constexpr std::chrono::microseconds kSpin{20};
@@ -48,11 +47,11 @@ Pool::Pool(uint32_t n_threads) {
 
 Pool::~Pool() {
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<Mutex> lock(mutex_);
     stop_ = true;
   }
   wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  for (Thread& worker : workers_) worker.join();
 }
 
 void Pool::run_loop(const Loop& loop) {
@@ -65,14 +64,14 @@ void Pool::run_loop(const Loop& loop) {
   state_ = (state_.load() & kLoopBits) + kLoop + kOpen;
   // A worker counts itself as a sleeper before it looks at the state for the last time, so none is missed.
   if (sleepers_ > 0) {
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    { const std::lock_guard<Mutex> lock(mutex_); }
     wake_.notify_all();
   }
   work(0);
   state_ &= ~kOpen;
   const auto alone = [this] { return (state_ & kInside) == 0; };
   if (spin_until(alone)) return;
-  std::unique_lock<std::mutex> lock(mutex_);
+  Lock lock(mutex_);
   ++sleepers_;
   wake_.wait(lock, alone);
   --sleepers_;
@@ -101,7 +100,7 @@ bool Pool::join(uint64_t* last_loop) {
 void Pool::leave() {
   const uint64_t before = state_.fetch_sub(1);
   if ((before & kInside) != 1 || (before & kOpen) != 0 || sleepers_ == 0) return;
-  { const std::lock_guard<std::mutex> lock(mutex_); }
+  { const std::lock_guard<Mutex> lock(mutex_); }
   wake_.notify_all();
 }
 
@@ -112,7 +111,7 @@ void Pool::serve(uint32_t thread) {
   for (;;) {
     joined = false;
     if (!spin_until(ready)) {
-      std::unique_lock<std::mutex> lock(mutex_);
+      Lock lock(mutex_);
       ++sleepers_;
       wake_.wait(lock, ready);
       --sleepers_;

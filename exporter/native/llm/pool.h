@@ -3,12 +3,10 @@
 #define TINYQMOE_LLM_POOL_H_
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
-#include <thread>
 #include <vector>
 
+#include "threads.h"
 #include "tinyqmoe/tinyqmoe.h"
 
 namespace tinyqmoe {
@@ -55,9 +53,9 @@ class Pool {
   std::atomic<uint64_t> state_{0};
   std::atomic<uint32_t> sleepers_{0};  // workers, and the caller when it waits for the last of them
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  Mutex mutex_;
+  Condition wake_;
+  std::vector<Thread> workers_;
 };
 
 // The first failure among the threads of a loop.

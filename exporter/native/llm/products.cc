@@ -19,6 +19,7 @@ Buffer::~Buffer() { std::free(data_); }
 
 bool Buffer::reserve(uint64_t n_bytes) {
   if (n_bytes <= size_) return true;
+  if (n_bytes > SIZE_MAX - 63) return false;  // of 32-bit systems
   std::free(data_);
   size_ = round_up(n_bytes, 64);
   data_ = std::aligned_alloc(64, size_);

@@ -7,12 +7,12 @@
 #include <memory>
 #include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bundle.h"
 #include "pool.h"
 #include "runner.h"
+#include "threads.h"
 
 struct tinyqmoe_session {
   explicit tinyqmoe_session(uint32_t n_threads) : pool(n_threads) {}
@@ -43,7 +43,7 @@ bool has_isa(tinyqmoe_isa isa) {
 tinyqmoe_session_options with_defaults(const tinyqmoe_session_options& given) {
   tinyqmoe_session_options options = {};
   std::memcpy(&options, &given, std::min<uint64_t>(given.struct_bytes, sizeof options));
-  if (options.n_threads == 0) options.n_threads = std::max(1u, std::thread::hardware_concurrency());
+  if (options.n_threads == 0) options.n_threads = std::max(1u, machine_threads());
   if (options.batch_tokens == 0) options.batch_tokens = kBatchTokens;
   return options;
 }

@@ -18,7 +18,9 @@ int main(int argc, char** argv) {
       tests::test_random();
       tests::test_hostile();
     }
+#if !defined(__wasm__)  // where there are no threads, and no files to map
     tests::test_residency();
+#endif
   } catch (const std::exception& error) {
     std::printf("%s: %s\n", tests::g_context.c_str(), error.what());
     return 1;

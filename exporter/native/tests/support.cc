@@ -1,10 +1,9 @@
 #include "support.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 
 namespace tests {
@@ -125,6 +124,7 @@ std::vector<tinyqmoe_isa> available_isas() {
     case TINYQMOE_ISA_AVX512: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_AVX512};
     case TINYQMOE_ISA_NEON: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_NEON};
     case TINYQMOE_ISA_NEON_DOTPROD: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_NEON, TINYQMOE_ISA_NEON_DOTPROD};
+    case TINYQMOE_ISA_SIMD128: return {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_SIMD128};
     default: return {TINYQMOE_ISA_SCALAR};
   }
 }
@@ -258,10 +258,14 @@ Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats&
   return product;
 }
 
+// By C's streams: the C++ library of WebAssembly has none of files.
 Bytes read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + path);
-  return Bytes(std::istreambuf_iterator<char>(file), {});
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
+  if (file == nullptr) throw std::runtime_error("cannot read " + path);
+  Bytes bytes;
+  uint8_t buffer[1 << 14];
+  while (const size_t n = std::fread(buffer, 1, sizeof buffer, file.get())) bytes.insert(bytes.end(), buffer, buffer + n);
+  return bytes;
 }
 
 }  // namespace tests

@@ -2,12 +2,12 @@
 #include <array>
 #include <cstring>
 #include <numeric>
-#include <thread>
 
 #include "check.h"
 #include "support.h"
 #include "tensor.h"
 #include "tests.h"
+#include "threads.h"
 
 namespace tests {
 namespace {
@@ -202,7 +202,7 @@ void test_sharing(const Bytes& blob) {
   CHECK(a->dictionary == b->dictionary && references >= 2);
   a.reset();
   CHECK(b->dictionary->references == references - 1);
-  std::vector<std::thread> threads;
+  std::vector<tinyqmoe::Thread> threads;
   for (int k = 0; k < 4; ++k) {
     threads.emplace_back([&blob] {
       for (int i = 0; i < 50; ++i) {
@@ -211,7 +211,7 @@ void test_sharing(const Bytes& blob) {
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (tinyqmoe::Thread& thread : threads) thread.join();
   CHECK(b->dictionary->references == references - 1);
 }
 

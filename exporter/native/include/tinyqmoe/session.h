@@ -20,7 +20,7 @@ typedef struct tinyqmoe_session_options {
   uint64_t struct_bytes;     /* sizeof; nothing past it is read */
   const char* bundle;        /* the folder with manifest.json */
   uint32_t context;          /* positions of the cache; 0: the bundle's, which is also the most */
-  uint32_t n_threads;        /* 0: as many as the machine has */
+  uint32_t n_threads;        /* 0: as many as the machine has; WebAssembly has one */
   uint32_t batch_tokens;     /* most tokens that are computed at once, 1 to 4096; 0: 128 */
   tinyqmoe_kv_type kv_type;  /* part of the arithmetic; 0: the bundle's */
   tinyqmoe_isa isa;
@@ -51,7 +51,7 @@ typedef struct tinyqmoe_session_state {
   uint32_t context;
   uint32_t vocab;
   uint32_t n_threads;
-  uint64_t mapped_bytes;   /* of the files with weights: clean pages */
+  uint64_t mapped_bytes;   /* of the files with weights: clean pages, in WebAssembly memory */
   uint64_t kv_cache_bytes;
   uint64_t buffer_bytes;   /* all other memory of size */
   uint64_t n_fed;          /* tokens since the session was opened */

@@ -58,7 +58,8 @@ typedef enum tinyqmoe_isa {
   TINYQMOE_ISA_AVX2 = 2,
   TINYQMOE_ISA_NEON = 3,         /* Armv8.0 */
   TINYQMOE_ISA_NEON_DOTPROD = 4, /* Armv8.2 sdot */
-  TINYQMOE_ISA_AVX512 = 5        /* with BW, VL and VNNI */
+  TINYQMOE_ISA_AVX512 = 5,       /* with BW, VL and VNNI */
+  TINYQMOE_ISA_SIMD128 = 6       /* WebAssembly */
 } tinyqmoe_isa;
 
 typedef struct tinyqmoe_tensor tinyqmoe_tensor;
@@ -171,7 +172,8 @@ TINYQMOE_API void tinyqmoe_trim(uint64_t n_bytes, uint64_t* freed);
 /* Copies that the budget does not hold are kept as files in this folder, which must exist, and are mapped: clean pages.
  * Files are written whole or not at all, checked in full when they are opened, used again at the next start, and
  * replaced when they are damaged. Where that fails (a full disk) the tensor is multiplied from its codes, and
- * file_failures counts it. Null (the default): no files. BAD_ARGUMENT: a path of more than 1023 bytes. */
+ * file_failures counts it. Null (the default): no files. BAD_ARGUMENT: a path of more than 1023 bytes, or
+ * any in WebAssembly, which maps no files. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_set_cache_dir(const char* path);
 
 /* Memory that clean pages of weights may take, in bytes; UINT64_MAX (the default): the system decides. When what the

@@ -13,7 +13,8 @@ uint32_t g_digest = 0;
 
 std::vector<tinyqmoe_isa> llm_isas() {
   std::vector<tinyqmoe_isa> found;
-  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX512}) {
+  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_SCALAR, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX512,
+                                 TINYQMOE_ISA_SIMD128}) {
     float x = 1.0f;
     if (tinyqmoe_swiglu(&x, &x, 1, isa) == TINYQMOE_OK) found.push_back(isa);
   }

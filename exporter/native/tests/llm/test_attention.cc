@@ -3,11 +3,11 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
-#include <thread>
 
 #include "half.h"
 #include "reference.h"
 #include "support.h"
+#include "threads.h"
 
 namespace tests {
 namespace {
@@ -82,7 +82,7 @@ void attend_in_threads(const tinyqmoe_attention_args& args, tinyqmoe_isa isa, ui
   CHECK(items > 0);
   std::atomic<uint64_t> next{0};
   std::atomic<bool> fine{true};
-  std::vector<std::thread> threads;
+  std::vector<tinyqmoe::Thread> threads;
   for (uint32_t i = 0; i < n_threads; ++i) {
     threads.emplace_back([&] {
       Floats scratch(tinyqmoe_attention_scratch_bytes(&args) / sizeof(float));
@@ -91,7 +91,7 @@ void attend_in_threads(const tinyqmoe_attention_args& args, tinyqmoe_isa isa, ui
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (tinyqmoe::Thread& thread : threads) thread.join();
   CHECK(fine);
 }
 
@@ -135,7 +135,7 @@ void test_bad_calls() {
   CHECK(tinyqmoe_attention_items(&args) == 4 && tinyqmoe_attention_items(&late) == 0);
   CHECK(tinyqmoe_attention(&args, 0, 5, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_attention(&args, 0, 1, TINYQMOE_ISA_AUTO, nullptr) == TINYQMOE_BAD_ARGUMENT);
-  CHECK(tinyqmoe_attention(&args, 0, 1, static_cast<tinyqmoe_isa>(6), scratch) == TINYQMOE_NO_ISA);
+  CHECK(tinyqmoe_attention(&args, 0, 1, static_cast<tinyqmoe_isa>(7), scratch) == TINYQMOE_NO_ISA);
   cache.kv_heads = 2;
   CHECK(tinyqmoe_attention_items(&args) == 0);  // three heads over two
 }

@@ -136,7 +136,7 @@ void test_bad_arguments() {
   CHECK(tinyqmoe_rms_norm(&no_cols, 0, 1, TINYQMOE_ISA_AUTO) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_rms_norm(&null, 0, 1, TINYQMOE_ISA_AUTO) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_rms_norm(&norm, 2, 1, TINYQMOE_ISA_AUTO) == TINYQMOE_BAD_ARGUMENT);
-  CHECK(tinyqmoe_rms_norm(&norm, 0, 1, static_cast<tinyqmoe_isa>(6)) == TINYQMOE_NO_ISA);
+  CHECK(tinyqmoe_rms_norm(&norm, 0, 1, static_cast<tinyqmoe_isa>(7)) == TINYQMOE_NO_ISA);
   CHECK(tinyqmoe_swiglu(&x, nullptr, 1, TINYQMOE_ISA_AUTO) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_swiglu(nullptr, nullptr, 0, TINYQMOE_ISA_AUTO) == TINYQMOE_OK);
   const tinyqmoe_rope_args odd = {&x, &x, &x, 1, 1};

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "support.h"
+#include "threads.h"
 #include "tinyqmoe/session.h"
 
 namespace tests {
@@ -90,7 +91,7 @@ void test_session(const std::string& bundle) {
     const Floats expected = feed(open(bundle, type, TINYQMOE_ISA_SCALAR, 1, 0), tokens, calls);
     digest(expected);
     for (const tinyqmoe_isa isa : llm_isas()) {
-      const uint32_t n_threads = between(calls, 1, 5), batch = between(calls, 1, 50);
+      const uint32_t n_threads = std::min(between(calls, 1, 5), tinyqmoe::kMaxThreads), batch = between(calls, 1, 50);
       g_context = bundle + ", cache " + std::to_string(type) + ", instruction set " + std::to_string(isa) + ", " +
                   std::to_string(n_threads) + " threads, batches of " + std::to_string(batch);
       const Session session = open(bundle, type, isa, n_threads, batch);
