@@ -345,16 +345,21 @@ class NativeTensor:
         isa: Isa = "auto",
     ) -> FloatArray:
         """The product x W^T with activations quantized to int16 per token, float32 [S, rows]."""
-        array = _activations(x, self.info.cols)
-        quantized, x_scales = _quantize(array, isa)
+        product = self._product_x16(x, scales, group_size, isa)
+        for _ in self._multiply(product, threads, self.info.rows):
+            pass
+        return product.y
 
-        def part(args: _CLinearArgs) -> int:
-            status: int = library().tinyqmoe_linear_x16(
-                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
-            )
-            return status
+    def linear_x16_blocks(
+        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int, rows: int
+    ) -> Iterator[FloatArray]:
+        """The product that `linear_x16` gives, growing by `rows` rows of the matrix at a time.
 
-        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
+        Yields float32 [S, n] of the rows that are new, before it reads the next ones.
+        """
+        product = self._product_x16(x, scales, group_size, "auto")
+        for begin, end in self._multiply(product, threads, rows):
+            yield product.y[:, begin:end]
 
     def linear_f32(
         self,
@@ -374,24 +379,45 @@ class NativeTensor:
             status: int = library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
             return status
 
-        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
+        product = self._product(part, array.shape[0], scales, group_size, isa)
+        for _ in self._multiply(product, threads, self.info.rows):
+            pass
+        return product.y
 
-    def _multiply(
+    def _product_x16(
+        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, isa: Isa
+    ) -> _Product:
+        array = _activations(x, self.info.cols)
+        quantized, x_scales = _quantize(array, isa)
+
+        def part(args: _CLinearArgs) -> int:
+            status: int = library().tinyqmoe_linear_x16(
+                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
+            )
+            return status
+
+        return self._product(part, array.shape[0], scales, group_size, isa)
+
+    def _product(
         self,
         part: Callable[[_CLinearArgs], int],
         tokens: int,
         scales: npt.ArrayLike,
         group_size: int,
-        threads: int,
         isa: Isa,
-    ) -> FloatArray:
-        """The product of activations with the matrix, its rows split over threads.
+    ) -> _Product:
+        y = np.empty((tokens, self.info.rows), np.float32)
+        return _Product(part, self._scales(scales, group_size), group_size, isa, y)
+
+    def _multiply(
+        self, product: _Product, threads: int, most_rows: int
+    ) -> Iterator[tuple[int, int]]:
+        """Ranges of at most `most_rows` rows, each when it is computed, split over threads.
 
         ctypes lets go of the interpreter lock during a call.
         """
+        tokens = product.y.shape[0]
         what = f"product of {tokens} tokens with a {self._where}"
-        factors = self._scales(scales, group_size)
-        y = np.empty((tokens, self.info.rows), np.float32)
         form = _P()
         check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
@@ -400,32 +426,50 @@ class NativeTensor:
             scratches = [_aligned(scratch_bytes) for _ in range(threads)]
             with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
                 each = pool.map if pool else map
-                for first, last in _blocks(form):
-                    step = -(-(last - first) // threads)
-                    jobs = [
-                        _CLinearArgs(
-                            tensor=handle,
-                            scales=factors.ctypes.data,
-                            group_size=group_size,
-                            n_tokens=tokens,
-                            row_begin=begin,
-                            row_end=min(begin + step, last),
-                            isa=_ISA_NUMBER[isa],
-                            scratch=scratch.ctypes.data,
-                            scratch_bytes=scratch.size,
-                            y=y.ctypes.data,
-                        )
-                        for begin, scratch in zip(range(first, last, step), scratches, strict=False)
-                    ]
-                    for status in each(part, jobs):
+                for first, last in _blocks(form, most_rows):
+                    jobs = product.jobs(handle, first, last, scratches)
+                    for status in each(product.part, jobs):
                         check(status, what)
+                    yield first, last
         finally:
             library().tinyqmoe_release(form)
-        return y
 
 
-def _blocks(form: _P) -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True)
+class _Product:
+    """A product of activations with a matrix, which `part` computes by rows into `y`."""
+
+    part: Callable[[_CLinearArgs], int]
+    scales: FloatArray
+    group_size: int
+    isa: Isa
+    y: FloatArray  # [S, rows]
+
+    def jobs(
+        self, handle: int, first: int, last: int, scratches: list[npt.NDArray[np.uint8]]
+    ) -> list[_CLinearArgs]:
+        """The rows first..last in as many calls as there are scratch buffers."""
+        step = -(-(last - first) // len(scratches))
+        return [
+            _CLinearArgs(
+                tensor=handle,
+                scales=self.scales.ctypes.data,
+                group_size=self.group_size,
+                n_tokens=self.y.shape[0],
+                row_begin=begin,
+                row_end=min(begin + step, last),
+                isa=_ISA_NUMBER[self.isa],
+                scratch=scratch.ctypes.data,
+                scratch_bytes=scratch.size,
+                y=self.y.ctypes.data,
+            )
+            for begin, scratch in zip(range(first, last, step), scratches, strict=False)
+        ]
+
+
+def _blocks(form: _P, most_rows: int) -> Iterator[tuple[int, int]]:
     """The rows of a product, block by block: see tinyqmoe_form_next_rows."""
     begin, end = _U32(), _U32()
     while library().tinyqmoe_form_next_rows(form, ctypes.byref(begin), ctypes.byref(end)):
-        yield begin.value, end.value
+        for first in range(begin.value, end.value, most_rows):
+            yield first, min(first + most_rows, end.value)
