@@ -24,6 +24,7 @@ from exporter.errors import CodecError, MissingComponentError
 ABI_VERSION = 5
 REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
 _VERIFY_PAYLOAD = 1
+PASSED_WEIGHTS = 1 << 19
 
 Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
 _ISA_NUMBER: dict[str, int] = {
@@ -248,11 +249,14 @@ def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, Float
 class NativeTensor:
     """An opened blob.
 
-    It reads the buffer in place and keeps it alive.
+    It reads the buffer in place and keeps it alive. `passed` is called each time that a product has
+    read PASSED_WEIGHTS weights a thread, so that a caller may let go of the pages.
     """
 
-    def __init__(self, buffer: Bytes, verify: bool = False) -> None:
-        self._handle = _P()
+    def __init__(
+        self, buffer: Bytes, verify: bool = False, passed: Callable[[], None] | None = None
+    ) -> None:
+        self._handle, self._passed = _P(), passed
         self._bytes = np.frombuffer(buffer, np.uint8)
         flags = _VERIFY_PAYLOAD if verify else 0
         status = library().tinyqmoe_open(
@@ -345,21 +349,16 @@ class NativeTensor:
         isa: Isa = "auto",
     ) -> FloatArray:
         """The product x W^T with activations quantized to int16 per token, float32 [S, rows]."""
-        product = self._product_x16(x, scales, group_size, isa)
-        for _ in self._multiply(product, threads, self.info.rows):
-            pass
-        return product.y
+        array = _activations(x, self.info.cols)
+        quantized, x_scales = _quantize(array, isa)
 
-    def linear_x16_blocks(
-        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, threads: int, rows: int
-    ) -> Iterator[FloatArray]:
-        """The product that `linear_x16` gives, growing by `rows` rows of the matrix at a time.
+        def part(args: _CLinearArgs) -> int:
+            status: int = library().tinyqmoe_linear_x16(
+                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
+            )
+            return status
 
-        Yields float32 [S, n] of the rows that are new, before it reads the next ones.
-        """
-        product = self._product_x16(x, scales, group_size, "auto")
-        for begin, end in self._multiply(product, threads, rows):
-            yield product.y[:, begin:end]
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
     def linear_f32(
         self,
@@ -379,45 +378,24 @@ class NativeTensor:
             status: int = library().tinyqmoe_linear_f32(ctypes.byref(args), array.ctypes.data)
             return status
 
-        product = self._product(part, array.shape[0], scales, group_size, isa)
-        for _ in self._multiply(product, threads, self.info.rows):
-            pass
-        return product.y
+        return self._multiply(part, array.shape[0], scales, group_size, threads, isa)
 
-    def _product_x16(
-        self, x: npt.ArrayLike, scales: npt.ArrayLike, group_size: int, isa: Isa
-    ) -> _Product:
-        array = _activations(x, self.info.cols)
-        quantized, x_scales = _quantize(array, isa)
-
-        def part(args: _CLinearArgs) -> int:
-            status: int = library().tinyqmoe_linear_x16(
-                ctypes.byref(args), quantized.ctypes.data, x_scales.ctypes.data
-            )
-            return status
-
-        return self._product(part, array.shape[0], scales, group_size, isa)
-
-    def _product(
+    def _multiply(
         self,
         part: Callable[[_CLinearArgs], int],
         tokens: int,
         scales: npt.ArrayLike,
         group_size: int,
+        threads: int,
         isa: Isa,
-    ) -> _Product:
-        y = np.empty((tokens, self.info.rows), np.float32)
-        return _Product(part, self._scales(scales, group_size), group_size, isa, y)
-
-    def _multiply(
-        self, product: _Product, threads: int, most_rows: int
-    ) -> Iterator[tuple[int, int]]:
-        """Ranges of at most `most_rows` rows, each when it is computed, split over threads.
+    ) -> FloatArray:
+        """The product of activations with the matrix, its rows split over threads.
 
         ctypes lets go of the interpreter lock during a call.
         """
-        tokens = product.y.shape[0]
         what = f"product of {tokens} tokens with a {self._where}"
+        factors = self._scales(scales, group_size)
+        y = np.empty((tokens, self.info.rows), np.float32)
         form = _P()
         check(library().tinyqmoe_acquire(self._open_handle(), ctypes.byref(form)), what)
         try:
@@ -426,50 +404,37 @@ class NativeTensor:
             scratches = [_aligned(scratch_bytes) for _ in range(threads)]
             with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
                 each = pool.map if pool else map
-                for first, last in _blocks(form, most_rows):
-                    jobs = product.jobs(handle, first, last, scratches)
-                    for status in each(product.part, jobs):
+                for first, last in self._blocks(form, threads):
+                    step = -(-(last - first) // threads)
+                    jobs = [
+                        _CLinearArgs(
+                            tensor=handle,
+                            scales=factors.ctypes.data,
+                            group_size=group_size,
+                            n_tokens=tokens,
+                            row_begin=begin,
+                            row_end=min(begin + step, last),
+                            isa=_ISA_NUMBER[isa],
+                            scratch=scratch.ctypes.data,
+                            scratch_bytes=scratch.size,
+                            y=y.ctypes.data,
+                        )
+                        for begin, scratch in zip(range(first, last, step), scratches, strict=False)
+                    ]
+                    for status in each(part, jobs):
                         check(status, what)
-                    yield first, last
         finally:
             library().tinyqmoe_release(form)
+        return y
 
-
-@dataclass(frozen=True)
-class _Product:
-    """A product of activations with a matrix, which `part` computes by rows into `y`."""
-
-    part: Callable[[_CLinearArgs], int]
-    scales: FloatArray
-    group_size: int
-    isa: Isa
-    y: FloatArray  # [S, rows]
-
-    def jobs(
-        self, handle: int, first: int, last: int, scratches: list[npt.NDArray[np.uint8]]
-    ) -> list[_CLinearArgs]:
-        """The rows first..last in as many calls as there are scratch buffers."""
-        step = -(-(last - first) // len(scratches))
-        return [
-            _CLinearArgs(
-                tensor=handle,
-                scales=self.scales.ctypes.data,
-                group_size=self.group_size,
-                n_tokens=self.y.shape[0],
-                row_begin=begin,
-                row_end=min(begin + step, last),
-                isa=_ISA_NUMBER[self.isa],
-                scratch=scratch.ctypes.data,
-                scratch_bytes=scratch.size,
-                y=self.y.ctypes.data,
-            )
-            for begin, scratch in zip(range(first, last, step), scratches, strict=False)
-        ]
-
-
-def _blocks(form: _P, most_rows: int) -> Iterator[tuple[int, int]]:
-    """The rows of a product, block by block: see tinyqmoe_form_next_rows."""
-    begin, end = _U32(), _U32()
-    while library().tinyqmoe_form_next_rows(form, ctypes.byref(begin), ctypes.byref(end)):
-        for first in range(begin.value, end.value, most_rows):
-            yield first, min(first + most_rows, end.value)
+    def _blocks(self, form: _P, threads: int) -> Iterator[tuple[int, int]]:
+        """The rows of a product, block by block: see tinyqmoe_form_next_rows."""
+        begin, end = _U32(), _U32()
+        while library().tinyqmoe_form_next_rows(form, ctypes.byref(begin), ctypes.byref(end)):
+            if self._passed is None:
+                yield begin.value, end.value
+                continue
+            step = max(1, threads * PASSED_WEIGHTS // self.info.cols)
+            for first in range(begin.value, end.value, step):
+                yield first, min(first + step, end.value)
+                self._passed()

@@ -1,12 +1,16 @@
 """The quantized and the original model in PyTorch, whose weights are never whole in memory.
 
 Weights are decoded in blocks of rows each time they are needed. This is an implementation of its
-own: it shares the decoder with the packages, and nothing of their products or attention.
+own: it shares the decoder with the packages, nothing of what they compute between products, and no
+product of fewer than CORE_TOKENS tokens. Products of more tokens are those of the C++ core, in half
+the time: both sum exact integers, and tests hold their bits equal.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +27,13 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
 
 
-# The weights decoded at a time: 4 MiB as float32, which stays in the cache and in the heap.
-BLOCK_WEIGHTS = 1 << 20
+# The weights decoded at a time: 4 MiB as float64, which stays in the cache and in the heap.
+BLOCK_WEIGHTS = 1 << 19
+
+
+# The tokens of a call from which on its products are the core's. A prompt that greedy tokens follow
+# has fewer.
+CORE_TOKENS = 32
 
 
 MOST = 32512.0  # of a quantized activation: 256 * 127
@@ -50,12 +59,16 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact integer dot products, float64 [T, n], of [T, K] and [n, K].
+    """Exact integer dot products, float64 [T, n], of integers float64 [T, K] and int8 [n, K].
 
-    Both operands hold integers as float32. The order of the sums does not matter: 65535 columns of
-    32512 * 128 are less than 2**53. `.float()` rounds such an integer once.
+    The order of the sums does not matter: 65535 columns of 32512 * 128 are less than 2**53.
+    `.float()` rounds such an integer once.
     """
-    return quantized.double() @ levels.double().T
+    return quantized @ levels.double().T
+
+
+# From levels int8 [n, K] and their scales [n, n_groups] to their products float32 [T, n].
+Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class QuantizedLinear(nn.Module):
@@ -67,40 +80,52 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
-        exact = self.activations == "float32"
-        quantized, x_scales = (flat, flat) if exact else quantize_activations(flat)
-        multiply = self._multiply_float32 if exact else self._multiply_int16
-        y = torch.empty(flat.shape[0], self.matrix.rows)
-        blob = self.matrix.blob()
-        with NativeTensor(blob) as coded:
-            scales = self.matrix.scales()
-            for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
-                levels = torch.from_numpy(coded.decode_rows(begin, end)).float()
-                y[:, begin:end] = multiply(
-                    quantized, x_scales, levels, torch.tensor(scales[begin:end])
-                )
-                release(blob, scales)
+        in_the_core = self.activations == "int16" and flat.shape[0] >= CORE_TOKENS
+        y = self._core_product(finite(flat)) if in_the_core else self._product(flat)
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
-    def _multiply_int16(
-        self, quantized: Tensor, x_scales: Tensor, levels: Tensor, scales: Tensor
-    ) -> Tensor:
-        if scales.shape[1] == 1:
-            return integer_product(quantized, levels).float() * (x_scales * scales.T)
-        groups = zip(
-            quantized.split(self.matrix.group_size, 1),
-            levels.split(self.matrix.group_size, 1),
-            strict=True,
-        )
-        total = torch.zeros(quantized.shape[0], levels.shape[0])
-        for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
-            total += integer_product(q, w).float() * scales[:, g]
-        return x_scales * total
+    def _core_product(self, x: Tensor) -> Tensor:
+        blob, scales = self.matrix.blob(), self.matrix.scales()
+        with NativeTensor(blob, passed=partial(release, blob, scales)) as coded:
+            threads = os.cpu_count() or 1
+            y = coded.linear_x16(x.numpy(), scales, self.matrix.group_size, threads)
+        return torch.from_numpy(y)
 
-    def _multiply_float32(self, x: Tensor, _: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
-        if scales.shape[1] == 1:
-            return (x @ levels.T) * scales.T
-        return x @ dequantized(levels, scales, self.matrix.group_size).T
+    def _product(self, x: Tensor) -> Tensor:
+        y = torch.empty(x.shape[0], self.matrix.rows)
+        multiply = self._multiply_float32(x)
+        if self.activations == "int16":
+            multiply = self._multiply_int16(*quantize_activations(x))
+        blob, scales = self.matrix.blob(), self.matrix.scales()
+        with NativeTensor(blob) as coded:
+            for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
+                levels = torch.from_numpy(coded.decode_rows(begin, end))
+                y[:, begin:end] = multiply(levels, torch.tensor(scales[begin:end]))
+                release(blob, scales)
+        return y
+
+    def _multiply_int16(self, quantized: Tensor, x_scales: Tensor) -> Multiply:
+        integers = quantized.double()
+
+        def multiply(levels: Tensor, scales: Tensor) -> Tensor:
+            if scales.shape[1] == 1:
+                return integer_product(integers, levels).float() * (x_scales * scales.T)
+            size = self.matrix.group_size
+            groups = zip(integers.split(size, 1), levels.split(size, 1), strict=True)
+            total = torch.zeros(integers.shape[0], levels.shape[0])
+            for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
+                total += integer_product(q, w).float() * scales[:, g]
+            return x_scales * total
+
+        return multiply
+
+    def _multiply_float32(self, x: Tensor) -> Multiply:
+        def multiply(levels: Tensor, scales: Tensor) -> Tensor:
+            if scales.shape[1] == 1:
+                return (x @ levels.float().T) * scales.T
+            return x @ dequantized(levels, scales, self.matrix.group_size).T
+
+        return multiply
 
 
 class FloatLinear(nn.Module):
@@ -194,15 +219,15 @@ def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
     )
 
 
-def finite(logits: Tensor) -> Tensor:
-    """The same logits, if all are finite.
+def finite(values: Tensor) -> Tensor:
+    """The same logits or activations, if all are finite.
 
     Raises CheckpointError if one is NaN or infinite: no package could be judged by them.
     """
     # NaN passes through aminmax, and nothing is copied.
-    if torch.stack(logits.aminmax()).isfinite().all():
-        return logits
+    if torch.stack(values.aminmax()).isfinite().all():
+        return values
     raise CheckpointError(
-        "the model computes logits that are not finite: its weights overflow float32",
+        "the model computes values that are not finite: its weights overflow float32",
         hint="check the checkpoint: does it generate text with transformers?",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, QuantizationLo
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
+from exporter.errors import CheckpointError
 from exporter.models.layers import DenseLayers
 from exporter.models.llama import Llama
 from exporter.quant.config import QuantConfig
@@ -25,6 +27,7 @@ from exporter.reference.answers import answers, reference_tensors
 from exporter.reference.loss import quantization_loss
 from exporter.reference.model import (
     BLOCK_WEIGHTS,
+    CORE_TOKENS,
     QuantizedLinear,
     dequantized,
     integer_product,
@@ -59,10 +62,10 @@ def test_integer_products_are_exact_where_they_are_largest(cols: int) -> None:
     """Every product as large as they come, one of them off by one: int32 or float32 sums would lose
     it."""
     most = 32512
-    quantized = torch.full((2, cols), float(most))
+    quantized = torch.full((2, cols), float(most), dtype=torch.float64)
     quantized[1, -1] -= 1
-    levels = torch.full((2, cols), 127.0)
-    levels[1] = -128.0
+    levels = torch.full((2, cols), 127, dtype=torch.int8)
+    levels[1] = -128
     got = integer_product(quantized, levels)
     assert got[0].tolist() == [127 * most * cols, -128 * most * cols]
     assert got[1].tolist() == [127 * (most * cols - 1), -128 * (most * cols - 1)]
@@ -104,6 +107,28 @@ def test_int16_products_have_the_bits_of_the_core(
     monkeypatch.setattr(reference_model, "BLOCK_WEIGHTS", block)
     x = torch.randn(1, 5, coded.cols, generator=torch.Generator().manual_seed(0))
     assert same_bits(QuantizedLinear(coded, "int16")(x), core_product(coded, x, int16=True))
+
+
+@pytest.mark.parametrize("passed", [1 << 23, 100])
+def test_products_of_many_tokens_are_the_same_by_the_core(
+    coded: EncodedMatrix, passed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, CORE_TOKENS, coded.cols, generator=torch.Generator().manual_seed(0))
+    linear, calls = QuantizedLinear(coded, "int16"), []
+    in_pytorch = torch.cat([linear(part) for part in x.split(CORE_TOKENS - 1, 1)], 1)
+    monkeypatch.setattr(native, "PASSED_WEIGHTS", passed)
+    monkeypatch.setattr(reference_model, "release", lambda *_: calls.append(1))
+    monkeypatch.setattr(reference_model, "integer_product", None)
+    assert same_bits(linear(x), in_pytorch)
+    threads = os.cpu_count() or 1
+    assert len(calls) == -(-coded.rows // max(1, threads * passed // coded.cols))
+
+
+def test_activations_that_are_not_finite_are_refused(coded: EncodedMatrix) -> None:
+    x = torch.ones(1, CORE_TOKENS, coded.cols)
+    x[0, 3, 0] = torch.inf
+    with pytest.raises(CheckpointError, match="not finite"):
+        QuantizedLinear(coded, "int16")(x)
 
 
 def test_float_products_are_those_of_the_core(coded: EncodedMatrix) -> None:
