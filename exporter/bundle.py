@@ -252,14 +252,23 @@ class Artifact:
 class QuantizationLoss:
     """The loss that quantization cost against the float model, over the positions of one text.
 
-    It is not a parity verdict.
+    It is not a parity verdict. text: name of the text. kl_mean: KL(original || quantized) in nats.
+    kl_standard_error: of that mean, by blocks of neighbouring positions.
     """
 
+    text: str
     positions: int
     kl_mean: float
+    kl_standard_error: float
     top1_agreement: float
     perplexity_original: float
     perplexity_quantized: float
+
+    @property
+    def kl_words(self) -> str:
+        """The mean KL with its standard error and number of positions, in words."""
+        kl = f"KL {self.kl_mean:.4f} ± {self.kl_standard_error:.4f}"
+        return f"{kl} ({self.positions:,} positions)"
 
     @property
     def is_large(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.bundle import ACTIVATIONS, BACKENDS, KV_TYPES
@@ -27,8 +28,8 @@ class ExportConfig:
 
     `context` None is DEFAULT_CONTEXT, or the model's own if that is less. `formats` are the
     packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
-    ML Program. `kv_cache` is the type of the cache of a `.pte`. `texts` are what the answers and
-    the loss are measured on; by default those of exporter.reference. `revision` is a branch, tag or
+    ML Program. `kv_cache` is the type of the cache of a `.pte`. `loss_text` is a text in UTF-8 that
+    the loss is measured on; by default that of exporter.reference. `revision` is a branch, tag or
     commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge. Raises
     UsageError with everything that is wrong.
     """
@@ -41,7 +42,7 @@ class ExportConfig:
     kv_cache: KVType = "float16"
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     with_native: bool = False
-    texts: tuple[str, ...] = ()
+    loss_text: Path | None = None
     revision: str | None = None
     adapter: str | None = None
 

@@ -124,8 +124,8 @@ def loss_warnings(loss: QuantizationLoss) -> list[str]:
     if not loss.is_large:
         return []
     return [
-        f"the loss by quantization is large: KL {loss.kl_mean:.2f}, the same best token in "
-        f"{100 * loss.top1_agreement:.0f} % of {loss.positions} positions; int8 loses the least"
+        f"the loss by quantization is large: {loss.kl_words}, the same best token in "
+        f"{100 * loss.top1_agreement:.0f} % of them; int8 loses the least"
     ]
 
 

@@ -79,7 +79,10 @@ def _checked(
     from exporter.backends import registry
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.estimate import export_memory
+    from exporter.reference.loss_text import read_text
 
+    if config.loss_text is not None:
+        read_text(config.loss_text)  # an error comes before any work
     checkpoint = Checkpoint.open(
         model, revision=config.revision, adapter=config.adapter, progress=progress
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from exporter.errors import UsageError
@@ -25,9 +26,9 @@ class ExportSettings(TypedDict, total=False):
     model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of the
     products, "int16" or "float32". kv_cache: type of the keys and values in the cache of a `.pte`,
     "float16", "float32" or "int8". chunk_bytes: largest weight file of an ML Program, in bytes.
-    with_native: whether the C++ sources of the operators are put into the bundle. texts: what the
-    answers and the quantization loss are measured on. revision: branch, tag or commit of a model on
-    the hub. adapter: folder or hub id of a LoRA adapter, merged into the weights.
+    with_native: whether the C++ sources of the operators are put into the bundle. loss_text: a file
+    in UTF-8 that the quantization loss is measured on; one ships. revision: branch, tag or commit
+    of a model on the hub. adapter: folder or hub id of a LoRA adapter, merged into the weights.
     """
 
     scheme: str
@@ -41,7 +42,7 @@ class ExportSettings(TypedDict, total=False):
     kv_cache: KVType
     chunk_bytes: int
     with_native: bool
-    texts: Sequence[str]
+    loss_text: str | Path | None
     revision: str | None
     adapter: str | None
 
@@ -67,9 +68,10 @@ def export_config(
     given = dict(settings)
     of_quantization = {field.name for field in fields(QuantConfig)} & given.keys()
     quantization = QuantConfig(**{name: given.pop(name) for name in of_quantization})  # type: ignore[arg-type]
-    for name in ("formats", "texts"):
-        if name in given:
-            given[name] = names(given[name])  # type: ignore[arg-type]
+    if "formats" in given:
+        given["formats"] = names(given["formats"])  # type: ignore[arg-type]
+    if given.get("loss_text") is not None:
+        given["loss_text"] = Path(given["loss_text"])  # type: ignore[arg-type]
     return ExportConfig(quantization, **given)  # type: ignore[arg-type]
 
 

@@ -67,9 +67,8 @@ def summary_table(bundle: Bundle) -> Table:
         ),
         (
             "against the original",
-            f"KL {loss.kl_mean:.4f}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
-            f"{loss.perplexity_original:.2f} -> {loss.perplexity_quantized:.2f} "
-            f"({loss.positions} positions)",
+            f"{loss.kl_words}, same best token {100 * loss.top1_agreement:.0f} %, perplexity "
+            f"{loss.perplexity_original:.2f} -> {loss.perplexity_quantized:.2f}, on {loss.text}",
         ),
         ("made", f"{m.created} with " + ", ".join(f"{k} {v}" for k, v in m.tools.items())),
     ]

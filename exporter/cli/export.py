@@ -32,6 +32,7 @@ from exporter.cli.options import (
     JsonOption,
     KVCache,
     KVCacheOption,
+    LossTextOption,
     MaxRamOption,
     ModelArgument,
     NativeOption,
@@ -66,6 +67,7 @@ def export(
     coreml_format: CoreMLFormatOption = "mlprogram",
     chunk_bytes: ChunkBytesOption = 1_000_000_000,
     with_native: NativeOption = False,
+    loss_text: LossTextOption = None,
     max_ram: MaxRamOption = None,
     resume: ResumeOption = False,
     device: DevicesOption = None,
@@ -94,6 +96,7 @@ def export(
         kv_cache=kv_cache.value,
         chunk_bytes=chunk_bytes,
         with_native=with_native,
+        loss_text=loss_text,
         revision=revision,
         adapter=adapter,
     )
@@ -245,7 +248,7 @@ def demo(
 
         demo_chat(out, json_file)
         return
-    from exporter.demo import PROMPTS, SCHEMES, held_out_texts
+    from exporter.demo import HELD_OUT, PROMPTS, SCHEMES
 
     begin = time.monotonic()
     results = {}
@@ -256,7 +259,7 @@ def demo(
             scheme=scheme,
             formats=tinyqmoe.FORMATS,
             context=256,
-            texts=held_out_texts(),
+            loss_text=HELD_OUT,
             force=True,
         )
         results[scheme] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")

@@ -272,6 +272,10 @@ ChunkBytesOption = Annotated[
 NativeOption = Annotated[
     bool, typer.Option("--with-native", help="Add the C++ sources of the operators.")
 ]
+LossTextOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A text to measure the loss by quantization on; one ships."),
+]
 MaxRamOption = Annotated[
     int | None,
     typer.Option(

@@ -13,14 +13,10 @@ PROMPTS = (
 )
 SCHEMES = ("int8", "ternary")  # what `tinyqmoe demo` exports
 CHAT = "Where does Mia live?"
+# Documents that the model was not trained on, for measuring what quantization costs.
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 
 
 def model_path() -> Path:
     """The Hugging Face directory of the demo model."""
     return Path(__file__).parent / "model"
-
-
-def held_out_texts() -> tuple[str, ...]:
-    """Two documents that the model was not trained on, for measuring what quantization costs."""
-    return tuple(HELD_OUT.read_text(encoding="utf-8").removesuffix("\n").split("\n\f\n"))

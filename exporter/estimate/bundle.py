@@ -54,7 +54,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         tools={},
         model=manifest.model_entry(checkpoint),
         quantization=config.quantization.to_dict(),
-        quantization_loss=QuantizationLoss(0, 0.0, 0.0, 0.0, 0.0),
+        quantization_loss=QuantizationLoss("", 0, 0.0, 0.0, 0.0, 0.0, 0.0),
         interface=manifest.interface(checkpoint, context),
         network=network_entry(model, context),
         artifacts=artifacts,

@@ -18,9 +18,10 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.tensor import effective_group_size
-from exporter.reference.loss import LOSS_POSITIONS, LOSS_ROWS
+from exporter.reference.loss import COMPARED_POSITIONS, HEAD_POSITIONS
+from exporter.reference.loss_text import WINDOW_TOKENS
 from exporter.reference.model import BLOCK_WEIGHTS, PIECE_TOKENS
-from exporter.reference.prompts import loss_positions, new_tokens
+from exporter.reference.prompts import new_tokens
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
@@ -74,7 +75,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         ("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint)))
     )
     found.append(("computing the reference answers", at + _answers(checkpoint, context)))
-    found.append(("comparing with the original", at + _loss(checkpoint, context)))
+    found.append(("comparing with the original", at + _loss(checkpoint)))
     return [Stage(what, int(n_bytes * MARGIN)) for what, n_bytes in found]
 
 
@@ -117,14 +118,15 @@ def _answers(checkpoint: Checkpoint, context: int) -> int:
     return _model(checkpoint, context) + 3 * 4 * rows * vocab
 
 
-def _loss(checkpoint: Checkpoint, context: int) -> int:
+def _loss(checkpoint: Checkpoint) -> int:
     """Memory of comparing with the original, in bytes.
 
     It is that of two models with short caches, then of the logits of both for some positions, of
     which a few are compared in float64.
     """
-    n, vocab = min(context, loss_positions(checkpoint.parameters)), checkpoint.config.vocab_size
-    logits = 2 * 4 * min(n, LOSS_POSITIONS) * vocab + 6 * 8 * LOSS_ROWS * vocab
+    config = checkpoint.config
+    n, vocab = min(config.max_position_embeddings, WINDOW_TOKENS), config.vocab_size
+    logits = 2 * 4 * min(n, HEAD_POSITIONS) * vocab + 6 * 8 * COMPARED_POSITIONS * vocab
     # Blocks of this size leave holes in the heap.
     return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
 

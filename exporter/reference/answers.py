@@ -3,8 +3,8 @@
 Weights are decoded in blocks of rows each time they are needed, so the model is never in memory.
 Answers are computed in each arithmetic that a package of the bundle ships with: exact integer dot
 products of levels and quantized activations, as the operators define them, or float32; keys and
-values rounded as the package's cache stores them. This is an implementation of its own: it shares
-the decoder with the packages, and nothing of their products or attention.
+values rounded as the package's cache stores them. This is an implementation of its own, but for the
+products of calls of many tokens: see exporter.reference.model.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from exporter.bundle import Arithmetic, Artifact
 from exporter.memory import release_free_memory
 from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
+from exporter.reference.loss_text import LossText, loss_text
 from exporter.reference.model import PIECE_TOKENS, QuantizedLayers, finite, hidden_states
 from exporter.reference.prompts import (
     TEXTS,
     Prompt,
-    loss_positions,
     make_prompts,
+    read_tokenizer,
     token_sequences,
 )
 from exporter.session import Session
@@ -113,9 +114,12 @@ def answer_prompts(
     arithmetics = list(dict.fromkeys(a.arithmetic for a in artifacts))
     checkpoint, encoded = source.checkpoint, source.encoded
     vocab_size = checkpoint.config.vocab_size
-    texts, sequences = token_sequences(source.work, vocab_size, source.config.texts or TEXTS)
-    # What was read of the tokenizer is freed now, and not at some time in what follows.
-    release_free_memory()
+    tokenizer = read_tokenizer(source.work)
+    texts, sequences = token_sequences(tokenizer, vocab_size, TEXTS)
+    limit = checkpoint.config.max_position_embeddings
+    measured_on = loss_text(source.config.loss_text, tokenizer, vocab_size, limit)
+    del tokenizer
+    release_free_memory()  # now, and not at some time in what follows
     prompts = make_prompts(sequences, source.context, checkpoint.parameters, vocab_size)
     total = len(arithmetics) * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     done = 0
@@ -134,6 +138,19 @@ def answer_prompts(
         following = [tensors[f"{exact}.{i}.tokens"] for i in range(len(prompts))]
         tensors |= exact_digests(source.work, prompts, following)
     write_tensors(tensors, source.work / bundles.REFERENCE)
-    progress("compare with the original", 0, 0)
-    tokens = prompts[-1].tokens[: loss_positions(checkpoint.parameters)]
-    return texts, quantization_loss(checkpoint, encoded, arithmetics[0], tokens)
+    return texts, _measure_loss(source, arithmetics[0], measured_on, progress)
+
+
+def _measure_loss(
+    source: PackageInput, arithmetic: Arithmetic, text: LossText, progress: Progress
+) -> bundles.QuantizationLoss:
+    """What quantization cost, in one arithmetic."""
+    total, done = sum(map(len, text.windows)), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress("compare with the original", done, total)
+
+    advance(0)
+    return quantization_loss(source.checkpoint, source.encoded, arithmetic, text, advance)

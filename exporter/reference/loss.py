@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from exporter.bundle import Arithmetic, QuantizationLoss
 from exporter.encoded import EncodedModel
-from exporter.models.layers import Layers
+from exporter.models.layers import Decoder
+from exporter.reference.model import OriginalLayers, QuantizedLayers, finite, hidden_states
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.reference.model import OriginalLayers, QuantizedLayers, finite, hidden_states
+    from exporter.reference.loss_text import LossText
 
-LOSS_POSITIONS = 64  # whose logits are in memory at a time
-LOSS_ROWS = 8  # of them compared at a time, in float64
+HEAD_POSITIONS = 64  # whose logits are in memory at a time
+COMPARED_POSITIONS = 8  # of them compared at a time, in float64
+BLOCK_POSITIONS = 32  # in a row, whose mean is one sample of the standard error
 
 
 @torch.inference_mode()
@@ -25,44 +28,60 @@ def quantization_loss(
     checkpoint: Checkpoint,
     encoded: EncodedModel,
     arithmetic: Arithmetic,
-    tokens: Sequence[int],
+    text: LossText,
+    progress: Callable[[int], None],
 ) -> QuantizationLoss:
-    """The loss of the quantized model against the float one over `tokens`.
+    """The loss of the quantized model against the float one, over the windows of a text.
 
-    It has KL(original || quantized) in nats, top-1 agreement, and the perplexity of both.
+    It has KL(original || quantized) in nats with its standard error, top-1 agreement, and the
+    perplexity of both, in which the last position of a window has no part. `progress` is told the
+    number of positions compared.
     """
-    n = len(tokens)
-    all_layers: tuple[Layers, Layers] = (
-        OriginalLayers(checkpoint),
-        QuantizedLayers(encoded, arithmetic),
-    )
-    models = [checkpoint.network(n, layers) for layers in all_layers]
-    hidden = [hidden_states(model, tokens) for model in models]
-    # Nothing follows the last token: its loss is left out below.
-    following = torch.tensor([*tokens[1:], 0])
-
-    def compare(part: slice) -> list[tuple[Tensor, ...]]:
-        logits = (
-            finite(model.logits(h[:, part]))[0] for model, h in zip(models, hidden, strict=True)
-        )
-        rows = [*(x.split(LOSS_ROWS) for x in logits), following[part].split(LOSS_ROWS)]
-        return [_compare(*block) for block in zip(*rows, strict=True)]
-
-    blocks = [
-        block
-        for begin in range(0, n, LOSS_POSITIONS)
-        for block in compare(slice(begin, begin + LOSS_POSITIONS))
+    context = max(map(len, text.windows))
+    models = [
+        checkpoint.network(context, OriginalLayers(checkpoint)),
+        checkpoint.network(context, QuantizedLayers(encoded, arithmetic)),
     ]
-    kl, same, log_original, log_quantized = (
-        torch.cat(column) for column in zip(*blocks, strict=True)
-    )
+    compared = []
+    for window in text.windows:
+        compared.append(_compare_window(models, window))
+        progress(len(window))
+    kl, same, log_p, log_q = (torch.cat(column) for column in zip(*compared, strict=True))
+    blocks = [block for column in compared for block in column[0].split(BLOCK_POSITIONS)]
     return QuantizationLoss(
-        positions=n,
+        text=text.name,
+        positions=len(kl),
         kl_mean=float(kl.mean()),
+        kl_standard_error=standard_error(blocks),
         top1_agreement=float(same.double().mean()),
-        perplexity_original=float(torch.exp(-log_original[:-1].mean())),
-        perplexity_quantized=float(torch.exp(-log_quantized[:-1].mean())),
+        perplexity_original=float(torch.exp(-log_p.nanmean())),
+        perplexity_quantized=float(torch.exp(-log_q.nanmean())),
     )
+
+
+def standard_error(blocks: Sequence[Tensor]) -> float:
+    """The standard error of the mean of all values, from blocks of neighbours, float64 [n] each.
+
+    Values of neighbouring positions are correlated, means of blocks hardly: it is the deviation of
+    the means over the square root of their number (batch means). Of one block it is 0.
+    """
+    means = torch.stack([block.mean() for block in blocks])
+    return float(means.std(correction=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+def _compare_window(models: Sequence[Decoder], window: Sequence[int]) -> tuple[Tensor, ...]:
+    """What `_compare` gives for all positions of a window."""
+    hidden = [hidden_states(model, window) for model in models]
+    following = torch.tensor([*window[1:], 0])
+    parts = []
+    for begin in range(0, len(window), HEAD_POSITIONS):
+        part = slice(begin, begin + HEAD_POSITIONS)
+        logits = [finite(m.logits(h[:, part]))[0] for m, h in zip(models, hidden, strict=True)]
+        rows = [x.split(COMPARED_POSITIONS) for x in (*logits, following[part])]
+        parts += [_compare(*block) for block in zip(*rows, strict=True)]
+    kl, same, log_p, log_q = (torch.cat(column) for column in zip(*parts, strict=True))
+    log_p[-1] = log_q[-1] = torch.nan  # nothing follows the last token
+    return kl, same, log_p, log_q
 
 
 def _compare(

@@ -1,28 +1,35 @@
-"""The prompts that a package must answer, and the text on which quantization loss is measured."""
+"""The prompts that a package must answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-def token_sequences(
-    folder: Path, vocab_size: int, texts: Sequence[str]
-) -> tuple[list[str], list[list[int]]]:
-    """Token ids of texts by the tokenizer that ships, with descriptions of their origin.
 
-    `folder` is the bundle. They are fixed random ids where there is no tokenizer that fits the
-    vocabulary.
-    """
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of the bundle in `folder`, or None if it has none."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    return Tokenizer.from_file(str(path)) if path.is_file() else None
+
+
+def token_sequences(
+    tokenizer: Tokenizer | None, vocab_size: int, texts: Sequence[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Token ids of texts by the tokenizer that ships, with descriptions of their origin.
+
+    They are fixed random ids where there is no tokenizer that fits the vocabulary.
+    """
+    if tokenizer is None:
         return ["random ids: the checkpoint has no tokenizer"], [random_tokens(vocab_size, 64)]
-    tokenizer = Tokenizer.from_file(str(path))
     sequences = [tokenizer.encode(text).ids for text in texts]
     if all(s and max(s) < vocab_size for s in sequences):
         return list(texts), sequences
@@ -80,11 +87,6 @@ def new_tokens(context: int, parameters: int, vocab_size: int) -> int:
     """Number of greedy tokens that follow a prompt."""
     small = parameters <= SMALL_MODEL and vocab_size <= SMALL_VOCABULARY
     return max(1, min(16 if small else 4, context // 4))
-
-
-def loss_positions(parameters: int) -> int:
-    """Number of positions on which quantization loss is measured at most."""
-    return 256 if parameters <= SMALL_MODEL else 64
 
 
 def _cycle(tokens: Sequence[int], n: int) -> list[int]:

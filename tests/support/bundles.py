@@ -28,7 +28,7 @@ from exporter.models.config import rope_frequencies
 from exporter.models.layers import Decoder
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
-from exporter.reference.model import QuantizedLayers
+from exporter.reference.model import QuantizedLayers, dequantized
 
 SHIPPED = Arithmetic("int16", "float16")  # of a `.pte` by default
 TEXT = (
@@ -114,6 +114,16 @@ def encode(directory: Path, work: Path, quantization: QuantConfig, codec: Codec 
     checkpoint = Checkpoint.open(directory)
     matrices = encode_matrices(quantize(checkpoint, quantization), work, codec)
     return Parts(checkpoint, EncodedModel(matrices, checkpoint.vectors()))
+
+
+def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
+    """The weights a quantized model stands for, in float32."""
+    weights = dict(parts.encoded.vectors)
+    for name, matrix in parts.encoded.matrices.items():
+        with matrix.open() as coded:
+            levels = torch.from_numpy(coded.decode_rows()).float()
+        weights[name] = dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
+    return weights
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -237,7 +247,7 @@ def small_manifest(**changes: Any) -> Manifest:
             bundles.Origin("owner/small", "0" * 40, None, {"F32": 1}),
         ),
         quantization={"scheme": "int8"},
-        quantization_loss=bundles.QuantizationLoss(16, 0.1, 0.9, 10.0, 11),
+        quantization_loss=bundles.QuantizationLoss("a text", 16, 0.1, 0.01, 0.9, 10.0, 11),
         interface=replace(interface, **changes),
         network=bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),
         artifacts=[artifact],

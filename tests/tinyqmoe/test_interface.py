@@ -22,9 +22,11 @@ def test_settings_are_the_fields_of_the_configurations() -> None:
 
 
 def test_settings_go_where_they_belong() -> None:
-    config = tinyqmoe.export_config(scheme="int8", group_size=32, formats="custom-op", texts=["a"])
+    config = tinyqmoe.export_config(
+        scheme="int8", group_size=32, formats="custom-op", loss_text="a"
+    )
     quantization = QuantConfig(scheme="int8", group_size=32)
-    assert config == ExportConfig(quantization, ("custom-op",), texts=("a",))
+    assert config == ExportConfig(quantization, ("custom-op",), loss_text=Path("a"))
     assert tinyqmoe.export_config(config) is config
 
 

@@ -6,37 +6,30 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, QuantizationLoss
-from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.errors import CheckpointError
-from exporter.models.layers import DenseLayers
-from exporter.models.llama import Llama
-from exporter.quant.config import QuantConfig
 from exporter.quant.tensor import QuantizedTensor
 from exporter.reference import model as reference_model
 from exporter.reference.answers import answers, reference_tensors
-from exporter.reference.loss import quantization_loss
 from exporter.reference.model import (
     BLOCK_WEIGHTS,
     CORE_TOKENS,
     QuantizedLinear,
-    dequantized,
     integer_product,
     quantize_activations,
     row_blocks,
 )
 from exporter.reference.prompts import TEXTS, Prompt, make_prompts, random_tokens
-from tests.support.bundles import SHIPPED, TEXT, Parts, encode, greedy
-from tests.support.checkpoints import hf_model, write_llama
+from tests.support.bundles import SHIPPED, TEXT, Parts, dequantized_state, greedy
+from tests.support.checkpoints import hf_model
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -153,16 +146,6 @@ def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
 # ---- the model
 
 
-def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
-    """The weights a quantized model stands for, in float32."""
-    weights = dict(parts.encoded.vectors)
-    for name, matrix in parts.encoded.matrices.items():
-        with matrix.open() as coded:
-            levels = torch.from_numpy(coded.decode_rows()).float()
-        weights[name] = dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
-    return weights
-
-
 @torch.inference_mode()
 def test_float_answers_are_those_of_transformers_with_the_same_weights(parts: Parts) -> None:
     weights = dequantized_state(parts)
@@ -256,60 +239,15 @@ def test_every_prompt_is_answered_in_each_arithmetic(parts: Parts) -> None:
     assert sum(steps) == 2 * (2 + 4 + 48)
 
 
+def test_the_built_in_texts_are_long_enough() -> None:
+    """For a prompt of 24 tokens, with any usual tokenizer."""
+    assert len(" ".join(TEXTS).split()) >= 60
+    assert all(text.isascii() for text in (*TEXTS, TEXT))
+
+
 def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> None:
     tensors = load_file(bundle.path / REFERENCE)
     prompt = tensors["prompt.1"].tolist()
     logits, tokens = answers(parts.reference(48, SHIPPED), Prompt(tuple(prompt), 5))
     assert torch.allclose(tensors[f"{SHIPPED.name}.1.logits"][:5], logits, rtol=1e-5, atol=1e-5)
     assert tensors[f"{SHIPPED.name}.1.tokens"][:5].tolist() == tokens.tolist()
-
-
-# ---- what quantization cost
-
-
-@pytest.fixture(scope="module")
-def representable(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """A checkpoint whose weights int8 holds exactly: made of what int8 made of another one."""
-    work = tmp_path_factory.mktemp("representable")
-    source = write_llama(work / "source", num_hidden_layers=1)
-    weights = dequantized_state(encode(source, work / "first", QuantConfig(scheme="int8")))
-    file = source / "model.safetensors"
-    names = load_file(file).keys()
-    save_file({name: weights[name].contiguous() for name in names}, file, {"format": "pt"})
-    return encode(source, work / "second", QuantConfig(scheme="int8"))
-
-
-def loss(parts: Parts, n: int = 30) -> QuantizationLoss:
-    tokens = [i * 7 % parts.checkpoint.config.vocab_size for i in range(n)]
-    return quantization_loss(parts.checkpoint, parts.encoded, EXACT, tokens)
-
-
-def test_nothing_is_lost_where_the_levels_hold_the_weights(representable: Parts) -> None:
-    got = loss(representable)
-    assert got.positions == 30
-    assert abs(got.kl_mean) < 1e-9
-    assert got.top1_agreement == 1.0
-    assert got.perplexity_quantized == pytest.approx(got.perplexity_original, rel=1e-5)
-
-
-def test_ternary_loses_more_than_int8(checkpoint: Path, parts: Parts, tmp_path: Path) -> None:
-    int8 = encode(checkpoint, tmp_path / "int8", QuantConfig(scheme="int8"))
-    assert 0 < 10 * loss(int8).kl_mean < loss(parts).kl_mean
-
-
-@torch.inference_mode()
-def test_perplexity_is_that_of_the_dense_model(checkpoint: Path, parts: Parts) -> None:
-    opened = Checkpoint.open(checkpoint)
-    state = load_file(checkpoint / "model.safetensors")
-    tokens = torch.tensor([[i * 7 % opened.config.vocab_size for i in range(30)]])
-    model = Llama(opened.config, 30, DenseLayers(state.__getitem__))
-    logits = model.logits(model.hidden(tokens, torch.tensor([0])))[0]
-    expected = torch.nn.functional.cross_entropy(logits[:-1].double(), tokens[0, 1:]).exp()
-    assert loss(parts).perplexity_original == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_the_built_in_texts_are_long_enough() -> None:
-    """For the text whose loss is measured, and for a prompt of 24 tokens, with any usual
-    tokenizer."""
-    assert len(" ".join(TEXTS).split()) >= 60
-    assert all(text.isascii() for text in (*TEXTS, TEXT))
