@@ -103,8 +103,6 @@ def export(
     profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
     check_device_options(profiles, None, entitlement, None)
     begin = time.monotonic()
-    if resume:
-        _say_resumed(out)
     bundle = _export(model, out, config=config, force=force, resume=resume, max_ram=max_ram)
     verdicts = tinyqmoe.fit(bundle, devices=profiles, entitlement=entitlement)
     _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
@@ -282,6 +280,8 @@ def _export(model: str | Path, out: Path, **options: Any) -> Bundle:
 
     Whatever ends the export, what it leaves for --resume is said first.
     """
+    if options.get("resume"):
+        _say_resumed(out)
     try:
         with progress_bars() as progress:
             return tinyqmoe.export(model, out, progress=progress, **options)

@@ -18,7 +18,7 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.tensor import effective_group_size
-from exporter.reference.loss import COMPARED_POSITIONS, HEAD_POSITIONS
+from exporter.reference.loss import COMPARED_POSITIONS, head_positions
 from exporter.reference.loss_text import WINDOW_TOKENS
 from exporter.reference.model import BLOCK_WEIGHTS, PIECE_TOKENS
 from exporter.reference.prompts import new_tokens
@@ -126,7 +126,7 @@ def _loss(checkpoint: Checkpoint) -> int:
     """
     config = checkpoint.config
     n, vocab = min(config.max_position_embeddings, WINDOW_TOKENS), config.vocab_size
-    logits = 2 * 4 * min(n, HEAD_POSITIONS) * vocab + 6 * 8 * COMPARED_POSITIONS * vocab
+    logits = 2 * 4 * min(n, head_positions(vocab)) * vocab + 6 * 8 * COMPARED_POSITIONS * vocab
     # Blocks of this size leave holes in the heap.
     return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
 

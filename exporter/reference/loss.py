@@ -12,13 +12,19 @@ from torch import Tensor
 from exporter.bundle import Arithmetic, QuantizationLoss
 from exporter.encoded import EncodedModel
 from exporter.models.layers import Decoder
-from exporter.reference.model import OriginalLayers, QuantizedLayers, finite, hidden_states
+from exporter.reference.model import (
+    CORE_TOKENS,
+    OriginalLayers,
+    QuantizedLayers,
+    finite,
+    hidden_states,
+)
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.reference.loss_text import LossText
 
-HEAD_POSITIONS = 64  # whose logits are in memory at a time
+HEAD_LOGITS = 1 << 23  # that are in memory at a time, of one model
 COMPARED_POSITIONS = 8  # of them compared at a time, in float64
 BLOCK_POSITIONS = 32  # in a row, whose mean is one sample of the standard error
 
@@ -42,9 +48,9 @@ def quantization_loss(
         checkpoint.network(context, OriginalLayers(checkpoint)),
         checkpoint.network(context, QuantizedLayers(encoded, arithmetic)),
     ]
-    compared = []
+    compared, step = [], head_positions(checkpoint.config.vocab_size)
     for window in text.windows:
-        compared.append(_compare_window(models, window))
+        compared.append(_compare_window(models, window, step))
         progress(len(window))
     kl, same, log_p, log_q = (torch.cat(column) for column in zip(*compared, strict=True))
     blocks = [block for column in compared for block in column[0].split(BLOCK_POSITIONS)]
@@ -69,13 +75,20 @@ def standard_error(blocks: Sequence[Tensor]) -> float:
     return float(means.std(correction=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
 
 
-def _compare_window(models: Sequence[Decoder], window: Sequence[int]) -> tuple[Tensor, ...]:
-    """What `_compare` gives for all positions of a window."""
+def head_positions(vocab_size: int) -> int:
+    """Number of positions whose logits are computed together."""
+    return max(CORE_TOKENS, HEAD_LOGITS // vocab_size)
+
+
+def _compare_window(
+    models: Sequence[Decoder], window: Sequence[int], step: int
+) -> tuple[Tensor, ...]:
+    """What `_compare` gives for all positions of a window; logits are made by `step` positions."""
     hidden = [hidden_states(model, window) for model in models]
     following = torch.tensor([*window[1:], 0])
     parts = []
-    for begin in range(0, len(window), HEAD_POSITIONS):
-        part = slice(begin, begin + HEAD_POSITIONS)
+    for begin in range(0, len(window), step):
+        part = slice(begin, begin + step)
         logits = [finite(m.logits(h[:, part]))[0] for m, h in zip(models, hidden, strict=True)]
         rows = [x.split(COMPARED_POSITIONS) for x in (*logits, following[part])]
         parts += [_compare(*block) for block in zip(*rows, strict=True)]

@@ -77,6 +77,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, matrix: EncodedMatrix, activations: Activations) -> None:
         super().__init__()
         self.matrix, self.activations = matrix, activations
+        self.blob, self.scales = matrix.blob(), matrix.scales()
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # [T, K]
@@ -85,10 +86,10 @@ class QuantizedLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
     def _core_product(self, x: Tensor) -> Tensor:
-        blob, scales = self.matrix.blob(), self.matrix.scales()
-        with NativeTensor(blob, passed=partial(release, blob, scales)) as coded:
+        release_pages = partial(release, self.blob, self.scales)
+        with NativeTensor(self.blob, passed=release_pages) as coded:
             threads = os.cpu_count() or 1
-            y = coded.linear_x16(x.numpy(), scales, self.matrix.group_size, threads)
+            y = coded.linear_x16(x.numpy(), self.scales, self.matrix.group_size, threads)
         return torch.from_numpy(y)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -96,12 +97,11 @@ class QuantizedLinear(nn.Module):
         multiply = self._multiply_float32(x)
         if self.activations == "int16":
             multiply = self._multiply_int16(*quantize_activations(x))
-        blob, scales = self.matrix.blob(), self.matrix.scales()
-        with NativeTensor(blob) as coded:
+        with NativeTensor(self.blob) as coded:
             for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
                 levels = torch.from_numpy(coded.decode_rows(begin, end))
-                y[:, begin:end] = multiply(levels, torch.tensor(scales[begin:end]))
-                release(blob, scales)
+                y[:, begin:end] = multiply(levels, torch.tensor(self.scales[begin:end]))
+                release(self.blob, self.scales)
         return y
 
     def _multiply_int16(self, quantized: Tensor, x_scales: Tensor) -> Multiply:
