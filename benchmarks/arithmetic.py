@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ from exporter.encoded import EncodedModel, encode_matrices
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
 from exporter.reference.loss import quantization_loss
+from exporter.reference.loss_text import LossText
 from exporter.reference.model import QuantizedLayers, hidden_states
-from exporter.reference.prompts import TEXTS, token_sequences
+from exporter.reference.prompts import TEXTS, read_tokenizer, token_sequences
 from runtime_ref import runners
 from runtime_ref.generate import Runner
 from runtime_ref.parity import Difference, compare, tolerance
@@ -82,7 +83,7 @@ class Windows:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write_texts(Path(folder))
             vocab_size = checkpoint.config.vocab_size
-            _, sequences = token_sequences(Path(folder), vocab_size, self.texts)
+            _, sequences = token_sequences(read_tokenizer(Path(folder)), vocab_size, self.texts)
         ids = [token for sequence in sequences for token in sequence]
         n = min(self.tokens, len(ids) // self.count)
         step = (len(ids) - n) // max(1, self.count - 1)
@@ -94,14 +95,14 @@ def quiet(*_: object) -> None:
 
 
 def loss_row(
-    checkpoint: Checkpoint, encoded: EncodedModel, windows: Sequence[Sequence[int]]
+    checkpoint: Checkpoint, encoded: EncodedModel, windows: list[list[int]]
 ) -> tuple[list[str], QuantizationLoss]:
-    """Cells of the loss table, the mean KL over all windows in each arithmetic; and one loss."""
-    cells = [f"{len(windows)} x {len(windows[0])}"]
+    """Cells of the loss table, the mean KL over all windows in each arithmetic; and a loss."""
+    cells, text = [f"{len(windows)} x {len(windows[0])}"], LossText("", windows)
     for arithmetic in LOSS:
-        losses = [quantization_loss(checkpoint, encoded, arithmetic, w) for w in windows]
-        cells.append(f"{fmean(loss.kl_mean for loss in losses):.6f}")
-    return cells, losses[0]
+        loss = quantization_loss(checkpoint, encoded, arithmetic, text, quiet)
+        cells.append(f"{loss.kl_mean:.6f}")
+    return cells, loss
 
 
 def noise_row(source: PackageInput, runner: Runner, windows: Sequence[Sequence[int]]) -> list[str]:

@@ -16,6 +16,7 @@ from exporter.backends import registry
 from exporter.backends.package import kv_cache_values
 from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
+from exporter.estimate.bundle import estimate_bundle
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.tensor import effective_group_size
 from exporter.reference.loss import COMPARED_POSITIONS, head_positions
@@ -38,6 +39,8 @@ class Stage:
     n_bytes: int
 
 
+PROGRAM_FORMAT = "pte"  # the one that a session runs
+SESSION_BUFFERS = 50 * MB  # of the batches, and what the answers before left
 TOKENIZER_GROWTH = 11.5  # times the size of tokenizer.json
 MARGIN = 1.07  # heaps are not packed tightly
 
@@ -75,6 +78,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         ("reading the tokenizer", at + int(TOKENIZER_GROWTH * _tokenizer_bytes(checkpoint)))
     )
     found.append(("computing the reference answers", at + _answers(checkpoint, context)))
+    found.append(("answering in a session", at + _session(checkpoint, config, context)))
     found.append(("comparing with the original", at + _loss(checkpoint)))
     return [Stage(what, int(n_bytes * MARGIN)) for what, n_bytes in found]
 
@@ -116,6 +120,19 @@ def _answers(checkpoint: Checkpoint, context: int) -> int:
     vocab = checkpoint.config.vocab_size
     rows = 6 * new_tokens(context, checkpoint.parameters, vocab) + 1
     return _model(checkpoint, context) + 3 * 4 * rows * vocab
+
+
+def _session(checkpoint: Checkpoint, config: ExportConfig, context: int) -> int:
+    """Memory of the exact answers, in bytes.
+
+    It is that of the program, whose pages a session maps and reads all of, and of its cache. The
+    system can drop the pages at any time; as long as it has room they count as this process's.
+    """
+    if PROGRAM_FORMAT not in config.formats or config.activations != "int16":
+        return 0
+    tensors = estimate_bundle(checkpoint, config, context).tensors
+    mapped = sum(t.blob_bytes + t.scales_bytes for t in tensors)
+    return SESSION_BUFFERS + mapped + _cache_bytes(checkpoint, context)
 
 
 def _loss(checkpoint: Checkpoint) -> int:
