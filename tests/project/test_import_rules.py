@@ -113,6 +113,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
+    # The program is estimated there, and a session maps it.
+    "exporter.estimate.export_memory": (
+        ("exporter.estimate.bundle", "exporter.backends", *BACKEND, *REFERENCE),
+        (),
+    ),
     "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
     "exporter.pipeline": (
         (
