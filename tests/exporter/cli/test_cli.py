@@ -187,6 +187,38 @@ def test_a_missing_package_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("command", "option"), [("run", "--plot"), ("parity", "--junit"), ("parity", "--html")]
+)
+@pytest.mark.parametrize("package", ["matplotlib", "junitparser"])
+def test_a_missing_extra_is_5_with_its_pip_line_before_any_work(
+    command: str, option: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = tinyqmoe(command, "no-such-bundle", option, tmp_path / "report")
+    message = one_error(result, 5)
+    assert f"writing report needs packages that are not installed: {package}\n" in message
+    assert "Next step: pip install 'tiny-qmoe[report]'" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_coremltools_is_5_before_any_work(
+    both: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine for which it has no build."""
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    monkeypatch.setattr(judging, "judge", raising(AssertionError("a package was run")))
+    for command in (
+        ("export", checkpoint, tmp_path / "out", "--target", "both"),
+        ("parity", both),
+        ("run", both, "--backend", "coreml", "--prompt", "x"),
+    ):
+        message = one_error(tinyqmoe(*command), 5)
+        assert "needs packages that are not installed: coremltools\n" in message
+        assert "Linux on x86-64" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (
