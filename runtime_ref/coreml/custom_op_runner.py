@@ -32,7 +32,7 @@ MLP_TENSORS = 5.25
 
 
 def build(progress: Progress) -> None:
-    """Compiles nothing: the core is the extension that ships with the codec. Raises MissingComponentError."""
+    """Compiles nothing: the core ships with the codec. Raises MissingComponentError."""
     check_tools()
 
 
