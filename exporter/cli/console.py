@@ -23,6 +23,7 @@ from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEErro
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 INTERRUPTED, OUTPUT_CLOSED = 130, 141
+DOCUMENT_VERSION = 1  # of what --json writes; it rises when a key changes its meaning or goes
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
@@ -90,13 +91,23 @@ def stream(text: str, style: str | None = None) -> None:
     out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
-    """Shows a result for people, or writes it as JSON to stdout; with a file it does both."""
+def emit(
+    json_file: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], None]
+) -> None:
+    """Shows a result for people, or writes it as JSON to stdout; with a file it does both.
+
+    documents.schema.json says what each command writes.
+    """
     if str(json_file) != "-":
         show()
     if json_file is None:
         return
-    text = json.dumps(_finite(data()), indent=1, allow_nan=False) + "\n"
+    text = (
+        json.dumps(
+            {"schema_version": DOCUMENT_VERSION, **_finite(data())}, indent=1, allow_nan=False
+        )
+        + "\n"
+    )
     if str(json_file) == "-":
         sys.stdout.write(text)
     else:

@@ -92,7 +92,8 @@ def needed_files() -> list[str]:
     folders = ("device/profiles", "reports/templates")
     data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
-    formats = ["exporter/codec/FORMAT.md", "exporter/native/llm/MANIFEST.md"]
+    formats = ["exporter/cli/documents.schema.json", "exporter/codec/FORMAT.md"]
+    formats += ["exporter/native/llm/MANIFEST.md"]
     texts = ["exporter/demo/held_out.txt", "exporter/quant/calibration.txt"]
     texts += ["exporter/reference/loss.txt"]
     return [*formats, *texts, *model, *native_sources(), *files]
