@@ -10,15 +10,18 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import rich.console
 import typer
 from rich.markup import escape
+from rich.segment import Segment
+from rich.table import Table
 from typer.core import TyperGroup
 
+from exporter.cli.narrow import fit
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
@@ -28,6 +31,16 @@ PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
 class Console(rich.console.Console):
+    def render(
+        self,
+        renderable: rich.console.RenderableType,
+        options: rich.console.ConsoleOptions | None = None,
+    ) -> Iterable[Segment]:
+        """The segments of what is shown; a table as `narrow.fit` lays it out."""
+        if isinstance(renderable, Table):
+            renderable = fit(renderable, self, options or self.options)
+        return super().render(renderable, options)
+
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, as any other output does.
 
