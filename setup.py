@@ -4,6 +4,8 @@ All else is in pyproject.toml. The folders are the list of sources, here, in CMa
 runtime_ref/executorch/kernels.py.
 """
 
+import os
+import sys
 from glob import glob
 
 from setuptools import Extension, setup
@@ -12,6 +14,9 @@ NATIVE = "exporter/native"
 FOLDERS = ("core", "llm", "encoder")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 THREADS = ["-pthread"]  # of a session
+
+if sys.platform == "darwin":  # as executorch's wheels: they need it
+    os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "14.0")
 
 setup(
     ext_modules=[

@@ -5,6 +5,9 @@ Each names what is wrong and the next step; the command line gives each an exit 
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+
 
 class TinyQMoEError(Exception):
     """Base of every error with a message for the user.
@@ -67,3 +70,19 @@ class MissingComponentError(TinyQMoEError):
     """A compiler, kernel library, operator or package is missing."""
 
     exit_code = 5
+
+
+def require(packages: Sequence[str], what: str, hint: str) -> None:
+    """Checks that packages are installed, and imports none of them.
+
+    `what` is the thing that needs them. Raises MissingComponentError with the names of all that are
+    missing.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        needs = f"{what} needs packages that are not installed: {', '.join(missing)}"
+        raise MissingComponentError(needs, hint=hint)
+
+
+def require_extra(extra: str, packages: Sequence[str], what: str) -> None:
+    """Checks as `require` does for packages that an extra of tiny-qmoe brings."""
+    require(packages, what, f"pip install 'tiny-qmoe[{extra}]'")

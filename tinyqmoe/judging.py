@@ -85,6 +85,8 @@ def check_parity(
         return BundleParity(_judge_on_devices(bundle, plans, progress))
     if ALL in names(backends):
         chosen += native_packages(bundle.manifest)
+    for artifact in chosen:  # what is missing is told before the first package is run
+        prepare(artifact, progress)
     judged = []
     for artifact in chosen:
         runner = open_runner(

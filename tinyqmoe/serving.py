@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
-from exporter.errors import MissingComponentError
+from exporter.errors import require_extra
 from tinyqmoe.chatting import HeldPackage
 from tinyqmoe.generation import Asked, GenerationSettings
 
@@ -14,19 +14,15 @@ if TYPE_CHECKING:
 
     from runtime_ref.server.limits import ServerLimits
 
-EXTRA = "pip install 'tiny-qmoe[serve]'"
-
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket for `serve` that listens; port 0 is one that is free.
 
     Raises UsageError, MissingComponentError where the packages of the server are not installed.
     """
-    try:
-        from runtime_ref.server import serve as server
-    except ImportError as error:
-        what = f"the server needs packages that are not installed: {error}"
-        raise MissingComponentError(what, hint=EXTRA) from error
+    require_extra("serve", ("fastapi", "uvicorn"), "the server")
+    from runtime_ref.server import serve as server
+
     return server.listen(host, port)
 
 

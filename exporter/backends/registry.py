@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from exporter.errors import UsageError
+from exporter.errors import UsageError, require
 
 if TYPE_CHECKING:
     from exporter.backends.package import Emitted, PackageFormat, PackageInput
@@ -26,6 +26,7 @@ MODULES = {
     "custom-op": "exporter.backends.coreml.custom_op",
 }
 FORMATS = tuple(MODULES)
+GET_TOOLS = "run `tinyqmoe doctor`; coremltools is for macOS and for Linux on x86-64 only"
 TARGETS = {"android": ("executorch",), "ios": ("coreml",)}  # the backends that suit a platform
 
 
@@ -43,10 +44,11 @@ def emit(name: str, source: PackageInput, progress: Progress) -> Emitted:
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
-    """Refuses, before any work, what a format cannot hold.
+    """Refuses, before any work, what a format cannot hold, and formats whose tool is missing.
 
-    Raises UsageError.
+    Raises UsageError, MissingComponentError.
     """
+    require([load(name).TOOL for name in config.formats], "this export", GET_TOOLS)
     family = str(checkpoint.config_dict["model_type"])
     reasons = {name: load(name).supports(family) for name in config.formats}
     if problems := [f"{name}: {reason}" for name, reason in reasons.items() if reason]:

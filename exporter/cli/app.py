@@ -89,7 +89,11 @@ def doctor(json_file: JsonOption = None) -> None:
             escape(f.found),
             "" if f.ok else escape(f.do),
         )
-    emit(json_file, lambda: [asdict(f) for f in findings], lambda: out_console.print(table))
+    emit(
+        json_file,
+        lambda: {"findings": [asdict(f) for f in findings]},
+        lambda: out_console.print(table),
+    )
     if not all(f.ok for f in findings):
         raise typer.Exit(MissingComponentError.exit_code)
 

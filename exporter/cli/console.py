@@ -10,23 +10,37 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import rich.console
 import typer
 from rich.markup import escape
+from rich.segment import Segment
+from rich.table import Table
 from typer.core import TyperGroup
 
+from exporter.cli.narrow import fit
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 INTERRUPTED, OUTPUT_CLOSED = 130, 141
+DOCUMENT_VERSION = 1  # of what --json writes; it rises when a key changes its meaning or goes
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
 class Console(rich.console.Console):
+    def render(
+        self,
+        renderable: rich.console.RenderableType,
+        options: rich.console.ConsoleOptions | None = None,
+    ) -> Iterable[Segment]:
+        """The segments of what is shown; a table as `narrow.fit` lays it out."""
+        if isinstance(renderable, Table):
+            renderable = fit(renderable, self, options or self.options)
+        return super().render(renderable, options)
+
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, as any other output does.
 
@@ -90,13 +104,23 @@ def stream(text: str, style: str | None = None) -> None:
     out_console.print(text, end="", style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def emit(json_file: Path | None, data: Callable[[], Any], show: Callable[[], None]) -> None:
-    """Shows a result for people, or writes it as JSON to stdout; with a file it does both."""
+def emit(
+    json_file: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], None]
+) -> None:
+    """Shows a result for people, or writes it as JSON to stdout; with a file it does both.
+
+    documents.schema.json says what each command writes.
+    """
     if str(json_file) != "-":
         show()
     if json_file is None:
         return
-    text = json.dumps(_finite(data()), indent=1, allow_nan=False) + "\n"
+    text = (
+        json.dumps(
+            {"schema_version": DOCUMENT_VERSION, **_finite(data())}, indent=1, allow_nan=False
+        )
+        + "\n"
+    )
     if str(json_file) == "-":
         sys.stdout.write(text)
     else:

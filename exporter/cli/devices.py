@@ -59,7 +59,7 @@ def devices(
             else tables.devices_table(profiles)
         )
 
-    emit(json_file, lambda: [asdict(p) for p in profiles], show)
+    emit(json_file, lambda: {"devices": [asdict(p) for p in profiles]}, show)
 
 
 def fit(
@@ -110,7 +110,11 @@ def fit(
             **settings,
         )
     one = len(profiles) == 1
-    emit(json_file, lambda: [v.to_dict() for v in verdicts], lambda: show_fit(verdicts, one=one))
+    emit(
+        json_file,
+        lambda: {"packages": [v.to_dict() for v in verdicts]},
+        lambda: show_fit(verdicts, one=one),
+    )
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 

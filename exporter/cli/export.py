@@ -262,7 +262,11 @@ def demo(
         )
         results[scheme] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")
     passed = all(result["parity"]["passed"] for result in results.values())
-    emit(json_file, lambda: results, lambda: _show_demo(out, passed, time.monotonic() - begin))
+    emit(
+        json_file,
+        lambda: {"bundles": results},
+        lambda: _show_demo(out, passed, time.monotonic() - begin),
+    )
     if not passed:
         raise typer.Exit(1)
 
@@ -328,9 +332,8 @@ def _show_demo(out: Path, passed: bool, seconds: float) -> None:
 def _bundle_json(bundle: Bundle) -> dict[str, Any]:
     from dataclasses import asdict
 
-    manifest = asdict(bundle.manifest)
     return {
-        **manifest,
+        "manifest": asdict(bundle.manifest),
         "ledger": [asdict(row) for row in bundle.ledger],
         "size_bytes": bundle.size_bytes,
     }

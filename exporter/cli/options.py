@@ -13,7 +13,7 @@ import typer
 from exporter import quant
 from exporter.backends.registry import TARGETS
 from exporter.bundle import BACKENDS, NATIVE
-from exporter.errors import UsageError
+from exporter.errors import UsageError, require_extra
 from exporter.memory import parse_size
 
 BOTH, ALL = "both", "all"
@@ -132,6 +132,16 @@ def writable(json_file: Path | None) -> Path | None:
         if not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
             raise typer.BadParameter(f"{json_file} cannot be written")
     return json_file
+
+
+def report(path: Path | None) -> Path | None:
+    """The same path, if a report that takes the packages of an extra can be written there.
+
+    Raises BadParameter and MissingComponentError before the long work, and not after it.
+    """
+    if path is not None:
+        require_extra("report", ("matplotlib", "junitparser"), f"writing {path.name}")
+    return writable(path)
 
 
 JsonOption = Annotated[
@@ -347,17 +357,17 @@ OneDeviceFileOption = Annotated[
 PlotOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", callback=writable, help="Memory over time as a PNG; needs a device."
+        metavar="FILE", callback=report, help="Memory over time as a PNG; needs a device."
     ),
 ]
 JUnitOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", callback=writable, help="For CI: a test case for each check."),
+    typer.Option(metavar="FILE", callback=report, help="For CI: a test case for each check."),
 ]
 MarkdownOption = Annotated[
     Path | None, typer.Option(metavar="FILE", callback=writable, help="For a pull request.")
 ]
 HtmlOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", callback=writable, help="For a browser, with memory over time."),
+    typer.Option(metavar="FILE", callback=report, help="For a browser, with memory over time."),
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
 from exporter.progress import Progress
-from runtime_ref.coreml.package import CoreMLPackage
+from runtime_ref.coreml.package import CoreMLPackage, check_tools
 from runtime_ref.generate import Runner, check_room
 from runtime_ref.memory import Holder, ModelShape, RuntimeMemory
 
@@ -32,7 +32,8 @@ MLP_TENSORS = 5.25
 
 
 def build(progress: Progress) -> None:
-    """Compiles nothing: the core is the extension that ships with the codec."""
+    """Compiles nothing: the core ships with the codec. Raises MissingComponentError."""
+    check_tools()
 
 
 def prepare() -> None:

@@ -15,7 +15,7 @@ from exporter.bundle import Artifact, Bundle
 from exporter.errors import BundleError
 from exporter.progress import Progress
 from runtime_ref.coreml import expansion
-from runtime_ref.coreml.package import CoreMLPackage
+from runtime_ref.coreml.package import CoreMLPackage, check_tools
 from runtime_ref.generate import Runner, check_room
 from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
 
@@ -35,7 +35,8 @@ ROW_BYTES = 95  # of a row of a matrix: its tables and scales
 
 
 def build(progress: Progress) -> None:
-    """Compiles nothing: the interpreter is Python."""
+    """Compiles nothing: the interpreter is Python. Raises MissingComponentError."""
+    check_tools()
 
 
 def prepare() -> None:

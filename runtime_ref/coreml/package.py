@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import BundleError
+from exporter.errors import BundleError, require
 from exporter.quiet import quiet
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ HINT = "export again, or copy the package again"
 
 HEADER_BYTES = METADATA_BYTES = ALIGNMENT = 64
 STORAGE_VERSION, SENTINEL = 2, 0xDEADBEEF
+
+
+def check_tools() -> None:
+    """Checks that the readers of the format are installed. Raises MissingComponentError."""
+    hint = "run this on macOS or on Linux on x86-64: coremltools has builds for these only"
+    require(["coremltools"], "a Core ML package", hint)
 
 
 @dataclass(frozen=True)

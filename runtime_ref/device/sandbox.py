@@ -63,7 +63,8 @@ def run(
     """
     if not sys.platform.startswith("linux"):
         raise MissingComponentError(
-            "memory limits are enforced by the Linux kernel only", hint="run this on Linux"
+            "memory limits are enforced by the Linux kernel only",
+            hint="run this on Linux; `tinyqmoe fit BUNDLE --device NAME` predicts the memory here",
         )
     progress("start the sandbox", 0, 0)
     with _sigterm_unwinds(), open_limit(limit_bytes) as limit, tempfile.TemporaryFile() as output:

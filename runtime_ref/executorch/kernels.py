@@ -16,7 +16,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -37,7 +39,6 @@ FLAGS = (
     "-std=c++17",
     "-O3",
     "-fPIC",
-    "-shared",
     "-pthread",
     "-fvisibility=hidden",
     "-ffp-contract=off",
@@ -46,6 +47,27 @@ FLAGS = (
     "-DET_USE_THREADPOOL",
     "-DET_EVENT_TRACER_ENABLED",
 )
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The names and flags of shared libraries on a platform.
+
+    suffix: of a library that a program is linked with. flags: how the linker makes one that is
+    loaded, and finds its own libraries.
+    """
+
+    suffix: str
+    flags: tuple[str, ...]
+
+
+LINUX = Platform(".so", ("-shared",))
+MACOS = Platform(".dylib", ("-dynamiclib", "-undefined", "dynamic_lookup"))
+
+
+def platform() -> Platform:
+    """The platform of this process: all that is not macOS names libraries as Linux does."""
+    return MACOS if sys.platform == "darwin" else LINUX
 
 
 def compiler() -> list[str]:
@@ -80,14 +102,16 @@ def sources() -> list[Path]:
 
 def library_path() -> Path:
     """Path of the library for these sources, flags and versions, where it lies or will lie."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    digest = hashlib.sha256(" ".join((*FLAGS, *platform().flags)).encode())
     for version in ("executorch", "torch"):
         digest.update(f"{version} {importlib.metadata.version(version)}".encode())
     digest.update(_executorch_root().as_posix().encode())
     for file in [*sources(), *sorted(native_dir().rglob("*.h"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     cache = platformdirs.user_cache_path("tiny-qmoe")
-    return cache / f"kernels-{digest.hexdigest()[:16]}" / "libtinyqmoe_executorch.so"
+    return (
+        cache / f"kernels-{digest.hexdigest()[:16]}" / f"libtinyqmoe_executorch{platform().suffix}"
+    )
 
 
 def build() -> Path:
@@ -103,6 +127,7 @@ def build() -> Path:
     command = [
         *compiler(),
         *FLAGS,
+        *platform().flags,
         "-I",
         str(native_dir() / "include"),
         "-I",
@@ -160,10 +185,11 @@ def load() -> ctypes.CDLL:
 
 def _executorch_root() -> Path:
     """Folder of the installed executorch. Raises MissingComponentError."""
+    library = f"libexecutorch{platform().suffix}"
     found = importlib.util.find_spec("executorch")
     for folder in (found and found.submodule_search_locations) or []:
         root = Path(folder).resolve()
-        if (root / "lib" / "libexecutorch.so").is_file():
+        if (root / "lib" / library).is_file():
             return root
-    what = "executorch is not installed, or lacks its C++ library"
+    what = f"executorch is not installed, or lacks its C++ library lib/{library}"
     raise MissingComponentError(what, hint="pip install executorch==1.5.1")

@@ -11,12 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jinja2
-from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from exporter.bundle import Bundle
+from exporter.errors import require_extra
 from runtime_ref.device.run import DeviceRun
 from runtime_ref.parity import Check, ParityReport
 from runtime_ref.reports import plot
@@ -24,6 +24,9 @@ from runtime_ref.reports.atomic import write_whole
 from runtime_ref.reports.parity_tables import gate_text
 from runtime_ref.reports.run_tables import outcome
 from runtime_ref.reports.tables import device_title, mb_text
+
+if TYPE_CHECKING:
+    from junitparser import TestCase, TestSuite
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAVEATS = "Packages were run by a reference runtime on Linux, never on a phone."
@@ -77,7 +80,13 @@ class Judged:
 
 
 def write_junit(results: Sequence[Judged], path: Path) -> None:
-    """Writes a suite for each package and device, with a case for each check and the fit."""
+    """Writes a suite for each package and device, with a case for each check and the fit.
+
+    Raises MissingComponentError.
+    """
+    require_extra("report", ("junitparser",), "a JUnit file")
+    from junitparser import JUnitXml
+
     xml: Any = JUnitXml("tinyqmoe parity")  # its methods have no types
     for result in results:
         xml.append(_suite(result))
@@ -86,6 +95,8 @@ def write_junit(results: Sequence[Judged], path: Path) -> None:
 
 
 def _suite(result: Judged) -> TestSuite:
+    from junitparser import TestSuite
+
     suite = TestSuite(_xml(result.name))
     cases = []
     if result.run is not None:
@@ -104,6 +115,8 @@ def _suite(result: Judged) -> TestSuite:
 def _case(
     result: Judged, name: str, problems: Sequence[str], seconds: float | None = None
 ) -> TestCase:
+    from junitparser import Failure, TestCase
+
     case = TestCase(_xml(name), _xml(result.name), seconds)
     if problems:
         case.result = [Failure(_xml("; ".join(problems)))]

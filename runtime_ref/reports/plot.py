@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.errors import require_extra
 from runtime_ref.device.run import DeviceRun
 from runtime_ref.memory import MB
 from runtime_ref.reports.atomic import write_whole
@@ -40,8 +41,9 @@ def memory_png(run: DeviceRun) -> bytes:
 def memory_figure(run: DeviceRun) -> Figure:
     """Figure of stacked dirty and clean memory, in MB over seconds.
 
-    It shows where phases begin, the limits, and what was predicted.
+    It shows where phases begin, the limits, and what was predicted. Raises MissingComponentError.
     """
+    require_extra("report", ("matplotlib",), "a figure of memory")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained")

@@ -197,6 +197,7 @@ def test_the_native_sources_are_there_if_asked_for(bundle: Bundle, other_bundle:
     native = other_bundle.path / "native"
     assert (native / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
     assert (native / "executorch" / "products.cpp").is_file()
+    assert "Apache License" in (native / "LICENSE").read_text()
     assert list((native / "core").glob("*.cc"))
     assert list((native / "llm").glob("*.cc"))
     assert (native / "include" / "tinyqmoe" / "session.h").is_file()

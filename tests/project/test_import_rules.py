@@ -134,7 +134,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.demo": ((), ()),
     "exporter.demo.chat_model": (("exporter.errors", "exporter.progress"), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
-    "exporter.cli.console": (("exporter.errors",), ("typer", "rich")),
+    "exporter.cli.console": (("exporter.cli.narrow", "exporter.errors"), ("typer", "rich")),
+    "exporter.cli.narrow": ((), ("rich",)),
     "exporter.cli.options": (
         (
             "tinyqmoe",
@@ -428,28 +429,35 @@ def test_the_public_interface_is_imported_without_heavy_packages(tmp_path: Path)
 NEVER = ("transformers", "executorch.exir", "torch._dynamo", "torch._inductor", "coremltools")
 
 
+RUN = ("run", "--prompt", "the cat", "--max-new-tokens", "2")
+
+
 @pytest.mark.parametrize(
-    ("options", "absent"),
+    ("command", "absent"),
     [
-        ([], ("torch", "executorch", *NEVER)),
-        (["--chat"], ("torch", "executorch", *NEVER)),
-        (["--verify", "all", "--residency", "expand"], ("torch", "executorch", *NEVER)),
-        (["--backend", "executorch"], NEVER),
+        (RUN, ("torch", "executorch", *NEVER)),
+        ((*RUN, "--chat"), ("torch", "executorch", *NEVER)),
+        ((*RUN, "--verify", "all", "--residency", "expand"), ("torch", "executorch", *NEVER)),
+        ((*RUN, "--backend", "executorch"), NEVER),
+        (("chat", "--max-new-tokens", "2"), ("torch", "executorch", *NEVER)),
+        (("parity",), (*NEVER, "matplotlib", "junitparser")),
     ],
-    ids=["native", "chat", "verified", "executorch"],
+    ids=["native", "a chat prompt", "verified", "executorch", "chat", "parity"],
 )
 def test_a_run_imports_only_what_it_needs(
-    options: list[str], absent: tuple[str, ...], bundle: Bundle, tmp_path: Path
+    command: tuple[str, ...], absent: tuple[str, ...], bundle: Bundle, tmp_path: Path
 ) -> None:
     """What takes seconds to import keeps a user waiting for the first token."""
-    arguments = ["run", str(bundle.path), "--prompt", "the cat", "--max-new-tokens", "2", *options]
+    name, *options = command
+    arguments = [name, str(bundle.path), *options]
     script = (
         "import json, sys\nfrom exporter.cli import app\nsys.argv[1:] = json.loads(sys.argv[1])\n"
         "try:\n    app.app()\nexcept SystemExit as end:\n    assert not end.code\n"
-        f"print('LOADED', 'tokenizers' in sys.modules, sorted(set(sys.modules) & set({absent})))\n"
+        f"print('LOADED', 'numpy' in sys.modules, sorted(set(sys.modules) & set({absent})))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(arguments)],
+        input="hello\n" if name == "chat" else "",
         capture_output=True,
         text=True,
         cwd=tmp_path,

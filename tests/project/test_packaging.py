@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("exporter", "runtime_ref", "tinyqmoe", "tests", "benchmarks", "docs", ".ci"):
         shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
     for file in ROOT.iterdir():
-        if file.is_file() and file.suffix in (".toml", ".md", ".in", ".py", ""):
+        if file.is_file() and file.suffix in (".toml", ".md", ".in", ".py", ".cff", ""):
             shutil.copy(file, source)
     out = source.parent / "dist"
     run(sys.executable, "-m", "build", "--outdir", out, source, cwd=source.parent)
@@ -94,7 +95,8 @@ def needed_files() -> list[str]:
     folders = ("device/profiles", "reports/templates")
     data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
-    formats = ["exporter/codec/FORMAT.md", "exporter/native/llm/MANIFEST.md"]
+    formats = ["exporter/cli/documents.schema.json", "exporter/codec/FORMAT.md"]
+    formats += ["exporter/native/llm/MANIFEST.md"]
     texts = ["exporter/demo/held_out.txt", "exporter/quant/calibration.txt"]
     texts += ["exporter/reference/loss.txt"]
     return [*formats, *texts, *model, *native_sources(), *files]
@@ -104,6 +106,19 @@ def test_the_wheel_holds_what_is_needed(wheel_names: list[str]) -> None:
     assert set(needed_files()) - set(wheel_names) == set()
     assert any(n.startswith("exporter/native/_tinyqmoe") and n.endswith(".so") for n in wheel_names)
     assert any(n.endswith("licenses/LICENSE") for n in wheel_names)
+    assert "exporter/native/LICENSE" in wheel_names
+
+
+def test_the_sources_that_an_app_takes_have_the_licence() -> None:
+    licence = (ROOT / "LICENSE").read_bytes()
+    assert (ROOT / "exporter" / "native" / "LICENSE").read_bytes() == licence
+
+
+def test_a_citation_names_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert f"\nlicense: {project['license']}\n" in citation
 
 
 def test_the_wheel_holds_nothing_else(wheel: Path, wheel_names: list[str]) -> None:
@@ -124,8 +139,10 @@ def test_the_sdist_holds_sources_tests_and_papers(dist: Path) -> None:
     papers = {
         "README.md",
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "LICENSE",
+        "SECURITY.md",
         "pyproject.toml",
         "setup.py",
         ".ci/run",

@@ -60,13 +60,13 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name == "torchao":
+        if name == "executorch":
             raise importlib.metadata.PackageNotFoundError(name)
         return "1.0" if name == "coremltools" else installed(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert finding("torchao") == Finding(
-        "torchao", False, "not installed", "pip install 'torchao==0.18.*'"
+    assert finding("executorch") == Finding(
+        "executorch", False, "not installed", "pip install 'executorch==1.5.1'"
     )
     old = Finding("coremltools", False, "1.0 (wanted: ==9.0)", "pip install 'coremltools==9.0'")
     assert finding("coremltools") == old

@@ -9,11 +9,19 @@ from typing import Any
 from typer.testing import CliRunner
 
 from exporter.cli import app
+from tests.support.documents import document_name, problems
 
 
-def tinyqmoe(*arguments: str | Path) -> Any:
-    """In this process: quick, and the kernels are loaded only once."""
-    return CliRunner().invoke(app.app, [str(a) for a in arguments])
+def tinyqmoe(*arguments: str | Path, stdin: str | None = None) -> Any:
+    """In this process: quick, and the kernels are loaded only once.
+
+    A document on stdout has to be as its schema says.
+    """
+    words = [str(a) for a in arguments]
+    result = CliRunner().invoke(app.app, words, input=stdin)
+    if words[-2:] == ["--json", "-"] and result.stdout:
+        assert problems(document_name(words), strict_json(result.stdout)) == []
+    return result
 
 
 def strict_json(text: str) -> Any:

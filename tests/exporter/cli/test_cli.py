@@ -187,6 +187,38 @@ def test_a_missing_package_is_5(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("command", "option"), [("run", "--plot"), ("parity", "--junit"), ("parity", "--html")]
+)
+@pytest.mark.parametrize("package", ["matplotlib", "junitparser"])
+def test_a_missing_extra_is_5_with_its_pip_line_before_any_work(
+    command: str, option: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = tinyqmoe(command, "no-such-bundle", option, tmp_path / "report")
+    message = one_error(result, 5)
+    assert f"writing report needs packages that are not installed: {package}\n" in message
+    assert "Next step: pip install 'tiny-qmoe[report]'" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_coremltools_is_5_before_any_work(
+    both: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine for which it has no build."""
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    monkeypatch.setattr(judging, "judge", raising(AssertionError("a package was run")))
+    for command in (
+        ("export", checkpoint, tmp_path / "out", "--target", "both"),
+        ("parity", both),
+        ("run", both, "--backend", "coreml", "--prompt", "x"),
+    ):
+        message = one_error(tinyqmoe(*command), 5)
+        assert "needs packages that are not installed: coremltools\n" in message
+        assert "Linux on x86-64" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (
@@ -285,7 +317,7 @@ def test_a_failed_verdict_is_1_and_still_json(
 def test_inspect(bundle: Bundle) -> None:
     data = strict_json(tinyqmoe("inspect", bundle.path, "--json", "-").stdout)
     assert sum(row["n_bytes"] for row in data["ledger"]) == data["size_bytes"] == bundle.size_bytes
-    assert len(data["tensors"]) == len(bundle.manifest.tensors)
+    assert len(data["manifest"]["tensors"]) == len(bundle.manifest.tensors)
     shown = tinyqmoe("inspect", bundle.path, "--tensors").stdout
     assert f"{bundle.size_bytes:,}" in shown
     assert all(
@@ -302,9 +334,8 @@ def test_names_are_not_markup(bundle: Bundle, tmp_path: Path) -> None:
 def test_json_to_a_file_also_shows(bundle: Bundle, tmp_path: Path) -> None:
     result = tinyqmoe("inspect", bundle.path, "--json", tmp_path / "x.json")
     assert "Every byte" in result.stdout
-    assert (
-        strict_json((tmp_path / "x.json").read_text())["schema_version"] == bundles.SCHEMA_VERSION
-    )
+    data = strict_json((tmp_path / "x.json").read_text())
+    assert data["manifest"]["schema_version"] == bundles.SCHEMA_VERSION
 
 
 def test_run_prints_the_text_and_nothing_else(bundle: Bundle) -> None:
@@ -425,13 +456,14 @@ def test_groups_an_ml_program_cannot_hold_are_refused_at_once(
 def test_native_dir() -> None:
     path = Path(tinyqmoe("native-dir").stdout.rstrip("\n"))
     assert (path / "include" / "tinyqmoe" / "tinyqmoe.h").is_file()
-    assert strict_json(tinyqmoe("native-dir", "--json", "-").stdout) == {"native_dir": str(path)}
+    assert strict_json(tinyqmoe("native-dir", "--json", "-").stdout)["native_dir"] == str(path)
 
 
 def test_doctor_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda: [Finding("Python", True, "3.11")])
     result = tinyqmoe("doctor", "--json", "-")
-    assert strict_json(result.stdout) == [{"what": "Python", "ok": True, "found": "3.11", "do": ""}]
+    found = {"what": "Python", "ok": True, "found": "3.11", "do": ""}
+    assert strict_json(result.stdout)["findings"] == [found]
 
 
 def test_infinity_becomes_null(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
@@ -469,10 +501,9 @@ def test_demo(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert {k: v["parity"]["passed"] for k, v in strict_json(done.stdout).items()} == {
-        "int8": True,
-        "ternary": True,
-    }
+    data = strict_json(done.stdout)
+    passed = {name: of["parity"]["passed"] for name, of in data["bundles"].items()}
+    assert passed == {"int8": True, "ternary": True}
 
 
 # Quiet

@@ -50,11 +50,11 @@ def test_devices_are_listed_and_shown() -> None:
 
 
 def test_devices_as_json(tmp_path: Path) -> None:
-    data = strict_json(tinyqmoe("devices", "--json", "-").stdout)
+    data = strict_json(tinyqmoe("devices", "--json", "-").stdout)["devices"]
     assert [d["name"] for d in data] == [p.name for p in device.all_devices()]
     (mine,) = strict_json(
         tinyqmoe("devices", "--device-file", phone(tmp_path, "mine", 100), "--json", "-").stdout
-    )
+    )["devices"]
     assert mine["limit_mb"] == {"value": 100, "source": "a test", "confidence": "low"}
 
 
@@ -99,7 +99,7 @@ def test_what_does_not_fit_ends_with_one_and_says_what_would_help(
         tinyqmoe(
             "fit", bundle.path, "--device-file", phone(tmp_path, "tiny", 0.3), "--json", "-"
         ).stdout
-    )
+    )["packages"]
     assert [(d["device"], d["fits"]) for d in data] == [("tiny", False)]
     assert "allowed" in data[0]["problems"][0]
 
@@ -118,7 +118,7 @@ def test_fit_of_a_model_before_any_export(checkpoint: Path) -> None:
         "-",
     )
     assert result.exit_code == 0
-    data = strict_json(result.stdout)
+    data = strict_json(result.stdout)["packages"]
     assert [d["format"] for d in data] == ["pte", "mlprogram", "custom-op"]
     longer = tinyqmoe(
         "fit",
@@ -133,7 +133,7 @@ def test_fit_of_a_model_before_any_export(checkpoint: Path) -> None:
         "-",
     )
     assert (
-        strict_json(longer.stdout)[0]["prediction"]["dirty_bytes"]
+        strict_json(longer.stdout)["packages"][0]["prediction"]["dirty_bytes"]
         > data[0]["prediction"]["dirty_bytes"]
     )
 
@@ -149,14 +149,14 @@ def test_the_entitlement_is_of_ios(bundle: Bundle) -> None:
     )
     data = strict_json(
         tinyqmoe("fit", bundle.path, "--device", "all", "--entitlement", "--json", "-").stdout
-    )
+    )["packages"]
     entitled = {d["device"] for d in data if d["budget"]["entitlement"]}
     assert entitled == {p.name for p in device.all_devices() if p.knows_entitlement}
 
 
 def test_core_ml_packages_are_for_ios(checkpoint: Path) -> None:
     on_both = ("--device", "pixel-6a", "--device", "iphone-13", "--json", "-")
-    data = strict_json(tinyqmoe("fit", checkpoint, "--context", "48", *on_both).stdout)
+    data = strict_json(tinyqmoe("fit", checkpoint, "--context", "48", *on_both).stdout)["packages"]
     formats = {
         name: [d["format"] for d in data if d["device"] == name]
         for name in ("pixel-6a", "iphone-13")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -160,6 +162,29 @@ def test_without_executorch_the_error_names_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingComponentError, match="executorch is not installed"):
         kernels.library_path()
+
+
+@pytest.mark.parametrize(
+    ("system", "suffix", "flag"),
+    [("linux", ".so", "-shared"), ("darwin", ".dylib", "-dynamiclib")],
+)
+def test_libraries_are_named_and_linked_as_on_their_platform(
+    system: str, suffix: str, flag: str, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    executorch = tmp_path / "executorch"
+    (executorch / "lib").mkdir(parents=True)
+    found = SimpleNamespace(submodule_search_locations=[str(executorch)])
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(kernels.sys, "platform", system)
+    with pytest.raises(MissingComponentError, match=rf"lib/libexecutorch{suffix}\n"):
+        kernels.library_path()
+    (executorch / "lib" / f"libexecutorch{suffix}").touch()
+    compiler = use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"'))
+    compiler.path.write_text(compiler.path.read_text().replace("called", "called $*"))
+    assert kernels.build().suffix == suffix
+    called = compiler.log.read_text()
+    assert f" {flag} " in called
+    assert f"-L {executorch}/lib -lexecutorch -lexecutorch_threadpool -o " in called
 
 
 # ---- the real library

@@ -276,8 +276,6 @@ def test_a_port_that_is_taken_is_2(bundle: Bundle) -> None:
 def test_a_missing_extra_is_5_with_its_pip_line(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith("runtime_ref.server")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     message = one_error(command("serve", bundle.path, "--port", "0"), 5)
     assert "pip install 'tiny-qmoe[serve]'" in message
