@@ -40,7 +40,8 @@ NATIVE = "native"  # the backend that runs the weights of a `.pte` in a session 
 class TensorEntry:
     """One matrix, the same in every package of the bundle.
 
-    `bits_per_weight` counts blob and scales.
+    `bits_per_weight` counts blob and scales. own_levels: levels and scales are those of the
+    checkpoint, which is ternary; nothing was quantized.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TensorEntry:
     blob_bytes: int
     scales_bytes: int
     sizes_bytes: dict[str, int]
+    own_levels: bool
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from exporter.bundle import (
 )
 from exporter.chat_format import chat_format
 from exporter.errors import ExportError
+from exporter.quant import plan
 
 if TYPE_CHECKING:
     from exporter.backends.package import Emitted, PackageInput
@@ -58,14 +59,18 @@ def write(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
         model=model_entry(source.checkpoint),
-        quantization=config.quantization.to_dict(),
+        quantization=plan.summary(config.quantization, source.checkpoint),
         quantization_loss=loss,
         interface=interface(source.checkpoint, source.context),
         network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
         chat=chat_format(work),
-        warnings=[*source.checkpoint.warnings, *loss_warnings(loss)],
+        warnings=[
+            *source.checkpoint.warnings,
+            *plan.warnings(config.quantization, source.checkpoint),
+            *loss_warnings(loss),
+        ],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
         files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
@@ -93,6 +98,7 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
         blob_bytes=m.blob_bytes,
         scales_bytes=m.scales_bytes,
         sizes_bytes=m.sizes_bytes,
+        own_levels=m.own_levels,
     )
 
 

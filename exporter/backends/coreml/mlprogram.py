@@ -57,6 +57,7 @@ from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError, UsageError
 from exporter.models.config import ModelConfig
 from exporter.progress import Progress
+from exporter.quant.plan import plan_matrix
 from exporter.quiet import quiet
 
 if TYPE_CHECKING:
@@ -105,12 +106,12 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
     Raises UsageError.
     """
-    schemes = {name: config.quantization.config_for(name) for name in checkpoint.names}
+    plans = {n: plan_matrix(config.quantization, checkpoint, n) for n in checkpoint.names}
     _check_groups(
         {
-            name: (checkpoint.shape(name)[1], scheme.group_size)
-            for name, scheme in schemes.items()
-            if scheme
+            name: (checkpoint.shape(name)[1], plan.config.group_size)
+            for name, plan in plans.items()
+            if plan
         }
     )
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from exporter.checkpoint import tensors
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.checkpoint.gguf import FLOAT_TYPES, QUANTIZED_TYPES
+from exporter.checkpoint.gguf_types import FLOAT_TYPES, QUANTIZED_TYPES
 from exporter.errors import CheckpointError
 from exporter.models.config import rope_frequencies
 from exporter.models.layers import DenseLayers
