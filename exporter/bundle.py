@@ -389,6 +389,7 @@ _NESTED: dict[str, Any] = {
     )
 }
 _PLAIN: dict[str, Any] = {
+    "bool": bool,
     "int": int,
     "float": (int, float),
     "str": str,
@@ -407,9 +408,9 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
     if kind.startswith("dict[") and isinstance(raw, dict):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
-    if kind == "Any" or (
-        kind in _PLAIN and isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool)
-    ):
+    # In Python a bool is an int too.
+    is_plain = kind in _PLAIN and isinstance(raw, _PLAIN[kind])
+    if kind == "Any" or (is_plain and isinstance(raw, bool) == (kind == "bool")):
         return raw
     problems.append(f"{where} must be {kind}, got {type(raw).__name__}")
     return None
