@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from exporter import bundle as bundles
 from exporter.backends import registry
 from exporter.backends.package import network_entry
@@ -69,6 +71,7 @@ def write(
         warnings=[
             *source.checkpoint.warnings,
             *plan.warnings(config.quantization, source.checkpoint),
+            *_rounding_warnings(source, emitted),
             *loss_warnings(loss),
         ],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
@@ -132,6 +135,19 @@ def loss_warnings(loss: QuantizationLoss) -> list[str]:
     return [
         f"the loss by quantization is large: {loss.kl_words}, the same best token in "
         f"{100 * loss.top1_agreement:.0f} % of them; int8 loses the least"
+    ]
+
+
+def _rounding_warnings(source: PackageInput, emitted: list[Emitted]) -> list[str]:
+    """What becomes of the scales of a checkpoint in packages of half precision."""
+    half = [e.artifact.path for e in emitted if e.artifact.activations == bundles.HALF]
+    own = [m for m in source.encoded.matrices.values() if half and m.own_levels]
+    rounded = [m.name for m in own if not np.array_equal(m.scales().astype(np.float16), m.scales())]
+    if not rounded:
+        return []
+    return [
+        f"{', '.join(half)}: half precision does not hold the scales of {len(rounded)} matrices "
+        f"exactly, such as {rounded[0]}: they are rounded to 11 bits there"
     ]
 
 

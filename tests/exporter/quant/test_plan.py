@@ -99,7 +99,11 @@ def greedy(model: Any, ids: list[int], n: int) -> list[int]:
     return ids[-n:]
 
 
-EXPORTED = ("floats, Qwen3, tied", "bitnet, autobitlinear", "MLX", "GGUF Q1_0", "GGUF TQ2_0")
+LONG_SCALES = "floats, F32, float32 scales"
+EXPORTED = (
+    *("floats, Qwen3, tied", "bitnet, autobitlinear", "MLX", "GGUF Q1_0", "GGUF TQ2_0"),
+    LONG_SCALES,
+)
 
 
 @pytest.mark.parametrize("kind", EXPORTED)
@@ -128,6 +132,8 @@ def test_all_packages_hold_the_levels_and_say_the_same_tokens(kind: str, tmp_pat
     assert bundle.manifest.quantization == planned.quantization == expected
     if outside:
         assert bundle.manifest.quantization_loss.kl_mean < 1e-6
+    rounded = [w for w in bundle.manifest.warnings if "half precision does not hold" in w]
+    assert len(rounded) == (kind == LONG_SCALES), rounded
     all_pass(bundle)
     for backend in ("native", "executorch"):
         got = tinyqmoe.generate(bundle, "A kite", backend=backend, max_new_tokens=12).result
