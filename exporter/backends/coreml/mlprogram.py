@@ -128,7 +128,10 @@ def _check_groups(groups: dict[str, tuple[int, int | None]]) -> None:
         if group is not None and cols % min(group, cols)
     ]
     if problems:
-        hint = "choose another --group-size, or --coreml-format custom-op, which takes any"
+        hint = (
+            "give --coreml-format custom-op, which takes any; or another --group-size, with a "
+            "--scheme where the levels are the checkpoint's own"
+        )
         raise UsageError("the group size does not suit an ML Program", problems=problems, hint=hint)
 
 
