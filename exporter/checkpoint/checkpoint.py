@@ -1,7 +1,8 @@
 """A checkpoint on disk, validated before any work and read row block by row block.
 
 `Checkpoint.open` takes a directory, a GGUF file or a hub id. It reads and tries everything that an
-export depends on but the weights' values, and refuses with everything that is wrong at once.
+export depends on but the weights' values, and refuses with everything that is wrong at once. Of
+matrices that are ternary it reads the values too: they decide what becomes of them.
 Safetensors files are parsed here: the library's errors name neither the file nor the expected
 bytes, and through its memory map a file read for the first time comes several times slower than
 with plain reads, and one truncated meanwhile kills the process.

@@ -7,7 +7,6 @@ does not know, and shows the tensors of others as memory.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,8 @@ class GgufPart:
     shape: tuple[int, ...]
 
     @property
-    def n_weights(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def size_bytes(self) -> int:
-        return stored_bytes(self.dtype, self.n_weights)
+        return stored_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -119,6 +114,6 @@ def _with_q2_0_kind(
         return tensors
     begins = sorted([*(part.begin for part in tensors.values()), file_bytes])
     ends = dict(itertools.pairwise(begins))
-    spaces = [(part.n_weights, ends[part.begin] - part.begin) for part in two_bit.values()]
+    spaces = [(part.shape, ends[part.begin] - part.begin) for part in two_bit.values()]
     kind = q2_0_kind(spaces, alignment)
     return tensors | {n: GgufPart(p.begin, kind, p.shape) for n, p in two_bit.items()}

@@ -10,15 +10,13 @@ The `gguf` package knows most of them. It lacks Q2_0, and the values of Q1_0 (bo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.checkpoint.tensors import two_bit_codes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 QUANTIZED_TYPES = ("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0", "Q4_1", "Q4_K")
@@ -39,39 +37,50 @@ def type_name(number: int) -> str:
     return known.get(number, f"type {number}")
 
 
-def stored_bytes(dtype: str, n_weights: int) -> int:
-    """Size of a tensor in a file, in bytes; 0 for a type that is not known."""
+def block_of(dtype: str) -> tuple[int, int] | None:
+    """The weights and the bytes of a block of a type; None for a type that is not known."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if dtype in OWN_BLOCKS:
-        weights, n_bytes = OWN_BLOCKS[dtype]
-    elif dtype in GGMLQuantizationType.__members__:
-        weights, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
-    else:
+        return OWN_BLOCKS[dtype]
+    if dtype not in GGMLQuantizationType.__members__:
+        return None
+    weights, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+    return weights, n_bytes
+
+
+def stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Size of a tensor in a file, in bytes; 0 for a type that is not known.
+
+    Raises ValueError if its rows are not whole blocks.
+    """
+    block = block_of(dtype)
+    if block is None:
         return 0
-    return n_weights // weights * n_bytes
+    weights, n_bytes = block
+    if shape and shape[-1] % weights:
+        raise ValueError(f"rows of {shape[-1]} values are no whole blocks of {dtype}")
+    return math.prod(shape) // weights * n_bytes
 
 
-def q2_0_kind(spaces: Iterable[tuple[int, int]], alignment: int) -> str:
+def q2_0_kind(spaces: Sequence[tuple[tuple[int, ...], int]], alignment: int) -> str:
     """Which Q2_0 the tensors of that number in a file are.
 
-    `spaces` are their numbers of weights, and the bytes up to the next tensor or the end of the
-    file. Raises ValueError where neither fits all of them, or both do.
+    `spaces` are their shapes, and the bytes up to the next tensor or the end of the file. Raises
+    ValueError where neither fits all of them, or both do.
     """
     kinds = (Q2_0, Q2_0_FORK)
-    fitting = [k for k in kinds if all(_fills(k, n, space, alignment) for n, space in spaces)]
+    fitting = [k for k in kinds if all(_fills(k, *space, alignment) for space in spaces)]
     if len(fitting) != 1:
         what = "neither" if not fitting else "both"
         raise ValueError(f"the places of its Q2_0 tensors fit {what} of {' and '.join(kinds)}")
     return fitting[0]
 
 
-def _fills(dtype: str, n_weights: int, space: int, alignment: int) -> bool:
+def _fills(dtype: str, shape: tuple[int, ...], space: int, alignment: int) -> bool:
     """Whether a tensor takes the bytes up to the next one, but for the gap that aligns it."""
-    return (
-        not n_weights % OWN_BLOCKS[dtype][0]
-        and 0 <= (space - stored_bytes(dtype, n_weights)) < alignment
-    )
+    whole = shape[-1] % OWN_BLOCKS[dtype][0] == 0
+    return whole and 0 <= space - stored_bytes(dtype, shape) < alignment
 
 
 def dequantize(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:

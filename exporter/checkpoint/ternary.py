@@ -110,7 +110,7 @@ def find_ternary(
             progress("check ternary weights", done, weights)
     if claimed:
         raise CheckpointError(
-            f"{len(claimed)} matrices are stored in a ternary type, and are not ternary",
+            f"matrices that are stored in a ternary type, and are not ternary: {len(claimed)}",
             problems=_shortened(claimed),
             hint="export the original weights in 16 or 32 bits with the scheme of your choice",
         )
@@ -190,7 +190,8 @@ def _odd_weight(begin: int, block: Tensor, group_size: int) -> str:
     group = groups[row, number]
     magnitudes, counts = group[group != 0].abs().unique(return_counts=True)
     usual = magnitudes[counts.argmax()]
-    at = int(((group != 0) & (group.abs() != usual)).nonzero()[0])
+    odd = (group != 0) & ((group.abs() != usual) | group.isinf())
+    at = int(odd.nonzero()[0])
     return (
         f"weight [{begin + row}, {number * group_size + at}] is {float(group[at]):.9g}, and others "
         f"of its {group_size} are 0 or ±{float(usual):.9g}"

@@ -41,7 +41,7 @@ class QuantConfig(JsonConfig):
         ]
         given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         for name, value in given.items():
-            having, scheme = schemes_with(name), _named(self.scheme)
+            having, scheme = schemes_with(name), _or_default(self.scheme)
             if scheme in supported() and scheme not in having:
                 problems.append(
                     f"{name} is an option of scheme {' or '.join(having)}, the scheme is {scheme!r}"
@@ -56,7 +56,7 @@ class QuantConfig(JsonConfig):
         """
         if name.endswith(("norm.weight", ".bias")):
             return None
-        return _named(self.embedding if name in (EMBEDDING, HEAD) else self.scheme)
+        return _or_default(self.embedding if name in (EMBEDDING, HEAD) else self.scheme)
 
     def config_for(self, name: str) -> SchemeConfig | None:
         """The scheme's config for a checkpoint tensor.
@@ -67,13 +67,13 @@ class QuantConfig(JsonConfig):
         if scheme is None:
             return None
         settings: dict[str, Any] = {}
-        if scheme == _named(self.scheme):
+        if scheme == _or_default(self.scheme):
             settings = {name: getattr(self, name) for name in settings_of(scheme)}
         config: SchemeConfig = load(scheme).Config(**settings)
         return config
 
 
-def _named(scheme: str) -> str:
+def _or_default(scheme: str) -> str:
     """The scheme of a matrix without levels of its own."""
     return DEFAULT if scheme == AUTO else scheme
 

@@ -3,6 +3,7 @@ what is not ternary is told by name."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from exporter.bundle import EMBEDDING, HEAD
-from exporter.checkpoint import tensors
+from exporter.checkpoint import gguf_types, tensors
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.checkpoint.ternary import ternary_levels
+from exporter.checkpoint.ternary import TernaryTensor, find_ternary, ternary_levels
 from exporter.errors import CheckpointError
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
@@ -50,23 +51,31 @@ def test_levels_and_scales_are_those_of_the_checkpoint(
     assert not expected
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """A matrix of floats that lies in no file."""
+
+    w: Tensor
+    dtype = "F32"
+    size_bytes = 0
+    files = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.w.shape)
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        return self.w[begin:end]
+
+
 @pytest.mark.parametrize("cols", [20, 96, 100, 576, 1500])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256, 512, None])
 def test_the_widest_group_is_found(cols: int, group_size: int | None, tmp_path: Path) -> None:
     """Whatever the columns: the last group of a row may be shorter."""
-    from exporter.checkpoint.ternary import TernaryTensor, find_ternary
-
     generator = torch.Generator().manual_seed(cols)
     w = made.random_ternary((40, cols), group_size, torch.float32, 0.4, generator)
-
-    class Floats:
-        dtype, shape = "F32", (40, cols)
-
-        def rows(self, begin: int, end: int) -> Tensor:
-            return w[begin:end]
-
     warnings: list[str] = []
-    found = find_ternary({"m": Floats()}, warnings, None)["m"]  # type: ignore[dict-item]
+    found = find_ternary({"m": InMemory(w)}, warnings, None)["m"]
     assert isinstance(found, TernaryTensor)
     assert found.group_size == (cols if group_size is None else min(group_size, cols))
     assert warnings == []
@@ -85,6 +94,39 @@ def test_every_weight_counts() -> None:
         other[at] = torch.nextafter(other[at], torch.tensor(9.0))
         assert ternary_levels(other, 32) is None
     assert ternary_levels(torch.full((1, 32), float("nan")), 32) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7.5])
+@pytest.mark.parametrize("rest", ["ternary", "zeros"])
+def test_an_odd_weight_is_named(value: float, rest: str) -> None:
+    w = made.random_ternary((9, 96), 32, torch.float32, 0.3, torch.Generator().manual_seed(0))
+    w[5, 64:] *= rest == "ternary"
+    w[5, 70] = value
+    warnings: list[str] = []
+    found = find_ternary({"m": InMemory(w)}, warnings, None)["m"]
+    if (value, rest) == (7.5, "zeros"):  # a scale of its own
+        assert isinstance(found, TernaryTensor)
+        return
+    assert isinstance(found, InMemory)
+    assert f"taken as floats: m: weight [5, 70] is {value:g}, and others" in warnings[0]
+
+
+def test_zeros_and_common_floats_are_not_suspected() -> None:
+    reads = []
+
+    class Counted(InMemory):
+        def rows(self, begin: int, end: int) -> Tensor:
+            reads.append(end - begin)
+            return super().rows(begin, end)
+
+    zeros, floats = torch.zeros(1000, 64), torch.randn(1000, 64)
+    floats[:130] = 0
+    for w in (zeros, floats):
+        warnings: list[str] = []
+        found = find_ternary({"m": Counted(w)}, warnings, None)["m"]
+        assert isinstance(found, Counted)
+        assert warnings == []
+    assert reads == [1] * 16
 
 
 # ---- against transformers ------------------------------------------------------------------------
@@ -188,7 +230,9 @@ def test_a_code_that_is_no_level_is_refused(
 ) -> None:
     """The code 3 is +2 d."""
     path = made.gguf_by(pack)(tmp_path / "m", made.ternary_family("qwen3", **options))
-    with pytest.raises(CheckpointError, match="stored in a ternary type, and are not") as caught:
+    with pytest.raises(
+        CheckpointError, match="stored in a ternary type, and are not ternary: 15"
+    ) as caught:
         Checkpoint.open(path)
     assert any(told in problem for problem in caught.value.problems), caught.value
     assert len(caught.value.problems) == 9
@@ -264,6 +308,23 @@ def test_q2_0_whose_places_fit_neither_kind_is_refused(tmp_path: Path) -> None:
 
     path = made.gguf_by(other)(tmp_path / "model", made.ternary_family())
     with pytest.raises(CheckpointError, match="Q2_0 tensors fit neither of Q2_0 and Q2_0 "):
+        Checkpoint.open(path)
+
+
+def test_q2_0_that_may_be_either_kind_is_refused() -> None:
+    """128 weights take 36 or 34 bytes, and both are filled up to 64."""
+    with pytest.raises(ValueError, match="fit both of"):
+        gguf_types.q2_0_kind([((1, 128), 64)], 32)
+    assert gguf_types.q2_0_kind([((1, 128), 64), ((64, 128), 64 * 36)], 32) == gguf_types.Q2_0
+    assert gguf_types.q2_0_kind([((1, 64), 32), ((1, 128), 64)], 32) == gguf_types.Q2_0
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
+    def pack(w: Tensor) -> tuple[np.ndarray, int]:
+        return np.zeros((len(w), 66), np.uint8), 35
+
+    path = made.gguf_by(pack)(tmp_path / "m", made.ternary_family(hidden_size=96))
+    with pytest.raises(CheckpointError, match="rows of 96 values are no whole blocks of TQ2_0"):
         Checkpoint.open(path)
 
 
