@@ -40,7 +40,8 @@ NATIVE = "native"  # the backend that runs the weights of a `.pte` in a session 
 class TensorEntry:
     """One matrix, the same in every package of the bundle.
 
-    `bits_per_weight` counts blob and scales.
+    `bits_per_weight` counts blob and scales. own_levels: levels and scales are those of the
+    checkpoint, which is ternary; nothing was quantized.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TensorEntry:
     blob_bytes: int
     scales_bytes: int
     sizes_bytes: dict[str, int]
+    own_levels: bool
 
 
 @dataclass(frozen=True)
@@ -387,6 +389,7 @@ _NESTED: dict[str, Any] = {
     )
 }
 _PLAIN: dict[str, Any] = {
+    "bool": bool,
     "int": int,
     "float": (int, float),
     "str": str,
@@ -405,9 +408,9 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
     if kind.startswith("dict[") and isinstance(raw, dict):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(inner, item, f"{where}.{key}", problems) for key, item in raw.items()}
-    if kind == "Any" or (
-        kind in _PLAIN and isinstance(raw, _PLAIN[kind]) and not isinstance(raw, bool)
-    ):
+    # In Python a bool is an int too.
+    is_plain = kind in _PLAIN and isinstance(raw, _PLAIN[kind])
+    if kind == "Any" or (is_plain and isinstance(raw, bool) == (kind == "bool")):
         return raw
     problems.append(f"{where} must be {kind}, got {type(raw).__name__}")
     return None

@@ -49,6 +49,7 @@ class EncodedMatrix:
     levels_crc32: int
     scales_crc32: int
     sizes_bytes: dict[str, int]
+    own_levels: bool
     blob_path: Path
     scales_path: Path
 
@@ -120,6 +121,7 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
         levels_crc32=coded.levels_crc32,
         scales_crc32=zlib.crc32(scales),
         sizes_bytes=coded.sizes_bytes,
+        own_levels=tensor.own_levels,
         blob_path=blob_path,
         scales_path=scales_path,
     )

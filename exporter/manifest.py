@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from exporter import bundle as bundles
 from exporter.backends import registry
 from exporter.backends.package import network_entry
@@ -25,6 +27,7 @@ from exporter.bundle import (
 )
 from exporter.chat_format import chat_format
 from exporter.errors import ExportError
+from exporter.quant import plan
 
 if TYPE_CHECKING:
     from exporter.backends.package import Emitted, PackageInput
@@ -58,14 +61,19 @@ def write(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
         model=model_entry(source.checkpoint),
-        quantization=config.quantization.to_dict(),
+        quantization=plan.summary(config.quantization, source.checkpoint),
         quantization_loss=loss,
         interface=interface(source.checkpoint, source.context),
         network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
         chat=chat_format(work),
-        warnings=[*source.checkpoint.warnings, *loss_warnings(loss)],
+        warnings=[
+            *source.checkpoint.warnings,
+            *plan.warnings(config.quantization, source.checkpoint),
+            *_rounding_warnings(source, emitted),
+            *loss_warnings(loss),
+        ],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
         files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
@@ -93,6 +101,7 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
         blob_bytes=m.blob_bytes,
         scales_bytes=m.scales_bytes,
         sizes_bytes=m.sizes_bytes,
+        own_levels=m.own_levels,
     )
 
 
@@ -126,6 +135,19 @@ def loss_warnings(loss: QuantizationLoss) -> list[str]:
     return [
         f"the loss by quantization is large: {loss.kl_words}, the same best token in "
         f"{100 * loss.top1_agreement:.0f} % of them; int8 loses the least"
+    ]
+
+
+def _rounding_warnings(source: PackageInput, emitted: list[Emitted]) -> list[str]:
+    """What becomes of the scales of a checkpoint in packages of half precision."""
+    half = [e.artifact.path for e in emitted if e.artifact.activations == bundles.HALF]
+    own = [m for m in source.encoded.matrices.values() if half and m.own_levels]
+    rounded = [m.name for m in own if not np.array_equal(m.scales().astype(np.float16), m.scales())]
+    if not rounded:
+        return []
+    return [
+        f"{', '.join(half)}: half precision does not hold the scales of {len(rounded)} matrices "
+        f"exactly, such as {rounded[0]}: they are rounded to 11 bits there"
     ]
 
 

@@ -19,10 +19,11 @@ class ExportSettings(TypedDict, total=False):
 
     What is left out has the default of the configuration's field.
 
-    scheme: how the matrices of the layers are quantized, "int8" by default. group_size: weights
-    that share a scale, a whole row by default. sparsity: share of zeros of ternary matrices, from 0
-    to below 1. embedding: scheme of the embedding and the head, "int8" by default. formats: names
-    of the packages, ("pte",) by default. context: positions of the KV cache, by default 2048 or the
+    scheme: how the matrices of the layers are quantized, "auto" by default: those that are ternary
+    in the checkpoint as they are, others as "int8". group_size: weights that share a scale, a whole
+    row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1. embedding: the
+    same as scheme, for the embedding and the head. formats: names of the packages, ("pte",) by
+    default. context: positions of the KV cache, by default 2048 or the
     model's own limit if that is less. codec: "auto", "lzw" or "raw". activations: arithmetic of the
     products, "int16" or "float32". kv_cache: type of the keys and values in the cache of a `.pte`,
     "float16", "float32" or "int8". chunk_bytes: largest weight file of an ML Program, in bytes.

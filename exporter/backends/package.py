@@ -25,6 +25,7 @@ from exporter.bundle import (
 )
 from exporter.models.config import ModelConfig
 from exporter.progress import Progress
+from exporter.quant.plan import summary
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
@@ -181,17 +182,17 @@ def metadata(source: PackageInput, name: str) -> dict[str, str]:
     """
     import importlib.metadata
 
-    q = source.config.quantization
+    q = summary(source.config.quantization, source.checkpoint)
     config, bos = source.checkpoint.config, source.checkpoint.bos_token_id
     return {
         "author": "exported by tiny-qmoe",
         "license": "that of the checkpoint it was made from",
         "versionString": importlib.metadata.version("tiny-qmoe"),
-        "shortDescription": f"{source.checkpoint.path.resolve().name}, {q.scheme} weights, "
+        "shortDescription": f"{source.checkpoint.path.resolve().name}, {q['scheme']} weights, "
         f"context {source.context}",
         "tinyqmoe.format": name,
-        "tinyqmoe.scheme": q.scheme,
-        "tinyqmoe.embedding": q.embedding,
+        "tinyqmoe.scheme": q["scheme"],
+        "tinyqmoe.embedding": q["embedding"],
         "tinyqmoe.context": str(source.context),
         "tinyqmoe.vocab_size": str(config.vocab_size),
         "tinyqmoe.bos_token_id": "" if bos is None else str(bos),

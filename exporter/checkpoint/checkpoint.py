@@ -1,7 +1,8 @@
 """A checkpoint on disk, validated before any work and read row block by row block.
 
 `Checkpoint.open` takes a directory, a GGUF file or a hub id. It reads and tries everything that an
-export depends on but the weights' values, and refuses with everything that is wrong at once.
+export depends on but the weights' values, and refuses with everything that is wrong at once. Of
+matrices that are ternary it reads the values too: they decide what becomes of them.
 Safetensors files are parsed here: the library's errors name neither the file nor the expected
 bytes, and through its memory map a file read for the first time comes several times slower than
 with plain reads, and one truncated meanwhile kills the process.
@@ -33,16 +34,15 @@ from exporter.checkpoint.folder import (
     read_json,
 )
 from exporter.checkpoint.gguf import read_gguf
+from exporter.checkpoint.packed import unpack
 from exporter.checkpoint.safetensors import read_entries
-from exporter.checkpoint.tensors import ScaledTensor, TensorSource, row_spans
+from exporter.checkpoint.tensors import Block, TensorSource, blocks_of, one_thread
+from exporter.checkpoint.ternary import TernaryTensor, find_ternary, scaled
 from exporter.checkpoint.tokenizer import TokenizerFacts, read_tokenizer, write_tokenizer
 from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig, is_id
 from exporter.models.layers import Decoder, Layers
 from exporter.progress import Progress
-
-Block = tuple[int, torch.Tensor]
-"""The number of its first row, and rows as float32 [n, ..]."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Checkpoint:
         if config is None or problems:
             what = f"{located.path} cannot be exported"
             raise CheckpointError(what, problems=problems, hint=GET_ANOTHER)
+        entries = find_ternary(entries, warnings, progress)
         tokenizer = read_tokenizer(located.path, raw, config.vocab_size, warnings)
         eos = _end_tokens(generation, config, tokenizer, warnings)
         if lora is not None:
@@ -119,6 +120,11 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, in the order of the network."""
         return tuple(self.entries)
+
+    def ternary(self, name: str) -> TernaryTensor | None:
+        """A matrix that is ternary in the checkpoint, with levels of its own; else None."""
+        tensor = self.entries[name]
+        return tensor if isinstance(tensor, TernaryTensor) else None
 
     @property
     def parameters(self) -> int:
@@ -174,8 +180,7 @@ class Checkpoint:
 
     def blocks(self, name: str) -> Iterator[Block]:
         """The blocks of a whole tensor, of about 1M weights each."""
-        for begin, end in row_spans(self.shape(name)):
-            yield begin, self.rows(name, begin, end)
+        return blocks_of(self.entries[name])
 
     def check_finite(self, progress: Progress | None = None) -> None:
         """Reads every weight and refuses NaN and infinite values.
@@ -200,20 +205,6 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} has weights that are not finite", problems=problems, hint=GET_ANOTHER
             )
-
-
-def one_thread(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks, with torch at one thread while they are worked on.
-
-    A block is too short to share out: on a busy machine, threads that wait for each other took five
-    times the CPU time.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield from blocks
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ---- the parts of `open` -------------------------------------------------------------------------
@@ -244,7 +235,8 @@ def _read(
         return model.config, model.tensors
     check_fetched(path)
     raw = read_json(path / "config.json", problems)
-    return raw, read_entries(path, problems)
+    found = read_entries(path, problems)
+    return raw, None if found is None else unpack(raw, found, problems)
 
 
 def _config(raw: dict[str, Any], problems: list[str]) -> ModelConfig | None:
@@ -279,8 +271,7 @@ def _as_computed(
     if factor != 1.0:
         projections = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
         ends = ("q_norm.weight", "k_norm.weight") if config.head_norm else projections
-        scaled = {n: ScaledTensor(t, factor) for n, t in entries.items() if n.endswith(ends)}
-        entries = entries | scaled
+        entries = entries | {n: scaled(t, factor) for n, t in entries.items() if n.endswith(ends)}
     return config, {name: entries[name] for name in _shapes(raw, config) if name in entries}
 
 

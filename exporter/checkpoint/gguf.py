@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from exporter.bundle import EMBEDDING, HEAD
+from exporter.checkpoint import gguf_types
+from exporter.checkpoint.gguf_header import GgufHeader, read_header
 from exporter.checkpoint.safetensors import read_bytes
 from exporter.checkpoint.tensors import check_range
 from exporter.errors import CheckpointError
 
-FLOAT_TYPES = ("F32", "F16", "BF16")
-QUANTIZED_TYPES = ("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0", "Q4_1", "Q4_K")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # and model_type of the same name
 # llama.cpp turns neighbouring rows of a head, Hugging Face those of its two halves.
 TURNED = ("llama",)
@@ -82,17 +82,13 @@ class GgufTensor:
 
     def _stored(self, begin: int, end: int) -> torch.Tensor:
         """Rows in the order of the file, as float32."""
-        from gguf import GGMLQuantizationType, quants
-
         row_bytes = self.size_bytes // self.shape[0]
         raw = read_bytes(self.file, self.begin + begin * row_bytes, (end - begin) * row_bytes)
         if begin == end:
             return torch.zeros(0, *self.shape[1:])
-        values = quants.dequantize(
-            raw.reshape(end - begin, row_bytes), GGMLQuantizationType[self.dtype]
-        )
+        values = gguf_types.dequantize(raw.reshape(end - begin, row_bytes), self.dtype)
         rows = torch.from_numpy(values).float().reshape(end - begin, *self.shape[1:])
-        return rows if self.dtype in FLOAT_TYPES else rows.half().float()
+        return rows if self.dtype in gguf_types.FLOAT_TYPES else rows.half().float()
 
 
 @dataclass(frozen=True)
@@ -109,9 +105,11 @@ def read_gguf(path: Path) -> GgufModel:
     Raises CheckpointError for a damaged file and for a model that is not of ARCHITECTURES.
     """
     files = _parts(path)
-    fields, stored = _read(files[0])
-    for file in files[1:]:
-        stored |= _read(file)[1]
+    headers = [read_header(file) for file in files]
+    fields = headers[0].fields
+    stored: dict[str, GgufTensor] = {}
+    for file, header in zip(files, headers, strict=True):
+        stored |= _tensors(file, header)
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -148,33 +146,12 @@ def _parts(path: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """Metadata but for long lists, and the tensors by the names of the file."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        fields = {
-            key: field.contents()
-            for key, field in reader.fields.items()
-            if len(field.data) <= 1 or key == f"{key.split('.')[0]}.feed_forward_length"
-        }
-        tensors = {
-            tensor.name: GgufTensor(
-                path,
-                int(tensor.data_offset),
-                int(tensor.n_bytes),
-                tensor.tensor_type.name,
-                tuple(int(n) for n in reversed(tensor.shape)),
-            )
-            for tensor in reader.tensors
-        }
-    except Exception as error:  # the library checks nothing: it raises whatever comes
-        raise CheckpointError(
-            f"{path} is not a GGUF file that can be read: {error}",
-            hint="download it again: it is damaged, cut short, or of an unknown type",
-        ) from error
-    return fields, tensors
+def _tensors(path: Path, header: GgufHeader) -> dict[str, GgufTensor]:
+    """The tensors of one file, by the names that it has for them."""
+    return {
+        name: GgufTensor(path, part.begin, part.size_bytes, part.dtype, part.shape)
+        for name, part in header.tensors.items()
+    }
 
 
 def _refuse_keys(path: Path, own: dict[str, Any]) -> None:

@@ -15,14 +15,15 @@ import torch
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.folder import GET_ANOTHER
-from exporter.checkpoint.gguf import QUANTIZED_TYPES
+from exporter.checkpoint.gguf_types import QUANTIZED_TYPES, TERNARY_TYPES
+from exporter.checkpoint.packed import BITNET, PACKED_TYPES
 from exporter.checkpoint.safetensors import TORCH_DTYPES
 from exporter.checkpoint.tensors import TensorSource, row_spans
 from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig
 
 ANCHOR = "layers.0.input_layernorm.weight"  # that every family has, and under no other name
-READ_TYPES = (*TORCH_DTYPES, *QUANTIZED_TYPES)
+READ_TYPES = (*TORCH_DTYPES, *QUANTIZED_TYPES, *TERNARY_TYPES, *PACKED_TYPES)
 # Names that wrappers put into the names of what they wrap: DistributedDataParallel, torch.compile,
 # FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -38,6 +39,13 @@ QUANTIZED_PARTS = re.compile(
 PACKING_METHODS = (
     *("bitsandbytes", "gptq", "awq", "aqlm", "compressed-tensors", "fp8", "fbgemm_fp8", "hqq"),
     *("eetq", "quanto", "torchao", "mxfp4", "gguf", "auto-round", "higgs", "vptq", "modelopt"),
+)
+
+# What the runtime of such a model does besides, and the packages do not.
+BITNET_ACTIVATIONS = (
+    "the model was trained with activations of 8 bits for each token (bitnet): a package keeps 16 "
+    "bits or more, so its logits are nearer to those of its weights than transformers' are, and a "
+    "token may differ from transformers' where two are almost equally likely"
 )
 
 
@@ -179,9 +187,15 @@ def _check_quantization(
     """Raises CheckpointError for weights that another tool has quantized.
 
     A config that says so of plain float weights is what merging or dequantizing left behind.
+    Matrices that `packed` reads are none of these.
     """
     said = raw.get("quantization_config")
     method = said.get("quant_method", "unknown") if isinstance(said, dict) else said
+    types = {tensor.dtype for tensor in named.values()}
+    if BITNET in types and not problems:
+        warnings.append(BITNET_ACTIVATIONS)
+    if types & set(PACKED_TYPES) and not problems:
+        return
     parts = [name for name in named if QUANTIZED_PARTS.fullmatch(name)]
     if problems and (said or parts):
         how = f"by {method}" if said else f"(it has {parts[0]})"

@@ -22,7 +22,7 @@ from exporter.checkpoint.folder import (
 from exporter.checkpoint.tensors import check_range
 from exporter.errors import CheckpointError
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -38,7 +38,7 @@ class StoredTensor:
     """The place, dtype and shape of a tensor in a safetensors file.
 
     `begin` and `end` are its bytes in the file. `dtype` is that of safetensors; only those of
-    TORCH_DTYPES can be read.
+    TORCH_DTYPES have values, others are packed.
     """
 
     file: Path
@@ -56,13 +56,18 @@ class StoredTensor:
         return (self.file,)
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
+        values = torch.from_numpy(self.raw_rows(begin, end)).view(TORCH_DTYPES[self.dtype])
+        return values.float().reshape(end - begin, *self.shape[1:])
+
+    def raw_rows(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """The bytes of rows [begin, end), uint8 [end - begin, row bytes]; only they are read.
+
+        Raises CheckpointError if the file has changed since it was opened.
+        """
         check_range(begin, end, self.shape[0])
         row_bytes = self.size_bytes // self.shape[0]
         raw = read_bytes(self.file, self.begin + begin * row_bytes, (end - begin) * row_bytes)
-        values = torch.from_numpy(raw.reshape(end - begin, row_bytes)).view(
-            TORCH_DTYPES[self.dtype]
-        )
-        return values.float().reshape(end - begin, *self.shape[1:])
+        return raw.reshape(end - begin, row_bytes)
 
 
 def read_entries(directory: Path, problems: list[str]) -> dict[str, StoredTensor] | None:

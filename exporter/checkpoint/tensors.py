@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+Block = tuple[int, torch.Tensor]
+"""The number of its first row, and rows as float32 [n, ..]."""
 
 BLOCK_WEIGHTS = 1_000_000  # larger blocks leave the CPU's cache: measured twice as slow to quantize
 
@@ -75,3 +82,32 @@ def row_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """The ranges of rows of the blocks of a tensor, of about BLOCK_WEIGHTS weights each."""
     step = max(1, BLOCK_WEIGHTS // max(1, math.prod(shape[1:])))
     return [(begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step)]
+
+
+def blocks_of(tensor: TensorSource) -> Iterator[Block]:
+    """The blocks of a whole tensor, of about BLOCK_WEIGHTS weights each."""
+    for begin, end in row_spans(tensor.shape):
+        yield begin, tensor.rows(begin, end)
+
+
+def one_thread(blocks: Iterator[T]) -> Iterator[T]:
+    """The same blocks, with torch at one thread while they are worked on.
+
+    A block is too short to share out: on a busy machine, threads that wait for each other took five
+    times the CPU time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from blocks
+    finally:
+        torch.set_num_threads(threads)
+
+
+def two_bit_codes(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The codes 0..3 of bytes that hold four each, the first in the lowest bits.
+
+    uint8 [.., n] -> uint8 [.., 4 n].
+    """
+    codes = packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+    return codes.reshape(*packed.shape[:-1], -1)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter import chat
 from exporter.checkpoint.folder import SHIPPED_FILES, VOCABULARY_FILES
+from exporter.checkpoint.gguf_header import write_metadata
 from exporter.errors import CheckpointError
 from exporter.quiet import quiet
 
@@ -94,7 +96,8 @@ def _load(path: Path, config: dict[str, Any]) -> Any:
     """The tokenizer as transformers reads it.
 
     It chooses the class by the type of the model. Of the config it gets no more: it checks what is
-    checked here already, by rules of its own.
+    checked here already, by rules of its own. Of a GGUF file it gets the metadata: it refuses files
+    with tensors of types that it does not know.
     """
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -102,7 +105,9 @@ def _load(path: Path, config: dict[str, Any]) -> Any:
     with quiet():
         try:
             if path.is_file():
-                return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+                with tempfile.TemporaryDirectory() as folder:
+                    write_metadata(path, Path(folder) / path.name)
+                    return PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=path.name)
             known = {k: config[k] for k in ("tokenizer_class",) if config.get(k)}
             kind = AutoConfig.for_model(config["model_type"], **known)
             return AutoTokenizer.from_pretrained(path, config=kind, local_files_only=True)

@@ -59,6 +59,7 @@ def summary_table(bundle: Bundle) -> Table:
         ),
         ("from", _origin(m.model.origin)),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
+        *_own_levels(m.tensors),
         ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
         (
             "interface",
@@ -87,6 +88,13 @@ def _origin(origin: Origin) -> str:
     types = ", ".join(f"{n} x {name}" for name, n in origin.stored_as.items())
     hub = f"{origin.repo_id} at {origin.revision}, " if origin.repo_id else ""
     return f"{hub}{types}" + (f", with adapter {origin.adapter}" if origin.adapter else "")
+
+
+def _own_levels(tensors: Sequence[TensorEntry]) -> list[tuple[str, str]]:
+    """A row of the summary where matrices have the levels of the checkpoint."""
+    n = sum(t.own_levels for t in tensors)
+    what = f"the checkpoint's own, exactly, in {n} of {len(tensors)} matrices"
+    return [("levels", what)] if n else []
 
 
 def _artifact_rows(bundle: Bundle, a: Artifact) -> list[tuple[str, str]]:

@@ -76,10 +76,10 @@ def fit(
     entitlement: EntitlementOption = False,
     residency: ResidencyOption = None,
     backend: BackendsOption = ["all"],  # noqa: B006  (typer copies it)
-    scheme: SchemeOption = "int8",
+    scheme: SchemeOption = "auto",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
-    embedding: EmbeddingOption = "int8",
+    embedding: EmbeddingOption = "auto",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
     json_file: JsonOption = None,

@@ -37,7 +37,7 @@ else:
     CoreMLFormat = one_of("CoreMLFormat", [*COREML_FORMATS, BOTH])
     Package = one_of("Package", PACKAGES)
     Packages = one_of("Packages", [ALL, *PACKAGES])
-    Scheme = one_of("Scheme", quant.supported())
+    Scheme = one_of("Scheme", ["auto", *quant.supported()])
 
 
 def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
@@ -158,7 +158,10 @@ BundleArgument = Annotated[
 ]
 SchemeOption = Annotated[
     Scheme,
-    typer.Option(help="How the matrices of the layers are quantized."),
+    typer.Option(
+        help="How the matrices of the layers are quantized. auto: a ternary checkpoint's as they "
+        "are, others as int8.",
+    ),
 ]
 TargetOption = Annotated[
     Target,
@@ -180,7 +183,7 @@ SparsityOption = Annotated[
 ]
 EmbeddingOption = Annotated[
     Scheme,
-    typer.Option(help="How the embedding and the head are quantized."),
+    typer.Option(help="The same for the embedding and the head."),
 ]
 ContextOption = Annotated[
     int | None,

@@ -23,6 +23,7 @@ from exporter.codec.encoder import GAINS
 from exporter.codec.format import BASE3_DIGITS, LZW_CODE_BITS, align, packed_bytes
 from exporter.codec.growth import best_cap
 from exporter.codec.weight_file import plain_form
+from exporter.quant.plan import plan_matrix, summary
 from exporter.quant.tensor import effective_group_size
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         created="",
         tools={},
         model=manifest.model_entry(checkpoint),
-        quantization=config.quantization.to_dict(),
+        quantization=summary(config.quantization, checkpoint),
         quantization_loss=QuantizationLoss("", 0, 0.0, 0.0, 0.0, 0.0, 0.0),
         interface=manifest.interface(checkpoint, context),
         network=network_entry(model, context),
@@ -65,19 +66,17 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
 
 
 def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEntry:
-    quantization, (rows, cols) = config.quantization, checkpoint.shape(name)
-    scheme, settings = quantization.scheme_for(name), quantization.config_for(name)
-    assert scheme is not None  # the caller leaves out vectors
-    assert settings is not None
-    n_levels = quant.load(scheme).N_LEVELS
-    entropy = quant.load(scheme).expected_entropy(settings)
+    plan, (rows, cols) = plan_matrix(config.quantization, checkpoint, name), checkpoint.shape(name)
+    assert plan is not None  # the caller leaves out vectors
+    n_levels = quant.load(plan.scheme).N_LEVELS
+    entropy = quant.load(plan.scheme).expected_entropy(plan.config)
     codec, code_bits, cap, bits = _expected_codec(entropy, n_levels, config)
-    group = effective_group_size(settings.group_size, cols)
+    group = effective_group_size(plan.config.group_size, cols)
     return TensorEntry(
         name=name,
         rows=rows,
         cols=cols,
-        scheme=scheme,
+        scheme=plan.scheme,
         n_levels=n_levels,
         group_size=group,
         codec=codec,
@@ -90,6 +89,7 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
         blob_bytes=align(64 + int(rows * packed_bytes(cols, 1) * bits), 64),
         scales_bytes=4 * rows * -(-cols // group),
         sizes_bytes={},
+        own_levels=plan.own_levels,
     )
 
 

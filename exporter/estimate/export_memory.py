@@ -18,6 +18,7 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.estimate.bundle import estimate_bundle
 from exporter.memory import peak_bytes, resident_bytes
+from exporter.quant.plan import plan_matrix
 from exporter.quant.tensor import effective_group_size
 from exporter.reference.loss import COMPARED_POSITIONS, head_positions
 from exporter.reference.loss_text import WINDOW_TOKENS
@@ -102,8 +103,9 @@ def _coding(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
 
 
 def _scales_bytes(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
-    scheme, (rows, cols) = config.quantization.config_for(name), checkpoint.shape(name)
-    return 4 * rows * -(-cols // effective_group_size(scheme.group_size if scheme else None, cols))
+    plan, (rows, cols) = plan_matrix(config.quantization, checkpoint, name), checkpoint.shape(name)
+    group_size = effective_group_size(plan.config.group_size if plan else None, cols)
+    return 4 * rows * -(-cols // group_size)
 
 
 def _cache_bytes(checkpoint: Checkpoint, context: int) -> int:

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-SHARED = ("config", "quantize", "tensor")  # files here that are no scheme
+SHARED = ("config", "plan", "quantize", "tensor")  # files here that are no scheme
 
 
 def supported() -> list[str]:

@@ -10,6 +10,8 @@ from exporter.errors import UsageError
 from exporter.quant import load, supported
 from exporter.quant.tensor import JsonConfig, SchemeConfig
 
+AUTO = "auto"  # levels of the checkpoint's own where it has them, else DEFAULT
+DEFAULT = "int8"
 SETTINGS = ("group_size", "sparsity")  # those that a scheme's `Config` may have
 
 
@@ -19,39 +21,42 @@ class QuantConfig(JsonConfig):
 
     Vectors (norm weights and biases) always stay float32.
 
-    `group_size` and `sparsity` are those of `scheme`. The embedding and the head take the scheme
-    `embedding`: the same settings if that is the same scheme, else one scale a row and that
-    scheme's defaults.
+    A scheme of AUTO takes the levels that a ternary checkpoint has (quant/plan.py), and DEFAULT
+    where there are none. `group_size` and `sparsity` are those of `scheme`. The embedding and the
+    head take the scheme `embedding`: the same settings if that is the same scheme, else one scale a
+    row and that scheme's defaults.
     """
 
-    scheme: str = "int8"
+    scheme: str = AUTO
     group_size: int | None = None
     sparsity: float | None = None
-    embedding: str = "int8"
+    embedding: str = AUTO
 
     def problems(self) -> list[str]:
         names = {"scheme": self.scheme, "embedding": self.embedding}
         problems = [
-            f"{field} must be one of {', '.join(supported())}; got {value!r}"
+            f"{field} must be one of {', '.join([AUTO, *supported()])}; got {value!r}"
             for field, value in names.items()
-            if value not in supported()
+            if value not in (AUTO, *supported())
         ]
         given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         for name, value in given.items():
-            having = schemes_with(name)
-            if self.scheme in supported() and self.scheme not in having:
+            having, scheme = schemes_with(name), _or_default(self.scheme)
+            if scheme in supported() and scheme not in having:
                 problems.append(
-                    f"{name} is an option of scheme {' or '.join(having)}, the scheme is "
-                    f"{self.scheme!r}"
+                    f"{name} is an option of scheme {' or '.join(having)}, the scheme is {scheme!r}"
                 )
             problems += _value_problems(having[0], name, value)
         return problems
 
     def scheme_for(self, name: str) -> str | None:
-        """The scheme of a checkpoint tensor; None for a vector, which is not quantized."""
+        """The scheme of a checkpoint tensor that has no levels of its own.
+
+        It is None for a vector, which is not quantized.
+        """
         if name.endswith(("norm.weight", ".bias")):
             return None
-        return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
+        return _or_default(self.embedding if name in (EMBEDDING, HEAD) else self.scheme)
 
     def config_for(self, name: str) -> SchemeConfig | None:
         """The scheme's config for a checkpoint tensor.
@@ -62,10 +67,15 @@ class QuantConfig(JsonConfig):
         if scheme is None:
             return None
         settings: dict[str, Any] = {}
-        if scheme == self.scheme:
+        if scheme == _or_default(self.scheme):
             settings = {name: getattr(self, name) for name in settings_of(scheme)}
         config: SchemeConfig = load(scheme).Config(**settings)
         return config
+
+
+def _or_default(scheme: str) -> str:
+    """The scheme of a matrix without levels of its own."""
+    return DEFAULT if scheme == AUTO else scheme
 
 
 def _value_problems(scheme: str, setting: str, value: object) -> list[str]:

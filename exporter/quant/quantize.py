@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.checkpoint.checkpoint import Checkpoint, one_thread
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.checkpoint.tensors import one_thread
+from exporter.checkpoint.ternary import LevelBlock
 from exporter.errors import CheckpointError
 from exporter.progress import Progress
 from exporter.quant import load
 from exporter.quant.config import QuantConfig
+from exporter.quant.plan import MatrixPlan, plan_matrix
 from exporter.quant.tensor import QuantizedTensor, effective_group_size
 
 
@@ -47,16 +50,14 @@ def quantize(
 def _quantize_tensor(
     checkpoint: Checkpoint, name: str, config: QuantConfig, scratch: Path | None
 ) -> QuantizedTensor:
-    scheme_name, scheme_config = config.scheme_for(name), config.config_for(name)
-    assert scheme_name is not None  # the caller leaves out norms
-    assert scheme_config is not None
-    scheme, (rows, cols) = load(scheme_name), checkpoint.shape(name)
-    group_size = effective_group_size(scheme_config.group_size, cols)
+    plan = plan_matrix(config, checkpoint, name)
+    assert plan is not None  # the caller leaves out norms
+    scheme, (rows, cols) = load(plan.scheme), checkpoint.shape(name)
+    group_size = effective_group_size(plan.config.group_size, cols)
     scales = np.empty((rows, -(-cols // group_size)), np.float32)
     with tempfile.TemporaryFile(dir=scratch) as file:
-        for begin, block in one_thread(checkpoint.blocks(name)):
-            block_levels, block_scales = scheme.quantize_rows(block, scheme_config)
-            scales[begin : begin + len(block)] = block_scales.numpy()
+        for begin, block_levels, block_scales in one_thread(_blocks(checkpoint, name, plan)):
+            scales[begin : begin + len(block_scales)] = block_scales.numpy()
             file.write(block_levels.contiguous().numpy().data)
         file.flush()
         # The mapping keeps the file. It is private, because PyTorch warns of arrays that cannot be
@@ -68,5 +69,22 @@ def _quantize_tensor(
             hint="check the checkpoint; weights must be far below 1e38",
         )
     return QuantizedTensor(
-        name, levels, scales, group_size, scheme_name, scheme.LEVEL_MIN, scheme.N_LEVELS
+        name,
+        levels,
+        scales,
+        group_size,
+        plan.scheme,
+        scheme.LEVEL_MIN,
+        scheme.N_LEVELS,
+        plan.own_levels,
     )
+
+
+def _blocks(checkpoint: Checkpoint, name: str, plan: MatrixPlan) -> Iterator[LevelBlock]:
+    """The levels and scales of a matrix: those that it has, or else those of the plan's scheme."""
+    own = checkpoint.ternary(name)
+    if plan.own_levels and own is not None:
+        yield from own.level_blocks()
+        return
+    for begin, block in checkpoint.blocks(name):
+        yield begin, *load(plan.scheme).quantize_rows(block, plan.config)

@@ -24,7 +24,7 @@ class QuantizedTensor:
 
     levels: int8 [rows, cols], from `level_min` to `level_min + n_levels - 1`. scales: float32
     [rows, ceil(cols / group_size)]; the last group of a row may be shorter. One scale a row means
-    group_size == cols.
+    group_size == cols. own_levels: they are those of the checkpoint, which is ternary.
     """
 
     name: str
@@ -34,6 +34,7 @@ class QuantizedTensor:
     scheme: str
     level_min: int
     n_levels: int
+    own_levels: bool = False
 
     def dequantize(self, begin: int = 0, end: int | None = None) -> Tensor:
         """The weights of rows [begin, end), float32 [n, cols]."""

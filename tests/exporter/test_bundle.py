@@ -69,6 +69,10 @@ MISTYPED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda m: m["tensors"][0].update(rows=4.0),
         "tensors[0].rows must be int",
     ),
+    "a number for a truth": (
+        lambda m: m["tensors"][0].update(own_levels=1),
+        "tensors[0].own_levels must be bool",
+    ),
     "null for text": (lambda m: m.update(created=None), "created must be str"),
     "a list for an object": (lambda m: m.update(interface=[]), "interface must be an object"),
     "an object for a list": (lambda m: m.update(files={}), "files must be list[FileEntry]"),

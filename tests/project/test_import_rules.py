@@ -108,9 +108,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.encoded",
             "exporter.bundle",
             "exporter.chat_format",
-            *CHECKPOINT,
+            *QUANT,
         ),
-        (),
+        ("numpy",),
     ),
     "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
     # The program is estimated there, and a session maps it.

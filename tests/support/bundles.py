@@ -234,6 +234,7 @@ def small_manifest(**changes: Any) -> Manifest:
         blob_bytes=32,
         scales_bytes=16,
         sizes_bytes={"raw8": 32},
+        own_levels=False,
     )
     return Manifest(
         schema_version=bundles.SCHEMA_VERSION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,17 @@ def write_gguf(
     fields: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     tokenizer: bool = True,
+    model: Any = None,
+    pack: Callable[[torch.Tensor], tuple[np.ndarray, int]] | None = None,
     **overrides: Any,
 ) -> Any:
-    """Writes a random model and returns it, in transformers.
+    """Writes a model, or else a random one, and returns it, in transformers.
 
     `fields` are more metadata, without the prefix of the architecture; `tensors` more tensors.
+    `pack` makes the blocks of a matrix, uint8 [rows, bytes], and says the number of their type.
     """
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
-    model = random_family(
+    model = model or random_family(
         family, **{"vocab_size": 300, "num_key_value_heads": 2} | sizes | overrides
     )
     config, writer = model.config, gguf.GGUFWriter(path, family)
@@ -106,7 +110,13 @@ def write_gguf(
         weights.pop("lm_head.weight")
     for seed, (name, weight) in enumerate(weights.items()):
         count = heads.get(name.split(".")[-2], 0) if family == "llama" else 0
-        data = stored(turned(weight, count) if count else weight, kind, seed)
+        weight = turned(weight, count) if count else weight
+        if pack and weight.ndim == 2:
+            blocks, number = pack(weight)
+            shape = tuple(weight.shape)
+            writer.add_tensor(gguf_name(name), blocks.view(np.int8), shape, raw_dtype=number)  # type: ignore[arg-type]
+            continue
+        data = stored(weight, kind, seed)
         raw = None if data.dtype != np.uint8 else kind
         writer.add_tensor(gguf_name(name), data, raw_dtype=raw)
     for name, data in (tensors or {}).items():

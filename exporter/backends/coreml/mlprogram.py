@@ -57,6 +57,7 @@ from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError, UsageError
 from exporter.models.config import ModelConfig
 from exporter.progress import Progress
+from exporter.quant.plan import plan_matrix
 from exporter.quiet import quiet
 
 if TYPE_CHECKING:
@@ -105,12 +106,12 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
     Raises UsageError.
     """
-    schemes = {name: config.quantization.config_for(name) for name in checkpoint.names}
+    plans = {n: plan_matrix(config.quantization, checkpoint, n) for n in checkpoint.names}
     _check_groups(
         {
-            name: (checkpoint.shape(name)[1], scheme.group_size)
-            for name, scheme in schemes.items()
-            if scheme
+            name: (checkpoint.shape(name)[1], plan.config.group_size)
+            for name, plan in plans.items()
+            if plan
         }
     )
 
@@ -127,7 +128,10 @@ def _check_groups(groups: dict[str, tuple[int, int | None]]) -> None:
         if group is not None and cols % min(group, cols)
     ]
     if problems:
-        hint = "choose another --group-size, or --coreml-format custom-op, which takes any"
+        hint = (
+            "give --coreml-format custom-op, which takes any; or another --group-size, with a "
+            "--scheme where the levels are the checkpoint's own"
+        )
         raise UsageError("the group size does not suit an ML Program", problems=problems, hint=hint)
 
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from exporter.checkpoint import tensors
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.checkpoint.gguf import FLOAT_TYPES, QUANTIZED_TYPES
+from exporter.checkpoint.gguf_types import FLOAT_TYPES, QUANTIZED_TYPES
 from exporter.errors import CheckpointError
 from exporter.models.config import rope_frequencies
 from exporter.models.layers import DenseLayers
@@ -108,13 +108,18 @@ def test_linear_and_yarn_rope(tmp_path: Path) -> None:
         check_logits(path, model)
 
 
+def unknown_type(weight: torch.Tensor) -> tuple[np.ndarray, int]:
+    """Blocks of a type that no library names, as a fork of llama.cpp may write them."""
+    return np.zeros((weight.shape[0], 7), np.uint8), 143
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"fields": {"expert_count": 8}}, "expert_count is 8"),
         ({"fields": {"attention.sliding_window": 16}}, "attention.sliding_window is 16"),
         ({"tensors": {"blk.0.extra.weight": np.ones((2, 2), np.float32)}}, "is not part of this"),
-        ({"kind": Type.TQ2_0}, "is TQ2_0, supported: "),
+        ({"pack": unknown_type}, "is type 143, supported: "),
     ],
 )
 def test_what_is_not_computed_is_refused(

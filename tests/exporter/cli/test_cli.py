@@ -95,7 +95,7 @@ def test_shell_completion() -> None:
     schemes = complete(
         _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3"
     )
-    assert schemes.split() == ["int4", "int8", "ternary"]
+    assert schemes.split() == ["auto", "int4", "int8", "ternary"]
     phones = complete(
         _TINYQMOE_COMPLETE="complete_bash",
         COMP_WORDS="tinyqmoe parity B --device iphone-1",

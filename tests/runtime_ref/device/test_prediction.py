@@ -54,6 +54,7 @@ def entry(name: str, rows: int, cols: int, scheme: str = "ternary") -> TensorEnt
         blob_bytes=rows * cols * bits // 8,
         scales_bytes=4 * rows,
         sizes_bytes={},
+        own_levels=False,
     )
 
 

@@ -1,0 +1,75 @@
+"""The scheme of each matrix of one checkpoint: the one that is asked for, or its own levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.bundle import EMBEDDING, HEAD
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.quant import ternary
+from exporter.quant.config import AUTO, QuantConfig
+from exporter.quant.tensor import SchemeConfig
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """The scheme of a matrix and its settings.
+
+    own_levels: levels and scales are those of the checkpoint, taken over without a change.
+    """
+
+    scheme: str
+    config: SchemeConfig
+    own_levels: bool
+
+
+def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> MatrixPlan | None:
+    """How a tensor of the checkpoint becomes levels; None for a vector, which stays as it is."""
+    scheme, settings = config.scheme_for(name), config.config_for(name)
+    if scheme is None or settings is None:
+        return None
+    found = checkpoint.ternary(name)
+    if found is None or not _takes_own_levels(config, name):
+        return MatrixPlan(scheme, settings, own_levels=False)
+    whole_row = found.group_size >= found.shape[1]
+    own = ternary.Config(None if whole_row else found.group_size)
+    return MatrixPlan(ternary.NAME, own, own_levels=True)
+
+
+def _takes_own_levels(config: QuantConfig, name: str) -> bool:
+    """Whether levels that a matrix has are wanted: nothing else was asked for by name."""
+    asked = config.embedding if name in (EMBEDDING, HEAD) else config.scheme
+    settings = config.config_for(name)
+    return asked == AUTO or (asked == ternary.NAME and settings == ternary.Config())
+
+
+def summary(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The quantization of a checkpoint as a manifest says it: what AUTO came to in its place."""
+    taken: dict[str, dict[str, None]] = {"scheme": {}, "embedding": {}}
+    for name in checkpoint.names:
+        if plan := plan_matrix(config, checkpoint, name):
+            taken["embedding" if name in (EMBEDDING, HEAD) else "scheme"][plan.scheme] = None
+    return config.to_dict() | {key: ", ".join(schemes) for key, schemes in taken.items()}
+
+
+def warnings(config: QuantConfig, checkpoint: Checkpoint) -> list[str]:
+    """What will disappoint about the scheme of a checkpoint that has levels of its own."""
+    plans = {
+        n: plan_matrix(config, checkpoint, n) for n in checkpoint.names if checkpoint.ternary(n)
+    }
+    changed = [
+        f"{name} as {plan.scheme}" for name, plan in plans.items() if plan and not plan.own_levels
+    ]
+    told = []
+    if changed:
+        told.append(
+            f"ternary in the checkpoint, and quantized again: {len(changed)} matrices, such as "
+            f"{changed[0]}; without --scheme, --embedding and --group-size they stay what they are"
+        )
+    if config.group_size is not None and len(changed) < len(plans):
+        told.append(
+            f"--group-size changes nothing for {len(plans) - len(changed)} matrices: their levels "
+            "and groups are those of the checkpoint"
+        )
+    return told
