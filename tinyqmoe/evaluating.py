@@ -47,7 +47,7 @@ class EvaluationSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Opened:
+class OpenedModel:
     """A model that is open. texts: the folder with its tokenizer."""
 
     model: LanguageModel
@@ -77,10 +77,10 @@ def evaluate(
 
     config, progress = EvaluationConfig(**_typed(settings)), progress or no_progress
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(_open(model_or_bundle, backend, threads, progress))
+        ours = stack.enter_context(open_model(model_or_bundle, backend, threads, progress))
         original = None
         if against is not None:
-            original = stack.enter_context(_open(against, None, None, progress)).model
+            original = stack.enter_context(open_model(against, None, None, progress)).model
         encoder = TextEncoder(ours.texts, ours.model.vocab_size)
         kept = stack.enter_context(_journal(journal, resume))
         return Evaluator(encoder, config, kept, progress).evaluate(ours.model, original)
@@ -115,7 +115,7 @@ def compare(
     config, progress = EvaluationConfig(**_typed(settings)), progress or no_progress
     with contextlib.ExitStack() as stack:
         opened = [
-            stack.enter_context(_open(m, backend if is_bundle(m) else None, None, progress))
+            stack.enter_context(open_model(m, backend if is_bundle(m) else None, None, progress))
             for m in given
         ]
         encoder = TextEncoder(opened[0].texts, opened[0].model.vocab_size)
@@ -144,16 +144,19 @@ def _journal(path: str | Path | None, resume: bool) -> Iterator[Journal]:
 
 
 @contextlib.contextmanager
-def _open(
-    model: Model, backend: str | None, threads: int | None, progress: Progress
-) -> Iterator[_Opened]:
+def open_model(
+    model: Model,
+    backend: str | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[OpenedModel]:
     """A bundle or a checkpoint as a model that gives logits. Raises TinyQMoEError."""
     if not is_bundle(model):
         if backend is not None or threads is not None:
             what = "a checkpoint has no packages: it is evaluated in PyTorch, in float32"
             raise UsageError(what, hint="leave --backend and --threads away, or give a bundle")
         with tempfile.TemporaryDirectory(prefix="tinyqmoe-") as texts:
-            yield _Opened(_checkpoint(model, Path(texts), progress), Path(texts))
+            yield OpenedModel(_checkpoint(model, Path(texts), progress), Path(texts))
     elif backend == REFERENCE:
         if threads is not None:
             what = "the quantized model in PyTorch takes no number of threads"
@@ -161,14 +164,14 @@ def _open(
         from exporter.evaluation.quantized import quantized
 
         bundle = open_bundle(model)
-        yield _Opened(quantized(bundle, _described(bundle, REFERENCE)), bundle.path)
+        yield OpenedModel(quantized(bundle, _described(bundle, REFERENCE)), bundle.path)
     else:
         from exporter.evaluation.language_model import PackageModel
 
         chosen = PackageInUse(model, backend)
         runner = chosen.open("stream", threads, progress)
         facts = _described(chosen.bundle, chosen.artifact.format)
-        yield _Opened(PackageModel(runner, facts), chosen.bundle.path)
+        yield OpenedModel(PackageModel(runner, facts), chosen.bundle.path)
 
 
 def _checkpoint(model: Model, texts: Path, progress: Progress) -> LanguageModel:

@@ -54,7 +54,7 @@ def _task_title(task: TaskResult) -> str:
 def _task_lines(task: TaskResult) -> Iterator[Line]:
     yield from _accuracy_lines("", task.total, task.original)
     for name, subject in task.subjects.items():
-        yield from _accuracy_lines(f"{name}, {subject.n} questions: ", subject, None)
+        yield from _accuracy_lines(f"{name} ({subject.n}) ", subject, None)
     if task.flips:
         what = f"flips: {task.flips.lost} lost, {task.flips.gained} gained"
         yield _line(what, task.flips.flips, None, percent=True)
@@ -77,18 +77,19 @@ def _text_lines(text: TextResult) -> Iterator[Line]:
     by_word = original.word_perplexity if original else None
     yield _line("perplexity of a word", score.word_perplexity, by_word)
     if d := score.divergence:
-        yield _line("KL from the original, nats: mean", d.kl_mean, None)
+        yield _line("KL in nats, mean", d.kl_mean, None)
         for name, value in (("median", d.kl_median), ("99 %", d.kl_99), ("99.9 %", d.kl_999)):
-            yield name, _digits(value), "", ""
+            yield f"KL, {name}", _digits(value), "", ""
         yield _line("same best token", d.top1, None, percent=True)
 
 
 def _line(what: str, of: Estimate, original: Estimate | None, *, percent: bool = False) -> Line:
     def text(value: float) -> str:
-        return f"{100 * value:.1f} %" if percent else _digits(value)
+        return f"{100 * value:.1f}" if percent else _digits(value)
 
     ends = "" if of.low is None or of.high is None else f"{text(of.low)} to {text(of.high)}"
-    return what, text(of.value), ends, "" if original is None else text(original.value)
+    unit = ", %" if percent else ""
+    return what + unit, text(of.value), ends, "" if original is None else text(original.value)
 
 
 def _digits(value: float) -> str:

@@ -23,11 +23,12 @@ class Journal:
     """Results by key and item; without a file nothing is kept.
 
     With `resume` the lines of the file are taken, else it is begun anew. A last line that was cut
-    short is dropped. Raises DataError for a file that is no journal.
+    short is dropped. `results` are those taken, by key and item. Raises DataError for a file that
+    is no journal.
     """
 
     def __init__(self, path: Path | None, *, resume: bool) -> None:
-        self._taken: dict[tuple[str, str], Any] = {}
+        self.results: dict[tuple[str, str], Any] = {}
         self.n_resumed = 0
         self._file: IO[str] | None = None
         if path is None:
@@ -38,7 +39,7 @@ class Journal:
 
     def get(self, key: str, item: str) -> Any:
         """The result of an item that was finished, or None."""
-        found = self._taken.get((key, item))
+        found = self.results.get((key, item))
         self.n_resumed += found is not None
         return found
 
@@ -60,7 +61,7 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 entry = json.loads(line)
-                self._taken[entry["key"], entry["item"]] = entry["result"]
+                self.results[entry["key"], entry["item"]] = entry["result"]
             except (ValueError, KeyError, TypeError):
                 hint = "remove it, or leave --resume away"
                 what = f"line {number} of {path} is not of a journal of `tinyqmoe eval`"

@@ -91,8 +91,9 @@ class Prompts:
         pairs = [self.encoder.pair(text, before + choice) for choice in question.choices]
         for choice, (_, scored) in zip(question.choices, pairs, strict=True):
             if not 0 < len(scored) <= self.context:
-                what = f"question {question.id}: {choice[:40]!r} has {len(scored)} tokens"
-                hint = f"a choice takes 1 to {self.context} tokens, the context of the model"
+                what = f"question {question.id}: {choice[:40]!r} adds {len(scored)} tokens"
+                hint = f"a choice adds 1 to {self.context} tokens: mend the data, or use a model "
+                hint += "whose tokenizer and context take them"
                 raise DataError(what, hint=hint)
         most = self.context + 1  # the last token is scored and not fed
         requests = [Request(tuple((g + s)[-most:]), len(s)) for g, s in pairs]

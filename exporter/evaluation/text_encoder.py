@@ -16,14 +16,14 @@ from exporter.errors import DataError, UsageError
 class TextEncoder:
     """Encoder of texts by the tokenizer in a folder.
 
-    `vocab_size` is the model's. Raises UsageError where there is no tokenizer.
+    `vocab_size` is the model's. Raises DataError where there is no tokenizer.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         file = folder / "tokenizer.json"
         if not file.is_file():
             hint = "put tokenizer.json or tokenizer.model beside the weights"
-            raise UsageError("the model has no tokenizer, and texts need one", hint=hint)
+            raise DataError("the model has no tokenizer, and texts need one", hint=hint)
         self._folder, self._vocab_size = folder, vocab_size
         self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
