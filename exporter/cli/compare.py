@@ -10,6 +10,7 @@ import typer
 import tinyqmoe
 from exporter.cli.console import emit, out_console, progress_bars
 from exporter.cli.evaluation_options import (
+    AgainstOption,
     EvaluatedBackendOption,
     LimitOption,
     ResumeEvaluationOption,
@@ -33,14 +34,12 @@ def compare(
         list[str],
         typer.Argument(
             metavar="MODEL..",
-            help="Bundles and checkpoints, GGUF files too; the first is the original.",
+            help="Bundles and checkpoints, GGUF files too; the first is the original, unless "
+            "--against names it.",
         ),
     ],
     text: Annotated[Path, typer.Option(metavar="FILE", help="The text they are compared on.")],
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The original, in the place of the first."),
-    ] = None,
+    against: AgainstOption = None,
     backend: EvaluatedBackendOption = None,
     window: WindowOption = None,
     limit: LimitOption = None,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 import tinyqmoe
 from exporter.cli.console import emit, out_console, progress_bars
 from exporter.cli.evaluation_options import (
+    AgainstOption,
+    DataOption,
+    EvaluatedArgument,
     EvaluatedBackendOption,
     LimitOption,
     ResumeEvaluationOption,
+    ShotsOption,
+    TasksOption,
+    TextOption,
     WindowOption,
     journal_of,
 )
@@ -20,36 +21,14 @@ from exporter.cli.options import ChatOption, ChatTemplateOption, JsonOption, Thr
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL_OR_BUNDLE", help="A bundle; or a checkpoint, as for `export`."
-        ),
-    ],
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            metavar="NAME",
-            help="arc_easy, arc_challenge, hellaswag or mmlu. Can be repeated.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the files of the tasks lie.")
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text for perplexity and KL.")
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The original: adds KL, same best token and flips."),
-    ] = None,
+    model: EvaluatedArgument,
+    task: TasksOption = None,
+    data: DataOption = None,
+    text: TextOption = None,
+    against: AgainstOption = None,
     backend: EvaluatedBackendOption = None,
     threads: ThreadsOption = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(min=0, help="Examples before each question; by default 5 for mmlu, else 0."),
-    ] = None,
+    shots: ShotsOption = None,
     chat: ChatOption = False,
     chat_template: ChatTemplateOption = None,
     window: WindowOption = None,

@@ -1,4 +1,4 @@
-"""Options that the commands eval and compare share."""
+"""Options of the commands eval and compare."""
 
 from __future__ import annotations
 
@@ -17,6 +17,34 @@ else:
 
 JOURNAL = ".journal"  # after the name of the result's file
 
+EvaluatedArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL_OR_BUNDLE", help="A bundle; or a checkpoint, as for `export`."),
+]
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="arc_easy, arc_challenge, hellaswag or mmlu. Can be repeated.",
+    ),
+]
+DataOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the files of the tasks lie.")
+]
+TextOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A text for perplexity and KL.")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="The original: for KL, same best token and flips against it."
+    ),
+]
+ShotsOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Examples before each question; by default 5 for mmlu, else 0."),
+]
 EvaluatedBackendOption = Annotated[
     EvaluatedPackage | None,
     typer.Option(

@@ -20,9 +20,10 @@ def key_of(*parts: Any) -> str:
 
 
 class Journal:
-    """Results by key and item; without a file nothing is kept.
+    """Results by key and item; without a path nothing is kept.
 
-    With `resume` the lines of the file are taken, else it is begun anew. A last line that was cut
+    With `resume` the lines of the file are taken, else it is begun anew: both when the first result
+    is written, so that an evaluation that is refused changes nothing. A last line that was cut
     short is dropped. `results` are those taken, by key and item. Raises DataError for a file that
     is no journal.
     """
@@ -30,12 +31,10 @@ class Journal:
     def __init__(self, path: Path | None, *, resume: bool) -> None:
         self.results: dict[tuple[str, str], Any] = {}
         self.n_resumed = 0
+        self._path, self._whole = path, b""
         self._file: IO[str] | None = None
-        if path is None:
-            return
-        whole = self._read(path) if resume and path.is_file() else b""
-        path.write_bytes(whole)
-        self._file = path.open("a", encoding="utf-8")
+        if resume and path is not None and path.is_file():
+            self._whole = self._read(path)
 
     def get(self, key: str, item: str) -> Any:
         """The result of an item that was finished, or None."""
@@ -45,9 +44,13 @@ class Journal:
 
     def put(self, key: str, item: str, result: Any) -> None:
         """Writes the result of an item, which JSON must hold."""
-        if self._file is not None:
-            self._file.write(json.dumps({"key": key, "item": item, "result": result}) + "\n")
-            self._file.flush()
+        if self._path is None:
+            return
+        if self._file is None:
+            self._path.write_bytes(self._whole)
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(json.dumps({"key": key, "item": item, "result": result}) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""

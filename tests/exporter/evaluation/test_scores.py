@@ -332,3 +332,14 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 1 of .*notes is not of a journal"):
         Journal(file, resume=True)
     assert file.read_text() == "my notes\n"
+
+
+def test_an_evaluation_that_is_refused_leaves_the_journal(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    evaluate(checkpoint, tasks=["hellaswag"], data=data, journal=journal)
+    before = journal.read_bytes()
+    with pytest.raises(DataError, match="there is no file"):
+        evaluate(checkpoint, tasks=["arc_challenge"], data=data, journal=journal)
+    assert journal.read_bytes() == before
