@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.evaluation.compare import Comparison
     from exporter.evaluation.evaluate import Evaluation
     from exporter.evaluation.journal import Journal
-    from exporter.evaluation.language_model import Described, LanguageModel
+    from exporter.evaluation.language_model import LanguageModel, ModelFacts
     from exporter.progress import Progress
 
 REFERENCE = "reference"  # the backend that is the quantized model in PyTorch
@@ -78,10 +78,12 @@ def evaluate(
     config, progress = EvaluationConfig(**_typed(settings)), progress or no_progress
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(open_model(model_or_bundle, backend, threads, progress))
+        encoder = TextEncoder(ours.texts, ours.model.facts.vocab_size)
         original = None
         if against is not None:
-            original = stack.enter_context(open_model(against, None, None, progress)).model
-        encoder = TextEncoder(ours.texts, ours.model.vocab_size)
+            theirs = stack.enter_context(open_model(against, None, None, progress))
+            encoder.check_takes(theirs.model.facts, theirs.texts)
+            original = theirs.model
         kept = stack.enter_context(_journal(journal, resume))
         return Evaluator(encoder, config, kept, progress).evaluate(ours.model, original)
 
@@ -118,7 +120,9 @@ def compare(
             stack.enter_context(open_model(m, backend if is_bundle(m) else None, None, progress))
             for m in given
         ]
-        encoder = TextEncoder(opened[0].texts, opened[0].model.vocab_size)
+        encoder = TextEncoder(opened[0].texts, opened[0].model.facts.vocab_size)
+        for other in opened[1:]:
+            encoder.check_takes(other.model.facts, other.texts)
         kept = stack.enter_context(_journal(journal, resume))
         evaluator = Evaluator(encoder, config, kept, progress)
         return comparing.compare(opened[0].model, [o.model for o in opened[1:]], evaluator)
@@ -164,13 +168,13 @@ def open_model(
         from exporter.evaluation.quantized import quantized
 
         bundle = open_bundle(model)
-        yield OpenedModel(quantized(bundle, _described(bundle, REFERENCE)), bundle.path)
+        yield OpenedModel(quantized(bundle, _bundle_facts(bundle, REFERENCE)), bundle.path)
     else:
         from exporter.evaluation.language_model import PackageModel
 
         chosen = PackageInUse(model, backend)
         runner = chosen.open("stream", threads, progress)
-        facts = _described(chosen.bundle, chosen.artifact.format)
+        facts = _bundle_facts(chosen.bundle, chosen.artifact.format)
         yield OpenedModel(PackageModel(runner, facts), chosen.bundle.path)
 
 
@@ -178,7 +182,7 @@ def _checkpoint(model: Model, texts: Path, progress: Progress) -> LanguageModel:
     """The model of a checkpoint, whose tokenizer is written to `texts`."""
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.evaluation.journal import key_of
-    from exporter.evaluation.language_model import Described
+    from exporter.evaluation.language_model import ModelFacts
     from exporter.evaluation.network import original
 
     assert not isinstance(model, Bundle)  # the caller has seen to that
@@ -187,27 +191,27 @@ def _checkpoint(model: Model, texts: Path, progress: Progress) -> LanguageModel:
     files = sorted({file for entry in checkpoint.entries.values() for file in entry.files})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     config = checkpoint.config
-    facts = Described(
+    facts = ModelFacts(
         checkpoint.path.resolve().name,
         config.max_position_embeddings,
         config.vocab_size,
-        key_of(checkpoint.config_dict, stats),
         checkpoint.source_bytes,
+        key_of(checkpoint.config_dict, stats),
     )
     return original(checkpoint, facts)
 
 
-def _described(bundle: Bundle, backend: str) -> Described:
+def _bundle_facts(bundle: Bundle, backend: str) -> ModelFacts:
     """Facts of a bundle as a backend runs it: its weights are the coded levels and their scales."""
     from exporter.bundle import MANIFEST, sha256
     from exporter.evaluation.journal import key_of
-    from exporter.evaluation.language_model import Described
+    from exporter.evaluation.language_model import ModelFacts
 
     manifest = bundle.manifest
-    return Described(
+    return ModelFacts(
         f"{bundle.path.resolve().name} ({backend})",
         manifest.interface.context,
         manifest.interface.vocab_size,
-        key_of(sha256(bundle.path / MANIFEST), backend),
         sum(t.blob_bytes + t.scales_bytes for t in manifest.tensors),
+        key_of(sha256(bundle.path / MANIFEST), backend),
     )

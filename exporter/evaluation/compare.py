@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exporter.evaluation.evaluate import SCHEMA_VERSION, EvaluatedModel, Evaluator, described
-from exporter.evaluation.language_model import LanguageModel
+from exporter.evaluation.evaluate import SCHEMA_VERSION, Evaluator
+from exporter.evaluation.language_model import LanguageModel, ModelFacts
 from exporter.evaluation.running_text import TextScore
 
 
@@ -16,7 +16,7 @@ from exporter.evaluation.running_text import TextScore
 class Compared:
     """A model and its score."""
 
-    model: EvaluatedModel
+    model: ModelFacts
     score: TextScore
 
 
@@ -46,7 +46,7 @@ def compare(
     models = [original, *others]
     text = evaluator.read_text(models)
     scores = evaluator.score(text, original, others)
-    first, *rest = (Compared(described(m), s) for m, s in zip(models, scores, strict=True))
+    first, *rest = (Compared(m.facts, s) for m, s in zip(models, scores, strict=True))
     return Comparison(
         file=text.name,
         window=text.window,

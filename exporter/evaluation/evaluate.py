@@ -15,7 +15,7 @@ from typing import Any
 from exporter.errors import DataError, UsageError
 from exporter.evaluation import running_text
 from exporter.evaluation.journal import Journal, key_of
-from exporter.evaluation.language_model import LanguageModel
+from exporter.evaluation.language_model import LanguageModel, ModelFacts
 from exporter.evaluation.multiple_choice import (
     Accuracy,
     Answers,
@@ -71,14 +71,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class EvaluatedModel:
-    """A model as a report names it."""
-
-    name: str
-    weight_bytes: int
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """Accuracy on one task, for each subject too where it has several.
 
@@ -115,8 +107,8 @@ class TextResult:
 class Evaluation:
     """All results of a model. n_resumed: items that were taken from a journal."""
 
-    model: EvaluatedModel
-    original: EvaluatedModel | None
+    model: ModelFacts
+    original: ModelFacts | None
     tasks: list[TaskResult]
     text: TextResult | None
     n_resumed: int
@@ -147,8 +139,8 @@ class Evaluator:
         text = self.read_text(models) if self.config.text else None
         results = [self._task(task, questions, models) for task, questions in tasks]
         return Evaluation(
-            model=described(model),
-            original=None if original is None else described(original),
+            model=model.facts,
+            original=None if original is None else original.facts,
             tasks=results,
             text=None if text is None else self._text(text, model, original),
             n_resumed=self.journal.n_resumed,
@@ -158,7 +150,7 @@ class Evaluator:
     def read_text(self, models: Sequence[LanguageModel]) -> RunningText:
         """The text in windows that all models take; by default of DEFAULT_WINDOW tokens at most."""
         assert self.config.text is not None
-        most = min(model.context for model in models)
+        most = min(model.facts.context for model in models)
         window = self.config.window or min(DEFAULT_WINDOW, most)
         if window > most:
             what = f"a window of {window} tokens does not fit the context of {most}"
@@ -171,7 +163,7 @@ class Evaluator:
         self, text: RunningText, original: LanguageModel, others: Sequence[LanguageModel]
     ) -> list[TextScore]:
         """Scores of the original and of others on a text, in that order."""
-        names = " and ".join(m.name for m in (original, *others))
+        names = " and ".join(m.facts.name for m in (original, *others))
         return running_text.score(
             text, original, others, self.journal, partial(self.progress, f"{text.name} on {names}")
         )
@@ -194,21 +186,21 @@ class Evaluator:
         """Result of the first model on a task, against the second if there is one."""
         chat = self.config.chat or self.config.chat_template is not None
         template = self.encoder.template(self.config.chat_template) if chat else None
-        context = min(model.context for model in models)
+        context = min(model.facts.context for model in models)
         prompts = Prompts(self.encoder, template, context)
         settings = (task.name, task.version, context, self.encoder.identity)
         form = template.text if template else None
 
         def answers(model: LanguageModel) -> list[Answers]:
-            key = key_of(*settings, form, model.identity)
-            stage = partial(self.progress, f"{task.name} on {model.name}")
+            key = key_of(*settings, form, model.facts.identity)
+            stage = partial(self.progress, f"{task.name} on {model.facts.name}")
             return answer(model, questions, prompts, (self.journal, key), stage)
 
         ours, *originals = [answers(model) for model in models]
         summary = partial(accuracy, has_norm=task.has_norm)
-        subjects = {
-            q.subject: [a for a in ours if a.question.subject == q.subject] for q in questions
-        }
+        subjects: dict[str, list[Answers]] = {}
+        for one in ours:
+            subjects.setdefault(one.question.subject, []).append(one)
         return TaskResult(
             task=task.name,
             version=task.version,
@@ -224,9 +216,8 @@ class Evaluator:
     def _text(
         self, text: RunningText, model: LanguageModel, original: LanguageModel | None
     ) -> TextResult:
-        scores = (
-            self.score(text, model, []) if original is None else self.score(text, original, [model])
-        )
+        first, others = (model, []) if original is None else (original, [model])
+        scores = self.score(text, first, others)
         return TextResult(
             file=text.name,
             version=running_text.VERSION,
@@ -237,8 +228,3 @@ class Evaluator:
             score=scores[-1],
             original=None if original is None else scores[0],
         )
-
-
-def described(model: LanguageModel) -> EvaluatedModel:
-    """A model as a report names it."""
-    return EvaluatedModel(model.name, model.weight_bytes)

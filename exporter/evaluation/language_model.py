@@ -34,18 +34,25 @@ class Request:
         return self.tokens[self.n_given :]
 
 
-class LanguageModel(Protocol):
-    """A model that gives the logits before each scored token.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it computes.
 
-    name: for tables. context: most tokens that it takes. identity: text that differs where the
-    logits do. weight_bytes: size of all weights as they are stored.
+    name: for tables. context: most tokens that it takes. weight_bytes: size of all weights as they
+    are stored. identity: a text that differs where the logits do.
     """
 
     name: str
     context: int
     vocab_size: int
-    identity: str
     weight_bytes: int
+    identity: str
+
+
+class LanguageModel(Protocol):
+    """A model that gives the logits before each scored token."""
+
+    facts: ModelFacts
 
     def logits(self, requests: Iterable[Request]) -> Iterator[Row]:
         """Rows of logits, one for each scored token, in the order of the requests.
@@ -66,15 +73,11 @@ class PackageModel:
     """A package of a bundle as its runner computes it.
 
     A runner gives the logits of the last position only, so a scored token costs a call of its own;
-    what stands before the first of them is one call. `described` has the other properties of a
-    `LanguageModel`.
+    what stands before the first of them is one call.
     """
 
-    def __init__(self, runner: Runner, described: Described) -> None:
-        self.name, self.identity = described.name, described.identity
-        self.context, self.vocab_size = described.context, described.vocab_size
-        self.weight_bytes = described.weight_bytes
-        self._runner = runner
+    def __init__(self, runner: Runner, facts: ModelFacts) -> None:
+        self.facts, self._runner = facts, runner
 
     def logits(self, requests: Iterable[Request]) -> Iterator[Row]:
         """See `LanguageModel`. A beginning is run once for all requests that share it."""
@@ -90,17 +93,6 @@ class PackageModel:
             held = request.tokens[:-1]
             for position in range(len(begin), len(held)):
                 yield self._runner.forward(held[position : position + 1], position)
-
-
-@dataclass(frozen=True)
-class Described:
-    """Properties of a model: see `LanguageModel`."""
-
-    name: str
-    context: int
-    vocab_size: int
-    identity: str
-    weight_bytes: int
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

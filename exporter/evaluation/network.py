@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.bundle import KVType
-from exporter.evaluation.language_model import Described, Request, Row
+from exporter.evaluation.language_model import ModelFacts, Request, Row
 from exporter.evaluation.packing import Pack, packs
 from exporter.models.config import ModelConfig, rope_frequencies
 from exporter.models.layers import STORES, Decoder, rotate
@@ -82,16 +82,10 @@ class PackedQuantizedLayers(PackedLayers, QuantizedLayers):
 
 
 class NetworkModel:
-    """A network in PyTorch that computes packs, as a `LanguageModel`.
+    """A network in PyTorch that computes packs, as a `LanguageModel`."""
 
-    `described` has its other properties.
-    """
-
-    def __init__(self, network: Decoder, layers: PackedLayers, described: Described) -> None:
-        self.name, self.identity = described.name, described.identity
-        self.context, self.vocab_size = described.context, described.vocab_size
-        self.weight_bytes = described.weight_bytes
-        self._network, self._layers = network, layers
+    def __init__(self, network: Decoder, layers: PackedLayers, facts: ModelFacts) -> None:
+        self.facts, self._network, self._layers = facts, network, layers
 
     def logits(self, requests: Iterable[Request]) -> Iterator[Row]:
         """See `LanguageModel`. Raises CheckpointError for logits that are not finite."""
@@ -115,7 +109,7 @@ class NetworkModel:
         return rows
 
 
-def original(checkpoint: Checkpoint, described: Described) -> NetworkModel:
+def original(checkpoint: Checkpoint, facts: ModelFacts) -> NetworkModel:
     """The model of a checkpoint in float32."""
     layers = PackedOriginalLayers(checkpoint)
-    return NetworkModel(checkpoint.network(described.context, layers), layers, described)
+    return NetworkModel(checkpoint.network(facts.context, layers), layers, facts)

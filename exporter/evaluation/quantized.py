@@ -17,7 +17,7 @@ from exporter import models
 from exporter.bundle import HEAD, Artifact, Bundle, Location, TensorEntry
 from exporter.checkpoint.names import untied
 from exporter.errors import UsageError
-from exporter.evaluation.language_model import Described
+from exporter.evaluation.language_model import ModelFacts
 from exporter.evaluation.network import NetworkModel, PackedQuantizedLayers
 
 
@@ -50,7 +50,7 @@ class PlacedModel:
     vectors: dict[str, torch.Tensor]
 
 
-def quantized(bundle: Bundle, described: Described) -> NetworkModel:
+def quantized(bundle: Bundle, facts: ModelFacts) -> NetworkModel:
     """The quantized model of a bundle. Raises UsageError without a package that holds all of it."""
     artifact = _readable(bundle)
     raw = bundle.manifest.model.config
@@ -59,8 +59,8 @@ def quantized(bundle: Bundle, described: Described) -> NetworkModel:
     if HEAD in artifact.places:
         config = untied(config)
     layers = PackedQuantizedLayers(_placed(bundle, artifact), artifact.arithmetic)
-    network = family.Model(config, described.context, layers)
-    return NetworkModel(network, layers, described)
+    network = family.Model(config, facts.context, layers)
+    return NetworkModel(network, layers, facts)
 
 
 def _readable(bundle: Bundle) -> Artifact:

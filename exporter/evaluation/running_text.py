@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.errors import DataError, UsageError
+from exporter.errors import DataError
 from exporter.evaluation.journal import Journal, key_of
 from exporter.evaluation.language_model import LanguageModel, Request, Row, log_probabilities
 from exporter.evaluation.statistics import Estimate, exponential, ratio
@@ -103,13 +103,9 @@ def score(
 ) -> list[TextScore]:
     """Scores of the original and of other models of its vocabulary, in that order.
 
-    `progress` is told how many windows are done, of how many. Raises UsageError.
+    `progress` is told how many windows are done, of how many.
     """
     models = [original, *others]
-    if len({m.vocab_size for m in models}) > 1:
-        problems = [f"{m.name}: {m.vocab_size:,} tokens" for m in models]
-        hint = "compare models that were made from the same original"
-        raise UsageError("the models have different vocabularies", problems=problems, hint=hint)
     found = _measure(text.windows, models, journal, progress)
     counts = [w.n_scored for w in text.windows]
     return [_score(i, found, counts, text.n_words) for i in range(len(models))]
@@ -144,7 +140,7 @@ def _measure(
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """What `_window` finds in each window, of which the journal may have some."""
-    key = key_of("text", VERSION, [m.identity for m in models])
+    key = key_of("text", VERSION, [m.facts.identity for m in models])
     # A window is known by its tokens, so a text may grow.
     items = [key_of(w.tokens, w.n_scored) for w in windows]
     found = {item: done for item in items if (done := journal.get(key, item))}

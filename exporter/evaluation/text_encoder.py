@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 from exporter.chat import Message
 from exporter.chat_template import ChatTemplate, read_config, read_template
 from exporter.errors import DataError, UsageError
+from exporter.evaluation.language_model import ModelFacts
+
+TOKENIZER = "tokenizer.json"
 
 
 class TextEncoder:
@@ -20,17 +23,40 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        file = folder / "tokenizer.json"
+        file = folder / TOKENIZER
         if not file.is_file():
             hint = "put tokenizer.json or tokenizer.model beside the weights"
             raise DataError("the model has no tokenizer, and texts need one", hint=hint)
         self._folder, self._vocab_size = folder, vocab_size
-        self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        self._tokenizer = _read(file)
         self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
         text = _first_token(read_config(folder))
         self.prefix = None if text is None else self._tokenizer.token_to_id(text)
         """The token before a text that has nothing before it: BOS, or else EOS."""
         self._prefix_text = text
+
+    def check_takes(self, facts: ModelFacts, folder: Path) -> None:
+        """Checks that another model, with its tokenizer in a folder, takes the same ids.
+
+        Ids that only one of the tokenizers has do not count: some are filled up to a round number.
+        Raises UsageError.
+        """
+        problems = []
+        if facts.vocab_size != self._vocab_size:
+            problems.append(f"it knows {facts.vocab_size:,} tokens, expected {self._vocab_size:,}")
+        if (file := folder / TOKENIZER).is_file():
+            ours, theirs = (
+                {i: token for token, i in tokenizer.get_vocab().items()}
+                for tokenizer in (self._tokenizer, _read(file))
+            )
+            if other := [i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i]]:
+                i = min(other)
+                what = f"{len(other):,} ids stand for other tokens, such as {i}: {theirs[i]!r}"
+                problems.append(f"{what}, expected {ours[i]!r}")
+        if problems:
+            hint = "compare models that were made from the same original"
+            what = f"{facts.name} has another vocabulary"
+            raise UsageError(what, problems=problems, hint=hint)
 
     def template(self, wanted: str | None) -> ChatTemplate:
         """The chat template by name or file, or the default one. Raises UsageError."""
@@ -71,6 +97,10 @@ class TextEncoder:
             what = f"the tokenizer gives id {beyond[0]}, the model knows {self._vocab_size} tokens"
             raise DataError(what, hint="use the model's own tokenizer")
         return ids
+
+
+def _read(file: Path) -> Tokenizer:
+    return Tokenizer.from_str(file.read_text(encoding="utf-8"))
 
 
 def _first_token(config: dict[str, object]) -> str | None:

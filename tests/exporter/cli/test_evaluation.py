@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,9 @@ def test_a_bundle_against_its_original(
     manifest = bundle.manifest
     coded = sum(t.blob_bytes + t.scales_bytes for t in manifest.tensors)
     assert found["model"]["weight_bytes"] == coded
-    assert found["original"] == {
-        "name": checkpoint.name,
-        "weight_bytes": manifest.model.source_bytes,
-    }
+    original = found["original"]
+    assert (original["name"], original["context"]) == (checkpoint.name, 512)
+    assert original["weight_bytes"] == manifest.model.source_bytes
     arc, mmlu = found["tasks"]
     assert (arc["task"], arc["version"], arc["n_shots"], arc["total"]["n"]) == ("arc_easy", 1, 0, 2)
     assert arc["total"]["acc"]["low"] <= arc["total"]["acc"]["value"] <= 1
@@ -208,8 +208,24 @@ def test_a_template_that_does_not_render(bundle: Bundle, data: Path, tmp_path: P
 def test_models_of_other_vocabularies(bundle: Bundle, other_checkpoint: Path, data: Path) -> None:
     options = ("--text", data / "text.txt", "--window", "24")
     said = one_error(tinyqmoe("eval", bundle.path, "--against", other_checkpoint, *options), 2)
-    assert "the models have different vocabularies" in said
-    assert "100 tokens" in said
+    assert f"{other_checkpoint.name} has another vocabulary" in said
+    assert "it knows 100 tokens, expected 150" in said
+    options = ("compare", bundle.path, other_checkpoint, "--text", data / "text.txt")
+    assert "has another vocabulary" in one_error(tinyqmoe(*options), 2)
+
+
+def test_models_of_other_tokenizers(
+    bundle: Bundle, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    vocabulary = raw["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(raw))
+    options = ("--against", tmp_path / "m", "--task", "arc_easy", "--data", data)
+    said = one_error(tinyqmoe("eval", bundle.path, *options), 2)
+    assert f"2 ids stand for other tokens, such as {vocabulary['b']}: 'b', expected 'a'" in said
 
 
 def test_models_that_are_not_there(bundle: Bundle, data: Path, tmp_path: Path) -> None:

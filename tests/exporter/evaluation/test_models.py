@@ -16,7 +16,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import UsageError
 from exporter.evaluation import packing
 from exporter.evaluation.language_model import (
-    Described,
+    ModelFacts,
     PackageModel,
     Request,
     log_probabilities,
@@ -29,7 +29,7 @@ from tests.support.checkpoints import LLAMA3_ROPE, random_family, write_family
 from tests.support.gguf_files import write_gguf
 from tinyqmoe import open_runner
 
-FACTS = Described("a model", CONTEXT, VOCAB, "0", 1)
+FACTS = ModelFacts("a model", CONTEXT, VOCAB, 1, "0")
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, own head, llama3 rope": (

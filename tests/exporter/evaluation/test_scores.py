@@ -266,8 +266,7 @@ class Failing:
     """A model that ends with an error after so many rows, and counts the requests it took."""
 
     def __init__(self, model: LanguageModel, rows: int) -> None:
-        self.__dict__ |= vars(model)
-        self.model, self.rows, self.asked = model, rows, 0
+        self.facts, self.model, self.rows, self.asked = model.facts, model, rows, 0
 
     def logits(self, requests: Iterable[Request]) -> Iterator[Row]:
         def counted() -> Iterator[Request]:
