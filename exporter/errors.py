@@ -52,6 +52,10 @@ class BundleError(TinyQMoEError):
     """A bundle is damaged, incomplete or was changed after it was written."""
 
 
+class DataError(TinyQMoEError):
+    """The data of an evaluation is missing or malformed, or does not fit the model."""
+
+
 class ExportError(TinyQMoEError):
     """A package that was written is not what was asked for."""
 

@@ -17,6 +17,7 @@ from exporter.errors import (
     CheckpointError,
     CodecError,
     ContextError,
+    DataError,
     ExportError,
     MissingComponentError,
     OutOfSpaceError,
@@ -26,6 +27,7 @@ from exporter.errors import (
 from exporter.progress import Progress
 from tinyqmoe.chatting import HeldPackage, converse, hold_package
 from tinyqmoe.devices import FitVerdict, find_devices, fit
+from tinyqmoe.evaluating import EvaluationSettings, compare, evaluate
 from tinyqmoe.exporting import demo_model, export
 from tinyqmoe.generation import DeviceGeneration, GenerationSettings, generate, run_on_device
 from tinyqmoe.judging import BundleParity, check_parity
@@ -34,6 +36,8 @@ from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 
 if TYPE_CHECKING:
+    from exporter.evaluation.compare import Comparison
+    from exporter.evaluation.evaluate import Evaluation
     from exporter.quant.config import QuantConfig
     from runtime_ref.conversation import Conversation
     from runtime_ref.device.profile import DeviceProfile
@@ -54,11 +58,15 @@ __all__ = [
     "BundleParity",
     "CheckpointError",
     "CodecError",
+    "Comparison",
     "ContextError",
     "Conversation",
+    "DataError",
     "DeviceGeneration",
     "DeviceProfile",
     "DeviceRun",
+    "Evaluation",
+    "EvaluationSettings",
     "ExportConfig",
     "ExportError",
     "ExportSettings",
@@ -80,8 +88,10 @@ __all__ = [
     "TinyQMoEError",
     "UsageError",
     "check_parity",
+    "compare",
     "converse",
     "demo_model",
+    "evaluate",
     "export",
     "export_config",
     "find_devices",
@@ -97,9 +107,11 @@ __all__ = [
 
 # Types whose modules import more than the standard library: they are loaded when they are used.
 _LAZY = {
+    "Comparison": "exporter.evaluation.compare",
     "Conversation": "runtime_ref.conversation",
     "DeviceProfile": "runtime_ref.device.profile",
     "DeviceRun": "runtime_ref.device.run",
+    "Evaluation": "exporter.evaluation.evaluate",
     "Judged": "runtime_ref.reports.files",
     "Mode": "runtime_ref.residency",
     "ParityReport": "runtime_ref.parity",

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import chat, devices, export, run, serve
+from exporter.cli import chat, compare, devices, export, run, serve
+from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
     JsonOption,
@@ -104,6 +105,7 @@ for command in (
     chat.chat,
     serve.serve,
     run.parity,
+    compare.compare,
     devices.devices,
     devices.fit,
     export.expand,
@@ -112,6 +114,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 app.command("native-dir")(export.native_dir_command)
 
 

@@ -9,17 +9,18 @@ the time: both sum exact integers, and tests hold their bits equal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporter.bundle import Activations, Arithmetic
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
-from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import CheckpointError
 from exporter.models.layers import Decoder, TorchLayers
 
@@ -71,10 +72,40 @@ def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
-class QuantizedLinear(nn.Module):
-    """Linear layer y = W x over an encoded matrix."""
+class CodedMatrix(Protocol):
+    """A coded matrix wherever it lies: in files of an export, or in a package."""
 
-    def __init__(self, matrix: EncodedMatrix, activations: Activations) -> None:
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def cols(self) -> int: ...
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+
+    def blob(self) -> NDArray[np.uint8]:
+        """TQLZ blob, uint8 [blob_bytes], memory-mapped."""
+
+    def scales(self) -> NDArray[np.float32]:
+        """Scales, float32 [rows, n_groups], memory-mapped."""
+
+
+class CodedModel(Protocol):
+    """Coded matrices and float32 vectors of a model, by checkpoint name."""
+
+    @property
+    def matrices(self) -> Mapping[str, CodedMatrix]: ...
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]: ...
+
+
+class QuantizedLinear(nn.Module):
+    """Linear layer y = W x over a coded matrix."""
+
+    def __init__(self, matrix: CodedMatrix, activations: Activations) -> None:
         super().__init__()
         self.matrix, self.activations = matrix, activations
         self.blob, self.scales = matrix.blob(), matrix.scales()
@@ -165,9 +196,9 @@ def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
 
 
 class QuantizedLayers(TorchLayers):
-    """`models.layers.Layers` over an encoded model, in one arithmetic."""
+    """`models.layers.Layers` over a coded model, in one arithmetic."""
 
-    def __init__(self, encoded: EncodedModel, arithmetic: Arithmetic) -> None:
+    def __init__(self, encoded: CodedModel, arithmetic: Arithmetic) -> None:
         super().__init__(arithmetic.kv_type)
         self.encoded, self.activations = encoded, arithmetic.activations
 

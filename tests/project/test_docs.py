@@ -155,13 +155,14 @@ def problem_of(arguments: list[str]) -> str | None:
     hints = get_type_hints(command.callback)
     options = {name: p for p in command.params for name in [*p.opts, *p.secondary_opts]}
     n_arguments = sum(not name.startswith("-") for name in options)
+    takes_any_number = any(p.nargs == -1 for p in command.params)
     rest = iter(arguments)
     for word in rest:
         if word in ("…", "...", "--help"):
             continue
         if not word.startswith("-"):
             n_arguments -= 1
-            if n_arguments < 0:
+            if n_arguments < 0 and not takes_any_number:
                 return f"{word} is one argument too many"
         elif word not in options:
             return f"{command.name} has no option {word}"
@@ -185,6 +186,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     [
         ("export MODEL OUT --scheme int8 --device NAME", None),
         ("export MODEL OUT --scheme … --json FILE|-", None),
+        ("compare A B C --text FILE", None),
         ("--install-completion", None),
         ("devour OUT", "there is no command devour"),
         ("run BUNDLE --prompt TEXT --promise", "run has no option --promise"),

@@ -118,6 +118,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("exporter.estimate.bundle", "exporter.backends", *BACKEND, *REFERENCE),
         (),
     ),
+    "exporter.evaluation": (
+        ("exporter.evaluation", "exporter.chat_template", *REFERENCE),
+        ("numpy", "torch", "tokenizers", "matplotlib"),
+    ),
     "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
     "exporter.pipeline": (
         (
@@ -147,6 +151,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("typer",),
     ),
+    "exporter.cli.evaluation_tables": (
+        ("exporter.cli.bundle_tables", "exporter.evaluation"),
+        ("rich",),
+    ),
     "exporter.cli.line_editor": ((), ("prompt_toolkit",)),
     # For what is exported, run and judged a command calls the public interface and nothing below.
     "exporter.cli": (
@@ -157,6 +165,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.codec",
             "exporter.demo",
             "exporter.errors",
+            "exporter.evaluation.figure",
             "exporter.memory",
             "exporter.staging",
             "runtime_ref.coreml",

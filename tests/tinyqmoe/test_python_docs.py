@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 PAGE = ROOT / "docs" / "python.md"
 FUNCTIONS = (
     *("export", "open_runner", "generate", "hold_package", "converse"),
-    *("check_parity", "fit", "Bundle.open"),
+    *("check_parity", "evaluate", "compare", "fit", "Bundle.open"),
 )
 
 
@@ -39,6 +39,8 @@ def test_the_examples_run(
         "manifest",
         "tokens/s",
         "checks",
+        "nats of KL",
+        "of weights",
         "iphone-13 pte fits",
         "scheme must be",
         "embedding must be",
@@ -55,7 +57,11 @@ def test_every_function_has_an_example() -> None:
 def test_all_errors_and_settings_are_named() -> None:
     text = PAGE.read_text(encoding="utf-8")
     errors = [name for name in tinyqmoe.__all__ if name.endswith("Error")]
-    kinds = (tinyqmoe.ExportSettings, tinyqmoe.GenerationSettings)
+    kinds = (
+        tinyqmoe.ExportSettings,
+        tinyqmoe.GenerationSettings,
+        tinyqmoe.EvaluationSettings,
+    )
     settings = [name for kind in kinds for name in kind.__annotations__]
     assert [name for name in (*errors, *settings) if f"`{name}`" not in text] == []
     assert tuple(BACKENDS) == tinyqmoe.FORMATS

@@ -54,12 +54,14 @@ def test_all_commands_are_here() -> None:
         "chat",
         "serve",
         "parity",
+        "compare",
         "devices",
         "fit",
         "expand",
         "inspect",
         "demo",
         "doctor",
+        "eval",
         "native-dir",
     ]
 
