@@ -18,14 +18,20 @@ from exporter.cli.evaluation_options import (
     journal_of,
 )
 from exporter.cli.options import JsonOption, writable
+from exporter.errors import require_extra
 
 FORMS = (".png", ".svg")
 
 
 def figure_file(path: Path | None) -> Path | None:
-    """The same path, if a figure can be written there. Raises BadParameter."""
-    if path is not None and path.suffix not in FORMS:
-        raise typer.BadParameter(f"{path} must end with {' or '.join(FORMS)}")
+    """The same path, if a figure can be written there.
+
+    Raises BadParameter, MissingComponentError.
+    """
+    if path is not None:
+        if path.suffix not in FORMS:
+            raise typer.BadParameter(f"{path} must end with {' or '.join(FORMS)}")
+        require_extra("report", ("matplotlib",), f"writing {path.name}")
     return writable(path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exporter.evaluation.evaluate import SCHEMA_VERSION, Evaluator
+from exporter.evaluation.evaluate import Evaluator
 from exporter.evaluation.language_model import LanguageModel, ModelFacts
 from exporter.evaluation.running_text import TextScore
 
@@ -34,8 +34,8 @@ class Comparison:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain values, with the version of their form."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """The scores as plain values."""
+        return asdict(self)
 
 
 def compare(

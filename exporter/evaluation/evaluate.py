@@ -30,8 +30,6 @@ from exporter.evaluation.running_text import DEFAULT_WINDOW, RunningText, TextSc
 from exporter.evaluation.text_encoder import TextEncoder
 from exporter.progress import Progress
 
-SCHEMA_VERSION = 1  # of the JSON of evaluations and comparisons
-
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -115,8 +113,8 @@ class Evaluation:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The results as plain values, with the version of their form."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """The results as plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

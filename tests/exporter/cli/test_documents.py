@@ -142,7 +142,6 @@ def test_of_the_demo(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(library, "FORMATS", ("pte",))
     monkeypatch.setattr(library, "demo_model", lambda: checkpoint)
     monkeypatch.setattr(exporter.demo, "SCHEMES", ("int8",))
-    monkeypatch.setattr(exporter.demo, "held_out_texts", lambda: ["the cat sat on the mat"] * 9)
     assert set(written("demo", tmp_path / "demo")["bundles"]["int8"]["runs"]) == {"pte"}
 
 
