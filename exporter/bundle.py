@@ -279,6 +279,22 @@ class QuantizationLoss:
 
 
 @dataclass(frozen=True)
+class RateEntry:
+    """The rate that the weights were quantized at.
+
+    Bits per weight count codes, tables and scales of all matrices at the rate. constant: what the
+    steps follow from. text: the file that was calibrated on, if any, with `tokens` read of it.
+    """
+
+    bits_asked: float
+    bits_per_weight: float
+    constant: float
+    text: str | None
+    text_sha256: str | None
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`."""
 
@@ -287,6 +303,7 @@ class Manifest:
     tools: dict[str, str]
     model: ModelEntry
     quantization: dict[str, Any]
+    rate: RateEntry | None  # where one was asked for
     quantization_loss: QuantizationLoss
     interface: Interface
     network: Network
@@ -386,6 +403,7 @@ _NESTED: dict[str, Any] = {
         ChatFormat,
         Artifact,
         QuantizationLoss,
+        RateEntry,
     )
 }
 _PLAIN: dict[str, Any] = {
@@ -399,8 +417,10 @@ _PLAIN: dict[str, Any] = {
 
 
 def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
-    if kind in _NESTED:
-        return _build(_NESTED[kind], raw, f"{where}.", problems)
+    nested = kind.removesuffix(" | None")
+    if nested in _NESTED:
+        absent = raw is None and nested != kind
+        return None if absent else _build(_NESTED[nested], raw, f"{where}.", problems)
     if kind.startswith("list[") and isinstance(raw, list):
         inner = kind.removeprefix("list[").removesuffix("]")
         return [_value(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(raw)]

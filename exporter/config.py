@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,10 @@ class ExportConfig:
     packages to make: "pte", "mlprogram", "custom-op". `chunk_bytes` limits each weight file of an
     ML Program. `kv_cache` is the type of the cache of a `.pte`. `loss_text` is a text in UTF-8 that
     the loss is measured on; by default that of exporter.reference. `revision` is a branch, tag or
-    commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge. Raises
-    UsageError with everything that is wrong.
+    commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge.
+    `size_bytes` stands for the `bits_per_weight` of the quantization: see `at_size`. `calibration`
+    is the text file that a rate is calibrated on, "none" for none; None is the text that ships.
+    Raises UsageError with everything that is wrong.
     """
 
     quantization: QuantConfig
@@ -45,6 +48,8 @@ class ExportConfig:
     loss_text: Path | None = None
     revision: str | None = None
     adapter: str | None = None
+    size_bytes: int | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -61,8 +66,31 @@ class ExportConfig:
             problems.append(f"formats must name at least one of {', '.join(BACKENDS)}")
         if self.chunk_bytes < 1:
             problems.append(f"chunk_bytes must be a positive number, got {self.chunk_bytes}")
+        problems += self._rate_problems()
         if problems:
             raise UsageError("the options of the export are wrong", problems=problems)
+
+    def _rate_problems(self) -> list[str]:
+        """Problems of the options that come with a rate; empty if there are none."""
+        bits, size = self.quantization.bits_per_weight, self.size_bytes
+        checks = {
+            "bits_per_weight and size_bytes exclude each other": bits is not None
+            and size is not None,
+            f"size_bytes must be a positive number, got {size}": size is not None and size < 1,
+            "calibration is for a rate: give bits_per_weight or size_bytes": (
+                self.calibration is not None and bits is None and size is None
+            ),
+            "raw codes have no rate: leave codec away": (
+                self.codec == "raw" and (bits is not None or size is not None)
+            ),
+        }
+        return [problem for problem, wrong in checks.items() if wrong]
+
+    @property
+    def matrix_codec(self) -> Codec:
+        """The codec of the matrices: who asks for a rate wants what is smallest."""
+        at_rate = self.quantization.bits_per_weight is not None
+        return "smallest" if at_rate and self.codec == "auto" else self.codec
 
 
 def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
@@ -78,3 +106,23 @@ def context_of(config: ExportConfig, checkpoint: Checkpoint) -> int:
             f"{context}"
         )
     return context
+
+
+def at_size(config: ExportConfig, checkpoint: Checkpoint) -> ExportConfig:
+    """The same configuration, with bits per weight in the place of a size.
+
+    Raises UsageError for a size that no rate of the scheme leads to.
+    """
+    if config.size_bytes is None:
+        return config
+    from exporter.quant.plan import names_at_rate
+
+    any_rate = replace(config.quantization, bits_per_weight=4.0)
+    shapes = map(checkpoint.shape, names_at_rate(any_rate, checkpoint))
+    bits = 8 * config.size_bytes / max(1, sum(map(math.prod, shapes)))
+    try:
+        at_rate = replace(any_rate, bits_per_weight=round(bits, 6))
+    except UsageError as error:
+        what = f"{config.size_bytes / 1e6:.1f} MB for the weights is {bits:.2f} bits for each"
+        raise UsageError(what, problems=error.problems, hint="give another size") from None
+    return replace(config, quantization=at_rate, size_bytes=None)

@@ -25,6 +25,7 @@ from exporter.codec.native import NativeTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from exporter.bundle import RateEntry
     from exporter.quant.tensor import QuantizedTensor
 
 
@@ -90,10 +91,12 @@ class EncodedModel:
     """A whole model: its matrices by checkpoint name, and its vectors.
 
     The matrices are in the order of the model. The vectors (norm weights and biases) are float32.
+    rate: that of the matrices, where one was asked for.
     """
 
     matrices: dict[str, EncodedMatrix]
     vectors: dict[str, Tensor]
+    rate: RateEntry | None = None
 
 
 def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedMatrix:

@@ -62,6 +62,7 @@ def write(
         tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
         model=model_entry(source.checkpoint),
         quantization=plan.summary(config.quantization, source.checkpoint),
+        rate=source.encoded.rate,
         quantization_loss=loss,
         interface=interface(source.checkpoint, source.context),
         network=network_entry(source.checkpoint.config, source.context),

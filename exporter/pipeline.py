@@ -17,6 +17,7 @@ from exporter.bundle import (
 )
 from exporter.config import (
     ExportConfig,
+    at_size,
     context_of,
 )
 from exporter.errors import OutOfSpaceError
@@ -51,14 +52,14 @@ def export(
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
-    checkpoint, context = _checked(model, config, progress, max_ram)
+    checkpoint, config, context = _checked(model, config, progress, max_ram)
     fingerprint = _fingerprint(checkpoint, config)
     staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
     with staged as place, _memory_errors():
         work = place.bundle
         _check_disk(checkpoint, config, place)
         checkpoint.check_finite(progress)
-        encoded = _encode(checkpoint, config, place.coded, progress)
+        encoded = _encode(checkpoint, config, place, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
         _copy_files(checkpoint, config, work)
@@ -71,11 +72,13 @@ def export(
 
 def _checked(
     model: str | Path, config: ExportConfig, progress: Progress, max_ram: int | None
-) -> tuple[Checkpoint, int]:
-    """The opened checkpoint and the positions of the cache, when nothing speaks against the export.
+) -> tuple[Checkpoint, ExportConfig, int]:
+    """The opened checkpoint, the configuration for it, and the positions of the cache.
 
-    Raises the errors of exporter.errors before any work.
+    Raises the errors of exporter.errors, before any work, where something speaks against the
+    export.
     """
+    from exporter import allocation
     from exporter.backends import registry
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.estimate import export_memory
@@ -87,11 +90,12 @@ def _checked(
         model, revision=config.revision, adapter=config.adapter, progress=progress
     )
     release_free_memory()  # what reading the tokenizer leaves
-    context = context_of(config, checkpoint)
+    config, context = at_size(config, checkpoint), context_of(config, checkpoint)
     registry.check(config, checkpoint)
+    allocation.check(config, checkpoint)
     if max_ram is not None:
         export_memory.check_memory(max_ram, checkpoint, config, context)
-    return checkpoint, context
+    return checkpoint, config, context
 
 
 def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
@@ -115,8 +119,9 @@ def _memory_errors() -> Iterator[None]:
 def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
     be moved."""
-    from exporter import staging
+    from exporter import allocation, staging
 
+    text = allocation.text_of(config)
     stats = {
         file: file.stat()
         for file in sorted({f for entry in checkpoint.entries.values() for f in entry.files})
@@ -125,6 +130,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
         "format": str(staging.FORMAT_VERSION),
         "codec": config.codec,
         "quantization": json.dumps(config.quantization.to_dict(), sort_keys=True),
+        "calibration": "none" if text is None else text.sha256,
         "rope": repr(checkpoint.config.rope),  # its attention factor is folded into weights
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
         **{
@@ -135,26 +141,36 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
 
 
 def _encode(
-    checkpoint: Checkpoint, config: ExportConfig, work: Path, progress: Progress
+    checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory, progress: Progress
 ) -> EncodedModel:
-    """All matrices, those that `work` already has without coding them again."""
-    from exporter import encoded
+    """All matrices, those that `place` already has without coding them again."""
+    from exporter import allocation, encoded
     from exporter.quant.quantize import quantize
 
+    allocated = allocation.allocate(checkpoint, config, place.calibration, progress)
+    at_rate = None if allocated is None else allocated.quantizer
     progress("quantize and code", 0, 0)
-    finished = encoded.finished(work)
-    tensors = quantize(checkpoint, config.quantization, progress, scratch=work, skip=finished)
-    matrices = finished | encoded.encode_matrices(tensors, work, config.codec)
+    work, finished = place.coded, encoded.finished(place.coded)
+    tensors = quantize(
+        *(checkpoint, config.quantization, progress), scratch=work, skip=finished, at_rate=at_rate
+    )
+    matrices = finished | encoded.encode_matrices(tensors, work, config.matrix_codec)
     ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
-    return encoded.EncodedModel(ordered, checkpoint.vectors())
+    rate = None if allocated is None else allocated.entry(ordered)
+    return encoded.EncodedModel(ordered, checkpoint.vectors(), rate)
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
+    from exporter import allocation
+    from exporter.estimate.rate import calibration_disk
+
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
+    if allocation.text_of(config):
+        needed += calibration_disk(checkpoint)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
     free = shutil.disk_usage(place.root).free
     if free < needed:

@@ -4,6 +4,7 @@ It is named `.OUT.partial`:
 
     lock                held while an export is under way
     fingerprint.json    what the coded matrices were made from
+    calibration/        what is measured for a rate (exporter.allocation)
     coded/              the finished matrices (exporter.encoded)
     bundle/             the bundle being made; it takes its place at OUT by a rename when complete
     old/                the bundle that is being replaced, between two renames
@@ -29,9 +30,9 @@ from exporter import real_files
 from exporter.bundle import check_target
 from exporter.errors import MissingComponentError, OutOfSpaceError, UsageError
 
-FORMAT_VERSION = 1  # of this directory and of what lies in it
+FORMAT_VERSION = 2  # of this directory and of what lies in it
 LOCK, FINGERPRINT = "lock", "fingerprint.json"
-OURS = {LOCK, FINGERPRINT, f"{FINGERPRINT}.new", "coded", "bundle", "old"}
+OURS = {LOCK, FINGERPRINT, f"{FINGERPRINT}.new", "calibration", "coded", "bundle", "old"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything
@@ -62,6 +63,10 @@ class StagingDirectory:
         return self.root / "coded"
 
     @property
+    def calibration(self) -> Path:
+        return self.root / "calibration"
+
+    @property
     def bundle(self) -> Path:
         return self.root / "bundle"
 
@@ -73,6 +78,11 @@ class StagingDirectory:
     def finished(self) -> int:
         """Number of matrices that have a record, damaged or not."""
         return len(list(self.coded.glob("*.json")))
+
+    @property
+    def measured(self) -> int:
+        """Number of files of the calibration."""
+        return len(list(self.calibration.glob("*")))
 
 
 def staging_directory_of(out: Path) -> StagingDirectory:
@@ -102,7 +112,7 @@ def staging_directory(
             check_target(out, force=force)
             _begin(place, fingerprint, resume)
         except BaseException:
-            if not place.finished:
+            if not place.finished + place.measured:
                 _remove(place)
             raise
         try:
@@ -174,6 +184,7 @@ def _begin(place: StagingDirectory, fingerprint: Fingerprint, resume: bool) -> N
     if not resume or previous is None:
         _clear(place)
         place.coded.mkdir()
+        place.calibration.mkdir()
         temporary = place.root / f"{FINGERPRINT}.new"
         temporary.write_text(json.dumps(fingerprint), encoding="utf-8")
         os.replace(temporary, place.root / FINGERPRINT)
@@ -217,11 +228,14 @@ def _replace(place: StagingDirectory, out: Path) -> None:
 def _leave(place: StagingDirectory, error: BaseException) -> None:
     """Removes what nobody can go on from, and adds a note on what is kept to the error."""
     kept = place.finished if isinstance(error, MENDABLE) else 0
-    if not kept:
+    measured = place.measured if isinstance(error, MENDABLE) else 0
+    if not kept + measured:
         _remove(place)
         return
     shutil.rmtree(place.bundle, ignore_errors=True)
     matrices = "1 coded matrix is" if kept == 1 else f"{kept} coded matrices are"
+    if not kept:
+        matrices = "what was measured is"
     error.add_note(
         f"{matrices} kept in {place.root}: the same command with --resume goes on from there"
     )

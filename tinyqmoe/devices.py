@@ -161,11 +161,12 @@ def _estimate(
 ) -> Manifest:
     """The manifest that an export would write, without the export."""
     from exporter.checkpoint.checkpoint import Checkpoint
-    from exporter.config import context_of
+    from exporter.config import at_size, context_of
     from exporter.estimate.bundle import estimate_bundle
 
     assert not isinstance(model, Bundle)  # the caller has seen to that
     checkpoint = Checkpoint.open(
         model, revision=config.revision, adapter=config.adapter, progress=progress
     )
+    config = at_size(config, checkpoint)
     return estimate_bundle(checkpoint, config, context_of(config, checkpoint))

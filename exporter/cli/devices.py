@@ -13,6 +13,7 @@ from exporter.cli.common import residency_mode, show_fit
 from exporter.cli.console import emit, out_console, progress_bars
 from exporter.cli.options import (
     BackendsOption,
+    BitsOption,
     CodecChoice,
     CodecOption,
     ContextOption,
@@ -79,6 +80,7 @@ def fit(
     scheme: SchemeOption = "auto",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
+    bits_per_weight: BitsOption = None,
     embedding: EmbeddingOption = "auto",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
@@ -121,7 +123,9 @@ def fit(
 
 def _export_settings(given: typer.Context) -> dict[str, Any]:
     """The settings of an export that are given on the command line, by name."""
-    names = ("scheme", "group_size", "sparsity", "embedding", "context", "codec")
+    names = (
+        *("scheme", "group_size", "sparsity", "bits_per_weight", "embedding", "context", "codec"),
+    )
     values = {name: given.params[name] for name in names if _is_given(given, name)}
     return {n: v.value if isinstance(v, enum.Enum) else v for n, v in values.items()}
 

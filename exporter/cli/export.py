@@ -17,7 +17,9 @@ from exporter.cli.options import (
     ActivationsOption,
     AdapterOption,
     AllowLossOption,
+    BitsOption,
     BundleArgument,
+    CalibrationOption,
     ChunkBytesOption,
     CodecChoice,
     CodecOption,
@@ -40,6 +42,7 @@ from exporter.cli.options import (
     ResumeOption,
     RevisionOption,
     SchemeOption,
+    SizeOption,
     SparsityOption,
     TargetOption,
     formats_of,
@@ -59,6 +62,9 @@ def export(
     scheme: SchemeOption = "auto",
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
+    bits_per_weight: BitsOption = None,
+    size: SizeOption = None,
+    calibration: CalibrationOption = None,
     embedding: EmbeddingOption = "auto",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
@@ -80,7 +86,6 @@ def export(
     """Make a bundle from a Llama 3.x checkpoint.
 
     It holds packages, tokenizer, manifest, byte ledger and expected answers.
-
     With devices it also says whether the packages fit them, as `fit` does. Exit code 1 if one does
     not, or if quantization lost so much that the model says other things than the original.
     """
@@ -88,6 +93,7 @@ def export(
         scheme=scheme,
         group_size=group_size,
         sparsity=sparsity,
+        **_rate(bits_per_weight, size, calibration),
         embedding=embedding,
         formats=formats_of(target, coreml_format),
         context=context,
@@ -100,29 +106,47 @@ def export(
         revision=revision,
         adapter=adapter,
     )
-    profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
-    check_device_options(profiles, None, entitlement, None)
+    profiles = _profiles(device, device_file, entitlement)
     begin = time.monotonic()
     bundle = _export(model, out, config=config, force=force, resume=resume, max_ram=max_ram)
-    verdicts = tinyqmoe.fit(bundle, devices=profiles, entitlement=entitlement)
-    _emit_export(bundle, verdicts, json_file, one_device=len(profiles) == 1)
+    fits = _emit_export(bundle, profiles, entitlement, json_file)
     _say_spent(time.monotonic() - begin, max_ram)
-    _say_warnings(bundle)
-    if _lost_too_much(bundle, allow_loss) or not all(verdict.fits for verdict in verdicts):
+    if _lost_too_much(bundle, allow_loss) or not fits:
         raise typer.Exit(1)
 
 
+def _rate(bits: float | None, size_bytes: int | None, calibration: str | None) -> dict[str, Any]:
+    """The settings of a rate; a size stands for bits per weight."""
+    return {"bits_per_weight": bits, "size_bytes": size_bytes, "calibration": calibration}
+
+
+def _profiles(
+    names: list[str] | None, files: list[Path] | None, entitlement: bool
+) -> list[tinyqmoe.DeviceProfile]:
+    profiles = tinyqmoe.find_devices([*(names or []), *(files or [])])
+    check_device_options(profiles, None, entitlement, None)
+    return profiles
+
+
 def _emit_export(
-    bundle: Bundle, verdicts: list[tinyqmoe.FitVerdict], json_file: Path | None, *, one_device: bool
-) -> None:
+    bundle: Bundle,
+    profiles: list[tinyqmoe.DeviceProfile],
+    entitlement: bool,
+    json_file: Path | None,
+) -> bool:
+    """Shows a bundle, and says whether it fits the devices, if any."""
     from exporter.cli import bundle_tables
+
+    verdicts = tinyqmoe.fit(bundle, devices=profiles, entitlement=entitlement)
 
     def show() -> None:
         out_console.print(bundle_tables.bundle_view(bundle, tensors=False))
-        show_fit(verdicts, one=one_device)
+        show_fit(verdicts, one=len(profiles) == 1)
 
     fit = {"fit": [v.to_dict() for v in verdicts]} if verdicts else {}
     emit(json_file, lambda: _bundle_json(bundle) | fit, show)
+    _say_warnings(bundle)
+    return all(verdict.fits for verdict in verdicts)
 
 
 def _say_resumed(out: Path) -> None:
@@ -130,7 +154,9 @@ def _say_resumed(out: Path) -> None:
 
     place = staging_directory_of(out)
     what = f"{place.finished} matrices of an earlier export are in {place.root}"
-    if not place.finished:
+    if place.measured and not place.finished:
+        what = f"what an earlier export has measured is in {place.root}"
+    elif not place.finished:
         what = (
             f"nothing to resume: {place.root} has no finished matrix; starting from the beginning"
         )

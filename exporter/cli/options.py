@@ -181,6 +181,29 @@ GroupSizeOption = Annotated[
 SparsityOption = Annotated[
     float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
 ]
+BitsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--bits-per-weight",
+        help="Coded size of int8 matrices, from 1.5 to 8, at the least loss: see docs/quality.md.",
+    ),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        parser=size,
+        metavar="SIZE",
+        help="The same as a whole, such as 80MB for all int8 matrices together.",
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXTFILE|none",
+        help="What a rate is measured on; by default a text that ships with this tool.",
+    ),
+]
 EmbeddingOption = Annotated[
     Scheme,
     typer.Option(help="The same for the embedding and the head."),

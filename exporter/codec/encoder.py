@@ -32,7 +32,7 @@ from exporter.codec.format import (
 from exporter.codec.growth import best_tree, entropy_bits, with_codewords
 from exporter.errors import CodecError
 
-Codec = Literal["auto", "lzw", "base3", "raw"]
+Codec = Literal["auto", "smallest", "lzw", "base3", "raw"]
 Levels = npt.NDArray[np.int8]
 
 # What a codec must save over a faster one, as a share of the blob. Raw levels are multiplied where
@@ -110,7 +110,7 @@ def encode(
 ) -> EncodedTensor:
     """Codes `levels`, int8 [rows, cols], of the alphabet level_min to level_min + n_levels - 1.
 
-    `auto` takes the smallest by exact size, and a faster one where that saves little (`choose`);
+    `smallest` goes by exact size alone; `auto` takes a faster one where that saves little (`gain`);
     the other names force one. With a `path` the blob is written there and memory-mapped, else it is
     in memory. It has been decoded again and compared when this returns. Everything is done in
     blocks of rows, so besides the blob little memory is used however large the matrix is, and of
@@ -123,14 +123,15 @@ def encode(
         )
     counts, levels_crc32 = _count(levels, level_min, n_levels)
     candidates = []
-    if codec in ("auto", "raw"):
+    free = codec in ("auto", "smallest")
+    if free or codec == "raw":
         candidates.append(_raw_candidate(levels, level_min, n_levels))
-    if codec == "base3" or (codec == "auto" and n_levels == 3):
+    if codec == "base3" or (free and n_levels == 3):
         candidates.append(_base3_candidate(levels, level_min, n_levels))
     floor = entropy_bits(counts) * levels.size / 8  # bytes that no dictionary passes
-    if codec == "lzw" or (codec == "auto" and floor < _most_bytes(candidates)):
+    if codec == "lzw" or (free and floor < _most_bytes(candidates, codec)):
         candidates.append(_lzw_candidate(levels, _dictionary(levels, level_min, counts)))
-    chosen = choose(candidates)
+    chosen = choose(candidates, codec)
     blob, header = _write(levels, chosen, path)
     verify(blob, levels)
     return EncodedTensor(
@@ -151,22 +152,27 @@ def encode_with(levels: Levels, dictionary: Dictionary) -> npt.NDArray[np.uint8]
     return blob
 
 
-def choose(candidates: list[Candidate]) -> Candidate:
-    """The smallest candidate, or a faster one that is not much larger.
+def gain(codec: Codec, faster: str, slower: str) -> float:
+    """What a slower codec must save over a faster one, as a share of the blob."""
+    return GAINS[faster, slower] if codec == "auto" else 0.0
+
+
+def choose(candidates: list[Candidate], codec: Codec = "auto") -> Candidate:
+    """The smallest candidate, or with `auto` a faster one that is not much larger.
 
     The candidates come in order of speed, the fastest first.
     """
     best = candidates[0]
     for candidate in candidates[1:]:
-        if candidate.n_bytes < best.n_bytes * (1 - GAINS[best.codec, candidate.codec]):
+        if candidate.n_bytes < best.n_bytes * (1 - gain(codec, best.codec, candidate.codec)):
             best = candidate
     return best
 
 
-def _most_bytes(candidates: list[Candidate]) -> float:
+def _most_bytes(candidates: list[Candidate], codec: Codec) -> float:
     """Size at which an lzw blob would still be chosen over these."""
-    best = choose(candidates)
-    return best.n_bytes * (1 - GAINS[best.codec, "lzw"])
+    best = choose(candidates, codec)
+    return best.n_bytes * (1 - gain(codec, best.codec, "lzw"))
 
 
 def zero_share(counts: npt.NDArray[np.integer], level_min: int) -> float:

@@ -19,7 +19,7 @@ from exporter.bundle import (
     QuantizationLoss,
     TensorEntry,
 )
-from exporter.codec.encoder import GAINS
+from exporter.codec.encoder import gain
 from exporter.codec.format import BASE3_DIGITS, LZW_CODE_BITS, align, packed_bytes
 from exporter.codec.growth import best_cap
 from exporter.codec.weight_file import plain_form
@@ -55,6 +55,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         tools={},
         model=manifest.model_entry(checkpoint),
         quantization=summary(config.quantization, checkpoint),
+        rate=None,
         quantization_loss=QuantizationLoss("", 0, 0.0, 0.0, 0.0, 0.0, 0.0),
         interface=manifest.interface(checkpoint, context),
         network=network_entry(model, context),
@@ -106,7 +107,7 @@ def _expected_codec(
         return best
     base3 = ("base3", 8, BASE3_DIGITS, 8 / BASE3_DIGITS)
     for candidate in (base3, coded) if n_levels == 3 else (coded,):
-        if candidate[3] < best[3] * (1 - GAINS[best[0], candidate[0]]):
+        if candidate[3] < best[3] * (1 - gain(config.matrix_codec, best[0], candidate[0])):
             best = candidate
     return best
 

@@ -10,7 +10,18 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-SHARED = ("config", "plan", "quantize", "tensor")  # files here that are no scheme
+# Files here that are no scheme.
+SHARED = (
+    "calibration",
+    "calibration_passes",
+    "config",
+    "feedback",
+    "plan",
+    "quantize",
+    "rate",
+    "rate_quantizer",
+    "tensor",
+)
 
 
 def supported() -> list[str]:

@@ -12,7 +12,7 @@ from exporter.quant.tensor import JsonConfig, SchemeConfig
 
 AUTO = "auto"  # levels of the checkpoint's own where it has them, else DEFAULT
 DEFAULT = "int8"
-SETTINGS = ("group_size", "sparsity")  # those that a scheme's `Config` may have
+SETTINGS = ("group_size", "sparsity", "bits_per_weight")  # those that a scheme's `Config` may have
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class QuantConfig(JsonConfig):
     Vectors (norm weights and biases) always stay float32.
 
     A scheme of AUTO takes the levels that a ternary checkpoint has (quant/plan.py), and DEFAULT
-    where there are none. `group_size` and `sparsity` are those of `scheme`. The embedding and the
+    where there are none. The settings, of SETTINGS, are those of `scheme`. The embedding and the
     head take the scheme `embedding`: the same settings if that is the same scheme, else one scale a
     row and that scheme's defaults.
     """
@@ -31,6 +31,7 @@ class QuantConfig(JsonConfig):
     group_size: int | None = None
     sparsity: float | None = None
     embedding: str = AUTO
+    bits_per_weight: float | None = None
 
     def problems(self) -> list[str]:
         names = {"scheme": self.scheme, "embedding": self.embedding}
@@ -40,14 +41,17 @@ class QuantConfig(JsonConfig):
             if value not in (AUTO, *supported())
         ]
         given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
-        for name, value in given.items():
-            having, scheme = schemes_with(name), _or_default(self.scheme)
-            if scheme in supported() and scheme not in having:
+        scheme = _or_default(self.scheme)
+        own = settings_of(scheme) if scheme in supported() else []
+        for name in [name for name in given if name not in own]:
+            having = schemes_with(name)
+            if scheme in supported():
                 problems.append(
                     f"{name} is an option of scheme {' or '.join(having)}, the scheme is {scheme!r}"
                 )
-            problems += _value_problems(having[0], name, value)
-        return problems
+            problems += _value_problems(having[0], {name: given[name]})
+        together = {name: given[name] for name in given if name in own}
+        return problems + (_value_problems(scheme, together) if together else [])
 
     def scheme_for(self, name: str) -> str | None:
         """The scheme of a checkpoint tensor that has no levels of its own.
@@ -78,10 +82,10 @@ def _or_default(scheme: str) -> str:
     return DEFAULT if scheme == AUTO else scheme
 
 
-def _value_problems(scheme: str, setting: str, value: object) -> list[str]:
-    """Problems that a scheme has with the value of one of its settings."""
+def _value_problems(scheme: str, settings: dict[str, object]) -> list[str]:
+    """Problems that a scheme has with the values of some of its settings."""
     try:
-        load(scheme).Config(**{setting: value})
+        load(scheme).Config(**settings)
     except UsageError as error:
         return error.problems
     return []

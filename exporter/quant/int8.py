@@ -1,7 +1,7 @@
 """Symmetric int8: levels -127..127, rounded to nearest even, with a scale for each row or group.
 
 The scale is max |w| / 127 over the row or group. Scales are rounded up to the 11 significant bits
-of half precision.
+of half precision. Levels at a rate in bits per weight are made elsewhere: see `rate`.
 """
 
 from __future__ import annotations
@@ -30,24 +30,40 @@ __all__ = [
 
 NAME = "int8"
 LEVEL_MIN, N_LEVELS = -127, 255
+RATES = (1.5, 8.0)  # below, too little of a model is left; above, nothing is to be chosen
 
 
 @dataclass(frozen=True)
 class Config(JsonConfig):
     """The settings of int8.
 
-    `group_size` weights share a scale; None: a whole row does.
+    `group_size` weights share a scale; None: a whole row does. `bits_per_weight`: size of codes,
+    tables and scales together, over all matrices that have it; None: that of rounded weights.
     """
 
     group_size: int | None = None
+    bits_per_weight: float | None = None
 
     def problems(self) -> list[str]:
-        return group_size_problems(self.group_size)
+        problems = group_size_problems(self.group_size) + rate_problems(self.bits_per_weight)
+        if None not in (self.group_size, self.bits_per_weight):
+            problems.append("bits_per_weight is for one scale a row; leave the group size away")
+        return problems
+
+
+def rate_problems(bits: object) -> list[str]:
+    """Problems of a number of bits per weight; empty for None or a number in RATES."""
+    low, high = RATES
+    if bits is None:
+        return []
+    if isinstance(bits, int | float) and not isinstance(bits, bool) and low <= bits <= high:
+        return []
+    return [f"bits_per_weight must be a number from {low} to {high}; got {bits!r}"]
 
 
 def expected_entropy(config: Config) -> float:
     """Entropy of the levels of typical trained weights, in bits per weight."""
-    return 7.2
+    return 7.2 if config.bits_per_weight is None else config.bits_per_weight
 
 
 def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,12 @@ def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> Matri
     return MatrixPlan(ternary.NAME, own, own_levels=True)
 
 
+def names_at_rate(config: QuantConfig, checkpoint: Checkpoint) -> list[str]:
+    """The matrices of which a number of bits per weight is asked."""
+    plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
+    return [n for n, p in plans.items() if p and getattr(p.config, "bits_per_weight", None)]
+
+
 def _takes_own_levels(config: QuantConfig, name: str) -> bool:
     """Whether levels that a matrix has are wanted: nothing else was asked for by name."""
     asked = config.embedding if name in (EMBEDDING, HEAD) else config.scheme

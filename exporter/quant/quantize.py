@@ -17,6 +17,7 @@ from exporter.progress import Progress
 from exporter.quant import load
 from exporter.quant.config import QuantConfig
 from exporter.quant.plan import MatrixPlan, plan_matrix
+from exporter.quant.rate_quantizer import QuantizedBlock, RateQuantizer
 from exporter.quant.tensor import QuantizedTensor, effective_group_size
 
 
@@ -27,13 +28,14 @@ def quantize(
     *,
     scratch: Path | None = None,
     skip: Collection[str] = (),
+    at_rate: RateQuantizer | None = None,
 ) -> Iterator[QuantizedTensor]:
     """All matrices in checkpoint order but those in `skip`, one at a time.
 
     The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary
     files), and are memory-mapped: memory holds the scales of one matrix and a block of its weights.
-    `progress` gets weights done and weights in all. Raises CheckpointError at a tensor
-    that is not finite.
+    `at_rate` quantizes the matrices that it names. `progress` gets weights done and weights in all.
+    Raises CheckpointError at a tensor that is not finite.
     """
     names = [name for name in checkpoint.names if config.scheme_for(name)]
     sizes = {name: math.prod(checkpoint.shape(name)) for name in names}
@@ -41,22 +43,30 @@ def quantize(
     for name in names:
         if name in skip:
             continue
-        yield _quantize_tensor(checkpoint, name, config, scratch)
+        given = at_rate.blocks(name) if at_rate and name in at_rate.names else None
+        yield _quantize_tensor(checkpoint, name, config, given, scratch)
         done += sizes[name]
         if progress:
             progress("quantize and code", done, sum(sizes.values()))
 
 
 def _quantize_tensor(
-    checkpoint: Checkpoint, name: str, config: QuantConfig, scratch: Path | None
+    checkpoint: Checkpoint,
+    name: str,
+    config: QuantConfig,
+    blocks: Iterator[QuantizedBlock] | None,
+    scratch: Path | None,
 ) -> QuantizedTensor:
+    """A matrix of quantized blocks; None: of those that its plan makes."""
     plan = plan_matrix(config, checkpoint, name)
     assert plan is not None  # the caller leaves out norms
     scheme, (rows, cols) = load(plan.scheme), checkpoint.shape(name)
     group_size = effective_group_size(plan.config.group_size, cols)
     scales = np.empty((rows, -(-cols // group_size)), np.float32)
     with tempfile.TemporaryFile(dir=scratch) as file:
-        for begin, block_levels, block_scales in one_thread(_blocks(checkpoint, name, plan)):
+        for begin, block_levels, block_scales in blocks or one_thread(
+            _blocks(checkpoint, name, plan)
+        ):
             scales[begin : begin + len(block_scales)] = block_scales.numpy()
             file.write(block_levels.contiguous().numpy().data)
         file.flush()

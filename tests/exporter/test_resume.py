@@ -250,8 +250,8 @@ def test_a_checkpoint_may_be_moved(
 def test_another_version_of_the_tool_is_refused(
     model: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "FORMAT_VERSION", 2)
-    with pytest.raises(UsageError, match="format: 1 then, 2 now"):
+    monkeypatch.setattr(staging, "FORMAT_VERSION", 3)
+    with pytest.raises(UsageError, match="format: 2 then, 3 now"):
         export(model, interrupted, resume=True)
 
 

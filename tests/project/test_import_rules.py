@@ -43,7 +43,7 @@ CHECKPOINT = (
     "exporter.quiet",
     *MODELS,
 )
-QUANT = ("exporter.quant", *CHECKPOINT)
+QUANT = ("exporter.quant", "exporter.codec.native", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = (
     "exporter.reference",
@@ -91,7 +91,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         CHECKPOINT,
         ("torch", "numpy", "huggingface_hub", "transformers", "gguf"),
     ),
-    "exporter.quant": (QUANT, ("torch", "numpy")),
+    "exporter.quant": (QUANT, ("torch", "numpy", "tokenizers")),
     "exporter.config": (CONFIG, ()),
     "exporter.session": (("exporter.codec", "exporter.errors"), ("numpy",)),
     "exporter.encoded": ((*CODEC, *QUANT), ("numpy", "torch")),
@@ -112,16 +112,15 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
-    "exporter.estimate": (("exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE), ()),
-    # The program is estimated there, and a session maps it.
-    "exporter.estimate.export_memory": (
-        ("exporter.estimate.bundle", "exporter.backends", *BACKEND, *REFERENCE),
+    "exporter.estimate": (
+        ("exporter.estimate", "exporter.manifest", "exporter.backends", *BACKEND, *REFERENCE),
         (),
     ),
     "exporter.evaluation": (
         ("exporter.evaluation", "exporter.chat_template", *REFERENCE),
         ("numpy", "torch", "tokenizers", "matplotlib"),
     ),
+    "exporter.allocation": (("exporter.encoded", *CONFIG), ("torch", "numpy")),
     "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
     "exporter.pipeline": (
         (
@@ -129,6 +128,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.backends.registry",
             "exporter.estimate",
             "exporter.staging",
+            "exporter.allocation",
             "exporter.memory",
             *BACKEND,
             *REFERENCE,

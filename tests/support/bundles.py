@@ -248,6 +248,7 @@ def small_manifest(**changes: Any) -> Manifest:
             bundles.Origin("owner/small", "0" * 40, None, {"F32": 1}),
         ),
         quantization={"scheme": "int8"},
+        rate=None,
         quantization_loss=bundles.QuantizationLoss("a text", 16, 0.1, 0.01, 0.9, 10.0, 11),
         interface=replace(interface, **changes),
         network=bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),

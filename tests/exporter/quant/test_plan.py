@@ -128,7 +128,13 @@ def test_all_packages_hold_the_levels_and_say_the_same_tokens(kind: str, tmp_pat
         assert (before.scheme, before.group_size, before.own_levels, before.scales_bytes) == (
             after.scheme, after.group_size, after.own_levels, after.scales_bytes)  # fmt: skip
     said = "ternary" if outside else "int8"
-    expected = {"scheme": "ternary", "group_size": None, "sparsity": None, "embedding": said}
+    expected = {
+        "scheme": "ternary",
+        "group_size": None,
+        "sparsity": None,
+        "bits_per_weight": None,
+        "embedding": said,
+    }
     assert bundle.manifest.quantization == planned.quantization == expected
     if outside:
         assert bundle.manifest.quantization_loss.kl_mean < 1e-6

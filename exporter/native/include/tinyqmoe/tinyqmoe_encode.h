@@ -1,5 +1,5 @@
-/* Tiny-QMoE encoder: the C interface of what writes TQLZ payloads (exporter/codec/FORMAT.md). An app that only reads
- * them links tinyqmoe_core alone; these functions are in tinyqmoe_encoder. */
+/* Tiny-QMoE encoder: the C interface of what rounds weights and writes TQLZ payloads (exporter/codec/FORMAT.md). An app
+ * that only reads them links tinyqmoe_core alone; these functions are in tinyqmoe_encoder. */
 #ifndef TINYQMOE_TINYQMOE_ENCODE_H_
 #define TINYQMOE_TINYQMOE_ENCODE_H_
 
@@ -48,6 +48,26 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_encode_raw(const tinyqmoe_encode_args* arg
 
 /* Packs three levels, five to a byte. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_encode_base3(const tinyqmoe_encode_args* args);
+
+/* Some columns of a matrix that is rounded to levels. All matrices have rows of `stride` values, of which a call works on
+ * the first `columns`. */
+typedef struct tinyqmoe_feedback_args {
+  float* rest;            /* [rows]: what is left of the weights; it is used up */
+  uint32_t rows;
+  uint32_t columns;
+  uint64_t stride;
+  const float* upper;     /* [columns, upper_stride]: U, the factor of the inverse Gram matrix */
+  uint64_t upper_stride;
+  const float* steps;     /* [rows], above zero */
+  const float* bits;      /* [columns]: what a bit is worth, in squared steps */
+  const float* saved;     /* [255]: the bits that one step nearer zero saves, by level from -127 up */
+  int8_t* levels;         /* [rows], from -127 to 127 */
+  float* errors;          /* [rows]: errors divided by the diagonal of U */
+} tinyqmoe_feedback_args;
+
+/* Rounds columns one after the other; the error of each is fed back to those that follow it in this call. Weights and
+ * factor must be finite. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_round_with_feedback(const tinyqmoe_feedback_args* args);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,204 @@
+"""How many bits each matrix gets: one constant, with which all coded weights meet a size.
+
+The size that a constant leads to is estimated on a sample of the rows of every matrix, which pass
+through the quantizer and the codec themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exporter.bundle import RateEntry
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.codec.encoder import Codec, encode
+from exporter.config import ExportConfig
+from exporter.errors import UsageError
+from exporter.progress import Progress
+from exporter.quant import int8, rate
+from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
+from exporter.quant.calibration_passes import Passes
+from exporter.quant.plan import names_at_rate
+from exporter.quant.rate_quantizer import RateQuantizer, sample
+
+if TYPE_CHECKING:
+    from exporter.encoded import EncodedMatrix
+
+ROUNDS = 10
+CLOSE = 0.001  # to the size, as a share of it: it is not searched further
+# Where a constant that is finer by so many octaves adds less: steps are as fine as they can be.
+FINER, SATURATED = 0.1, 1.002
+GAUSSIAN = math.sqrt(2 * math.pi * math.e)  # 2 to the entropy of a Gaussian of variance 1
+CONSTANT = "constant.json"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The quantizer that meets a rate, and what the manifest says of it."""
+
+    quantizer: RateQuantizer
+    bits_asked: float
+    text: CalibrationText | None
+    tokens: int
+
+    def entry(self, matrices: Mapping[str, EncodedMatrix]) -> RateEntry:
+        """The rate that coded matrices have come to."""
+        coded = [matrices[name] for name in self.quantizer.names]
+        size = sum(m.blob_bytes + m.scales_bytes for m in coded)
+        return RateEntry(
+            bits_asked=self.bits_asked,
+            bits_per_weight=round(8 * size / sum(m.rows * m.cols for m in coded), 6),
+            constant=self.quantizer.c,
+            text=None if self.text is None else self.text.name,
+            text_sha256=None if self.text is None else self.text.sha256,
+            tokens=self.tokens,
+        )
+
+
+def text_of(config: ExportConfig) -> CalibrationText | None:
+    """The text that an export calibrates on, if any.
+
+    Raises UsageError if it cannot be read.
+    """
+    at_rate = config.quantization.bits_per_weight is not None
+    return CalibrationText.read(config.calibration) if at_rate else None
+
+
+def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
+    """Raises, before any work, UsageError or CheckpointError if a calibration cannot be done."""
+    if text := text_of(config):
+        text.windows(checkpoint)
+
+
+def allocate(
+    checkpoint: Checkpoint, config: ExportConfig, folder: Path, progress: Progress
+) -> Allocation | None:
+    """The allocation of an export; None where no rate is asked for.
+
+    What is measured for it lies in `folder`, and is not measured again where it is there already.
+    Raises UsageError if the rate cannot be met.
+    """
+    bits = config.quantization.bits_per_weight
+    if bits is None:
+        return None
+    names = names_at_rate(config.quantization, checkpoint)
+    text = text_of(config)
+    statistics: Statistics = Uncalibrated(checkpoint)
+    tokens = 0
+    if text is not None:
+        windows = text.windows(checkpoint)
+        calibration = Calibration(folder)
+        Passes(checkpoint, windows, calibration, progress).run()
+        statistics, tokens = calibration, windows.numel()
+    search = Search(checkpoint, names, statistics, config.matrix_codec)
+    known = folder / CONSTANT
+    if not known.is_file():  # a resumed export goes on with the same
+        c = search.find_constant(bits * search.weights / 8, progress)
+        temporary = known.with_suffix(".new")
+        temporary.write_text(json.dumps(c), encoding="utf-8")
+        temporary.replace(known)
+    c = json.loads(known.read_text(encoding="utf-8"))
+    return Allocation(RateQuantizer(checkpoint, names, statistics, c), bits, text, tokens)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the constant of matrices `names`, whose levels a codec codes."""
+
+    checkpoint: Checkpoint
+    names: Sequence[str]
+    statistics: Statistics
+    codec: Codec
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all matrices."""
+        return sum(math.prod(self.checkpoint.shape(name)) for name in self.names)
+
+    def find_constant(self, target_bytes: float, progress: Progress) -> float:
+        """The constant c at which codes and scales are expected to take `target_bytes`.
+
+        Raises UsageError if the finest levels take less.
+        """
+        point, known = self._guess(target_bytes), dict[float, float]()
+        for round_ in range(ROUNDS):
+            known[point] = self._size(2.0**point, round_, progress)
+            if abs(known[point] / target_bytes - 1) < CLOSE or self._is_finest(known):
+                break
+            point = self._next(known, target_bytes)
+        best = min(known, key=lambda point: abs(known[point] - target_bytes))
+        if known[best] < target_bytes and self._is_finest(known):
+            asked, found = (8 * size / self.weights for size in (target_bytes, known[best]))
+            raise UsageError(
+                f"{asked:.2f} bits per weight cannot be met: the levels of int8 come to "
+                f"{found:.2f} here",
+                hint="ask for fewer, or leave the rate away",
+            )
+        return float(2**best)
+
+    def _next(self, known: Mapping[float, float], target_bytes: float) -> float:
+        """Logarithm of the next constant to try, after sizes of others are known by theirs."""
+        finer = [point for point, size in known.items() if size > target_bytes]
+        coarser = [point for point, size in known.items() if size <= target_bytes]
+        if finer and coarser:
+            ends = [min(coarser), max(finer)]
+            return float(np.interp(target_bytes, [known[end] for end in ends], ends))
+        bits = 8 * (known[[*known][-1]] - target_bytes) / self.weights
+        return [*known][-1] + 1.1 * bits  # a bit is an octave; a little past the size brackets it
+
+    def _is_finest(self, known: Mapping[float, float]) -> bool:
+        """Whether the last constant made nothing finer: all steps are as small as they can be."""
+        *_, (before, size_before), (last, size) = [(0.0, 0.0), *known.items()]
+        return last < before - FINER and size < size_before * SATURATED
+
+    def _guess(self, target_bytes: float) -> float:
+        """Logarithm to base 2 of about the constant that is sought.
+
+        Weights count as Gaussian, and nothing is fed back.
+        """
+        target = 8 * target_bytes / self.weights
+        rows = [self._rows(name) for name in self.names]
+        deviations, units, finest, shares = (torch.cat(x) for x in zip(*rows, strict=True))
+
+        def bits(c: float) -> float:
+            ratios = GAUSSIAN * deviations / torch.maximum(c * units, finest)
+            return float((shares * torch.log2(1 + ratios.square()) / 2).sum() / shares.sum())
+
+        low, high = -64.0, 64.0
+        while high - low > 0.01:
+            middle = (low + high) / 2
+            low, high = (middle, high) if bits(2.0**middle) > target else (low, middle)
+        return low
+
+    def _rows(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of sampled rows: standard deviation, steps at c = 1 and at least, number of weights."""
+        w, curvature = sample(self.checkpoint, name, self.statistics.curvature(name))
+        weights = torch.full((len(w),), math.prod(self.checkpoint.shape(name)) / len(w))
+        return w.square().mean(1).sqrt(), curvature.unit_steps, rate.finest_steps(w), weights
+
+    def _size(self, c: float, done: int, progress: Progress) -> float:
+        """Size of codes and scales of all matrices, in bytes, that is expected of a constant."""
+        size = 0.0
+        for i, name in enumerate(self.names):
+            progress("share out the bits", done * len(self.names) + i, 0)
+            w, curvature = sample(self.checkpoint, name, self.statistics.curvature(name))
+            levels, _ = rate.quantize_rows(w, curvature, c, rate.learn_prices(w, curvature, c))
+            size += self._coded(name, levels.numpy())
+        return size
+
+    def _coded(self, name: str, levels: NDArray[np.int8]) -> float:
+        """Size of a matrix, in bytes, by the levels of its sampled rows."""
+        header = encode(levels, int8.LEVEL_MIN, int8.N_LEVELS, self.codec).header
+        rows = self.checkpoint.shape(name)[0]
+        by_row = header.payload_bytes + header.index_bytes
+        tables = header.layout.total_bytes - by_row
+        return tables + by_row * rows / len(levels) + 4 * rows

@@ -1,0 +1,68 @@
+"""The memory and the disk that quantization at a rate will take."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from exporter.quant.calibration import MAX_WINDOWS, SHARED_INPUTS, WINDOW
+from exporter.quant.calibration_passes import HEAD_TOKENS
+from exporter.quant.rate_quantizer import BLOCK_WEIGHTS, SAMPLE, SAMPLE_WEIGHTS
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.checkpoint import Checkpoint
+
+MB = 10**6
+LIBRARIES = 40 * MB  # what PyTorch's products, gradients and decompositions leave
+
+
+def calibration_memory(checkpoint: Checkpoint) -> int:
+    """Memory of calibrating, in bytes.
+
+    It is that of a layer with what its gradients need, of its Gram matrices and of the largest
+    being factored, or of the head with the logits of some tokens.
+    """
+    config, tokens = checkpoint.config, min(WINDOW, checkpoint.config.max_position_embeddings)
+    weights = sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
+    grams = sum(cols * cols for cols in _inputs(checkpoint))
+    factoring = 8 * max(_inputs(checkpoint)) ** 2  # in float64, four of them
+    queries = config.num_attention_heads * config.head_dim
+    of_token = 12 * config.hidden_size + 8 * queries + 6 * config.intermediate_size
+    attention = 3 * config.num_attention_heads * tokens**2
+    layer = weights + grams + max(factoring, of_token * tokens + attention)
+    head = config.vocab_size * (config.hidden_size + 4 * HEAD_TOKENS) + factoring
+    return LIBRARIES + 4 * max(layer, head)
+
+
+def rate_memory(checkpoint: Checkpoint) -> int:
+    """Memory of quantizing the largest matrix, in bytes: a factor, and a block or a sample."""
+
+    def of_matrix(name: str) -> int:
+        weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
+        sampled = max(min(weights, SAMPLE_WEIGHTS), weights // SAMPLE)
+        return 4 * cols**2 + 30 * max(min(weights, BLOCK_WEIGHTS), sampled)
+
+    return LIBRARIES + max(of_matrix(name) for name in _matrices(checkpoint))
+
+
+def calibration_disk(checkpoint: Checkpoint) -> int:
+    """Disk space of a calibration, in bytes: a factor for each input, and all hidden states."""
+    config = checkpoint.config
+    factors = config.num_hidden_layers * sum(cols * cols for cols in _inputs(checkpoint))
+    states = (config.num_hidden_layers + 2) * MAX_WINDOWS * WINDOW * config.hidden_size
+    return 4 * (factors + 2 * config.hidden_size**2 + states)
+
+
+def _matrices(checkpoint: Checkpoint) -> list[str]:
+    return [name for name in checkpoint.names if len(checkpoint.shape(name)) == 2]
+
+
+def _layer(checkpoint: Checkpoint) -> list[str]:
+    """The matrices of a layer: all layers are alike."""
+    return [name for name in _matrices(checkpoint) if name.startswith("model.layers.0.")]
+
+
+def _inputs(checkpoint: Checkpoint) -> list[int]:
+    """The sizes of the inputs of a layer that have Gram matrices of their own."""
+    own = [name for name in _layer(checkpoint) if not name.endswith(tuple(SHARED_INPUTS))]
+    return [checkpoint.shape(name)[1] for name in own]

@@ -1,0 +1,155 @@
+"""What quantization at a rate knows of a model: factors of Gram matrices, sensitivities of rows.
+
+They are measured on a text (`calibration_passes`) and lie in a folder, or follow from the weights
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.errors import CheckpointError, UsageError
+from exporter.quant.rate import Curvature
+
+NONE = "none"  # no text
+DEFAULT = Path(__file__).with_name("calibration.txt")
+WINDOW = 512  # tokens that see each other
+MAX_WINDOWS = 128  # spread over a longer text
+# Which matrix stands for all those of a layer that have the same input.
+SHARED_INPUTS = {
+    "self_attn.k_proj.weight": "self_attn.q_proj.weight",
+    "self_attn.v_proj.weight": "self_attn.q_proj.weight",
+    "mlp.up_proj.weight": "mlp.gate_proj.weight",
+}
+
+
+class Statistics(Protocol):
+    """What is known of the matrices of a model."""
+
+    def curvature(self, name: str) -> Curvature:
+        """The curvature of the loss around a matrix."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics that were measured on a text, in the files of a folder."""
+
+    folder: Path
+
+    def curvature(self, name: str) -> Curvature:
+        return Curvature(self.read(f"{input_of(name)}.factor"), self.read(f"{name}.sensitivity"))
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the folder, float32."""
+        return torch.from_numpy(np.load(self.folder / name, allow_pickle=False))
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes a tensor, which is there whole or not at all."""
+        temporary = self.folder / f"{name}.new"
+        with temporary.open("wb") as file:
+            np.save(file, tensor.numpy())
+        os.replace(temporary, self.folder / name)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor has been written."""
+        return (self.folder / name).is_file()
+
+
+@dataclass(frozen=True)
+class Uncalibrated:
+    """Statistics by the weights alone: steps in proportion to the mean square of a row."""
+
+    checkpoint: Checkpoint
+
+    def curvature(self, name: str) -> Curvature:
+        cols = self.checkpoint.shape(name)[1]
+        powers = [block.square().mean(1) for _, block in self.checkpoint.blocks(name)]
+        return Curvature(torch.eye(cols), 1 / torch.cat(powers).clamp(min=1e-30))
+
+
+def input_of(name: str) -> str:
+    """The matrix whose factor stands for all that have the same input as this one."""
+    for ending, first in SHARED_INPUTS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending) + first
+    return name
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The text of a calibration. name: of its file, without folders."""
+
+    name: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the text in UTF-8."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    @classmethod
+    def read(cls, given: str | None) -> CalibrationText | None:
+        """The text of a file, of the one that ships where none is given, or None for "none".
+
+        Raises UsageError if it cannot be read.
+        """
+        if given == NONE:
+            return None
+        path = DEFAULT if given is None else Path(given)
+        try:
+            return cls(path.name, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UsageError(
+                f"the calibration text {path} cannot be read: {reason}",
+                hint=f"give a text file of what the model is for, or --calibration {NONE}",
+            ) from error
+
+    def windows(self, checkpoint: Checkpoint) -> Tensor:
+        """Windows of token ids, int64 [windows, tokens], spread evenly over the text.
+
+        Each begins with the token that the tokenizer puts in front of a text, if any. Raises
+        CheckpointError where the model has no tokenizer that fits it, UsageError for a text of too
+        few tokens.
+        """
+        ids = self._ids(checkpoint)
+        first = [] if checkpoint.bos_rule != "tokenizer" else [checkpoint.bos_token_id]
+        size = min(WINDOW, checkpoint.config.max_position_embeddings) - len(first)
+        if len(ids) < size:
+            raise UsageError(
+                f"the calibration text {self.name} has {len(ids)} tokens, expected {size} or more",
+                hint=f"give a longer text, or --calibration {NONE}",
+            )
+        n = min(MAX_WINDOWS, len(ids) // size)
+        starts = np.linspace(0, len(ids) - size, n).astype(int)
+        return torch.tensor([[*first, *ids[start : start + size]] for start in starts])
+
+    def _ids(self, checkpoint: Checkpoint) -> NDArray[np.int64]:
+        """The ids of the text, int64 [n], without special tokens."""
+        from tokenizers import Tokenizer
+
+        hint = f"give --calibration {NONE}: the loss will be larger"
+        if checkpoint.tokenizer is None:
+            raise CheckpointError("calibration needs a tokenizer, and there is none", hint=hint)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.write_texts(Path(folder))
+            tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        ids = np.array(tokenizer.encode(self.content, add_special_tokens=False).ids, np.int64)
+        if ids.size and ids.max() >= checkpoint.config.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer gives id {ids.max()}, the model has "
+                f"{checkpoint.config.vocab_size}: it cannot be calibrated",
+                hint=hint,
+            )
+        return ids

@@ -1,0 +1,162 @@
+"""int8 levels at a rate: what an entropy code makes of them is small where a weight matters little.
+
+A row i of a matrix W with inputs x costs the loss of the model, to second order,
+
+    R_i (w_i - v_i)^T H (w_i - v_i),   H = mean x x^T,   R_i = mean squared gradient of output i,
+
+where v_i are its quantized weights. With H^-1 = U^T U (U upper triangular) and d_j = 1 / U_jj^2,
+quantizing column after column with feedback of the error (GPTQ, arXiv 2210.17323) leaves a loss of
+R_i sum_j d_j e_ij^2 with rounding errors e_ij alone. A step of
+
+    s_i = max(c / sqrt(R_i mean_j d_j), max_j |w_ij| / LARGEST)
+
+makes every bit save the same loss wherever it is spent: one constant c sets the rate of a whole
+model. A level is the nearest one, or one nearer zero where the bits that it saves are worth more
+than the error: at a high rate a bit halves errors, so it is worth (ln 2 / 6) s_i^2 of squared
+error. Rate terms in feedback are those of CERWU (arXiv 2505.18758); that steps and entropy coding
+come close to the bound of any code is shown in WaterSIC (arXiv 2603.04956).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.quant.feedback import Rounding, round_with_feedback
+from exporter.quant.tensor import short_scales
+
+LARGEST = 110  # of the levels that a weight gets before feedback, which may add to it
+MOST = 127
+DAMPING = 0.01  # of the mean of the diagonal of H, added to it
+BLOCK = 64  # columns whose errors are fed back among themselves first
+BIT = math.log(2) / 6  # what a bit is worth, in squared errors of levels
+REFIT = (0.7, 1.4)  # how far a scale may go from its step
+
+
+def inverse_factor(gram: Tensor) -> Tensor:
+    """U, upper triangular, of the inverse of H, which is U^T U; float32 [cols, cols].
+
+    H is `gram`, float32 [cols, cols], with DAMPING. It is computed in float64.
+    """
+    damped = gram.double()
+    # A matrix whose inputs are all zero is as good as one of which nothing is known.
+    damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
+    # With its rows and columns in reverse order, H = L L^T gives U^-1.
+    inverse = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    del damped
+    identity = torch.eye(len(gram), dtype=torch.float64)
+    upper: Tensor = torch.linalg.solve_triangular(inverse, identity, upper=True)
+    return upper.float().contiguous()
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What the loss feels of a matrix, so far as it is known.
+
+    upper: U, float32 [cols, cols]. sensitivity: R, float32 [rows].
+    """
+
+    upper: Tensor
+    sensitivity: Tensor
+
+    @property
+    def errors(self) -> Tensor:
+        """d, the loss by a squared error of each column after feedback, float32 [cols]."""
+        return 1 / self.upper.diagonal().square()
+
+    def rows(self, part: slice) -> Curvature:
+        """The same for some rows of the matrix."""
+        return Curvature(self.upper, self.sensitivity[part])
+
+    @property
+    def unit_steps(self) -> Tensor:
+        """The steps of rows at c = 1, float32 [rows]."""
+        return 1 / torch.sqrt(self.sensitivity * self.errors.mean())
+
+    def steps(self, w: Tensor, c: float) -> Tensor:
+        """The steps of rows, float32 [rows], of weights float32 [rows, cols]."""
+        return torch.maximum(c * self.unit_steps, finest_steps(w))
+
+
+def finest_steps(w: Tensor) -> Tensor:
+    """The smallest steps that rows may have, float32 [n], of weights float32 [n, cols]."""
+    return (w.abs().amax(1) / LARGEST).clamp(min=1e-30)
+
+
+class Prices:
+    """The bits that one step nearer zero saves: `saved`, float32 [2 * MOST + 1] from -MOST up."""
+
+    def __init__(self, counts: Tensor) -> None:
+        """Prices of levels that occur `counts` times, [2 * MOST + 1] from -MOST up."""
+        bits = -((counts + 0.3) / (counts.sum() + 0.3 * len(counts))).log2()
+        levels = torch.arange(-MOST, MOST + 1)
+        self.saved = bits - bits[levels - levels.sign() + MOST]
+
+
+class LearntPrices(Prices):
+    """Prices by the levels that have been chosen so far, and at first by rounded weights."""
+
+    def __init__(self, rounded: Tensor) -> None:
+        """`rounded`: levels as int8 [n, cols], which are trusted less with every column."""
+        self.first, self.cols = count(rounded), rounded.shape[1]
+        self.counts, self.done = torch.zeros_like(self.first), 0
+        super().__init__(self.first)
+
+    def learn(self, levels: Tensor) -> None:
+        """Takes note of the levels of more columns, int8 [n, columns]."""
+        self.counts += count(levels)
+        self.done += levels.shape[1]
+        share = self.done / self.cols
+        super().__init__(self.counts + max(0.0, 1 - 4 * share) * share * self.first)
+
+
+def count(levels: Tensor) -> Tensor:
+    """The number of times each level occurs, float32 [2 * MOST + 1] from -MOST up."""
+    return torch.bincount(levels.flatten().long() + MOST, minlength=2 * MOST + 1).float()
+
+
+def learn_prices(w: Tensor, curvature: Curvature, c: float) -> Prices:
+    """The prices that some rows, weights float32 [n, cols], make themselves."""
+    steps = curvature.steps(w, c)
+    prices = LearntPrices((w / steps[:, None]).round().clamp(-MOST, MOST).to(torch.int8))
+    _with_feedback(w, steps, curvature, prices)
+    return Prices(prices.counts)
+
+
+def quantize_rows(
+    w: Tensor, curvature: Curvature, c: float, prices: Prices
+) -> tuple[Tensor, Tensor]:
+    """Levels int8 [n, cols] and scales float32 [n, 1] of weights float32 [n, cols].
+
+    The scales are the best for these levels.
+    """
+    steps = curvature.steps(w, c)
+    levels, errors = _with_feedback(w, steps, curvature, prices)
+    # With H = A A^T and W - V = E U, A being U^-1, V = diag(s) Q has W A = s Q A + E: so the
+    # least-squares scale is s (1 + <Q A s, E> / |Q A s|^2) row by row.
+    quantized = levels.float() * steps[:, None]
+    seen = torch.linalg.solve_triangular(curvature.upper, quantized, upper=True, left=False)
+    power = seen.square().sum(1)
+    factor = 1 + (seen * errors).sum(1) / torch.where(power == 0, 1.0, power)
+    scales = torch.where(power == 0, 0.0, steps * factor.clamp(*REFIT))
+    return levels, short_scales(scales, up=False)[:, None]
+
+
+def _with_feedback(
+    w: Tensor, steps: Tensor, curvature: Curvature, prices: Prices
+) -> tuple[Tensor, Tensor]:
+    """Levels int8 [n, cols], and errors E float32 [n, cols]: W - V = E U."""
+    upper, spread = curvature.upper, curvature.errors
+    bits = BIT * spread.mean() / spread
+    rounding = Rounding(w.clone(), torch.empty_like(w, dtype=torch.int8), torch.empty_like(w))
+    for begin in range(0, w.shape[1], BLOCK):
+        now, later = slice(begin, begin + BLOCK), slice(begin + BLOCK, None)
+        block = rounding.columns(now)
+        round_with_feedback(block, upper[now, now], steps, bits[now], prices.saved)
+        rounding.rest[:, later].addmm_(block.errors, upper[now, later], alpha=-1)
+        if isinstance(prices, LearntPrices):
+            prices.learn(block.levels)
+    return rounding.levels, rounding.errors

@@ -1,0 +1,52 @@
+"""The quantization of a checkpoint's matrices at a rate: `rate`, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.quant import rate
+from exporter.quant.calibration import Statistics
+from exporter.quant.rate import Curvature
+
+SAMPLE = 16  # every so many rows, if these are SAMPLE_WEIGHTS or more
+SAMPLE_WEIGHTS = 1 << 16
+BLOCK_WEIGHTS = 1 << 23  # quantized at a time; at least one row
+
+QuantizedBlock = tuple[int, Tensor, Tensor]
+"""The number of its first row, levels int8 [n, cols] and scales float32 [n, groups]."""
+
+
+@dataclass(frozen=True)
+class RateQuantizer:
+    """Quantizes the matrices `names`, of which `statistics` know something, by the constant c."""
+
+    checkpoint: Checkpoint
+    names: Sequence[str]
+    statistics: Statistics
+    c: float
+
+    def blocks(self, name: str) -> Iterator[QuantizedBlock]:
+        """The blocks of a matrix."""
+        curvature = self.statistics.curvature(name)
+        prices = rate.learn_prices(*sample(self.checkpoint, name, curvature), self.c)
+        rows, cols = self.checkpoint.shape(name)
+        step = max(1, BLOCK_WEIGHTS // cols)
+        for begin in range(0, rows, step):
+            end = min(rows, begin + step)
+            w = self.checkpoint.rows(name, begin, end)
+            yield begin, *rate.quantize_rows(w, curvature.rows(slice(begin, end)), self.c, prices)
+
+
+def sample(checkpoint: Checkpoint, name: str, curvature: Curvature) -> tuple[Tensor, Curvature]:
+    """Some rows of a matrix, float32 [n, cols], evenly spread, and the curvature of them."""
+    weights = math.prod(checkpoint.shape(name))
+    stride = max(1, min(SAMPLE, weights // SAMPLE_WEIGHTS))
+    blocks = checkpoint.blocks(name)
+    w = torch.cat([block[-begin % stride :: stride] for begin, block in blocks])
+    return w, curvature.rows(slice(None, None, stride))
