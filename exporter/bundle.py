@@ -34,6 +34,7 @@ KV_TYPES: tuple[KVType, ...] = ("float16", "float32", "int8")
 # The backend of each format of an artifact.
 BACKENDS = {"pte": "executorch", "mlprogram": "coreml", "custom-op": "coreml"}
 NATIVE = "native"  # the backend that runs the weights of a `.pte` in a session of the core
+COREML_REAL = "coreml-real"  # the backend that runs an ML Program in Core ML itself, on macOS
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Runners of the package formats, each in a module that is imported when it is needed.
 
 A format is one module, named in MODULES and nowhere else: what is known of a format when it runs
-(how it is opened, which libraries it needs, what it takes in memory) stands there. One of them,
-"native", ships no files of its own: it is a `.pte` as a session of the core reads it.
+(how it is opened, which libraries it needs, what it takes in memory) stands there. Two of them
+ship no files of their own: "native" is a `.pte` as a session of the core reads it, and
+"coreml-real" an ML Program as Core ML runs it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import ctypes
 import importlib
 from typing import Protocol, cast
 
-from exporter.bundle import NATIVE, Artifact, Bundle, Manifest
+from exporter.bundle import COREML_REAL, NATIVE, Artifact, Bundle, Manifest
 from exporter.errors import UsageError
 from exporter.progress import Progress
 from runtime_ref import residency as residencies
+from runtime_ref.coreml.real_package import real_package
 from runtime_ref.generate import Runner
 from runtime_ref.memory import ModelShape, RuntimeMemory
 from runtime_ref.native import package as native
@@ -25,6 +27,7 @@ MODULES = {
     NATIVE: "runtime_ref.native.runner",
     "custom-op": "runtime_ref.coreml.custom_op_runner",
     "mlprogram": "runtime_ref.coreml.mlprogram_runner",
+    COREML_REAL: "runtime_ref.coreml.real_runner",
 }
 
 
@@ -82,6 +85,8 @@ def package(manifest: Manifest, wanted: str) -> Artifact:
     """
     if wanted == NATIVE:
         return native.native_package(manifest)
+    if wanted == COREML_REAL:
+        return real_package(manifest)
     for artifact in manifest.artifacts:
         if wanted in (artifact.format, artifact.backend):
             return artifact

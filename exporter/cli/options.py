@@ -12,13 +12,13 @@ import typer
 
 from exporter import quant
 from exporter.backends.registry import TARGETS
-from exporter.bundle import BACKENDS, NATIVE
+from exporter.bundle import BACKENDS, COREML_REAL, NATIVE
 from exporter.errors import UsageError, require_extra
 from exporter.memory import parse_size
 
 BOTH, ALL = "both", "all"
 COREML_FORMATS = [name for name, backend in BACKENDS.items() if backend == "coreml"]
-PACKAGES = list(dict.fromkeys([NATIVE, *BACKENDS.values(), *COREML_FORMATS]))
+PACKAGES = list(dict.fromkeys([NATIVE, *BACKENDS.values(), *COREML_FORMATS, COREML_REAL]))
 
 
 if TYPE_CHECKING:  # whose members are known when the program runs
@@ -256,7 +256,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         help="native: the weights of the .pte in the C++ core, by default where there are any; "
-        "executorch: the .pte in its real runtime; coreml, or a format of its: an interpreter.",
+        "executorch: the .pte in its real runtime; coreml, or a format of its: an interpreter; "
+        "coreml-real: an ML Program in Core ML itself, on macOS.",
     ),
 ]
 ThreadsOption = Annotated[

@@ -6,7 +6,7 @@ import ctypes
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +100,13 @@ class MLProgramRunner:
             self._temporary = tempfile.TemporaryDirectory(prefix="tinyqmoe-")
             self._root = Path(self._temporary.name)
             expansion.expand(bundle, recipe, self._root / recipe.package, progress)
-        self._functions = _Functions(CoreMLPackage.open(self._root / artifact.path))
-        _check_interface(self._functions, bundle, artifact)
+        self._functions = self._open(self._root / artifact.path, bundle)
+
+    def _open(self, package: Path, bundle: Bundle) -> Functions:
+        """The functions of an expanded package. Raises BundleError."""
+        functions = _Functions(CoreMLPackage.open(package))
+        _check_interface(functions, bundle, self.artifact)
+        return functions
 
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
@@ -124,6 +129,24 @@ class MLProgramRunner:
         return logits
 
 
+class Functions(Protocol):
+    """Functions of an ML Program with their state."""
+
+    def call(self, tokens: Sequence[int], position: int, size: int) -> NDArray[np.float32]:
+        """Logits of the last of `tokens`, float32 [V].
+
+        `decode` takes one token; a `prefill` is padded to `size` tokens.
+        """
+
+
+def padded_inputs(tokens: Sequence[int], position: int, size: int) -> dict[str, NDArray[np.int32]]:
+    """Inputs of `decode`, where `size` is 1, or of `prefill`, by name."""
+    padded = np.zeros((1, size), np.int32)
+    padded[0, : len(tokens)] = tokens
+    inputs = {"input_ids": padded, "position": np.array([position], np.int32)}
+    return inputs if size == 1 else inputs | {"last": np.array([len(tokens) - 1], np.int32)}
+
+
 class _Functions:
     """Functions `decode` and `prefill` in half precision, with their state."""
 
@@ -139,15 +162,8 @@ class _Functions:
 
         A `prefill` is padded to `size` tokens.
         """
-        padded = np.zeros((1, size), np.int32)
-        padded[0, : len(tokens)] = tokens
-        inputs = {"input_ids": padded, "position": np.array([position], np.int32)}
-        if size == 1:
-            outputs = self.decode.predict(inputs, self.state)
-        else:
-            outputs = self.prefill.predict(
-                inputs | {"last": np.array([len(tokens) - 1], np.int32)}, self.state
-            )
+        function = self.decode if size == 1 else self.prefill
+        outputs = function.predict(padded_inputs(tokens, position, size), self.state)
         return outputs["logits"].astype(np.float32).reshape(-1)
 
 

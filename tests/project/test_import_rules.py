@@ -196,7 +196,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
     "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
     # It names the runners' modules as text, and imports one when it is used.
-    "runtime_ref.runners": (("runtime_ref.native.package", *RUNNERS), ()),
+    "runtime_ref.runners": (
+        ("runtime_ref.native.package", "runtime_ref.coreml.real_package", *RUNNERS),
+        (),
+    ),
     "runtime_ref.doctor": (("runtime_ref.executorch", *RUNNER), ("packaging", "platformdirs")),
     "runtime_ref.device": (
         (
