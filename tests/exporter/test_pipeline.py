@@ -145,7 +145,9 @@ def test_the_manifest_says_what_was_asked_for(bundle: Bundle, other_bundle: Bund
         (other_bundle, SPARSE, "float32", 5),
     ):
         program = made.artifact("pte")
-        assert made.manifest.quantization == quantization.to_dict()
+        embedding = "int8" if quantization.embedding == "auto" else quantization.embedding
+        asked = quantization.to_dict() | {"embedding": embedding}
+        assert made.manifest.quantization == asked
         assert made.manifest.interface.context == CONTEXT
         assert (program.prefill_tokens, program.activations) == (prefill, activations)
     assert bundle.manifest.interface.vocab_size == VOCAB
@@ -255,13 +257,15 @@ def test_a_checkpoint_without_a_tokenizer_exports_and_says_so_when_run(
 def test_a_tokenizer_that_gives_ids_the_model_lacks_is_not_used(tmp_path: Path) -> None:
     checkpoint = write_llama(tmp_path / "small-vocab", num_hidden_layers=1, vocab_size=30)
     write_tokenizer(checkpoint)  # 258 ids
-    texts, sequences = prompts.token_sequences(checkpoint, 30, prompts.TEXTS)
+    texts, sequences = prompts.token_sequences(
+        prompts.read_tokenizer(checkpoint), 30, prompts.TEXTS
+    )
     assert "ids the model does not have" in texts[0]
     assert max(map(max, sequences)) < 30
 
 
 def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
-    _, sequences = prompts.token_sequences(checkpoint, VOCAB, prompts.TEXTS)
+    _, sequences = prompts.token_sequences(prompts.read_tokenizer(checkpoint), VOCAB, prompts.TEXTS)
     assert len(sequences) == len(prompts.TEXTS)
     for sequence in sequences:
         assert sequence[0] == 0
