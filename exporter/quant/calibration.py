@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exporter import chat_template
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.quant.rate import Curvature
@@ -88,10 +89,16 @@ def input_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """The text of a calibration. name: of its file, without folders."""
+    """The text of a calibration. name: of its file, without folders.
+
+    as_chat: whether a model with a chat template reads it as conversations, a paragraph of the user
+    and one of the assistant in turn. What a chat model is asked comes with the tokens of its
+    template: by text without them, answers are lost that a loss on text does not show.
+    """
 
     name: str
     content: str
+    as_chat: bool = False
 
     @property
     def sha256(self) -> str:
@@ -108,7 +115,7 @@ class CalibrationText:
             return None
         path = DEFAULT if given is None else Path(given)
         try:
-            return cls(path.name, path.read_text(encoding="utf-8"))
+            return cls(path.name, path.read_text(encoding="utf-8"), as_chat=given is None)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UsageError(
@@ -136,7 +143,7 @@ class CalibrationText:
         return torch.tensor([[*first, *ids[start : start + size]] for start in starts])
 
     def _ids(self, checkpoint: Checkpoint) -> NDArray[np.int64]:
-        """The ids of the text, int64 [n], without special tokens."""
+        """The ids of the text, int64 [n], with no special tokens but those of a template."""
         from tokenizers import Tokenizer
 
         hint = f"give --calibration {NONE}: the loss will be larger"
@@ -145,7 +152,8 @@ class CalibrationText:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write_texts(Path(folder))
             tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        ids = np.array(tokenizer.encode(self.content, add_special_tokens=False).ids, np.int64)
+            text = conversations(self.content, Path(folder)) if self.as_chat else self.content
+        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
         if ids.size and ids.max() >= checkpoint.config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer gives id {ids.max()}, the model has "
@@ -153,3 +161,28 @@ class CalibrationText:
                 hint=hint,
             )
         return ids
+
+
+def conversations(text: str, folder: Path) -> str:
+    """A text as conversations of two paragraphs each, by the chat template in a folder.
+
+    It stays as it is where there is no template, or one that wants more than a question and an
+    answer. A template that asks for the date gets always the same one.
+    """
+    if chat_template.DEFAULT not in chat_template.templates(
+        folder, chat_template.read_config(folder)
+    ):
+        return text
+    template = replace(chat_template.read_template(folder), strftime=lambda form: "1 January 2026")
+    paragraphs = text.split("\n\n")
+    pairs = zip(paragraphs[::2], paragraphs[1::2], strict=False)
+    try:
+        return "".join(
+            template.render(
+                [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+                generation=False,
+            )
+            for asked, said in pairs
+        )
+    except ValueError:
+        return text

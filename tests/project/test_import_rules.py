@@ -43,7 +43,7 @@ CHECKPOINT = (
     "exporter.quiet",
     *MODELS,
 )
-QUANT = ("exporter.quant", "exporter.codec.native", *CHECKPOINT)
+QUANT = ("exporter.quant", "exporter.chat_template", "exporter.codec.native", *CHECKPOINT)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = (
     "exporter.reference",

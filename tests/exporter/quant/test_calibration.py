@@ -14,7 +14,13 @@ from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.quant import calibration_passes
-from exporter.quant.calibration import Calibration, CalibrationText, Uncalibrated, input_of
+from exporter.quant.calibration import (
+    Calibration,
+    CalibrationText,
+    Uncalibrated,
+    conversations,
+    input_of,
+)
 from exporter.quant.calibration_passes import FLOOR, VOCABULARY_FLOOR, Passes, mixed
 from exporter.quant.rate import inverse_factor
 from tests.support.bundles import TEXT, no_progress
@@ -267,3 +273,45 @@ def test_a_tokenizer_that_does_not_fit_is_refused(spoken: Path, tmp_path: Path) 
     write_tokenizer(model)
     with pytest.raises(CheckpointError, match="the model has 60: it cannot be calibrated"):
         CalibrationText("x", TEXT).windows(Checkpoint.open(model))
+
+
+# ---- the text as conversations
+
+TURNS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def test_a_chat_model_reads_the_text_as_conversations(spoken: Path) -> None:
+    """Two paragraphs each; special tokens of the template become what they are."""
+    (spoken / "chat_template.jinja").write_text(TURNS)
+    said = "Who is Mia?\n\nA girl.\n\nHas she a kite?\n\nA red one.\n\nno answer"
+    expected = "[user] Who is Mia?</s>[assistant] A girl.</s>"
+    expected += "[user] Has she a kite?</s>[assistant] A red one.</s>"
+    assert conversations(said, spoken) == expected
+    found = CalibrationText("x", said, as_chat=True).windows(Checkpoint.open(spoken))
+    assert found[0, 1:].tolist() == tokens(expected, spoken)[:39]
+    assert (found[:, 1:] == 257).any()
+    plain = CalibrationText("x", said).windows(Checkpoint.open(spoken))
+    assert plain[0, 1:].tolist() == tokens(said, spoken)[:39]
+
+
+def test_only_the_text_that_ships_is_made_into_conversations(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("mine")
+    shipped, own = CalibrationText.read(None), CalibrationText.read(str(tmp_path / "own.txt"))
+    assert shipped is not None
+    assert own is not None
+    assert (shipped.as_chat, own.as_chat) == (True, False)
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('a system message is needed') }}"])
+def test_without_a_template_for_it_the_text_stays(spoken: Path, template: str | None) -> None:
+    if template:
+        (spoken / "chat_template.jinja").write_text(template)
+    assert conversations("a\n\nb", spoken) == "a\n\nb"
+
+
+def test_a_template_with_a_date_gives_the_same_text_every_day(spoken: Path) -> None:
+    (spoken / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + TURNS)
+    assert conversations("a\n\nb", spoken) == "1 January 2026[user] a</s>[assistant] b</s>"
