@@ -32,6 +32,7 @@ from exporter.quant.calibration_passes import Passes
 from exporter.quant.rate_quantizer import RateQuantizer
 
 WINDOW = 512
+SHIPPED = "shipped"
 QUESTION = "What is the capital of France?"
 # Names of matrices in a GGUF file; the rows of queries and keys are in another order there.
 GGUF_NAMES = {
@@ -127,7 +128,8 @@ def calibrated(checkpoint: Checkpoint, arguments: argparse.Namespace, text: str)
         return Uncalibrated(checkpoint)
     source = CalibrationText("second half", text[len(text) // 2 :])
     if arguments.calibration:
-        source = CalibrationText("file", Path(arguments.calibration).read_text(encoding="utf-8"))
+        given = None if arguments.calibration == SHIPPED else arguments.calibration
+        source = CalibrationText.read(given) or source
     windows = source.windows(checkpoint)
     wanted = min(len(windows), arguments.tokens // windows.shape[1])
     windows = windows[np.linspace(0, len(windows) - 1, wanted).astype(int)]
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", required=True)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--matrices", choices=("linear", "all"), default="linear")
-    parser.add_argument("--calibration")
+    parser.add_argument("--calibration", help=f"a file, none, or {SHIPPED}: the text that ships")
     parser.add_argument("--tokens", type=int, default=10_240)
     arguments = parser.parse_args()
     model, arguments.name = arguments.model, "original"
