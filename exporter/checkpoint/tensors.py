@@ -46,11 +46,10 @@ class TensorSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ScaledTensor:
-    """A tensor times a factor."""
+class WrappedTensor:
+    """A tensor of which another says what it is on disk."""
 
     source: TensorSource
-    factor: float
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,6 +66,16 @@ class ScaledTensor:
     @property
     def files(self) -> tuple[Path, ...]:
         return self.source.files
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        return self.source.rows(begin, end)
+
+
+@dataclass(frozen=True)
+class ScaledTensor(WrappedTensor):
+    """A tensor times a factor."""
+
+    factor: float
 
     def rows(self, begin: int, end: int) -> torch.Tensor:
         return self.source.rows(begin, end) * self.factor

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,13 @@ from torch import Tensor
 from exporter.checkpoint.folder import GET_ANOTHER
 from exporter.checkpoint.gguf_types import TERNARY_TYPES
 from exporter.checkpoint.packed import PACKED_TYPES
-from exporter.checkpoint.tensors import ScaledTensor, TensorSource, blocks_of, one_thread
+from exporter.checkpoint.tensors import (
+    ScaledTensor,
+    TensorSource,
+    WrappedTensor,
+    blocks_of,
+    one_thread,
+)
 from exporter.errors import CheckpointError
 from exporter.progress import Progress
 
@@ -30,33 +35,13 @@ LevelBlock = tuple[int, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class TernaryTensor:
+class TernaryTensor(WrappedTensor):
     """A matrix of which every weight is -s, 0 or s, with one s for `group_size` weights of a row.
 
     The last group of a row may be shorter.
     """
 
-    source: TensorSource
     group_size: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def size_bytes(self) -> int:
-        return self.source.size_bytes
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.source.files
-
-    def rows(self, begin: int, end: int) -> Tensor:
-        return self.source.rows(begin, end)
 
     def level_blocks(self) -> Iterator[LevelBlock]:
         """The levels and scales of the whole matrix, in blocks of rows.

@@ -166,8 +166,8 @@ class CalibrationText:
 def conversations(text: str, folder: Path) -> str:
     """A text as conversations of two paragraphs each, by the chat template in a folder.
 
-    It stays as it is where there is no template, or one that wants more than a question and an
-    answer. A template that asks for the date gets always the same one.
+    It stays as it is where there is no template. A template that asks for the date gets always the
+    same one. Raises CheckpointError for one that does not render a question and an answer.
     """
     if chat_template.DEFAULT not in chat_template.templates(
         folder, chat_template.read_config(folder)
@@ -184,5 +184,8 @@ def conversations(text: str, folder: Path) -> str:
             )
             for asked, said in pairs
         )
-    except ValueError:
-        return text
+    except ValueError as error:
+        raise CheckpointError(
+            f"the chat template renders no question with its answer to calibrate on: {error}",
+            hint=f"give --calibration FILE, which is read as it is, or --calibration {NONE}",
+        ) from error

@@ -305,11 +305,15 @@ def test_only_the_text_that_ships_is_made_into_conversations(tmp_path: Path) -> 
     assert (shipped.as_chat, own.as_chat) == (True, False)
 
 
-@pytest.mark.parametrize("template", [None, "{{ raise_exception('a system message is needed') }}"])
-def test_without_a_template_for_it_the_text_stays(spoken: Path, template: str | None) -> None:
-    if template:
-        (spoken / "chat_template.jinja").write_text(template)
+def test_without_a_template_the_text_stays(spoken: Path) -> None:
     assert conversations("a\n\nb", spoken) == "a\n\nb"
+
+
+def test_a_template_that_wants_more_is_told(spoken: Path) -> None:
+    (spoken / "chat_template.jinja").write_text("{{ raise_exception('a system message first') }}")
+    with pytest.raises(CheckpointError, match="a system message first") as caught:
+        conversations("a\n\nb", spoken)
+    assert "--calibration" in caught.value.hint
 
 
 def test_a_template_with_a_date_gives_the_same_text_every_day(spoken: Path) -> None:
