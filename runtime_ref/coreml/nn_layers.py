@@ -53,7 +53,7 @@ def _range(params: Any) -> Compute:
         and 0 < (end - begin) / step <= LONGEST_RANGE
     )
     require(whole, f"a range from {begin} to {end} in steps of {step}")
-    values = np.arange(begin, end, step, np.float32)
+    values = np.arange(begin, end, step, dtype=np.float32)
     return lambda: values
 
 
@@ -164,7 +164,15 @@ _broadcast("addBroadcastable", np.add)
 _broadcast("multiplyBroadcastable", np.multiply)
 _broadcast("divideBroadcastable", np.divide)
 _broadcast("maxBroadcastable", np.maximum)
-_broadcast("whereBroadcastable", lambda condition, x, y: np.where(condition != 0, x, y), inputs=3)
+
+
+def _select(
+    condition: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    return np.where(condition != 0, x, y)
+
+
+_broadcast("whereBroadcastable", _select, inputs=3)
 
 
 def _comparison(name: str, compute: Compute) -> None:
