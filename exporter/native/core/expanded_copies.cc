@@ -4,6 +4,7 @@
 
 #include "expand.h"
 #include "residency_state.h"
+#include "rows.h"
 
 namespace tinyqmoe {
 namespace {
@@ -38,7 +39,10 @@ ExpandedCopy* new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes) {
   if (copy == nullptr) return nullptr;
   tinyqmoe_status status = copy->bytes == nullptr ? TINYQMOE_OUT_OF_MEMORY : expand_to_memory(coded, copy->bytes);
   if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
-  if (status == TINYQMOE_OK) return copy;
+  if (status == TINYQMOE_OK) {
+    mark_checked(*copy->tensor);  // decoding checked its levels
+    return copy;
+  }
   if (copy->bytes != nullptr) unmap(copy->bytes, n_bytes);
   delete copy;
   return nullptr;
