@@ -3,6 +3,7 @@
 #include <new>
 
 #include "expand.h"
+#include "residency.h"
 #include "residency_state.h"
 #include "rows.h"
 
@@ -133,6 +134,14 @@ void Garbage::drop_copy(Entry* entry) {
   unreference(entry->copy);
   entry->copy = nullptr;
   g_manager.clean_plan_stale = true;
+}
+
+void expand(const tinyqmoe_tensor& tensor) {
+  ExpandedCopy* const copy = make_copy(tensor.entry, tensor);
+  if (copy == nullptr) return;
+  Garbage garbage;
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
+  garbage.unreference(copy);
 }
 
 ExpandedCopy* make_copy(Entry* entry, const tinyqmoe_tensor& coded) {
