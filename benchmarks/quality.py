@@ -26,7 +26,7 @@ from exporter.allocation import Search
 from exporter.bundle import EMBEDDING
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import encode
-from exporter.quant import int8
+from exporter.quant import column_steps, int8
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.rate_quantizer import RateQuantizer
@@ -122,10 +122,12 @@ class Judge:
         return self.tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :]).replace("\n", " ")
 
 
-def calibrated(checkpoint: Checkpoint, arguments: argparse.Namespace, text: str) -> Statistics:
-    """The statistics of the calibration that the options ask for."""
+def calibrated(
+    checkpoint: Checkpoint, arguments: argparse.Namespace, text: str
+) -> Calibration | None:
+    """The calibration that the options ask for, if any."""
     if arguments.calibration == "none":
-        return Uncalibrated(checkpoint)
+        return None
     source = CalibrationText("second half", text[len(text) // 2 :])
     if arguments.calibration:
         given = None if arguments.calibration == SHIPPED else arguments.calibration
@@ -150,6 +152,8 @@ def quantize(judge: Judge, quantizer: RateQuantizer) -> int:
         coded = encode(levels.numpy(), int8.LEVEL_MIN, int8.N_LEVELS, "smallest")
         size += coded.blob.nbytes + 4 * scales.numel()
         weights[name].copy_(levels.float() * scales)
+    for name, vector in quantizer.checkpoint.vectors().items():
+        weights[name].copy_(vector)
     return size
 
 
@@ -170,12 +174,15 @@ def main() -> None:
         model = without_grid(model, arguments.gguf, arguments.work / arguments.name)
     text = arguments.text.read_text(encoding="utf-8")
     checkpoint = Checkpoint.open(model)
-    statistics = calibrated(checkpoint, arguments, text)
+    calibration = calibrated(checkpoint, arguments, text)
     torch.set_grad_enabled(False)
     judge = Judge(model, text)
     names = [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2]
     if arguments.matrices == "linear":
         names.remove(EMBEDDING)
+    statistics: Statistics = Uncalibrated(checkpoint)
+    if calibration:
+        checkpoint, statistics = column_steps.fold(checkpoint, names, calibration)
     search = Search(checkpoint, names, statistics, "smallest")
     print("bits asked | coded | MB | c | KL | median | top-1 % | perplexity | answer")
     print(f"original | | | | {judge.loss()} | {judge.answer()}", flush=True)
