@@ -37,6 +37,9 @@ class BundleError(
         /** A download did not come; what came is kept. */
         NETWORK,
 
+        /** The same import runs already. */
+        BUSY,
+
         /** The storage has no room. */
         NO_SPACE,
 
