@@ -23,7 +23,7 @@ object Markdown {
     private val FENCE = Regex("^\\s*```\\s*(\\S*).*$")
     private val HEADING = Regex("^(#{1,6})\\s+(.*)$")
     private val ITEM = Regex("^(\\s*)([-*+]|[0-9]{1,9}[.)])\\s+(.*)$")
-    private val SPAN = Regex("(`+)(.+?)\\1|\\*\\*(\\S(?:.*?\\S)?)\\*\\*|__(\\S(?:.*?\\S)?)__|\\*(\\S(?:.*?\\S)?)\\*|\\b_(\\S(?:.*?\\S)?)_\\b")
+    private val SPAN = Regex("(`+)(.+?)\\1|\\*\\*(\\S(?:.*?\\S)??)\\*\\*|__(\\S(?:.*?\\S)??)__|\\*(\\S(?:.*?\\S)??)\\*|\\b_(\\S(?:.*?\\S)??)_\\b")
     private const val BULLET = "•"
 
     /** The blocks of a text; one that has not come to its end yet is read as far as it goes. */

@@ -3,12 +3,14 @@ package com.tinyqmoe.core
 import kotlinx.coroutines.ExecutorCoroutineDispatcher
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.channels.Channel
 import kotlinx.coroutines.delay
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.FlowCollector
 import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.flow.StateFlow
+import kotlinx.coroutines.flow.buffer
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.sync.Mutex
@@ -67,7 +69,7 @@ class Session private constructor(
                 if (prompt.dropped > 0) emit(Reply.Dropped(prompt.dropped, prompt.words))
                 answer(prompt.ids, sampling, limits)
             }
-        }.flowOn(dispatcher)
+        }.buffer(Channel.RENDEZVOUS).flowOn(dispatcher) // no token is computed ahead of who reads
 
     private suspend fun FlowCollector<Reply>.answer(prompt: IntArray, sampling: Sampling, limits: ReplyLimits) {
         val clock = AnswerClock(prompt.size, engine)
