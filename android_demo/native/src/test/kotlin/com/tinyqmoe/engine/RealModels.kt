@@ -5,9 +5,10 @@ import com.tinyqmoe.core.Json
 import com.tinyqmoe.core.JsonNumber
 import java.io.File
 
-/** A bundle with what the command line says of it: `run.json` and `parity.json` beside it, which check.sh makes. */
+/** A bundle with what the command line says of it: check.sh puts it beside the bundle. */
 internal class RealModel(private val folder: File) {
     val bundle: Bundle get() = Bundle.open(File(folder, "bundle"))
+    val question: String get() = File(folder, "question.txt").readText()
     val run: Map<*, *> get() = json("run.json")
     val parity: Map<*, *> get() = json("parity.json")
 

@@ -2,6 +2,7 @@ package com.tinyqmoe.engine
 
 import com.tinyqmoe.core.Check
 import com.tinyqmoe.core.Ending
+import com.tinyqmoe.core.EngineOptions
 import com.tinyqmoe.core.Json
 import com.tinyqmoe.core.JsonNumber
 import com.tinyqmoe.core.MemoryForecast
@@ -29,7 +30,7 @@ import java.security.MessageDigest
 class RealTokensTest {
     private val golden = Json.parse(File(System.getProperty("tinyqmoe.root"), "tests/golden/demo.json").readText()) as Map<*, *>
 
-    private fun question(model: RealModel) = listOf(Message(Role.USER, model.run["question"] as String))
+    private fun question(model: RealModel) = listOf(Message(Role.USER, model.question))
 
     private fun text(replies: List<Reply>) = replies.filterIsInstance<Reply.Text>().joinToString("") { it.text }
 
@@ -53,7 +54,7 @@ class RealTokensTest {
 
     @Test
     fun tokensAndBitsAreThoseOfTheGoldenFile() {
-        val engine = NativeSession.open(RealModel.demo.bundle, com.tinyqmoe.core.EngineOptions(threads = 1))
+        val engine = NativeSession.open(RealModel.demo.bundle, EngineOptions(threads = 1))
         val answers = (golden["reference"] as List<*>) + golden["chat"]
         for (answer in answers.map { it as Map<*, *> }) {
             engine.trim(0)
@@ -75,7 +76,7 @@ class RealTokensTest {
 
     @Test
     fun stepsAreTheTokensOfFeeding() {
-        NativeSession.open(RealModel.demo.bundle, com.tinyqmoe.core.EngineOptions()).use { engine ->
+        NativeSession.open(RealModel.demo.bundle, EngineOptions()).use { engine ->
             val chat = golden["chat"] as Map<*, *>
             val prompt = ints(chat["prompt"])
             engine.feed(prompt.dropLast(1).toIntArray())
@@ -88,7 +89,7 @@ class RealTokensTest {
     fun theVerdictsAreThoseOfParity() = runBlocking {
         for (model in RealModel.all) {
             val bundle = model.bundle
-            val report = NativeSession.open(bundle, com.tinyqmoe.core.EngineOptions()).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
+            val report = NativeSession.open(bundle, EngineOptions()).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
             assertTrue(report.text(), report.passed && report.sameBits)
             val theirs = (model.parity["checks"] as List<*>).map { it as Map<*, *> }.filter { it["verdict"] !in listOf("levels", "scales") }
             assertEquals(theirs.map { "${it["verdict"]}: ${it["what"]}" }, report.checks.map { "${it.verdict.name.lowercase()}: ${it.what}" })
@@ -131,7 +132,7 @@ class RealTokensTest {
     fun theForecastIsNearWhatASessionHolds() {
         for (model in RealModel.all) {
             val forecast = MemoryForecast(model.bundle.manifest, Long.MAX_VALUE)
-            val state = NativeSession.open(model.bundle, com.tinyqmoe.core.EngineOptions()).use { engine ->
+            val state = NativeSession.open(model.bundle, EngineOptions()).use { engine ->
                 engine.feed(IntArray(minOf(128, engine.state().context)) { 5 })
                 engine.state()
             }
