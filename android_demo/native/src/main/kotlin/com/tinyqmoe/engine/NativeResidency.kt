@@ -13,7 +13,7 @@ object NativeResidency : Residency {
 
     override fun setCacheFolder(folder: File?) {
         val status = Native.setCacheFolder(folder?.path?.toByteArray())
-        if (status != 0) throw CoreStatus.error(status, "$folder")
+        if (status != 0) throw CoreStatus.error(status, "$folder is no folder for expanded weights")
     }
 
     override fun state(): ResidencyState {

@@ -10,7 +10,12 @@ internal class RealModel(private val folder: File) {
     val bundle: Bundle get() = Bundle.open(File(folder, "bundle"))
     val question: String get() = File(folder, "question.txt").readText()
     val run: Map<*, *> get() = json("run.json")
-    val parity: Map<*, *> get() = json("parity.json")
+    /** The checks of parity that a phone makes too: all but those of levels and scales. */
+    val parity: List<Map<*, *>>
+        get() {
+            val package_ = (json("parity.json")["packages"] as List<*>).single() as Map<*, *>
+            return (package_["checks"] as List<*>).map { it as Map<*, *> }.filter { it["verdict"] !in listOf("levels", "scales") }
+        }
 
     private fun json(name: String) = Json.parse(File(folder, name).readText()) as Map<*, *>
 

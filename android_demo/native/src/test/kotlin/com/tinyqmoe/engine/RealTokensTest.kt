@@ -2,6 +2,7 @@ package com.tinyqmoe.engine
 
 import com.tinyqmoe.core.Check
 import com.tinyqmoe.core.Ending
+import com.tinyqmoe.core.Engine
 import com.tinyqmoe.core.EngineOptions
 import com.tinyqmoe.core.Json
 import com.tinyqmoe.core.JsonNumber
@@ -14,8 +15,10 @@ import com.tinyqmoe.core.Role
 import com.tinyqmoe.core.Sampling
 import com.tinyqmoe.core.Session
 import com.tinyqmoe.core.Verdict
+import kotlinx.coroutines.cancel
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNotEquals
@@ -91,7 +94,7 @@ class RealTokensTest {
             val bundle = model.bundle
             val report = NativeSession.open(bundle, EngineOptions()).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
             assertTrue(report.text(), report.passed && report.sameBits)
-            val theirs = (model.parity["checks"] as List<*>).map { it as Map<*, *> }.filter { it["verdict"] !in listOf("levels", "scales") }
+            val theirs = model.parity
             assertEquals(theirs.map { "${it["verdict"]}: ${it["what"]}" }, report.checks.map { "${it.verdict.name.lowercase()}: ${it.what}" })
             for ((mine, other) in report.checks.zip(theirs)) compare(mine, other)
             assertEquals(true, (Json.parse(report.json()) as Map<*, *>)["passed"])
@@ -107,10 +110,40 @@ class RealTokensTest {
         }
     }
 
+    /** Wrong by a little, as with one scale that is off: only the bits tell. Wrong by much: the logits and tokens too. */
+    @Test
+    fun aModelThatAnswersOtherwiseFails() = runBlocking {
+        val bundle = RealModel.demo.bundle
+        for ((error, verdicts) in listOf(1e-5f to setOf(Verdict.BITS), 30f to setOf(Verdict.BITS, Verdict.LOGITS, Verdict.GREEDY))) {
+            val report = WrongEngine(NativeSession.open(bundle, EngineOptions()), error).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
+            assertEquals(verdicts, report.checks.filter { !it.passed }.map { it.verdict }.toSet())
+            assertTrue(report.text(), "FAILED" in report.text() && "OTHER bits" in report.text())
+        }
+    }
+
+    /** An engine whose token 7 is likelier by [error]. */
+    private class WrongEngine(private val engine: Engine, private val error: Float) : Engine by engine {
+        override fun feed(tokens: IntArray, logits: FloatArray?) {
+            engine.feed(tokens, logits)
+            if (logits != null) logits[7] += error
+        }
+    }
+
+    @Test
+    fun aCheckThatIsCancelledEnds() = runBlocking {
+        val bundle = RealModel.demo.bundle
+        NativeSession.open(bundle, EngineOptions()).use { engine ->
+            var seen = 0
+            val job = launch { ModelCheck(bundle, engine, "a JVM").run { done, total -> seen = done; if (done < total) this@launch.cancel() } }
+            job.join()
+            assertTrue("$seen", job.isCancelled && seen > 0)
+        }
+    }
+
     @Test
     fun theSameSeedSaysTheSame() = runBlocking {
         val session = Session.open(RealModel.demo.bundle, NativeSession)
-        val texts = listOf(3L, 3L, 4L).map { seed -> text(session.reply(question(RealModel.demo), Sampling(1.0, 50, 0.95, seed), ReplyLimits(20)).toList()) }
+        val texts = listOf(3L, 3L, 4L).map { seed -> text(session.reply(question(RealModel.demo), Sampling(3.0, 50, 0.95, seed), ReplyLimits(20)).toList()) }
         assertEquals(texts[0], texts[1])
         assertNotEquals(texts[0], texts[2])
         session.close()
