@@ -112,6 +112,7 @@ elif step "the JNI library builds" library && step "a bundle of the demo model" 
   step "tests with real tokens" junit $(test_classes "$HERE/native/src/test/kotlin") && grep -E 'tokens/s|^OK' "$OUT/junit.log"
 fi
 if [ -x "$HERE/check_app.sh" ]; then
-  step "the app" "$HERE/check_app.sh" && tail -1 "$OUT/step.log"
+  export OUT # its classes, library and bundle serve the app's tests too
+  step "the app" "$HERE/check_app.sh" && grep SKIPPED "$OUT/step.log"
 fi
 finish

@@ -11,7 +11,10 @@ class Bundle private constructor(val folder: File, val manifest: Manifest) {
     /** A file of the bundle. */
     fun file(path: String): File = File(folder, path)
 
-    /** The tokenizer of the bundle. Throws [BundleError] for a kind that is not known here. Takes a second for large ones. */
+    /**
+     * The tokenizer of the bundle. Throws [BundleError] for a kind that is not known here. Takes a second for
+     * large ones.
+     */
     fun tokenizer(): Tokenizer {
         val file = file(Manifest.TOKENIZER)
         if (!file.isFile) {
@@ -59,7 +62,8 @@ class Bundle private constructor(val folder: File, val manifest: Manifest) {
                 try {
                     file.readText()
                 } catch (error: IOException) {
-                    throw BundleError(Kind.NO_MANIFEST, "$file cannot be read: ${error.message}.", "Copy the model again.", error)
+                    val what = "$file cannot be read: ${error.message}."
+                    throw BundleError(Kind.NO_MANIFEST, what, "Copy the model again.", error)
                 }
             return Bundle(folder, Manifest.read(text)).also { it.verify(hashed = false) }
         }

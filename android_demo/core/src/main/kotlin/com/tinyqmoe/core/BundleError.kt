@@ -83,7 +83,10 @@ enum class CoreStatus(val number: Int, val words: String) {
     ;
 
     companion object {
-        /** The error for a status that is not OK. [said] is what the core said of a bundle that does not open, or empty. */
+        /**
+         * The error for a status that is not OK. [said] is what the core said of a bundle that does not open, or
+         * empty.
+         */
         fun error(number: Int, said: String): BundleError {
             val status = entries.firstOrNull { it.number == number }
             val words = status?.words ?: "the core answered with status $number"

@@ -66,7 +66,9 @@ class BundleImport(private val source: BundleSource, private val store: BundleSt
             if (more < 0) break
             n += more
         }
-        if (n == bytes.size) throw BundleError(Kind.NO_MANIFEST, "manifest.json has more than $MAX_MANIFEST_BYTES bytes.", CHECK)
+        if (n == bytes.size) {
+            throw BundleError(Kind.NO_MANIFEST, "manifest.json has more than $MAX_MANIFEST_BYTES bytes.", CHECK)
+        }
         return String(bytes, 0, n, Charsets.UTF_8)
     }
 
@@ -76,14 +78,16 @@ class BundleImport(private val source: BundleSource, private val store: BundleSt
         val free = store.freeBytes()
         if (free < needed) {
             val what = "The model needs ${megabytes(needed)} MB more, and ${megabytes(free)} MB are free."
-            throw BundleError(Kind.NO_SPACE, what, "Delete other models or files, then try again: what has come is kept.")
+            val hint = "Delete other models or files, then try again: what has come is kept."
+            throw BundleError(Kind.NO_SPACE, what, hint)
         }
     }
 
     /** One file, verified. [progress] is told its bytes that are there. */
     private suspend fun fetch(entry: FileEntry, progress: (Long) -> Unit) {
         val file = File(folder, entry.path)
-        if (file.isFile && file.length() == entry.bytes) return progress(entry.bytes) // it was verified before its name came
+        // It was verified before it got its name.
+        if (file.isFile && file.length() == entry.bytes) return progress(entry.bytes)
         val part = partOf(entry)
         written(entry.path) { part.parentFile?.mkdirs() }
         if (part.length() > entry.bytes) part.delete()
@@ -91,7 +95,8 @@ class BundleImport(private val source: BundleSource, private val store: BundleSt
         if (part.length() == entry.bytes) hash(part, digest) else receive(entry, part, digest, progress)
         if (Hashes.hex(digest.digest()) != entry.sha256) {
             part.delete()
-            throw BundleError(Kind.DAMAGED, "${entry.path} came with other bytes: its SHA-256 is not the manifest's.", CHECK)
+            val what = "${entry.path} came with other bytes: its SHA-256 is not the manifest's."
+            throw BundleError(Kind.DAMAGED, what, CHECK)
         }
         written(entry.path) { if (!part.renameTo(file)) throw IOException("$file cannot be made") }
     }
@@ -130,9 +135,10 @@ class BundleImport(private val source: BundleSource, private val store: BundleSt
 
     private fun checkLength(entry: FileEntry, n: Long) {
         if (n == entry.bytes) return
-        if (n < entry.bytes) throw BundleError(Kind.NETWORK, "${entry.path} ended after $n of ${entry.bytes} bytes.", GO_ON)
+        val expected = "of ${entry.bytes} bytes"
+        if (n < entry.bytes) throw BundleError(Kind.NETWORK, "${entry.path} ended after $n $expected.", GO_ON)
         partOf(entry).delete()
-        throw BundleError(Kind.DAMAGED, "${entry.path} has more bytes than the manifest says: ${entry.bytes}.", CHECK)
+        throw BundleError(Kind.DAMAGED, "${entry.path} has more bytes than the manifest says, $expected.", CHECK)
     }
 
     private fun partOf(entry: FileEntry) = File(folder, "${entry.path}.part")

@@ -59,7 +59,8 @@ class HttpSource(override val address: String, override val id: String = BundleS
         val begins = connection.getHeaderField("Content-Range").orEmpty().startsWith("bytes $offset-")
         if (code == HttpURLConnection.HTTP_PARTIAL && begins) return BundleSource.Opened(connection.inputStream, offset)
         connection.disconnect()
-        val hint = if (code == HttpURLConnection.HTTP_NOT_FOUND) "Check the address: it must be the folder with manifest.json." else GO_ON
+        val wrong = "Check the address: it must be the folder with manifest.json."
+        val hint = if (code == HttpURLConnection.HTTP_NOT_FOUND) wrong else GO_ON
         throw BundleError(Kind.NETWORK, "$url: HTTP status $code.", hint)
     }
 
@@ -73,8 +74,8 @@ class HttpSource(override val address: String, override val id: String = BundleS
 }
 
 /**
- * Files that the user picked. [openFile] opens one by its path in the bundle, and returns null where it is not there: on
- * Android a document of the system's picker.
+ * Files that the user picked. [openFile] opens one by its path in the bundle, and returns null where it is not
+ * there: on Android a document of the system's picker.
  */
 class PickedSource(
     override val address: String,

@@ -44,8 +44,8 @@ class BundleStore(val folder: File) {
     }
 
     /**
-     * Deletes a bundle, or an import that is not complete. It loses its name first, so that no half of a bundle is seen.
-     * A bundle that is open stays usable until its session is closed.
+     * Deletes a bundle, or an import that is not complete. It loses its name first, so that no half of a bundle
+     * is seen. A bundle that is open stays usable until its session is closed.
      */
     fun delete(id: String) {
         for (file in listOf(folderOf(id), partialFolderOf(id))) {
@@ -67,7 +67,8 @@ class BundleStore(val folder: File) {
     /** Runs an import of a bundle, of which there is one at a time. Throws [BundleError] (BUSY). */
     internal inline fun <T> importing(id: String, run: () -> T): T {
         if (!running.add(id)) {
-            throw BundleError(BundleError.Kind.BUSY, "The model $id is being imported already.", "Wait until it is there.")
+            val what = "The model $id is being imported already."
+            throw BundleError(BundleError.Kind.BUSY, what, "Wait until it is there.")
         }
         try {
             return run()

@@ -38,11 +38,12 @@ internal class BytePairs(merges: List<IntArray>) {
             val at = (best and POSITION_MASK).toInt()
             if (symbols[at] < 0 || next[at] >= symbols.size) continue
             val slot = slot(symbols[at], symbols[next[at]])
-            if (keys[slot] == EMPTY || ranks[slot].toLong() != best shr POSITION_BITS) continue // it was joined otherwise
-            val gone = next[at]
+            val gone = keys[slot] == EMPTY || ranks[slot].toLong() != best shr POSITION_BITS
+            if (gone) continue // one of the two was joined with another
+            val right = next[at]
             symbols[at] = joined[slot]
-            symbols[gone] = GONE
-            next[at] = next[gone]
+            symbols[right] = GONE
+            next[at] = next[right]
             if (next[at] < symbols.size) previous[next[at]] = at
             offer(previous[at])
             offer(at)

@@ -35,7 +35,8 @@ class ChatFormat(private val strings: Map<String, String>, private val trims: Se
      */
     fun render(messages: List<Message>, date: LocalDate): List<ChatPiece> {
         val turns = if (messages.firstOrNull()?.role == Role.SYSTEM) messages.drop(1) else messages
-        val alternate = turns.withIndex().all { (i, turn) -> turn.role == if (i % 2 == 0) Role.USER else Role.ASSISTANT }
+        val roles = listOf(Role.USER, Role.ASSISTANT)
+        val alternate = turns.withIndex().all { (i, turn) -> turn.role == roles[i % 2] }
         require(alternate && turns.size % 2 == 1) { "A conversation alternates, and ends with a user's message." }
         val pieces = ArrayList<ChatPiece>()
         if (turns.size == messages.size) {

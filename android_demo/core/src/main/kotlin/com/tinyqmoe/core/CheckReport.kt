@@ -25,12 +25,13 @@ class CheckReport(val model: String, val device: String, val checks: List<Check>
     val passed: Boolean get() = checks.isNotEmpty() && checks.all { it.passed }
 
     /** Whether the logits have the same bits as where the bundle was made. */
-    val sameBits: Boolean get() = checks.filter { it.verdict == Verdict.BITS }.let { bits -> bits.isNotEmpty() && bits.all { it.passed } }
+    val sameBits: Boolean
+        get() = checks.filter { it.verdict == Verdict.BITS }.let { bits -> bits.isNotEmpty() && bits.all { it.passed } }
 
     /** The report in words, to show and share. */
     fun text(): String {
         val lines = arrayListOf("$model on $device: ${if (passed) "passed" else "FAILED"}")
-        lines += if (sameBits) "The logits have the same bits as where the model was made." else "The logits have OTHER bits than where the model was made."
+        lines += "The logits have ${if (sameBits) "the same bits as" else "OTHER bits than"} where the model was made."
         for (check in checks) lines += line(check)
         return lines.joinToString("\n")
     }
@@ -38,12 +39,16 @@ class CheckReport(val model: String, val device: String, val checks: List<Check>
     private fun line(check: Check): String {
         val measured =
             if (check.klWorst == null) ""
-            else ", KL ${"%.1e".format(Locale.ROOT, check.klWorst)}, ${"%.1f".format(Locale.ROOT, check.sqnrWorst)} dB at worst"
+            else ", KL %.1e, %.1f dB at worst".format(Locale.ROOT, check.klWorst, check.sqnrWorst)
         val detail = if (check.detail.isEmpty()) "" else " (${check.detail})"
-        return "${if (check.passed) "ok" else "FAILED"} ${check.verdict.name.lowercase(Locale.ROOT)}: ${check.what}$measured$detail"
+        val verdict = "${if (check.passed) "ok" else "FAILED"} ${check.verdict.name.lowercase(Locale.ROOT)}"
+        return "$verdict: ${check.what}$measured$detail"
     }
 
-    /** The report as JSON with the names of `tinyqmoe parity --json`, to share. A figure that is not finite is null. */
+    /**
+     * The report as JSON with the names of `tinyqmoe parity --json`, to share. A figure that is not finite is
+     * null.
+     */
     fun json(): String =
         Json.write(
             mapOf(

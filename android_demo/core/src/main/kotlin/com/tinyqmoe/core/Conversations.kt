@@ -57,8 +57,8 @@ class Conversations(private val folder: File, private val now: () -> Long = Syst
     private fun write(conversation: Conversation): Conversation {
         val changed = conversation.copy(changed = now())
         val messages = changed.messages.map { mapOf("role" to it.role.word, "content" to it.content) }
-        val content = mapOf("version" to VERSION, "title" to changed.title, "changed" to changed.changed, "messages" to messages)
-        AtomicFiles.write(fileOf(changed.id), Json.write(content))
+        val about = mapOf("version" to VERSION, "title" to changed.title, "changed" to changed.changed)
+        AtomicFiles.write(fileOf(changed.id), Json.write(about + ("messages" to messages)))
         return changed
     }
 

@@ -35,7 +35,10 @@ internal class Fields(private val where: String, value: Any?, val problems: Muta
         items(name, "a list of whole numbers") { (it as? JsonNumber)?.spelling?.toIntOrNull() }
 
     /** An object inside of this one. */
-    fun fields(name: String): Fields = Fields(path(name), read(name, "an object", emptyMap<String, Any?>()) { it as? Map<*, *> }, problems)
+    fun fields(name: String): Fields {
+        val inner = read(name, "an object", emptyMap<String, Any?>()) { it as? Map<*, *> }
+        return Fields(path(name), inner, problems)
+    }
 
     /** The objects of a list. */
     fun list(name: String): List<Fields> =

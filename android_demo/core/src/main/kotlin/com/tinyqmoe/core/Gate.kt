@@ -26,10 +26,16 @@ internal data class Gate(val medianKl: Double, val medianSqnr: Double, val worst
     }
 }
 
-/** How far logits are from the reference at one position. [same]: the best token is the reference's, or a near tie. */
+/**
+ * How far logits are from the reference at one position. [same]: the best token is the reference's, or a near
+ * tie.
+ */
 internal data class Difference(val kl: Double, val sqnr: Double, val same: Boolean) {
     companion object {
-        /** Of two rows of logits, float [vocab]. The mean of a row says nothing (softmax ignores it), so it is no signal. */
+        /**
+         * Of two rows of logits, float [vocab]. The mean of a row says nothing (softmax ignores it), so it is no
+         * signal.
+         */
         fun of(reference: FloatArray, got: FloatArray, gate: Gate): Difference {
             if (!got.all { it.isFinite() }) return Difference(Double.POSITIVE_INFINITY, Double.NEGATIVE_INFINITY, false)
             val mean = reference.sumOf { it.toDouble() } / reference.size
@@ -45,7 +51,7 @@ internal data class Difference(val kl: Double, val sqnr: Double, val same: Boole
                 noise += (new - ref) * (new - ref)
                 signal += (ref - mean) * (ref - mean)
             }
-            val sqnr = if (noise == 0.0) Double.POSITIVE_INFINITY else if (signal > 0) 10 * log10(signal / noise) else Double.NEGATIVE_INFINITY
+            val sqnr = if (noise == 0.0) Double.POSITIVE_INFINITY else 10 * log10(signal / noise)
             val margin = reference.maxOrNull()!!.toDouble() - reference[best(got)]
             return Difference(max(0.0, kl), sqnr, margin <= gate.nearTie(reference))
         }

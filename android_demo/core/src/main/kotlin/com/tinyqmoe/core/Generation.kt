@@ -11,7 +11,10 @@ internal class KeptPrefix(private val engine: Engine) {
     /** Whether one more token finds no room. */
     val full: Boolean get() = engine.state().let { it.positions >= it.context }
 
-    /** Keeps what a prompt begins with, but for its last token, whose logits are asked for. Returns how many are kept. */
+    /**
+     * Keeps what a prompt begins with, but for its last token, whose logits are asked for. Returns how many are
+     * kept.
+     */
     fun trim(prompt: IntArray): Int {
         var same = 0
         while (same < held.size && same < prompt.size - 1 && held[same] == prompt[same]) same++
@@ -71,8 +74,8 @@ internal class Prompt(val ids: IntArray, val dropped: Int) {
 internal class Prompts(private val manifest: Manifest, private val tokenizer: Tokenizer, private val context: Int) {
     /**
      * A conversation that leaves room for the answer: turns are left out from the oldest on, until the new tokens find
-     * room, of which at most a quarter of the context is kept free. Throws [BundleError] (CONTEXT) where the last message
-     * alone is too long.
+     * room, of which at most a quarter of the context is kept free. Throws [BundleError] (CONTEXT) where the last
+     * message alone is too long.
      */
     fun fit(messages: List<Message>, limits: ReplyLimits, date: LocalDate): Prompt {
         val room = context - minOf(limits.maxNewTokens, context / 4)

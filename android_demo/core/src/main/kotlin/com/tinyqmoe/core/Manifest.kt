@@ -19,7 +19,14 @@ data class SessionPackage(
 )
 
 /** Sizes of the decoder, which buffers follow from. */
-data class NetworkSizes(val hidden: Int, val inner: Int, val layers: Int, val heads: Int, val kvHeads: Int, val headDim: Int)
+data class NetworkSizes(
+    val hidden: Int,
+    val inner: Int,
+    val layers: Int,
+    val heads: Int,
+    val kvHeads: Int,
+    val headDim: Int,
+)
 
 /** What all packages of a bundle share. [context]: positions of the KV cache; [vocab]: number of token ids. */
 data class ModelInterface(
@@ -64,8 +71,8 @@ class Manifest internal constructor(
         const val REFERENCE = "reference.safetensors"
 
         /**
-         * The manifest of a text. Throws [BundleError]: NO_MANIFEST, SCHEMA_VERSION, CHANGED where its own digest is not
-         * that of its content, INVALID with everything that is missing or of another type, NO_PACKAGE.
+         * The manifest of a text. Throws [BundleError]: NO_MANIFEST, SCHEMA_VERSION, CHANGED where its own digest
+         * is not that of its content, INVALID with everything that is missing or of another type, NO_PACKAGE.
          */
         fun read(text: String): Manifest = ManifestReader.read(text)
     }

@@ -113,7 +113,8 @@ internal object ManifestReader {
         val names = (artifact.byName("places").values + vectors.values).mapTo(LinkedHashSet()) { it.text("file") }
         val listed = files.associateBy { it.path }
         problems += names.filter { it !in listed }.map { "$it is not listed in files" }
-        return SessionPackage(activations, known ?: KvType.FLOAT16, artifact.long("kv_cache_bytes"), names.mapNotNull { listed[it] })
+        val cacheBytes = artifact.long("kv_cache_bytes")
+        return SessionPackage(activations, known ?: KvType.FLOAT16, cacheBytes, names.mapNotNull { listed[it] })
     }
 
     private fun isInside(path: String): Boolean =

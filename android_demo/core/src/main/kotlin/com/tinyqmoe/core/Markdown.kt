@@ -23,7 +23,8 @@ object Markdown {
     private val FENCE = Regex("^\\s*```\\s*(\\S*).*$")
     private val HEADING = Regex("^(#{1,6})\\s+(.*)$")
     private val ITEM = Regex("^(\\s*)([-*+]|[0-9]{1,9}[.)])\\s+(.*)$")
-    private val SPAN = Regex("(`+)(.+?)\\1|\\*\\*(\\S(?:.*?\\S)??)\\*\\*|__(\\S(?:.*?\\S)??)__|\\*(\\S(?:.*?\\S)??)\\*|\\b_(\\S(?:.*?\\S)??)_\\b")
+    private const val MARKED = "(\\S(?:.*?\\S)??)"
+    private val SPAN = Regex("(`+)(.+?)\\1|\\*\\*$MARKED\\*\\*|__${MARKED}__|\\*$MARKED\\*|\\b_${MARKED}_\\b")
     private const val BULLET = "•"
 
     /** The blocks of a text; one that has not come to its end yet is read as far as it goes. */
@@ -58,7 +59,9 @@ object Markdown {
     }
 
     private fun headingOrItem(line: String): Block? {
-        HEADING.matchEntire(line)?.let { return Block.Heading(it.groupValues[1].length, spans(it.groupValues[2].trim())) }
+        HEADING.matchEntire(line)?.destructured?.let { (marks, content) ->
+            return Block.Heading(marks.length, spans(content.trim()))
+        }
         val (space, marker, content) = ITEM.matchEntire(line)?.destructured ?: return null
         val depth = space.sumOf { c -> if (c == '\t') 4L else 1L }.toInt() / 2
         return Block.Item(if (marker[0].isDigit()) marker.dropLast(1) + "." else BULLET, depth, spans(content.trim()))

@@ -38,7 +38,7 @@ class MemoryForecast(manifest: Manifest, private val limitBytes: Long) {
             val needs = "It needs ${megabytes(dirtyBytes)} MB, and reads ${megabytes(cleanBytes)} MB of weights"
             return when {
                 !fits -> "This model does not fit: $needs. The app may hold ${megabytes(limitBytes)} MB."
-                !fitsWithWeights -> "This model fits, but its weights do not stay in memory, so answers are slow: $needs."
+                !fitsWithWeights -> "This model fits, but not its weights, so answers are slow: $needs."
                 else -> "This model fits: $needs."
             }
         }

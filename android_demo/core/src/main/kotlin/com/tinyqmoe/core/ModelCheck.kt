@@ -14,12 +14,12 @@ internal class Answer(val prompt: IntArray, val logits: List<FloatArray>, val to
 
 /**
  * "Check this model": runs the prompts of `reference.safetensors`, and judges the answers as `tinyqmoe parity` does.
- * Whether the matrices decode to the quantizer's levels is left to the computer; SHA-256 of the files is [Bundle.verify].
+ * Whether the matrices decode to the quantizer's levels is left to the computer; SHA-256 of the files is
+ * [Bundle.verify].
  */
 class ModelCheck(private val bundle: Bundle, private val engine: Engine, private val device: String) {
     private val gate = Gate.of(bundle.manifest.sessionPackage.kvType)
     private val vocab = bundle.manifest.model.vocab
-    private var done = 0
 
     /**
      * The report. [progress] is told the tokens that were run and those that will be. Forgets what the engine was fed.
@@ -29,8 +29,10 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
         withContext(Dispatchers.Default) {
             Safetensors(bundle.file(Manifest.REFERENCE)).use { file ->
                 val prompts = file.names.count { it.startsWith("prompt.") }
-                val total = (0 until prompts).sumOf { work(file.ids("prompt.$it"), file.ids("${arithmetic()}.$it.tokens")) }
-                val checks = (0 until prompts).flatMap { i -> judge(answer(file, i)) { done += it; progress(done, total) } }
+                val total = (0 until prompts).sumOf { work(file, it) }
+                var done = 0
+                val ran = { tokens: Int -> progress((done + tokens).also { done = it }, total) }
+                val checks = (0 until prompts).flatMap { judge(answer(file, it), ran) }
                 engine.trim(0)
                 CheckReport(bundle.name, device, checks)
             }
@@ -40,8 +42,12 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
 
     private fun fillsContext(prompt: IntArray) = prompt.size == bundle.manifest.context
 
-    private fun work(prompt: IntArray, tokens: IntArray): Int =
-        if (fillsContext(prompt)) prompt.size else (feeding(prompt.size).size + 1) * (prompt.size + tokens.size - 1)
+    /** Number of tokens that a prompt takes, in all ways that it is fed. */
+    private fun work(file: Safetensors, i: Int): Int {
+        val prompt = file.ids("prompt.$i")
+        if (fillsContext(prompt)) return prompt.size
+        return (feeding(prompt.size).size + 1) * (prompt.size + file.ids("${arithmetic()}.$i.tokens").size - 1)
+    }
 
     private fun answer(file: Safetensors, i: Int): Answer {
         val prompt = file.ids("prompt.$i")
@@ -74,7 +80,10 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
         return checks + greedy(answer).also { ran(answer.prompt.size + answer.following) }
     }
 
-    /** Logits after a prompt that is fed anew, in chunks; a long chunk in pieces, between which a cancel takes effect. */
+    /**
+     * Logits after a prompt that is fed anew, in chunks; a long chunk in pieces, between which a cancel takes
+     * effect.
+     */
     private suspend fun feed(prompt: IntArray, chunks: List<Int>): FloatArray {
         engine.trim(0)
         val logits = FloatArray(vocab)
@@ -117,7 +126,8 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
             digest.update(bytes.array())
         }
         val same = Hashes.hex(digest.digest()) == answer.sha256
-        return Check(Verdict.BITS, what, same, rows.size, detail = if (same) "" else "the logits have other bits than where the bundle was made")
+        val detail = if (same) "" else "the logits have other bits than where the bundle was made"
+        return Check(Verdict.BITS, what, same, rows.size, detail = detail)
     }
 
     /** The tokens that the package generates on its own; it may leave the reference only where that is undecided. */
@@ -137,7 +147,10 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
         return Check(Verdict.GREEDY, what, true, answer.tokens.size)
     }
 
-    /** A context that is full: its last logits, the last slots filled token by token, and one more token is refused. */
+    /**
+     * A context that is full: its last logits, the last slots filled token by token, and one more token is
+     * refused.
+     */
     private suspend fun fullContext(answer: Answer, ran: (Int) -> Unit): List<Check> {
         val n = answer.prompt.size
         val steps = minOf(4, n - 1)

@@ -16,7 +16,7 @@ internal object Patterns {
 
     /** Throws [java.util.regex.PatternSyntaxException]. */
     fun of(pattern: String): Pattern {
-        val spelled = CASELESS.replace(pattern) { match -> "(?:${match.groupValues[1].map(::bothCases).joinToString("")})" }
+        val spelled = CASELESS.replace(pattern) { "(?:${it.groupValues[1].map(::bothCases).joinToString("")})" }
         var inClass = false
         val source =
             PART.replace(spelled) { match ->

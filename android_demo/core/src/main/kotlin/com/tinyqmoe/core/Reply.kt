@@ -14,7 +14,10 @@ enum class Ending {
 
 /** What comes while an answer is computed. */
 sealed interface Reply {
-    /** The oldest [messages] found no room in the context and were left out; [words] says so. Comes first, if at all. */
+    /**
+     * The oldest [messages] found no room in the context and were left out; [words] says so. Comes first, if at
+     * all.
+     */
     data class Dropped(val messages: Int, val words: String) : Reply
 
     /** How much of the prompt is in the cache, in tokens. */

@@ -69,7 +69,9 @@ internal class Safetensors(private val file: File) : Closeable {
     private fun data(name: String, type: String, itemBytes: Int): ByteBuffer {
         val entry = entries[name] ?: refuse("it has no $name")
         val size = entry.shape.fold(itemBytes.toLong()) { n, length -> n * length }
-        if (entry.type != type || entry.end - entry.begin != size) refuse("$name is not of type $type, or of another size")
+        val fits = entry.type == type && entry.end - entry.begin == size
+        if (!fits) refuse("$name is not of type $type, or of another size")
+        if (begin + entry.end > input.length()) refuse("it ends too early")
         return bytes(begin + entry.begin, size.toInt())
     }
 

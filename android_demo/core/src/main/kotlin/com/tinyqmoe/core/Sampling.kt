@@ -11,7 +11,8 @@ data class Sampling(
     val seed: Long = 0,
 ) {
     init {
-        require(temperature >= 0 && temperature < Double.POSITIVE_INFINITY) { "The temperature must be 0 or a positive number." }
+        val finite = temperature >= 0 && temperature < Double.POSITIVE_INFINITY
+        require(finite) { "The temperature must be 0 or a positive number." }
         require(topK >= 0) { "Top-k must not be negative." }
         require(topP > 0 && topP <= 1) { "Top-p must be above 0, and at most 1." }
     }
@@ -52,7 +53,10 @@ class Sampler(private val sampling: Sampling) {
         return best
     }
 
-    /** Tokens from the highest logit on, of equals the first: logits as whole numbers of the same order, and ids below. */
+    /**
+     * Tokens from the highest logit on, of equals the first: logits as whole numbers of the same order, and ids
+     * below.
+     */
     private fun order(logits: FloatArray): IntArray {
         val keys =
             LongArray(logits.size) { i ->
@@ -69,7 +73,10 @@ class Sampler(private val sampling: Sampling) {
         private const val LN2_HIGH = 6.93147180369123816490e-01 // 0x1.62e42feep-1
         private const val LN2_LOW = 1.90821492927058770002e-10 // 0x1.a39ef35793c76p-33
 
-        /** The exponential of a number that is not positive; no library's, so that all languages have the same bits. */
+        /**
+         * The exponential of a number that is not positive; no library's, so that all languages have the same
+         * bits.
+         */
         fun exp(x: Double): Double {
             if (x < -700) return 0.0
             val n = (x * INVERSE_LN2 - 0.5).toInt()

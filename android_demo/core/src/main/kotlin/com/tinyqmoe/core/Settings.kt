@@ -3,7 +3,10 @@ package com.tinyqmoe.core
 import java.io.File
 import java.io.IOException
 
-/** What the user set. [systemPrompt] empty: the model's own, or none. [lastBundle]: the id of the model to load at the start. */
+/**
+ * What the user set. [systemPrompt] empty: the model's own, or none. [lastBundle]: the id of the model to load
+ * at the start.
+ */
 data class Settings(
     val systemPrompt: String = "",
     val sampling: Sampling = Sampling(temperature = 0.7, topP = 0.9),
@@ -13,7 +16,10 @@ data class Settings(
 
 /** Settings in a JSON file. */
 class SettingsFile(private val file: File) {
-    /** The settings that were kept, or the defaults where there are none. A file that is damaged is kept beside them. */
+    /**
+     * The settings that were kept, or the defaults where there are none. A file that is damaged is kept beside
+     * them.
+     */
     fun read(): Settings {
         if (!file.isFile) return Settings()
         return parse() ?: Settings().also { file.renameTo(File(file.path + ".damaged")) }
@@ -39,10 +45,11 @@ class SettingsFile(private val file: File) {
         val problems = ArrayList<String>()
         return try {
             val fields = Fields("", Json.parse(file.readText()), problems)
-            val sampling =
-                Sampling(fields.double("temperature"), fields.count("top_k"), fields.double("top_p"), fields.long("seed"))
-            Settings(fields.text("system_prompt"), sampling, fields.count("max_new_tokens"), fields.textOrNull("last_bundle"))
-                .takeIf { problems.isEmpty() && it.maxNewTokens > 0 }
+            val topK = fields.count("top_k")
+            val sampling = Sampling(fields.double("temperature"), topK, fields.double("top_p"), fields.long("seed"))
+            val limit = fields.count("max_new_tokens")
+            Settings(fields.text("system_prompt"), sampling, limit, fields.textOrNull("last_bundle"))
+                .takeIf { problems.isEmpty() && limit > 0 }
         } catch (error: JsonError) {
             null
         } catch (error: IOException) {

@@ -7,6 +7,7 @@ import java.util.regex.PatternSyntaxException
 /** Reads tokenizer.json. What it does not know is refused by name, so that no text has other ids than the model's. */
 internal object TokenizerReader {
     private const val SPACE = "▁"
+    private val STRIP = Json.parse("""{"type": "Strip", "content": " ", "start": 1, "stop": 0}""")
     private const val HINT = "Use another model, or run this one where the library `tokenizers` is."
 
     fun read(text: String): TokenizerParts {
@@ -64,7 +65,7 @@ internal object TokenizerReader {
             val known =
                 when (type(step)) {
                     "Replace" -> step["pattern"] == mapOf("String" to SPACE) && step["content"] == " "
-                    "Strip" -> step["content"] == " " && step["start"] == JsonNumber("1") && step["stop"] == JsonNumber("0")
+                    "Strip" -> step == STRIP
                     "ByteFallback", "Fuse" -> true
                     else -> false
                 }
@@ -78,7 +79,9 @@ internal object TokenizerReader {
     private fun added(root: Fields, plain: Boolean): List<AddedToken> =
         root.list("added_tokens").map { token ->
             val text = token.text("content")
-            for (flag in listOf("single_word", "lstrip", "rstrip")) if (token.flag(flag)) refuse("$flag of the added token $text")
+            for (flag in listOf("single_word", "lstrip", "rstrip")) {
+                if (token.flag(flag)) refuse("$flag of the added token $text")
+            }
             if (token.flag("normalized") && !plain) refuse("the added token $text is looked for in normalized text")
             AddedToken(token.count("id"), text, token.flag("special"))
         }
@@ -88,25 +91,25 @@ internal object TokenizerReader {
         return merges.map { merge ->
             val pair = if (merge is String) merge.split(" ") else (merge as? List<*>)?.map { it as? String ?: "" }
             if (pair?.size != 2) refuse("a merge is no pair: ${Json.write(merge)}")
-            val ids = listOf(pair[0], pair[1], pair[0] + pair[1]).map { vocab[it] ?: refuse("the merge $merge has no token") }
-            ids.toIntArray()
+            val tokens = listOf(pair[0], pair[1], pair[0] + pair[1])
+            tokens.map { vocab[it] ?: refuse("the merge $merge has no token") }.toIntArray()
         }
     }
 
     private fun normalizer(step: Map<*, *>): (String) -> String =
         when (type(step)) {
             "NFC" -> { text -> Normalizer.normalize(text, Normalizer.Form.NFC) }
-            "Prepend" -> (step["prepend"] as String).let { prefix -> { text -> if (text.isEmpty()) text else prefix + text } }
+            "Prepend" -> text(step, "prepend").let { prefix -> { text -> if (text.isEmpty()) text else prefix + text } }
             "Replace" -> replacement(step)
             else -> refuse("the normalizer ${Json.write(step)}")
         }
 
     private fun replacement(step: Map<*, *>): (String) -> String {
         val pattern = step["pattern"] as? Map<*, *> ?: refuse("the normalizer ${Json.write(step)}")
-        val content = step["content"] as String
+        val content = text(step, "content")
         val plain = pattern["String"] as? String
         if (plain != null) return { text -> text.replace(plain, content) }
-        val compiled = Patterns.of(pattern["Regex"] as String)
+        val compiled = Patterns.of(text(pattern, "Regex"))
         return { text -> compiled.matcher(text).replaceAll(Matcher.quoteReplacement(content)) }
     }
 
@@ -124,7 +127,9 @@ internal object TokenizerReader {
                     else -> refuse("the pre-tokenizer ${Json.write(step)}")
                 }
             }.map(Patterns::of)
-        return { text, _ -> patterns.fold(listOf(text)) { words, pattern -> words.flatMap { Patterns.isolate(it, pattern) } } }
+        return { text, _ ->
+            patterns.fold(listOf(text)) { words, pattern -> words.flatMap { Patterns.isolate(it, pattern) } }
+        }
     }
 
     private fun splitPattern(step: Map<*, *>): String {
@@ -140,15 +145,16 @@ internal object TokenizerReader {
         if (preTokenizer == null) return { text, _ -> if (text.isEmpty()) emptyList() else listOf(text) }
         val step = preTokenizer as? Map<*, *> ?: refuse("the pre-tokenizer")
         val scheme = step["prepend_scheme"]
-        if (type(step) != "Metaspace" || step["replacement"] != SPACE || scheme !in listOf("first", "always", "never")) {
+        val known = type(step) == "Metaspace" && step["replacement"] == SPACE
+        if (!known || scheme !in listOf("first", "always", "never")) {
             refuse("the pre-tokenizer ${Json.write(step)}")
         }
         val word = Patterns.of("$SPACE?[^$SPACE]*")
         val splits = step["split"] != false
         return { text, begins ->
             val spaced = text.replace(" ", SPACE)
-            val prepends = text.isNotEmpty() && !spaced.startsWith(SPACE) && (scheme == "always" || scheme == "first" && begins)
-            val whole = if (prepends) SPACE + spaced else spaced
+            val prepends = scheme == "always" || scheme == "first" && begins
+            val whole = if (prepends && text.isNotEmpty() && !spaced.startsWith(SPACE)) SPACE + spaced else spaced
             if (whole.isEmpty()) emptyList() else if (splits) Patterns.isolate(whole, word) else listOf(whole)
         }
     }
@@ -157,12 +163,15 @@ internal object TokenizerReader {
     private fun steps(part: Any?, name: String): List<Map<*, *>> =
         when {
             part == null -> emptyList()
-            type(part) == "Sequence" -> ((part as Map<*, *>)[name] as? List<*>).orEmpty().map { it as? Map<*, *> ?: refuse(name) }
+            type(part) == "Sequence" ->
+                ((part as Map<*, *>)[name] as? List<*>).orEmpty().map { it as? Map<*, *> ?: refuse(name) }
             else -> listOf(part as? Map<*, *> ?: refuse(name))
         }
+
+    private fun text(part: Map<*, *>, name: String): String = part[name] as? String ?: refuse(Json.write(part))
 
     private fun type(part: Any?): String? = (part as? Map<*, *>)?.get("type") as? String
 
     private fun refuse(what: String): Nothing =
-        throw BundleError(BundleError.Kind.TOKENIZER, "tokenizer.json is of a kind that is not known here: $what.", HINT)
+        throw BundleError(BundleError.Kind.TOKENIZER, "tokenizer.json is of no kind that is known here: $what.", HINT)
 }

@@ -47,7 +47,8 @@ class NativeSession private constructor(private var handle: Long) : Engine {
         val positions = state().positions
         if (status == CoreStatus.BAD_ARGUMENT.number && tokens > context - positions) {
             val what = "$tokens tokens at position $positions do not fit the context of $context."
-            throw BundleError(BundleError.Kind.CONTEXT, what, "Shorten the conversation, or export with a larger --context.")
+            val hint = "Shorten the conversation, or export with a larger --context."
+            throw BundleError(BundleError.Kind.CONTEXT, what, hint)
         }
         throw CoreStatus.error(status, "")
     }
