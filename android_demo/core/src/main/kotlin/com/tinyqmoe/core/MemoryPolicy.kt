@@ -61,7 +61,7 @@ enum class StopReason(val words: String) {
 
 /**
  * What to do on memory warnings, heat, background and a full disk: a state machine without a clock, a thread or a
- * system call. android_demo/README.md has its table.
+ * system call. android_demo/core/README.md has its table.
  *
  * @param budgetBytes memory for expanded weights when all is well.
  */

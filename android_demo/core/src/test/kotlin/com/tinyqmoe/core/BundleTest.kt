@@ -21,7 +21,8 @@ class BundleTest {
     fun whatIsMissingOrChangedIsNamedAtOnce() {
         File(made.folder, "tokenizer.json").delete()
         File(made.folder, "model.pte").appendBytes(ByteArray(1))
-        refused(BundleError.Kind.DAMAGED, "tokenizer.json is missing", "model.pte has 300001 bytes, expected 300000") { Bundle.open(made.folder) }
+        val words = arrayOf("tokenizer.json is missing", "model.pte has 300001 bytes, expected 300000")
+        refused(BundleError.Kind.DAMAGED, *words) { Bundle.open(made.folder) }
     }
 
     @Test

@@ -44,12 +44,14 @@ class ChatFormatTest {
         val format = format(golden["templates"].list()[0].map())
         val user = Message(Role.USER, "a")
         val assistant = Message(Role.ASSISTANT, "b")
-        for (wrong in listOf(emptyList(), listOf(assistant), listOf(user, user), listOf(user, assistant), listOf(user, Message(Role.SYSTEM, "c"), user))) {
+        val late = listOf(user, Message(Role.SYSTEM, "c"), user)
+        for (wrong in listOf(emptyList(), listOf(assistant), listOf(user, user), listOf(user, assistant), late)) {
             assertThrows(IllegalArgumentException::class.java) { format.render(wrong, date) }
         }
         val without = format(golden["templates"].list().map { it.map() }.first { it["name"] == "no system prompt" })
         assertTrue(!without.hasSystem)
-        val error = assertThrows(IllegalArgumentException::class.java) { without.render(listOf(Message(Role.SYSTEM, "s"), user), date) }
+        val asked = listOf(Message(Role.SYSTEM, "s"), user)
+        val error = assertThrows(IllegalArgumentException::class.java) { without.render(asked, date) }
         assertTrue(error.message!!, "system_open" in error.message!!)
     }
 

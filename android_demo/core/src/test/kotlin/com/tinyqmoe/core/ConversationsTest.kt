@@ -26,7 +26,8 @@ class ConversationsTest {
         assertEquals("What is a kite?", first.title)
         assertEquals(listOf(second, first), Conversations(folder).list())
         assertEquals(first, conversations.get(first.id))
-        assertEquals(listOf(first.id, second.id), conversations.add(first, Message(Role.USER, "More")).let { conversations.list().map { it.id } })
+        conversations.add(first, Message(Role.USER, "More"))
+        assertEquals(listOf(first.id, second.id), conversations.list().map { it.id })
     }
 
     @Test

@@ -8,14 +8,22 @@ internal class MadeBundle(val folder: File) {
 
     init {
         val files =
-            mapOf("model.pte" to weights, "reference.safetensors" to ByteArray(1000) { 1 }, "tokenizer.json" to "{}".toByteArray(), "unused.txt" to ByteArray(10))
+            mapOf(
+                "model.pte" to weights,
+                "reference.safetensors" to ByteArray(1000) { 1 },
+                "tokenizer.json" to "{}".toByteArray(),
+                "unused.txt" to ByteArray(10),
+            )
         for ((name, bytes) in files) File(folder.apply { mkdirs() }, name).writeBytes(bytes)
         writeManifest(files.mapValues { (name, bytes) -> bytes.size.toLong() to Hashes.of(File(folder, name)) })
     }
 
     /** A manifest that is sealed, with other sizes or digests where [files] says so. */
     fun writeManifest(files: Map<String, Pair<Long, String>>) {
-        val listed = files.map { (path, is_) -> mapOf("n_bytes" to JsonNumber("${is_.first}"), "path" to path, "sha256" to is_.second) }
+        val listed =
+            files.map { (path, about) ->
+                mapOf("n_bytes" to JsonNumber("${about.first}"), "path" to path, "sha256" to about.second)
+            }
         val content = sorted(Project.json("manifest/good.json").map() - "sha256" + ("files" to listed))
         val digest = Hashes.of(Json.write(content))
         File(folder, Manifest.FILE).writeText(Json.write(content.map() + ("sha256" to digest)))

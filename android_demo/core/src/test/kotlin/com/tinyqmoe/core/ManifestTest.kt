@@ -48,7 +48,8 @@ class ManifestTest {
         val content = Project.json("manifest/good.json").map() - "sha256" - "files" - "network"
         val sorted = content.toSortedMap(compareBy { it as String })
         val digest = Hashes.of(Json.write(deepSorted(sorted)))
-        refused(BundleError.Kind.INVALID, "files is missing", "network is missing") { Manifest.read(Json.write(content + ("sha256" to digest))) }
+        val text = Json.write(content + ("sha256" to digest))
+        refused(BundleError.Kind.INVALID, "files is missing", "network is missing") { Manifest.read(text) }
     }
 
     private fun deepSorted(value: Any?): Any? =
@@ -77,8 +78,9 @@ class ManifestTest {
     @Test
     fun everyStatusOfTheCoreHasWords() {
         val header = File(Project.root, "exporter/native/include/tinyqmoe/tinyqmoe.h").readText()
-        val inHeader = Regex("TINYQMOE_([A-Z_]+) = ([0-9]+)[,\\s]").findAll(header.substringAfter("enum tinyqmoe_status").substringBefore("}"))
-            .associate { it.groupValues[1] to it.groupValues[2].toInt() } - "OK"
+        val statuses = header.substringAfter("enum tinyqmoe_status").substringBefore("}")
+        val inHeader =
+            Regex("TINYQMOE_([A-Z_]+) = ([0-9]+)[,\\s]").findAll(statuses).associate { it.groupValues[1] to it.groupValues[2].toInt() } - "OK"
         assertTrue(inHeader.size > 20)
         assertEquals(inHeader, CoreStatus.entries.associate { it.name to it.number })
         val error = CoreStatus.error(65, "")

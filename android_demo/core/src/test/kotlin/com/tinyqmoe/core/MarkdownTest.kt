@@ -1,10 +1,14 @@
 package com.tinyqmoe.core
 
+import com.tinyqmoe.core.Span.Style.BOLD
+import com.tinyqmoe.core.Span.Style.CODE
+import com.tinyqmoe.core.Span.Style.ITALIC
+import com.tinyqmoe.core.Span.Style.PLAIN
 import org.junit.Assert.assertEquals
 import org.junit.Test
 
 class MarkdownTest {
-    private fun plain(text: String) = listOf(Span(text, Span.Style.PLAIN))
+    private fun plain(text: String) = listOf(Span(text, PLAIN))
 
     @Test
     fun blocksAreTold() {
@@ -26,9 +30,8 @@ class MarkdownTest {
     fun spansAreTold() {
         val expected =
             listOf(
-                Span("a ", Span.Style.PLAIN), Span("b c", Span.Style.BOLD), Span(" ", Span.Style.PLAIN), Span("d", Span.Style.ITALIC),
-                Span(" ", Span.Style.PLAIN), Span("*e*", Span.Style.CODE), Span(" ", Span.Style.PLAIN), Span("f", Span.Style.BOLD),
-                Span(" ", Span.Style.PLAIN), Span("g", Span.Style.ITALIC),
+                Span("a ", PLAIN), Span("b c", BOLD), Span(" ", PLAIN), Span("d", ITALIC), Span(" ", PLAIN),
+                Span("*e*", CODE), Span(" ", PLAIN), Span("f", BOLD), Span(" ", PLAIN), Span("g", ITALIC),
             )
         assertEquals(expected, Markdown.spans("a **b c** *d* `*e*` __f__ _g_"))
     }

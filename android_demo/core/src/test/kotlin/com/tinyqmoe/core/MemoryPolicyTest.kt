@@ -38,7 +38,8 @@ class MemoryPolicyTest {
     @Test
     fun onlyTheLastWarningStopsAnAnswerInFront() {
         assertEquals(listOf(Trim(ALL)), after(Loaded, GenerationStarted, MemoryWarning.LOW))
-        assertEquals(listOf(Trim(ALL), StopGeneration(StopReason.MEMORY)), after(Loaded, GenerationStarted, MemoryWarning.CRITICAL))
+        val stopped = listOf(Trim(ALL), StopGeneration(StopReason.MEMORY))
+        assertEquals(stopped, after(Loaded, GenerationStarted, MemoryWarning.CRITICAL))
         assertEquals(listOf(Trim(ALL)), after(Loaded, GenerationStarted, GenerationEnded, MemoryWarning.CRITICAL))
     }
 
@@ -47,7 +48,8 @@ class MemoryPolicyTest {
         assertEquals(emptyList<PolicyAction>(), after(Loaded, Background))
         assertEquals(listOf(Trim(500)), after(Loaded, Background, MemoryWarning.MODERATE))
         assertEquals(listOf(Trim(ALL), Unload), after(Loaded, Background, MemoryWarning.LOW))
-        assertEquals(listOf(Trim(ALL), StopGeneration(StopReason.BACKGROUND), Unload), after(Loaded, GenerationStarted, Background, MemoryWarning.LOW))
+        val stopped = listOf(Trim(ALL), StopGeneration(StopReason.BACKGROUND), Unload)
+        assertEquals(stopped, after(Loaded, GenerationStarted, Background, MemoryWarning.LOW))
         assertEquals(listOf(Trim(ALL)), after(Background, MemoryWarning.LOW))
         assertEquals(listOf(Trim(ALL)), after(Loaded, Background, MemoryWarning.LOW, MemoryWarning.CRITICAL))
     }
@@ -57,7 +59,8 @@ class MemoryPolicyTest {
         assertEquals(listOf(SetBudget(1000), Reload), after(Loaded, Background, MemoryWarning.LOW, Unloaded, Foreground))
         assertEquals(listOf(SetBudget(1000)), after(Loaded, MemoryWarning.MODERATE, Background, Foreground))
         assertEquals(emptyList<PolicyAction>(), after(Loaded, Background, Foreground))
-        assertEquals(emptyList<PolicyAction>(), after(Loaded, Background, MemoryWarning.LOW, Unloaded, Foreground, Background, Foreground))
+        val once = arrayOf(Loaded, Background, MemoryWarning.LOW, Unloaded, Foreground)
+        assertEquals(emptyList<PolicyAction>(), after(*once, Background, Foreground))
     }
 
     @Test

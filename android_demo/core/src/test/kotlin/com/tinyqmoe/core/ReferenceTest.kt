@@ -38,7 +38,10 @@ class ReferenceTest {
 
     @Test
     fun damagedOnesAreRefused() {
-        fun refused(words: String) = refused(BundleError.Kind.DAMAGED, "reference.safetensors", words) { Safetensors(file).use { it.floats("x"); it.ids("i"); it.raw("d") } }
+        fun refused(words: String) =
+            refused(BundleError.Kind.DAMAGED, "reference.safetensors", words) {
+                Safetensors(file).use { read -> listOf(read.floats("x"), read.ids("i"), read.raw("d")) }
+            }
         refused("read")
         file.writeBytes(ByteArray(4))
         refused("early")

@@ -27,7 +27,8 @@ class SamplerTest {
 
     @Test
     fun wrongSamplingsAreRefused() {
-        for (make in listOf({ Sampling(-1.0) }, { Sampling(Double.NaN) }, { Sampling(topK = -1) }, { Sampling(topP = 0.0) }, { Sampling(topP = 1.1) })) {
+        val temperatures = listOf({ Sampling(-1.0) }, { Sampling(Double.NaN) })
+        for (make in temperatures + listOf({ Sampling(topK = -1) }, { Sampling(topP = 0.0) }, { Sampling(topP = 1.1) })) {
             assertThrows(IllegalArgumentException::class.java) { make() }
         }
     }

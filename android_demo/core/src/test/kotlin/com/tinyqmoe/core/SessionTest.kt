@@ -30,7 +30,8 @@ private class ScriptedEngine(private val context: Int, private val script: List<
         logits[script[said++ % script.size]] = 100f
     }
 
-    override fun step(token: Int): Int = FloatArray(VOCAB).also { feed(intArrayOf(token), it) }.let { row -> row.indices.maxByOrNull { row[it] }!! }
+    override fun step(token: Int): Int =
+        FloatArray(VOCAB).also { feed(intArrayOf(token), it) }.let { row -> row.indices.maxByOrNull { row[it] }!! }
 
     override fun trim(positions: Int) {
         assertTrue(positions <= held.size)

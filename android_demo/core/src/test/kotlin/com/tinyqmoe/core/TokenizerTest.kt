@@ -5,6 +5,7 @@ import org.junit.Assert.assertNotEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 import java.io.File
+import java.util.concurrent.atomic.AtomicInteger
 import kotlin.concurrent.thread
 
 class TokenizerTest {
@@ -86,9 +87,9 @@ class TokenizerTest {
     fun severalThreadsMayUseOne() {
         val tokenizer = read("tokenizer/llama3.json")
         val expected = texts.map { tokenizer.encode(it).asList() }
-        val wrong = java.util.concurrent.atomic.AtomicInteger()
-        List(4) { thread { texts.forEachIndexed { i, t -> if (tokenizer.encode(t).asList() != expected[i]) wrong.incrementAndGet() } } }
-            .forEach { it.join() }
+        val wrong = AtomicInteger()
+        val check = { texts.forEachIndexed { i, t -> if (tokenizer.encode(t).asList() != expected[i]) wrong.incrementAndGet() } }
+        List(4) { thread { check() } }.forEach { it.join() }
         assertEquals(0, wrong.get())
         assertNotEquals(0, expected.sumOf { it.size })
     }

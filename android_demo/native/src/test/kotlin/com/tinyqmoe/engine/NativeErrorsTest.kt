@@ -20,7 +20,8 @@ class NativeErrorsTest {
         return Bundle.open(folder)
     }
 
-    private fun open(bundle: Bundle = RealModel.demo.bundle, options: EngineOptions = EngineOptions()) = NativeSession.open(bundle, options)
+    private fun open(bundle: Bundle = RealModel.demo.bundle, options: EngineOptions = EngineOptions()) =
+        NativeSession.open(bundle, options)
 
     private fun error(kind: BundleError.Kind, vararg words: String, call: () -> Unit) {
         val error = assertThrows(BundleError::class.java) { call() }
@@ -84,14 +85,21 @@ class NativeErrorsTest {
         }
     }
 
-    /** The demo model in int8 has raw levels, which do not expand; so the bytes are counted, and the answer is the same. */
+    /** The demo model in int8 has raw levels, which do not expand: what is looked at is that no token changes. */
     @Test
     fun trimmingWhileTokensComeChangesNoBit() {
         val expected = tokens(open())
         NativeResidency.setBudget(Long.MAX_VALUE)
         val engine = open()
         var stop = false
-        val warnings = thread { while (!stop) { NativeResidency.trim(Long.MAX_VALUE); NativeResidency.setBudget(Long.MAX_VALUE); System.gc() } }
+        val warnings =
+            thread {
+                while (!stop) {
+                    NativeResidency.trim(Long.MAX_VALUE)
+                    NativeResidency.setBudget(Long.MAX_VALUE)
+                    System.gc()
+                }
+            }
         val got = tokens(engine)
         stop = true
         warnings.join()

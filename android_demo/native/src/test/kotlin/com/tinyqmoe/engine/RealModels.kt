@@ -14,7 +14,8 @@ internal class RealModel(private val folder: File) {
     val parity: List<Map<*, *>>
         get() {
             val package_ = (json("parity.json")["packages"] as List<*>).single() as Map<*, *>
-            return (package_["checks"] as List<*>).map { it as Map<*, *> }.filter { it["verdict"] !in listOf("levels", "scales") }
+            val checks = (package_["checks"] as List<*>).map { it as Map<*, *> }
+            return checks.filter { it["verdict"] !in listOf("levels", "scales") }
         }
 
     private fun json(name: String) = Json.parse(File(folder, name).readText()) as Map<*, *>
@@ -22,11 +23,13 @@ internal class RealModel(private val folder: File) {
     override fun toString(): String = folder.name
 
     companion object {
-        private val folder = File(System.getProperty("tinyqmoe.real") ?: error("set -Dtinyqmoe.real to the folder of check.sh"))
+        private val folder =
+            File(System.getProperty("tinyqmoe.real") ?: error("set -Dtinyqmoe.real to the folder of check.sh"))
         val demo = RealModel(File(folder, "demo"))
 
         /** The demo model, and SmolLM2 where check.sh was given a bundle. */
-        val all: List<RealModel> = listOf(File(folder, "demo"), File(folder, "smollm2")).filter { it.isDirectory }.map(::RealModel)
+        val all: List<RealModel> =
+            listOf(File(folder, "demo"), File(folder, "smollm2")).filter { it.isDirectory }.map(::RealModel)
     }
 }
 

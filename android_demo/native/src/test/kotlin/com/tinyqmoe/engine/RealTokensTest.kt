@@ -1,6 +1,8 @@
 package com.tinyqmoe.engine
 
+import com.tinyqmoe.core.Bundle
 import com.tinyqmoe.core.Check
+import com.tinyqmoe.core.CheckReport
 import com.tinyqmoe.core.Ending
 import com.tinyqmoe.core.Engine
 import com.tinyqmoe.core.EngineOptions
@@ -31,7 +33,8 @@ import java.security.MessageDigest
 
 /** Real tokens out of Kotlin: those of `tinyqmoe run --backend native`, to the last bit. */
 class RealTokensTest {
-    private val golden = Json.parse(File(System.getProperty("tinyqmoe.root"), "tests/golden/demo.json").readText()) as Map<*, *>
+    private val golden =
+        Json.parse(File(System.getProperty("tinyqmoe.root"), "tests/golden/demo.json").readText()) as Map<*, *>
 
     private fun question(model: RealModel) = listOf(Message(Role.USER, model.question))
 
@@ -47,7 +50,8 @@ class RealTokensTest {
             assertEquals("$model", model.run["text"], text(replies))
             val stats = (replies.last() as Reply.Done).stats
             assertEquals(prompt.size to tokens.size, stats.promptTokens to stats.answerTokens)
-            println("$model: ${stats.firstTokenMillis} ms to the first token, ${"%.1f".format(stats.tokensPerSecond ?: 0.0)} tokens/s")
+            val speed = "%.1f".format(stats.tokensPerSecond ?: 0.0)
+            println("$model: ${stats.firstTokenMillis} ms to the first token, $speed tokens/s")
             val again = session.reply(question(model), limits = ReplyLimits(tokens.size)).toList()
             assertEquals(text(replies), text(again))
             assertEquals(prompt.size - 1, (again.last() as Reply.Done).stats.reusedTokens)
@@ -66,7 +70,9 @@ class RealTokensTest {
             val tokens = ArrayList<Int>()
             engine.feed(ints(answer["prompt"]).toIntArray(), row)
             while (true) {
-                digest.update(ByteBuffer.allocate(4 * row.size).order(ByteOrder.LITTLE_ENDIAN).also { it.asFloatBuffer().put(row) }.array())
+                val bytes = ByteBuffer.allocate(4 * row.size).order(ByteOrder.LITTLE_ENDIAN)
+                bytes.asFloatBuffer().put(row)
+                digest.update(bytes.array())
                 tokens += row.indices.maxByOrNull { row[it] }!!
                 if (tokens.size == ints(answer["tokens"]).size) break
                 engine.feed(intArrayOf(tokens.last()), row)
@@ -83,8 +89,9 @@ class RealTokensTest {
             val chat = golden["chat"] as Map<*, *>
             val prompt = ints(chat["prompt"])
             engine.feed(prompt.dropLast(1).toIntArray())
-            val tokens = generateSequence(engine.step(prompt.last())) { engine.step(it) }.take(ints(chat["tokens"]).size).toList()
-            assertEquals(ints(chat["tokens"]), tokens)
+            val expected = ints(chat["tokens"])
+            val tokens = generateSequence(engine.step(prompt.last())) { engine.step(it) }.take(expected.size).toList()
+            assertEquals(expected, tokens)
         }
     }
 
@@ -92,19 +99,24 @@ class RealTokensTest {
     fun theVerdictsAreThoseOfParity() = runBlocking {
         for (model in RealModel.all) {
             val bundle = model.bundle
-            val report = NativeSession.open(bundle, EngineOptions()).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
+            val report = check(bundle, NativeSession.open(bundle, EngineOptions()))
             assertTrue(report.text(), report.passed && report.sameBits)
             val theirs = model.parity
-            assertEquals(theirs.map { "${it["verdict"]}: ${it["what"]}" }, report.checks.map { "${it.verdict.name.lowercase()}: ${it.what}" })
+            val names = report.checks.map { "${it.verdict.name.lowercase()}: ${it.what}" }
+            assertEquals(theirs.map { "${it["verdict"]}: ${it["what"]}" }, names)
             for ((mine, other) in report.checks.zip(theirs)) compare(mine, other)
             assertEquals(true, (Json.parse(report.json()) as Map<*, *>)["passed"])
         }
     }
 
+    private suspend fun check(bundle: Bundle, engine: Engine): CheckReport =
+        engine.use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
+
     private fun compare(mine: Check, other: Map<*, *>) {
         assertEquals(mine.what, other["passed"], mine.passed)
         if (mine.verdict != Verdict.LOGITS) return
-        for ((name, value) in listOf("kl_median" to mine.klMedian, "kl_worst" to mine.klWorst, "sqnr_db_median" to mine.sqnrMedian, "sqnr_db_worst" to mine.sqnrWorst)) {
+        val kl = listOf("kl_median" to mine.klMedian, "kl_worst" to mine.klWorst)
+        for ((name, value) in kl + listOf("sqnr_db_median" to mine.sqnrMedian, "sqnr_db_worst" to mine.sqnrWorst)) {
             val expected = (other[name] as JsonNumber).toDouble()
             assertEquals("${mine.what}, $name", expected, value!!, 1e-6 * Math.abs(expected) + 1e-12)
         }
@@ -114,8 +126,9 @@ class RealTokensTest {
     @Test
     fun aModelThatAnswersOtherwiseFails() = runBlocking {
         val bundle = RealModel.demo.bundle
-        for ((error, verdicts) in listOf(1e-5f to setOf(Verdict.BITS), 30f to setOf(Verdict.BITS, Verdict.LOGITS, Verdict.GREEDY))) {
-            val report = WrongEngine(NativeSession.open(bundle, EngineOptions()), error).use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
+        val all = setOf(Verdict.BITS, Verdict.LOGITS, Verdict.GREEDY)
+        for ((error, verdicts) in listOf(1e-5f to setOf(Verdict.BITS), 30f to all)) {
+            val report = check(bundle, WrongEngine(NativeSession.open(bundle, EngineOptions()), error))
             assertEquals(verdicts, report.checks.filter { !it.passed }.map { it.verdict }.toSet())
             assertTrue(report.text(), "FAILED" in report.text() && "OTHER bits" in report.text())
         }
@@ -134,7 +147,13 @@ class RealTokensTest {
         val bundle = RealModel.demo.bundle
         NativeSession.open(bundle, EngineOptions()).use { engine ->
             var seen = 0
-            val job = launch { ModelCheck(bundle, engine, "a JVM").run { done, total -> seen = done; if (done < total) this@launch.cancel() } }
+            val job =
+                launch {
+                    ModelCheck(bundle, engine, "a JVM").run { done, total ->
+                        seen = done
+                        if (done < total) this@launch.cancel()
+                    }
+                }
             job.join()
             assertTrue("$seen", job.isCancelled && seen > 0)
         }
@@ -143,7 +162,11 @@ class RealTokensTest {
     @Test
     fun theSameSeedSaysTheSame() = runBlocking {
         val session = Session.open(RealModel.demo.bundle, NativeSession)
-        val texts = listOf(3L, 3L, 4L).map { seed -> text(session.reply(question(RealModel.demo), Sampling(3.0, 50, 0.95, seed), ReplyLimits(20)).toList()) }
+        val texts =
+            listOf(3L, 3L, 4L).map { seed ->
+                val sampling = Sampling(3.0, 50, 0.95, seed)
+                text(session.reply(question(RealModel.demo), sampling, ReplyLimits(20)).toList())
+            }
         assertEquals(texts[0], texts[1])
         assertNotEquals(texts[0], texts[2])
         session.close()
@@ -170,7 +193,8 @@ class RealTokensTest {
                 engine.state()
             }
             assertEquals(forecast.kvCacheBytes.toDouble(), state.kvCacheBytes.toDouble(), 0.05 * forecast.kvCacheBytes)
-            assertTrue("${forecast.bufferBytes} $state", state.bufferBytes in forecast.bufferBytes / 2..forecast.bufferBytes * 2)
+            val near = forecast.bufferBytes / 2..forecast.bufferBytes * 2
+            assertTrue("${forecast.bufferBytes} $state", state.bufferBytes in near)
             assertEquals(forecast.cleanBytes, state.mappedBytes)
         }
     }
