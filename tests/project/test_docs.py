@@ -29,6 +29,7 @@ FOLDERS = (
     "tinyqmoe",
     "benchmarks",
     "tools",
+    "android_demo",
     "web_demo",
 )
 TEMPLATES = ROOT / "runtime_ref" / "reports" / "templates"  # rendered, not read
