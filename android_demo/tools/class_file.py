@@ -22,7 +22,7 @@ TWO_SLOTS = (5, 6)
 
 @dataclass
 class Member:
-    """A field or a method: indices into the constants, and its attributes as they lie in the file."""
+    """A field or a method: indices into the constants; its attributes as they lie in the file."""
 
     access: int
     name: int

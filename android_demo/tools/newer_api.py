@@ -1,15 +1,16 @@
 """The part of Android's newest API that the app names, on top of an old android.jar.
 
 The only android.jar that Debian has is of API 23. The PyPI package chaquopy-stubs-android describes
-API 36 as typed Python stubs. This tool reads the imports of the app's Kotlin files, and writes a jar
-with those classes as API 23 has them, plus the members and nested classes that API 36 adds. Nothing
-in it can run: it is a class path for the type check.
+API 36 as typed Python stubs. This tool reads the imports of the app's Kotlin files, and writes a
+jar with those classes as API 23 has them, plus the members and nested classes that API 36 adds.
+Nothing in it can run: it is a class path for the type check.
 
-    python3 newer_api.py --jar android-23.jar --stubs chaquopy_stubs_android.whl --out newer.jar KOTLIN_FILE...
+    python3 newer_api.py --jar android-23.jar --stubs WHEEL --out newer.jar KOTLIN_FILE...
 
 Two things are not in the stubs. Whether a class is an interface is inferred: a class file keeps the
-names of parameters only of methods with code, so an interface's are called arg1, arg2. And `int` may
-be a Java int or long, so a newer method that returns a number is added only if RETURNS names it.
+names of parameters only of methods with code, so an interface's are called arg1, arg2. And `int`
+may be a Java int or long, so a newer method that returns a number is added only if RETURNS names
+it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Stubs:
         return self._packages[package]
 
     def find(self, name: str) -> Stub | None:
-        """The class of an internal name, as android/os/PowerManager$WakeLock; None: there is none."""
+        """The class of an internal name, as android/os/PowerManager$WakeLock, or None."""
         return self._package(name.rpartition("/")[0]).get(name)
 
     def nested(self, stub: Stub) -> list[Stub]:
@@ -153,7 +154,7 @@ class Types:
 
 
 def is_interface(node: ast.ClassDef) -> bool:
-    """Whether no method of a class has code: its parameters have no names, and it has no constructor."""
+    """Whether no method has code: no parameter has a name, and there is no constructor."""
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
     own = [m for m in methods if not _has(m, "staticmethod")]
     names = [a.arg for m in own for a in [*m.args.posonlyargs, *m.args.args] if a.arg != "self"]
@@ -253,7 +254,7 @@ def _inner_access(stub: Stub) -> int:
 
 
 def imported(files: list[Path]) -> set[str]:
-    """Internal names of the classes of Android that Kotlin files import, nested ones with a dollar."""
+    """Internal names of the top-level classes of Android that Kotlin files import."""
     found = set()
     for file in files:
         for path in re.findall(r"^import (android\.[\w.]+)", file.read_text("utf-8"), re.M):

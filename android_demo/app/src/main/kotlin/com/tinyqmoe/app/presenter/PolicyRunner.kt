@@ -1,0 +1,44 @@
+package com.tinyqmoe.app.presenter
+
+import com.tinyqmoe.core.PolicyAction
+import com.tinyqmoe.core.PolicyEvent
+import com.tinyqmoe.core.Residency
+import java.io.File
+
+/**
+ * Does what the memory policy says. All calls come from one thread.
+ *
+ * @param policy MemoryPolicy.on of the core.
+ * @param cacheFolder of expanded weights, deleted where the storage is full.
+ */
+class PolicyRunner(
+    private val policy: (PolicyEvent) -> List<PolicyAction>,
+    private val residency: Residency,
+    private val cacheFolder: File,
+) {
+    private lateinit var holder: ModelHolder
+    private lateinit var chat: ChatPresenter
+
+    /** Names what the actions are done to: both of them tell this of their events, so neither can come first. */
+    fun connect(holder: ModelHolder, chat: ChatPresenter) {
+        this.holder = holder
+        this.chat = chat
+    }
+
+    fun on(event: PolicyEvent) = policy(event).forEach(::act)
+
+    private fun act(action: PolicyAction) {
+        when (action) {
+            is PolicyAction.Trim -> residency.trim(action.bytes)
+            is PolicyAction.SetBudget -> residency.setBudget(action.bytes)
+            is PolicyAction.StopGeneration -> chat.stop(Notice.Stopped(action.words))
+            is PolicyAction.Pause -> chat.pauseMillis = action.millis
+            PolicyAction.Unload -> holder.unload()
+            PolicyAction.Reload -> holder.reload()
+            PolicyAction.DropCacheFolder -> {
+                residency.setCacheFolder(null)
+                cacheFolder.deleteRecursively()
+            }
+        }
+    }
+}
