@@ -47,6 +47,9 @@ class ClassFile:
     attributes: dict[str, bytes] = field(default_factory=dict)
     version: bytes = struct.pack(">HH", 0, JAVA_8)
 
+    def __post_init__(self) -> None:
+        self._indices = {constant: i for i, constant in enumerate(self.constants)}
+
     def text(self, index: int) -> str:
         """The string of a constant: of UTF8 its own, of a class its name."""
         constant = self.constants[index]
@@ -55,11 +58,10 @@ class ClassFile:
         return constant[3:].decode("utf-8", "surrogatepass")
 
     def _index(self, constant: bytes) -> int:
-        try:
-            return self.constants.index(constant)
-        except ValueError:
+        if constant not in self._indices:
+            self._indices[constant] = len(self.constants)
             self.constants.append(constant)
-            return len(self.constants) - 1
+        return self._indices[constant]
 
     def utf8(self, text: str) -> int:
         raw = text.encode()
@@ -83,8 +85,20 @@ class ClassFile:
 
     def add_method(self, access: int, name: str, descriptor: str, signature: str) -> None:
         """`signature`: the descriptor with the arguments of generic types."""
-        attribute = struct.pack(">HHIH", 1, self.utf8("Signature"), 2, self.utf8(signature))
-        self.methods.append(Member(access, self.utf8(name), self.utf8(descriptor), attribute))
+        member = Member(access, self.utf8(name), self.utf8(descriptor))
+        self.methods.append(member)
+        self._sign(member, signature)
+
+    def make_generic(self, name: str, signature: str) -> None:
+        """Gives the methods of a name type variables; their descriptors stay."""
+        for member in self.methods:
+            if self.text(member.name) == name:
+                self._sign(member, signature)
+
+    def _sign(self, member: Member, signature: str) -> None:
+        row = struct.pack(">HIH", self.utf8("Signature"), 2, self.utf8(signature))
+        n = int.from_bytes(member.attributes[:2], "big")
+        member.attributes = struct.pack(">H", n + 1) + member.attributes[2:] + row
 
     def add_inner(self, outer: str, name: str, access: int) -> None:
         """Names a nested class `outer$name` in the attribute by which compilers find it."""

@@ -35,6 +35,8 @@ RETURNS = {
     "android/app/ApplicationExitInfo.getReason": "I",
     "android/app/ApplicationExitInfo.getTimestamp": "J",
 }
+# What API 26 made generic, without another descriptor.
+GENERIC = {"findViewById": "<T:Landroid/view/View;>(I)TT;"}
 PRIMITIVES = {"jboolean": "Z", "jbyte": "B", "jchar": "C", "jshort": "S", "jint": "I"}
 PRIMITIVES |= {"jlong": "J", "jfloat": "F", "jdouble": "D"}
 ARRAYS = {"JavaArray" + name[0].upper() + name[1:]: f"[{t}" for name, t in PRIMITIVES.items()}
@@ -178,7 +180,12 @@ class Merger:
 
     def _base(self, stub: Stub) -> ClassFile:
         if self.is_old(stub.name):
-            return class_file.read_class(self.old.read(f"{stub.name}.class"))
+            made = class_file.read_class(self.old.read(f"{stub.name}.class"))
+            # The jar has classes that implement the system's own interfaces, which it has not.
+            made.interfaces = [i for i in made.interfaces if "internal" not in made.text(i)]
+            for name, signature in GENERIC.items():
+                made.make_generic(name, signature)
+            return made
         parent, interfaces = "java/lang/Object", []
         for base in stub.node.bases:
             name = self.stubs.internal_name(ast.unparse(base), stub.package)
@@ -254,10 +261,12 @@ def _inner_access(stub: Stub) -> int:
 
 
 def imported(files: list[Path]) -> set[str]:
-    """Internal names of the top-level classes of Android that Kotlin files import."""
+    """Internal names of Android's top-level classes that Kotlin files import."""
     found = set()
     for file in files:
-        for path in re.findall(r"^import (android\.[\w.]+)", file.read_text("utf-8"), re.M):
+        for path in re.findall(
+            r"^import ((?:android|java)\.[\w.]+)", file.read_text("utf-8"), re.M
+        ):
             parts = path.split(".")
             first = next((i for i, part in enumerate(parts) if part[0].isupper()), len(parts) - 1)
             found.add("/".join(parts[:first]) + "/" + parts[first])
@@ -286,7 +295,7 @@ def write_jar(jar: Path, wheel: Path, files: list[Path], out: Path) -> list[str]
 
 
 def _is_there(name: str, merger: Merger) -> bool:
-    return merger.is_old(name) or not name.startswith("android/")
+    return merger.is_old(name) or not name.startswith(("android/", "java/"))
 
 
 def main() -> None:

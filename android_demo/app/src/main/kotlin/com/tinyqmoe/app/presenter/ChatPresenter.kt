@@ -30,7 +30,7 @@ import kotlinx.coroutines.withContext
  *
  * @property answer what came of the answer that is computed now, or null where none is.
  * @property reading how much of the prompt was read, before the first text.
- * @property stats figures of the last answer.
+ * @property stats figures of the last answer, while it comes and after it.
  */
 data class ChatState(
     val conversation: Conversation? = null,
@@ -171,17 +171,17 @@ class ChatPresenter(
         model.reply(messages, sampling, ReplyLimits(chosen.maxNewTokens))
             .buffer(Channel.RENDEZVOUS) // so that a pause here is one of the model
             .collect { reply ->
-                show(reply)
+                show(reply, model.stats.value)
                 if (reply is Reply.Text && pauseMillis > 0) delay(pauseMillis)
             }
     }
 
-    private fun show(reply: Reply) =
+    private fun show(reply: Reply, stats: SessionStats) =
         current.update {
             when (reply) {
                 is Reply.Dropped -> it.copy(notice = Notice.TurnsDropped(reply.messages))
                 is Reply.Reading -> it.copy(reading = reply)
-                is Reply.Text -> it.copy(answer = it.answer.orEmpty() + reply.text, reading = null)
+                is Reply.Text -> it.copy(answer = it.answer.orEmpty() + reply.text, reading = null, stats = stats)
                 is Reply.Done -> it.copy(stats = reply.stats, notice = noticeOf(reply.ending) ?: it.notice)
             }
         }

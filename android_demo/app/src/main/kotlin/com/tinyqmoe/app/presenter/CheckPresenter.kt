@@ -26,11 +26,18 @@ sealed interface CheckState {
 class CheckPresenter(private val models: Models, private val holder: ModelHolder, private val scope: CoroutineScope) {
     private val current = MutableStateFlow<CheckState>(CheckState.Idle)
     private var job: Job? = null
+    private var checked: String? = null
     val state: StateFlow<CheckState> = current.asStateFlow()
+
+    /** Says which model the screen is for: what was found of another one goes, unless its check still runs. */
+    fun select(id: String) {
+        if (job?.isActive != true && checked != id) current.value = CheckState.Idle
+    }
 
     /** Begins a check; one that runs goes on. */
     fun start(id: String) {
         if (job?.isActive == true) return
+        checked = id
         current.value = CheckState.Running(0, 0)
         job = scope.launchSurely { run(id) }
     }

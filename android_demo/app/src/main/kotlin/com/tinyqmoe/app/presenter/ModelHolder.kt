@@ -77,6 +77,12 @@ class ModelHolder(
         (current.value as? ModelState.Unloaded)?.let { open(it.id) }
     }
 
+    /** Forgets a model that was refused or failed: the user read why. */
+    fun dismiss() {
+        val now = current.value
+        if (now is ModelState.Refused || now is ModelState.Failed) current.value = ModelState.None
+    }
+
     /** Closes the model, because it is deleted or checked. Returns when its memory is free. */
     suspend fun close() {
         current.value = ModelState.None

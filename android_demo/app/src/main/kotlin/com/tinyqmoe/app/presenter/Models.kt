@@ -13,8 +13,10 @@ import com.tinyqmoe.core.Reply
 import com.tinyqmoe.core.ReplyLimits
 import com.tinyqmoe.core.Sampling
 import com.tinyqmoe.core.Session
+import com.tinyqmoe.core.SessionStats
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.withContext
 
 /** A model of this device. [bytes] on the storage; [problem] says what is wrong with it, or is null. */
@@ -30,6 +32,9 @@ interface LoadedModel {
 
     /** Whether a conversation can have a system prompt. */
     val hasSystem: Boolean
+
+    /** Figures of the last answer, while it comes and after it. */
+    val stats: StateFlow<SessionStats>
 
     /** See [Session.reply]. */
     fun reply(messages: List<Message>, sampling: Sampling, limits: ReplyLimits): Flow<Reply>
@@ -97,6 +102,7 @@ private class LoadedSession(private val session: Session) : LoadedModel {
     private val manifest = session.bundle.manifest
     override val chatProblem: String? = if (manifest.chat == null) manifest.chatProblem else null
     override val hasSystem: Boolean = manifest.chat?.hasSystem ?: false
+    override val stats: StateFlow<SessionStats> get() = session.stats
 
     override fun reply(messages: List<Message>, sampling: Sampling, limits: ReplyLimits): Flow<Reply> =
         session.reply(messages, sampling, limits)
