@@ -6,7 +6,8 @@ import com.tinyqmoe.core.Residency
 import java.io.File
 
 /**
- * Does what the memory policy says. All calls come from one thread.
+ * Does what the memory policy says. All calls come from one thread. Before the first model there is nothing in memory to
+ * free, and the native library, which a device may lack, is left alone.
  *
  * @param policy MemoryPolicy.on of the core.
  * @param cacheFolder of expanded weights, deleted where the storage is full.
@@ -18,6 +19,7 @@ class PolicyRunner(
 ) {
     private lateinit var holder: ModelHolder
     private lateinit var chat: ChatPresenter
+    private var hasLoaded = false
 
     /** Names what the actions are done to: both of them tell this of their events, so neither can come first. */
     fun connect(holder: ModelHolder, chat: ChatPresenter) {
@@ -25,18 +27,21 @@ class PolicyRunner(
         this.chat = chat
     }
 
-    fun on(event: PolicyEvent) = policy(event).forEach(::act)
+    fun on(event: PolicyEvent) {
+        if (event == PolicyEvent.Loaded) hasLoaded = true
+        policy(event).forEach(::act)
+    }
 
     private fun act(action: PolicyAction) {
         when (action) {
-            is PolicyAction.Trim -> residency.trim(action.bytes)
-            is PolicyAction.SetBudget -> residency.setBudget(action.bytes)
+            is PolicyAction.Trim -> if (hasLoaded) residency.trim(action.bytes)
+            is PolicyAction.SetBudget -> if (hasLoaded) residency.setBudget(action.bytes)
             is PolicyAction.StopGeneration -> chat.stop(Notice.Stopped(action.words))
             is PolicyAction.Pause -> chat.pauseMillis = action.millis
             PolicyAction.Unload -> holder.unload()
             PolicyAction.Reload -> holder.reload()
             PolicyAction.DropCacheFolder -> {
-                residency.setCacheFolder(null)
+                if (hasLoaded) residency.setCacheFolder(null)
                 cacheFolder.deleteRecursively()
             }
         }
