@@ -39,7 +39,7 @@ class AppGraph(context: Context) {
 
     // A quarter of what is free leaves room for the KV cache and the system's own.
     private val memoryPolicy = MemoryPolicy(memory.freeBytes / 4)
-    val policy = PolicyRunner(memoryPolicy::on, NativeResidency, File(context.cacheDir, "expanded"))
+    val policy = PolicyRunner(memoryPolicy::on, NativeResidency)
 
     val settings = SettingsPresenter(SettingsFile(File(context.filesDir, "settings.json")))
     val holder = ModelHolder(models, guard, scope, policy::on)

@@ -90,13 +90,10 @@ class ChatActivity : Screen(R.layout.chat) {
     private fun showModel(state: ModelState) {
         findViewById<TextView>(R.id.status).text = words(state)
         showNotices()
-        when (state) {
-            is ModelState.Refused ->
-                refusal = confirm(state.words, R.string.load_anyway, no = graph.holder::dismiss) {
-                    graph.holder.open(state.id, evenIfTooLarge = true)
-                }
-            is ModelState.Ready -> state.model.chatProblem?.let { graph.chat.notice(Notice.NoChat(it)) }
-            else -> Unit
+        if (state is ModelState.Refused) {
+            refusal = confirm(state.words, R.string.load_anyway, no = graph.holder::dismiss) {
+                graph.holder.open(state.id, evenIfTooLarge = true)
+            }
         }
     }
 
@@ -128,7 +125,9 @@ class ChatActivity : Screen(R.layout.chat) {
         val text = view.findViewById<TextView>(R.id.text)
         text.text = if (isUser) message.content else markdown.of(message.content)
         text.setBackgroundResource(if (isUser) R.drawable.bubble_user else 0)
-        text.layoutParams = (text.layoutParams as FrameLayout.LayoutParams).apply { gravity = if (isUser) Gravity.END else Gravity.START }
+        val place = text.layoutParams as FrameLayout.LayoutParams
+        place.gravity = if (isUser) Gravity.END else Gravity.START
+        text.layoutParams = place
         view.contentDescription = getString(R.string.said, name(message.role), message.content)
     }
 

@@ -48,8 +48,10 @@ class ConversationsActivity : Screen(R.layout.conversations) {
         popUp(anchor, R.menu.conversation) {
             when (it) {
                 R.id.menu_rename -> ask(R.string.rename, row.title) { title -> graph.conversations.rename(row, title) }
-                R.id.menu_delete ->
-                    confirm(getString(R.string.delete_conversation, title(row)), R.string.delete) { graph.conversations.delete(row.id) }
+                R.id.menu_delete -> {
+                    val question = getString(R.string.delete_conversation, title(row))
+                    confirm(question, R.string.delete) { graph.conversations.delete(row.id) }
+                }
             }
         }
 

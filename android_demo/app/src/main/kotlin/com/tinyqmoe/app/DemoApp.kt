@@ -16,7 +16,7 @@ class DemoApp : Application() {
         super.onCreate()
         graph = AppGraph(this)
         SystemEvents(graph.policy::on).register(this)
-        graph.start.begin(lastExitReason(this))?.let(graph.chat::notice)
+        graph.start.begin { lastExitReason(this) }?.let(graph.chat::notice)
         graph.scope.launch {
             val areRunning = graph.list.transfers.running.map { it.isNotEmpty() }.distinctUntilChanged()
             areRunning.filter { it }.collect { TransferService.start(this@DemoApp) }

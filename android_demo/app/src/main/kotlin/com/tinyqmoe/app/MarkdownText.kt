@@ -9,6 +9,7 @@ import android.text.style.LeadingMarginSpan
 import android.text.style.RelativeSizeSpan
 import android.text.style.StyleSpan
 import android.text.style.TypefaceSpan
+import android.util.LruCache
 import com.tinyqmoe.core.Block
 import com.tinyqmoe.core.Markdown
 import com.tinyqmoe.core.Span
@@ -18,7 +19,14 @@ class MarkdownText(context: Context) {
     private val codeColor = context.getColor(R.color.code_background)
     private val indent = (context.resources.displayMetrics.density * INDENT_DP).toInt()
 
-    fun of(text: String): CharSequence {
+    // A list asks for all that it shows whenever a token comes.
+    private val texts = object : LruCache<String, CharSequence>(MAX_TEXTS) {
+        override fun create(key: String): CharSequence = render(key)
+    }
+
+    fun of(text: String): CharSequence = texts[text]
+
+    private fun render(text: String): CharSequence {
         val out = SpannableStringBuilder()
         Markdown.blocks(text).forEachIndexed { i, block ->
             if (i > 0) out.append(if (block is Block.Item) "\n" else "\n\n")
@@ -57,6 +65,7 @@ class MarkdownText(context: Context) {
 
     private companion object {
         const val INDENT_DP = 16
+        const val MAX_TEXTS = 32
         const val HEADING_SIZE = 1.2f
     }
 }

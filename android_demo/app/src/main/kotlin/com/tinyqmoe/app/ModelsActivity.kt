@@ -16,7 +16,6 @@ import com.tinyqmoe.app.presenter.ModelRow
 import com.tinyqmoe.app.presenter.ModelStatus
 import com.tinyqmoe.app.presenter.ModelsState
 import kotlinx.coroutines.Dispatchers
-import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
 /** The models of this device: download, import, load, check, delete. */
@@ -35,7 +34,9 @@ class ModelsActivity : Screen(R.layout.models) {
             download(address.text.toString())
             true
         }
-        findViewById<View>(R.id.pick).setOnClickListener { startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK) }
+        findViewById<View>(R.id.pick).setOnClickListener {
+            startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK)
+        }
     }
 
     override fun watch() {
@@ -48,7 +49,7 @@ class ModelsActivity : Screen(R.layout.models) {
         val tree = data?.data
         if (requestCode != PICK || resultCode != RESULT_OK || tree == null) return
         val resolver = applicationContext.contentResolver
-        graph.scope.launch { graph.list.import(withContext(Dispatchers.IO) { PickedFolder(resolver, tree).source() }) }
+        graph.list.importPicked { withContext(Dispatchers.IO) { PickedFolder(resolver, tree).source() } }
     }
 
     private fun download(address: String) {
@@ -100,7 +101,10 @@ class ModelsActivity : Screen(R.layout.models) {
             when (it) {
                 R.id.menu_load_model -> load(row)
                 R.id.menu_check -> startActivity(CheckActivity.intent(this, row.id))
-                R.id.menu_delete -> confirm(getString(R.string.delete_model, row.name), R.string.delete) { graph.list.delete(row.id) }
+                R.id.menu_delete -> {
+                    val question = getString(R.string.delete_model, row.name)
+                    confirm(question, R.string.delete) { graph.list.delete(row.id) }
+                }
             }
         }
     }

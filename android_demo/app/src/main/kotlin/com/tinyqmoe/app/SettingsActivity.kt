@@ -18,8 +18,7 @@ class SettingsActivity : Screen(R.layout.settings) {
         }
     }
 
-    /** Nothing here changes by itself. */
-    override fun watch() = Unit
+    override fun watch() = show(graph.settings.notice) { showNotice(it, graph.settings::dismissNotice) }
 
     private fun fill(form: SettingsForm) {
         field(R.id.system_prompt).setText(form.systemPrompt)
@@ -41,7 +40,7 @@ class SettingsActivity : Screen(R.layout.settings) {
                 maxNewTokens = text(R.id.max_new_tokens),
             )
         val wrong = graph.settings.save(form)
-        if (wrong.isEmpty()) finish()
+        if (wrong.isEmpty() && graph.settings.notice.value == null) finish()
         SettingsField.entries.forEach { field(idOf(it)).error = if (it in wrong) words(it) else null }
     }
 

@@ -11,6 +11,7 @@ import com.tinyqmoe.app.presenter.Notice
 import com.tinyqmoe.app.presenter.SettingsField
 import com.tinyqmoe.app.presenter.Transfer
 import com.tinyqmoe.core.Role
+import com.tinyqmoe.core.StopReason
 
 /** What presenters tell, in the user's language. */
 fun Context.words(notice: Notice): String =
@@ -21,8 +22,7 @@ fun Context.words(notice: Notice): String =
             val reason = notice.reason ?: getString(R.string.exit_unknown)
             getString(R.string.notice_ended_while_loading, notice.model, reason)
         }
-        is Notice.NoChat -> getString(R.string.notice_no_chat, notice.why)
-        is Notice.Stopped -> notice.words
+        is Notice.Stopped -> words(notice.reason)
         is Notice.TurnsDropped -> resources.getQuantityString(R.plurals.notice_turns_dropped, notice.messages, notice.messages)
         Notice.NoModel -> getString(R.string.notice_no_model)
         Notice.SystemPromptUnused -> getString(R.string.notice_system_prompt_unused)
@@ -32,11 +32,20 @@ fun Context.words(notice: Notice): String =
         Notice.PickAgain -> getString(R.string.notice_pick_again)
     }
 
+fun Context.words(reason: StopReason): String =
+    getString(
+        when (reason) {
+            StopReason.MEMORY -> R.string.stopped_memory
+            StopReason.HEAT -> R.string.stopped_heat
+            StopReason.BACKGROUND -> R.string.stopped_background
+        },
+    )
+
 fun Context.words(state: ModelState): String =
     when (state) {
         ModelState.None -> getString(R.string.model_none)
         is ModelState.Loading -> getString(R.string.model_loading, state.id)
-        is ModelState.Ready -> state.id
+        is ModelState.Ready -> state.model.chatProblem?.let { getString(R.string.model_no_chat, state.id, it) } ?: state.id
         is ModelState.Unloaded -> getString(R.string.model_unloaded, state.id)
         is ModelState.Refused -> getString(R.string.model_refused, state.id)
         is ModelState.Failed -> getString(R.string.model_failed, state.id)

@@ -15,15 +15,13 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.cancelAndJoin
-import kotlinx.coroutines.channels.Channel
-import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.flow.asStateFlow
-import kotlinx.coroutines.flow.buffer
 import kotlinx.coroutines.flow.update
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
+import java.io.IOException
 
 /**
  * The chat as it is shown.
@@ -73,9 +71,6 @@ class ChatPresenter(
     private var repeats = 0L
 
     val state: StateFlow<ChatState> = current.asStateFlow()
-
-    /** Waiting time after each piece of text in milliseconds, while the device is hot. */
-    var pauseMillis = 0L
 
     /** Asks a question. Returns whether it was taken; if not, it stays where it was typed. */
     fun send(text: String): Boolean {
@@ -168,12 +163,7 @@ class ChatPresenter(
         if (system == null && chosen.systemPrompt.isNotBlank()) notice(Notice.SystemPromptUnused)
         val messages = listOfNotNull(system?.let { Message(Role.SYSTEM, it) }) + asked.messages
         val sampling = chosen.sampling.copy(seed = chosen.sampling.seed + repeats)
-        model.reply(messages, sampling, ReplyLimits(chosen.maxNewTokens))
-            .buffer(Channel.RENDEZVOUS) // so that a pause here is one of the model
-            .collect { reply ->
-                show(reply, model.stats.value)
-                if (reply is Reply.Text && pauseMillis > 0) delay(pauseMillis)
-            }
+        model.reply(messages, sampling, ReplyLimits(chosen.maxNewTokens)).collect { show(it, model.stats.value) }
     }
 
     private fun show(reply: Reply, stats: SessionStats) =
@@ -189,12 +179,16 @@ class ChatPresenter(
     /** Puts what came of the answer into the conversation. */
     private suspend fun keep() {
         val (conversation, answer) = current.value
-        val kept =
-            if (conversation == null || answer.isNullOrEmpty()) {
-                conversation
-            } else {
-                withContext(Dispatchers.IO) { conversations.add(conversation, Message(Role.ASSISTANT, answer)) }
+        var kept = conversation
+        if (conversation != null && !answer.isNullOrEmpty()) {
+            val message = Message(Role.ASSISTANT, answer)
+            try {
+                kept = withContext(Dispatchers.IO) { conversations.add(conversation, message) }
+            } catch (error: IOException) {
+                kept = conversation.copy(messages = conversation.messages + message) // it can still be read and copied
+                notice(noticeOf(error))
             }
+        }
         current.update { it.copy(conversation = kept, answer = null, reading = null) }
     }
 }

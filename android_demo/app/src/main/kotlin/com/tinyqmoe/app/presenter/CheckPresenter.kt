@@ -4,6 +4,8 @@ import com.tinyqmoe.core.CheckReport
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
+import kotlinx.coroutines.currentCoroutineContext
+import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.flow.asStateFlow
@@ -55,6 +57,7 @@ class CheckPresenter(private val models: Models, private val holder: ModelHolder
         val loaded = holder.state.value.id
         try {
             holder.close()
+            currentCoroutineContext().ensureActive()
             val report = models.check(id) { done, total -> current.value = CheckState.Running(done, total) }
             current.value = CheckState.Done(report)
         } catch (cancelled: CancellationException) {

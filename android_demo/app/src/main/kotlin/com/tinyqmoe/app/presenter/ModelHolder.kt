@@ -55,6 +55,13 @@ class ModelHolder(
 
     val state: StateFlow<ModelState> = current.asStateFlow()
 
+    /** Milliseconds that the model waits between tokens, on a device that is hot; for the next model too. */
+    var pauseMillis = 0L
+        set(value) {
+            field = value
+            held?.pauseMillis = value
+        }
+
     /** Loads a model. [evenIfTooLarge] skips the forecast, after the user read it. */
     fun open(id: String, evenIfTooLarge: Boolean = false) {
         val now = current.value
@@ -105,7 +112,7 @@ class ModelHolder(
         release()
         val next = attempt(wanted.id, evenIfTooLarge)
         if (next is ModelState.Ready) {
-            held = next.model
+            held = next.model.also { it.pauseMillis = pauseMillis }
             tell(PolicyEvent.Loaded)
         }
         if (current.value === wanted) current.value = next else release()

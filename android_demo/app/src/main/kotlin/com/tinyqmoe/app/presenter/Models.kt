@@ -36,6 +36,9 @@ interface LoadedModel {
     /** Figures of the last answer, while it comes and after it. */
     val stats: StateFlow<SessionStats>
 
+    /** Milliseconds to wait between tokens, on a device that is hot. */
+    var pauseMillis: Long
+
     /** See [Session.reply]. */
     fun reply(messages: List<Message>, sampling: Sampling, limits: ReplyLimits): Flow<Reply>
 
@@ -103,6 +106,8 @@ private class LoadedSession(private val session: Session) : LoadedModel {
     override val chatProblem: String? = if (manifest.chat == null) manifest.chatProblem else null
     override val hasSystem: Boolean = manifest.chat?.hasSystem ?: false
     override val stats: StateFlow<SessionStats> get() = session.stats
+
+    override var pauseMillis: Long by session::pauseMillis
 
     override fun reply(messages: List<Message>, sampling: Sampling, limits: ReplyLimits): Flow<Reply> =
         session.reply(messages, sampling, limits)

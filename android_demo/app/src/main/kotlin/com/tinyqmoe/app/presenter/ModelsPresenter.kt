@@ -61,18 +61,23 @@ class ModelsPresenter(
         if (isWeb(folder)) import(HttpSource(folder)) else notice(Notice.BadAddress)
     }
 
-    /** Imports the files that the user picked. */
+    /** Imports a bundle, or goes on with it. */
     fun import(source: BundleSource) {
         notice(null)
         transfers.start(source)
+    }
+
+    /** Imports what the user picked; [source] asks another app for it, which takes its time and may be refused. */
+    fun importPicked(source: suspend () -> BundleSource) {
+        scope.launch { attempt { import(source()) } }
     }
 
     fun pause(id: String) = transfers.pause(id)
 
     fun resume(id: String) {
         scope.launch {
-            val source = models.partial().firstOrNull { it.id == id }?.source
-            if (source != null && isWeb(source)) import(HttpSource(source, id)) else notice(Notice.PickAgain)
+            val source = models.partial().firstOrNull { it.id == id }?.source ?: return@launch
+            if (isWeb(source)) import(HttpSource(source, id)) else notice(Notice.PickAgain)
         }
     }
 
@@ -101,7 +106,7 @@ class ModelsPresenter(
             val partial =
                 models.partial().map {
                     val transfer = Transfer(it.bytesDone, it.bytesTotal ?: 0)
-                    ModelRow(it.id, it.id, it.bytesDone, ModelStatus.Paused(transfer, it.source?.let(::isWeb) ?: false))
+                    ModelRow(it.id, it.id, it.bytesDone, ModelStatus.Paused(transfer, isWeb(it.source)))
                 }
             current.update { it.copy(rows = complete + partial) }
             showTransfers(transfers.running.value)

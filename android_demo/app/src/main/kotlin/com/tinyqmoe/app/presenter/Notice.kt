@@ -1,6 +1,7 @@
 package com.tinyqmoe.app.presenter
 
 import com.tinyqmoe.core.BundleError
+import com.tinyqmoe.core.StopReason
 import java.io.IOException
 
 /** Something to tell the user. The views have the words, in the user's language; sentences of the core stay as they are. */
@@ -14,11 +15,8 @@ sealed interface Notice {
     /** The model that was loaded when the app ended last. [reason] is what the system says of it, or null. */
     data class EndedWhileLoading(val model: String, val reason: String?) : Notice
 
-    /** The model has no chat format; [why] says why. Answers go on with the text. */
-    data class NoChat(val why: String) : Notice
-
-    /** The policy stopped an answer; [words] say why. */
-    data class Stopped(val words: String) : Notice
+    /** The memory policy stopped an answer. */
+    data class Stopped(val reason: StopReason) : Notice
 
     /** The oldest [messages] found no room in the context. */
     data class TurnsDropped(val messages: Int) : Notice

@@ -3,20 +3,14 @@ package com.tinyqmoe.app.presenter
 import com.tinyqmoe.core.PolicyAction
 import com.tinyqmoe.core.PolicyEvent
 import com.tinyqmoe.core.Residency
-import java.io.File
 
 /**
  * Does what the memory policy says. All calls come from one thread. Before the first model there is nothing in memory to
  * free, and the native library, which a device may lack, is left alone.
  *
  * @param policy MemoryPolicy.on of the core.
- * @param cacheFolder of expanded weights, deleted where the storage is full.
  */
-class PolicyRunner(
-    private val policy: (PolicyEvent) -> List<PolicyAction>,
-    private val residency: Residency,
-    private val cacheFolder: File,
-) {
+class PolicyRunner(private val policy: (PolicyEvent) -> List<PolicyAction>, private val residency: Residency) {
     private lateinit var holder: ModelHolder
     private lateinit var chat: ChatPresenter
     private var hasLoaded = false
@@ -36,14 +30,11 @@ class PolicyRunner(
         when (action) {
             is PolicyAction.Trim -> if (hasLoaded) residency.trim(action.bytes)
             is PolicyAction.SetBudget -> if (hasLoaded) residency.setBudget(action.bytes)
-            is PolicyAction.StopGeneration -> chat.stop(Notice.Stopped(action.words))
-            is PolicyAction.Pause -> chat.pauseMillis = action.millis
+            is PolicyAction.StopGeneration -> chat.stop(Notice.Stopped(action.reason))
+            is PolicyAction.Pause -> holder.pauseMillis = action.millis
             PolicyAction.Unload -> holder.unload()
             PolicyAction.Reload -> holder.reload()
-            PolicyAction.DropCacheFolder -> {
-                if (hasLoaded) residency.setCacheFolder(null)
-                cacheFolder.deleteRecursively()
-            }
+            PolicyAction.DropCacheFolder -> if (hasLoaded) residency.setCacheFolder(null) // the app sets none
         }
     }
 }

@@ -6,6 +6,7 @@ import com.tinyqmoe.core.SettingsFile
 import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.flow.asStateFlow
+import java.io.IOException
 
 /** The settings as they are typed. Numbers may have a decimal point or comma. */
 data class SettingsForm(
@@ -35,7 +36,11 @@ enum class SettingsField { TEMPERATURE, TOP_K, TOP_P, SEED, MAX_NEW_TOKENS }
 /** What the user set, kept on disk. It does not need the model, so it can be changed while one loads or answers. */
 class SettingsPresenter(private val file: SettingsFile) {
     private val current = MutableStateFlow(file.read())
+    private val problem = MutableStateFlow<Notice?>(null)
     val state: StateFlow<Settings> = current.asStateFlow()
+
+    /** Why the settings could not be kept on disk; they hold until the app ends. */
+    val notice: StateFlow<Notice?> = problem.asStateFlow()
 
     /** Keeps a form. Returns the fields that are wrong; then nothing was changed. */
     fun save(form: SettingsForm): Set<SettingsField> {
@@ -67,9 +72,19 @@ class SettingsPresenter(private val file: SettingsFile) {
         if (current.value.lastBundle != id) keep(current.value.copy(lastBundle = id))
     }
 
+    fun dismissNotice() {
+        problem.value = null
+    }
+
     private fun keep(settings: Settings) {
-        file.write(settings)
         current.value = settings
+        problem.value =
+            try {
+                file.write(settings)
+                null
+            } catch (error: IOException) {
+                noticeOf(error)
+            }
     }
 }
 

@@ -12,8 +12,8 @@ class Start(
     private val holder: ModelHolder,
     private val scope: CoroutineScope,
 ) {
-    /** Loads the last model. [exitReason] is what the system says of the end of the last run, or null. */
-    fun begin(exitReason: String?): Notice? {
+    /** Loads the last model. [exitReason] asks the system why the last run ended; null: it does not say. */
+    fun begin(exitReason: () -> String?): Notice? {
         val ended = guard.crashedLast
         val last = settings.state.value.lastBundle
         if (ended == null && last != null) holder.open(last)
@@ -21,7 +21,7 @@ class Start(
         if (ended == null) return null
         guard.finished()
         settings.rememberModel(null)
-        return Notice.EndedWhileLoading(ended, exitReason)
+        return Notice.EndedWhileLoading(ended, exitReason())
     }
 
     private fun rememberLoads() {

@@ -8,10 +8,12 @@ import com.tinyqmoe.core.Reply
 import com.tinyqmoe.core.Role
 import com.tinyqmoe.core.Sampling
 import com.tinyqmoe.core.Settings
+import com.tinyqmoe.core.StopReason
 import kotlinx.coroutines.CoroutineScope
 import org.junit.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertFalse
+import kotlin.test.assertIs
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
 
@@ -187,10 +189,23 @@ class ChatPresenterTest {
         val chat = chat()
         chat.send("a")
         until { chat.state.value.answer == "half" }
-        chat.stop(Notice.Stopped("Memory is short."))
+        chat.stop(Notice.Stopped(StopReason.MEMORY))
         chat.settle()
-        assertEquals(Notice.Stopped("Memory is short."), chat.state.value.notice)
+        assertEquals(Notice.Stopped(StopReason.MEMORY), chat.state.value.notice)
         assertEquals(listOf("a", "half"), chat.texts)
+    }
+
+    @Test
+    fun `an answer that cannot be kept on disk can still be read, and the user is told`() = onOneThread {
+        models.script = {
+            folder.deleteRecursively()
+            folder.writeText("a file where the folder was")
+            answer("fine")
+        }
+        val chat = chat()
+        chat.ask("a")
+        assertEquals(listOf("a", "fine"), chat.texts)
+        assertIs<Notice.Problem>(chat.state.value.notice)
     }
 
     @Test

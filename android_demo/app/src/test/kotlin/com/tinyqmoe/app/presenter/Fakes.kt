@@ -58,6 +58,7 @@ internal class FakeModels(private val guardFile: File? = null) : Models {
     var hasSystem = true
     var checking: suspend (progress: (Int, Int) -> Unit) -> CheckReport = { CheckReport("small", "here", emptyList()) }
     var guardWhileLoading: String? = null
+    var pauseMillis = 0L
     var inMemory = 0
     var mostInMemory = 0
 
@@ -90,6 +91,7 @@ private class FakeModel(private val models: FakeModels) : LoadedModel {
     override val chatProblem: String? = null
     override val hasSystem: Boolean get() = models.hasSystem
     override val stats = MutableStateFlow(SessionStats())
+    override var pauseMillis: Long by models::pauseMillis
 
     override fun reply(messages: List<Message>, sampling: Sampling, limits: ReplyLimits): Flow<Reply> {
         models.asked += FakeModels.Asked(messages, sampling, limits)

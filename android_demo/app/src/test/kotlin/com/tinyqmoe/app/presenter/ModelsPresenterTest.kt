@@ -7,6 +7,7 @@ import com.tinyqmoe.core.PickedSource
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.awaitCancellation
 import org.junit.Test
+import java.io.IOException
 import kotlin.test.assertEquals
 import kotlin.test.assertIs
 import kotlin.test.assertTrue
@@ -68,7 +69,7 @@ class ModelsPresenterTest {
     fun `a paused download is resumed from its address, picked files have to be picked again`() = onOneThread {
         val presenter = presenter { _, _ -> awaitCancellation() }
         models.partial += PartialImport("web", "https://models.example/web", 3, 10)
-        models.partial += PartialImport("picked", null, 3, null)
+        models.partial += PartialImport("picked", "content://documents/tree/1", 3, null)
         presenter.refresh()
         until { presenter.row("picked") != null }
         assertEquals(ModelStatus.Paused(Transfer(3, 10), canResume = true), presenter.row("web")?.status)
@@ -88,6 +89,15 @@ class ModelsPresenterTest {
         presenter.import(PickedSource("folder", "new") { null })
         until { presenter.state.value.notice != null }
         assertIs<Notice.Problem>(presenter.state.value.notice)
+    }
+
+    @Test
+    fun `a picked folder that may not be read says so`() = onOneThread {
+        val presenter = presenter()
+        presenter.importPicked { throw IOException("choose it again") }
+        until { presenter.state.value.notice == Notice.Problem("choose it again") }
+        presenter.importPicked { PickedSource("folder", "new") { null } }
+        until { presenter.row("new")?.status is ModelStatus.Stored }
     }
 
     @Test

@@ -6,6 +6,8 @@ import com.tinyqmoe.core.SettingsFile
 import org.junit.Test
 import java.io.File
 import kotlin.test.assertEquals
+import kotlin.test.assertIs
+import kotlin.test.assertNull
 
 class SettingsPresenterTest {
     private val file = File(temporaryFolder(), "settings.json")
@@ -36,6 +38,16 @@ class SettingsPresenterTest {
         }
         assertEquals(setOf(SettingsField.TOP_P), presenter.save(form.copy(topP = "1.1")))
         assertEquals(before, presenter.state.value)
+    }
+
+    @Test
+    fun `settings that cannot be kept on disk hold, and the user is told`() {
+        val nowhere = SettingsPresenter(SettingsFile(File(temporaryFolder().also { it.delete() }.apply { writeText("") }, "a.json")))
+        assertEquals(emptySet(), nowhere.save(form))
+        assertEquals("Be short.", nowhere.state.value.systemPrompt)
+        assertIs<Notice.Problem>(nowhere.notice.value)
+        nowhere.dismissNotice()
+        assertNull(nowhere.notice.value)
     }
 
     @Test

@@ -25,7 +25,7 @@ class StartTest {
     fun `the last model is loaded by itself`() = onOneThread {
         settings.rememberModel("small")
         val (start, holder) = start()
-        assertNull(start.begin(null))
+        assertNull(start.begin { null })
         holder.settle()
         assertIs<ModelState.Ready>(holder.state.value)
     }
@@ -35,19 +35,19 @@ class StartTest {
         settings.rememberModel("small")
         LoadGuard(guardFile).begin("small")
         val (start, holder) = start()
-        assertEquals(Notice.EndedWhileLoading("small", "for memory"), start.begin("for memory"))
+        assertEquals(Notice.EndedWhileLoading("small", "for memory"), start.begin { "for memory" })
         holder.settle()
         assertEquals(ModelState.None, holder.state.value)
         assertEquals(emptyList(), models.loads)
         val (again, _) = start()
-        assertNull(again.begin(null))
+        assertNull(again.begin { null })
         assertEquals(emptyList(), models.loads)
     }
 
     @Test
     fun `a model that was loaded is remembered`() = onOneThread {
         val (start, holder) = start()
-        assertNull(start.begin(null))
+        assertNull(start.begin { null })
         holder.open("small")
         until { settings.state.value.lastBundle == "small" }
     }
