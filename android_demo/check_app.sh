@@ -87,7 +87,7 @@ check_presenters() {
     skip "the app's parts with a real model" "its library and bundle are missing; get them with: android_demo/check.sh"
   fi
   mapfile -t tests < <(find app/src/test/kotlin -name '*Test.kt' -printf '%P\n' | sed 's/\.kt$//; s,/,.,g' | sort)
-  java -Xcheck:jni -Xmx1g -Djava.library.path="$made/jni" -cp "$out/presenters:$path" org.junit.runner.JUnitCore \
+  java -Xcheck:jni -Xmx1g -Djava.library.path="$made/jni" -Djava.io.tmpdir="$out" -cp "$out/presenters:$path" org.junit.runner.JUnitCore \
     "${tests[@]}" | tee "$out/junit.log"
   ! grep -E 'WARNING in native|FATAL ERROR in native' "$out/junit.log" || fail "the JNI calls"
   pass "tests of the presenters: $(grep -E '^OK' "$out/junit.log")"

@@ -66,7 +66,8 @@ class ModelHolderTest {
         val holder = holder()
         holder.open("broken")
         holder.settle()
-        assertEquals(ModelState.Failed("broken", Notice.Problem("model.pte has other bytes.\nImport it again.")), holder.state.value)
+        val problem = Notice.Problem("model.pte has other bytes.\nImport it again.")
+        assertEquals(ModelState.Failed("broken", problem), holder.state.value)
         assertFalse(guardFile.exists())
     }
 

@@ -31,7 +31,8 @@ class RealModelTest {
         assumeTrue("TINYQMOE_BUNDLE names no bundle", bundle != null)
         val models = StoredModels(store, NativeSession, { Long.MAX_VALUE }, "this computer")
         val holder = ModelHolder(models, LoadGuard(File(folder, "loading")), this) {}
-        val list = ModelsPresenter(models, holder, Importer { source, progress -> BundleImport(source, store).run(progress) }, this)
+        val importer = Importer { source, progress -> BundleImport(source, store).run(progress) }
+        val list = ModelsPresenter(models, holder, importer, this)
         list.import(PickedSource("folder", "real") { File(bundle, it).takeIf(File::isFile)?.inputStream() })
         until { list.state.value.rows.any { it.status is ModelStatus.Stored } }
 

@@ -42,7 +42,9 @@ class SettingsPresenterTest {
 
     @Test
     fun `settings that cannot be kept on disk hold, and the user is told`() {
-        val nowhere = SettingsPresenter(SettingsFile(File(temporaryFolder().also { it.delete() }.apply { writeText("") }, "a.json")))
+        file.parentFile.delete()
+        file.parentFile.writeText("a file where the folder was")
+        val nowhere = SettingsPresenter(SettingsFile(file))
         assertEquals(emptySet(), nowhere.save(form))
         assertEquals("Be short.", nowhere.state.value.systemPrompt)
         assertIs<Notice.Problem>(nowhere.notice.value)
