@@ -33,11 +33,6 @@ android {
         sourceCompatibility = JavaVersion.VERSION_17
         targetCompatibility = JavaVersion.VERSION_17
     }
-
-    lint {
-        warningsAsErrors = true
-        abortOnError = true
-    }
 }
 
 dependencies {
