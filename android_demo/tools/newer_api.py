@@ -183,8 +183,8 @@ class Merger:
             made = class_file.read_class(self.old.read(f"{stub.name}.class"))
             # The jar has classes that implement the system's own interfaces, which it has not.
             made.interfaces = [i for i in made.interfaces if "internal" not in made.text(i)]
-            for name, signature in GENERIC.items():
-                made.make_generic(name, signature)
+            for method, signature in GENERIC.items():
+                made.make_generic(method, signature)
             return made
         parent, interfaces = "java/lang/Object", []
         for base in stub.node.bases:
