@@ -1,0 +1,13 @@
+plugins {
+    alias(libs.plugins.kotlin.jvm)
+}
+
+kotlin {
+    jvmToolchain(17)
+}
+
+dependencies {
+    api(libs.coroutines)
+    testImplementation(libs.junit)
+    testImplementation(libs.kotlin.test.junit)
+}
