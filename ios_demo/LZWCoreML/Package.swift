@@ -8,12 +8,13 @@ let package = Package(
     platforms: [.iOS(.v17), .macOS(.v14)],
     products: [.library(name: "LZWCoreML", targets: ["LZWCoreML"])],
     dependencies: [
+        .package(path: "../LZWKit"),
         .package(name: "tinyqmoe", path: "../../exporter/native"),
     ],
     targets: [
         .target(
             name: "LZWCoreML",
-            dependencies: [.product(name: "TinyQMoECore", package: "tinyqmoe")]
+            dependencies: ["LZWKit", .product(name: "TinyQMoECore", package: "tinyqmoe")]
         ),
         .testTarget(
             name: "LZWCoreMLTests",
