@@ -1,0 +1,58 @@
+"""The golden files that the apps read, against what Python does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.bundle import Manifest
+from exporter.errors import BundleError
+from exporter.quant.config import QuantConfig
+from runtime_ref.prompts import PromptEncoder
+from tests.support.bundles import export
+from tests.support.golden import demo_answers, manifests, sampler
+from tests.support.paths import GOLDEN, ROOT
+
+APP_ONLY = {edit.name for edit in manifests.APP_EDITS}
+
+
+@pytest.mark.parametrize("name", manifests.texts())
+def test_the_exporter_refuses_the_same_manifests(name: str) -> None:
+    kind, names, text = manifests.texts()[name]
+    if kind == "ok" or name in APP_ONLY:
+        assert Manifest.from_dict(json.loads(text)).model.name == "Kite-ß 🪁"
+        return
+    with pytest.raises((BundleError, ValueError)) as error:
+        Manifest.from_dict(json.loads(text))
+    if isinstance(error.value, BundleError):
+        assert names in f"{error.value.what} {error.value.problems}"
+
+
+def test_draws_have_the_probabilities_of_numpy() -> None:
+    logits, sampling = sampler.cases()[5]
+    random, n = sampler.SplitMix64(1), 20_000
+    counts = Counter(sampler.choose(logits, sampling, random) for _ in range(n))
+    drawn = np.array([counts[i] / n for i in range(len(logits))])
+    expected = sampler.probabilities(logits, sampling)
+    assert set(counts) == set(np.flatnonzero(expected).tolist())
+    assert np.abs(drawn - expected).max() < 0.02
+
+
+def test_the_exponential_is_that_of_numpy() -> None:
+    x = -np.arange(0, 60_000) / 97
+    got = np.array([sampler.exp(float(value)) for value in x])
+    assert np.abs(got / np.exp(x) - 1).max() < 5e-16
+    assert sampler.exp(-701.0) == 0
+
+
+def test_the_demo_model_answers_as_the_golden_file_says(tmp_path: Path) -> None:
+    model = ROOT / "exporter" / "demo" / "model"
+    quantization = QuantConfig(scheme=demo_answers.SCHEME)
+    bundle = export(model, tmp_path / "demo", quantization, context=demo_answers.CONTEXT)
+    question = [{"role": "user", "content": demo_answers.QUESTION}]
+    answers = demo_answers.answers(bundle, PromptEncoder(bundle).chat(question))
+    assert demo_answers.as_json(answers) == (GOLDEN / "demo.json").read_text("ascii")
