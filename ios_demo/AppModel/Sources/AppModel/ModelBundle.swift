@@ -1,0 +1,3 @@
+import LZWKit
+
+public typealias ModelBundle = LZWKit.Bundle
