@@ -40,7 +40,7 @@ public struct BundleImport: Sendable {
 
     /// Runs the import; the model. Cancel the task to pause; call it again to go on. Throws BundleError; what came is kept,
     /// but for a file with a wrong SHA-256.
-    public func run(progress: @escaping @Sendable (ImportProgress) -> Void = { _ in }) async throws -> Bundle {
+    public func run(progress: @escaping @Sendable (ImportProgress) -> Void = { _ in }) async throws -> ModelBundle {
         let work = store.partialFolder(of: id)
         let files = work.appendingPathComponent(PartialImport.filesName)
         try note(totalBytes: nil, in: work)
@@ -58,7 +58,7 @@ public struct BundleImport: Sendable {
             done += entry.byteCount
         }
         try store.publish(files, as: id)
-        return try Bundle.open(store.folder(of: id))
+        return try ModelBundle.open(store.folder(of: id))
     }
 
     private func note(totalBytes: Int?, in work: URL) throws {

@@ -4,7 +4,7 @@ import Foundation
 public struct StoredBundle: Sendable, Identifiable {
     public let id: String
     /// Or what is wrong with it, in words.
-    public let bundle: Result<Bundle, BundleError>
+    public let bundle: Result<ModelBundle, BundleError>
     public let byteCount: Int
 }
 
@@ -32,7 +32,7 @@ public struct BundleStore: Sendable {
     /// All models, by name. A damaged one is listed with its problem.
     public func models() -> [StoredBundle] {
         names().filter { !$0.hasPrefix(".") }.sorted().map { id in
-            let bundle = Result { try Bundle.open(folder(of: id)) }.mapError { error in
+            let bundle = Result { try ModelBundle.open(folder(of: id)) }.mapError { error in
                 error as? BundleError
                     ?? BundleError(.damaged, error.localizedDescription, hint: "Delete the model and load it again.")
             }

@@ -6,6 +6,10 @@ public struct Conversation: Codable, Equatable, Sendable, Identifiable {
     public var title: String
     public var changed: Date
     public var messages: [Message]
+
+    public init(id: String = UUID().uuidString, title: String = "", changed: Date, messages: [Message] = []) {
+        (self.id, self.title, self.changed, self.messages) = (id, title, changed, messages)
+    }
 }
 
 /// Several conversations on disk, a JSON file each in `folder`. Files are replaced whole, so a crash loses nothing that was
@@ -32,7 +36,7 @@ public struct Conversations: Sendable {
 
     /// A new conversation, which is on disk when something is said in it.
     public func create() -> Conversation {
-        Conversation(id: UUID().uuidString, title: "", changed: now(), messages: [])
+        Conversation(changed: now())
     }
 
     /// Adds a message; the first one of a user gives the title where there is none.

@@ -55,7 +55,7 @@ public final class NativeEngine: Engine {
     private var handle: OpaquePointer?
 
     /// Maps the weights of a bundle and allocates the cache. Throws BundleError with what is wrong.
-    public init(_ bundle: Bundle, options: Options = Options()) throws {
+    public init(_ bundle: ModelBundle, options: Options = Options()) throws {
         var error = [CChar](repeating: 0, count: 1024)
         let status = bundle.folder.path.withCString { path in
             var native = tinyqmoe_session_options()

@@ -6,14 +6,14 @@ import Foundation
 /// the app may be ended at any moment. An interrupted expansion goes on from the last whole piece; its bytes are hashed
 /// again, not trusted.
 public struct Expander: Sendable {
-    private let bundle: Bundle
+    private let bundle: ModelBundle
     private let recipe: Recipe
     private static let spareBytes = 16 << 20
     /// What every package has: that of the target tells whether it is this one.
     private static let mark = "Manifest.json"
 
     /// Throws BundleError for a bundle without an ML program, or with a recipe that is not valid.
-    public init(_ bundle: Bundle) throws {
+    public init(_ bundle: ModelBundle) throws {
         _ = try bundle.manifest.files(for: .mlprogram, check: false)
         let name = bundle.manifest.package(.mlprogram)!.details["recipe"]?.string ?? ""
         guard let data = try? Data(contentsOf: bundle.file(name)) else {

@@ -51,12 +51,12 @@ public struct CheckReport: Codable, Equatable, Sendable {
 /// "Check this model": runs the prompts of `reference.safetensors`, and judges the answers as `tinyqmoe parity` does.
 /// Whether the matrices decode to the quantizer's levels is left to the computer.
 public struct ModelCheck: Sendable {
-    private let bundle: Bundle
+    private let bundle: ModelBundle
     private let package: Package
     private let device: String
 
     /// Throws BundleError where the bundle has no package of the format.
-    public init(_ bundle: Bundle, format: Package.Format = .pte, device: String) throws {
+    public init(_ bundle: ModelBundle, format: Package.Format = .pte, device: String) throws {
         _ = try bundle.manifest.files(for: format)
         (self.bundle, self.device) = (bundle, device)
         package = bundle.manifest.package(format)!

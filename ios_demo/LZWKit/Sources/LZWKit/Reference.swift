@@ -40,7 +40,7 @@ struct Reference {
     let answers: [Answer]
 
     /// Of one package. Throws BundleError if it is not whole.
-    init(_ bundle: Bundle, _ package: Package) throws {
+    init(_ bundle: ModelBundle, _ package: Package) throws {
         let file = try Safetensors(bundle.file(Manifest.referenceName))
         let isHalf = package.activations == "float16"
         let arithmetic = isHalf ? "float32-float32" : "\(package.activations)-\(package.kvType)"

@@ -49,7 +49,8 @@ public actor Session {
     private let engine: any Engine
     private let executor = EngineExecutor()
     private var held: [Int32] = []
-    private var isBusy = false
+    private var current: Turn?
+    private var waiting: [CheckedContinuation<Void, Never>] = []
     /// Tokens of a prompt that are read between two looks at a cancellation.
     private let batchTokens = 32
 
@@ -61,7 +62,7 @@ public actor Session {
     }
 
     /// Opens a bundle with the session of the core. Takes seconds at most. Throws BundleError.
-    public static func open(_ bundle: Bundle, options: NativeEngine.Options = .init()) async throws -> Session {
+    public static func open(_ bundle: ModelBundle, options: NativeEngine.Options = .init()) async throws -> Session {
         try bundle.verify(.pte, check: false)
         let tokenizer = try bundle.tokenizer()
         return Session(manifest: bundle.manifest, tokenizer: tokenizer, engine: try NativeEngine(bundle, options: options))
@@ -71,20 +72,25 @@ public actor Session {
     /// the loop: it takes effect within a token, or a batch of the prompt.
     ///
     /// The oldest turns are left out where the context is full; the system prompt stays. A model without a chat format goes
-    /// on with the text of the last message. Throws BundleError; `.busy` while another answer is computed.
+    /// on with the text of the last message. An answer that was stopped is waited for. Throws BundleError; `.busy` while
+    /// another is written.
     public nonisolated func reply(
         to messages: [Message], sampling: Sampling = .greedy, maxNewTokens: Int = 512, date: Date = Date()
     ) -> AsyncThrowingStream<Reply, Error> {
         AsyncThrowingStream { continuation in
+            let turn = Turn()
             let task = Task {
                 do {
-                    try await answer(messages, sampling, maxNewTokens, date) { continuation.yield($0) }
+                    try await answer(messages, sampling, maxNewTokens, date, turn) { continuation.yield($0) }
                     continuation.finish()
                 } catch {
                     continuation.finish(throwing: error)
                 }
             }
-            continuation.onTermination = { _ in task.cancel() }
+            continuation.onTermination = { _ in
+                turn.cancel()
+                task.cancel()
+            }
         }
     }
 
@@ -95,34 +101,48 @@ public actor Session {
 
     /// Runs something with the engine, on its thread; what it held is forgotten. Throws BundleError `.busy` while an answer
     /// is computed.
-    public func withEngine<Result: Sendable>(_ body: @Sendable (any Engine) throws -> Result) throws -> Result {
-        try begin()
-        defer { isBusy = false }
+    public func withEngine<Result: Sendable>(
+        _ body: @Sendable (any Engine) throws -> Result
+    ) async throws -> Result {
+        try await begin(Turn())
+        defer { end() }
         held = []
         try engine.trim(to: 0)
         return try body(engine)
     }
 
-    /// Gives the memory back, when the answer that is computed has noticed its cancellation.
-    public func close() {
+    /// Gives the memory back. An answer that was stopped is waited for; throws BundleError `.busy` while one is written.
+    public func close() async throws {
+        try await begin(Turn())
+        defer { end() }
         engine.close()
         held = []
     }
 
-    private func begin() throws {
-        if isBusy {
-            throw BundleError(.busy, "an answer is being written", hint: "Wait for it, or stop it.")
+    /// The engine is that of `turn` until `end`.
+    private func begin(_ turn: Turn) async throws {
+        while let current {
+            guard current.isCancelled else {
+                throw BundleError(.busy, "an answer is being written", hint: "Wait for it, or stop it.")
+            }
+            await withCheckedContinuation { waiting.append($0) }
         }
-        isBusy = true
+        current = turn
+    }
+
+    private func end() {
+        current = nil
+        waiting.forEach { $0.resume() }
+        waiting = []
     }
 
     private func answer(
-        _ messages: [Message], _ sampling: Sampling, _ maxNewTokens: Int, _ date: Date,
+        _ messages: [Message], _ sampling: Sampling, _ maxNewTokens: Int, _ date: Date, _ turn: Turn,
         _ tell: @Sendable (Reply) -> Void
     ) async throws {
-        try begin()
-        defer { isBusy = false }
-        let begin = ContinuousClock.now
+        let asked = ContinuousClock.now
+        try await begin(turn)
+        defer { end() }
         let prompt = try Prompt.fitting(messages, manifest, tokenizer, maxNewTokens: maxNewTokens, date: date)
         if prompt.dropped > 0 { tell(.dropped(messages: prompt.dropped, words: prompt.words)) }
         var stats = SessionStats()
@@ -131,20 +151,23 @@ public actor Session {
         try await read(prompt.tokens) { tell(.reading(done: $0, total: prompt.tokens.count)) }
 
         var sampler = Sampler(sampling)
-        var generation = Generation(begin: begin, stream: TextStream(tokenizer), stats: stats)
+        var generation = Generation(asked: asked, stream: TextStream(tokenizer), stats: stats)
         var token = prompt.tokens.last!
         let room = manifest.interface.context - prompt.tokens.count + 1
         let limit = min(maxNewTokens, room)
+        var ending = limit < maxNewTokens ? Ending.context : .limit
         while generation.count < limit {
             try Task.checkCancellation()
             token = try next(after: token, &sampler)
             if manifest.interface.eosTokenIds.contains(Int(token)) {
-                return tell(generation.done(.end, engine.state))
+                ending = .end
+                break
             }
             if let piece = generation.piece(token, engine.state) { tell(piece) }
             if pause > .zero { try await Task.sleep(for: pause) } else { await Task.yield() }
         }
-        tell(generation.done(limit < maxNewTokens ? .context : .limit, engine.state))
+        if let rest = generation.rest() { tell(rest) }
+        tell(.done(ending, generation.stats))
     }
 
     /// Keeps what the cache has in common with a prompt, of which the last token is computed anew.
@@ -190,9 +213,18 @@ private final class EngineExecutor: SerialExecutor {
     }
 }
 
+/// Who uses the engine, and whether that was stopped.
+private final class Turn: @unchecked Sendable {
+    private let lock = NSLock()
+    private var wasCancelled = false
+
+    var isCancelled: Bool { lock.withLock { wasCancelled } }
+    func cancel() { lock.withLock { wasCancelled = true } }
+}
+
 /// The tokens of an answer that is being computed, as text and figures.
 private struct Generation {
-    let begin: ContinuousClock.Instant
+    let asked: ContinuousClock.Instant
     var stream: TextStream
     var stats: SessionStats
     var first: ContinuousClock.Instant?
@@ -207,20 +239,20 @@ private struct Generation {
             stats.tokensPerSecond = Double(count - 1) / max(first.duration(to: now).seconds, 1e-9)
         } else {
             first = now
-            stats.secondsToFirstToken = begin.duration(to: now).seconds
+            stats.secondsToFirstToken = asked.duration(to: now).seconds
         }
         stats.engine = engine
         let text = stream.step(token)
         return text.isEmpty ? nil : .text(text, stats)
     }
 
-    func done(_ ending: Ending, _ engine: EngineState) -> Reply {
-        var stats = stats
-        stats.engine = engine
-        return .done(ending, stats)
+    /// What no token completed.
+    mutating func rest() -> Reply? {
+        let text = stream.rest()
+        return text.isEmpty ? nil : .text(text, stats)
     }
 }
 
 extension Duration {
-    var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
+    fileprivate var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
 }

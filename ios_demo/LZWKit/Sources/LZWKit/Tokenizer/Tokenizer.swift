@@ -120,7 +120,7 @@ public final class Tokenizer: Sendable {
     }
 }
 
-extension Bundle {
+extension ModelBundle {
     /// The tokenizer of the bundle. Takes a second for large ones. Throws BundleError.
     public func tokenizer() throws -> Tokenizer {
         guard let data = try? Data(contentsOf: file(Manifest.tokenizerName)) else {

@@ -1,19 +1,19 @@
 import Foundation
 
 /// A model on this device: a folder with a manifest and the files it names.
-public struct Bundle: Sendable {
+public struct ModelBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
 
     /// Reads the manifest of a folder; `verify` reads the other files. Throws BundleError.
-    public static func open(_ folder: URL) throws -> Bundle {
+    public static func open(_ folder: URL) throws -> ModelBundle {
         let file = folder.appendingPathComponent(Manifest.fileName)
         guard let data = try? Data(contentsOf: file) else {
             throw BundleError(
                 .notABundle, "\(folder.lastPathComponent) is not a model: it has no \(Manifest.fileName)",
                 hint: "Choose the folder that `tinyqmoe export` wrote.")
         }
-        return Bundle(folder: folder, manifest: try Manifest(data: data))
+        return ModelBundle(folder: folder, manifest: try Manifest(data: data))
     }
 
     /// The place of a file that the manifest names.

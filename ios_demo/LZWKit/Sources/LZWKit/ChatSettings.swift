@@ -1,7 +1,7 @@
 import Foundation
 
 /// What the user set.
-public struct Settings: Codable, Equatable, Sendable {
+public struct ChatSettings: Codable, Equatable, Sendable {
     /// Empty: the model's own, or none.
     public var systemPrompt = ""
     public var sampling = Sampling(temperature: 0.7, topP: 0.9)
@@ -19,12 +19,12 @@ public struct SettingsFile: Sendable {
     public init(_ file: URL) { self.file = file }
 
     /// The settings that were kept; the defaults where the file is absent or holds no settings.
-    public func read() -> Settings {
-        (try? JSONDecoder().decode(Settings.self, from: Data(contentsOf: file))) ?? Settings()
+    public func read() -> ChatSettings {
+        (try? JSONDecoder().decode(ChatSettings.self, from: Data(contentsOf: file))) ?? ChatSettings()
     }
 
     /// Keeps settings; the file is replaced whole.
-    public func write(_ settings: Settings) throws {
+    public func write(_ settings: ChatSettings) throws {
         try JSONEncoder().encode(settings).write(to: file, options: .atomic)
     }
 }
