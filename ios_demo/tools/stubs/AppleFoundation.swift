@@ -30,3 +30,8 @@ extension URLSession {
 extension URLError {
     var downloadTaskResumeData: Data? { fatalError() }
 }
+
+extension URL {
+    static var applicationSupportDirectory: URL { fatalError() }
+    static var cachesDirectory: URL { fatalError() }
+}

@@ -117,7 +117,7 @@ extension View {
     public func onChange<V: Equatable>(
         of value: V, initial: Bool = false, _ action: @escaping () -> Void
     ) -> some View { self }
-    public func task(_ action: sending @escaping @isolated(any) () async -> Void) -> some View { self }
+    public func task(@_inheritActorContext _ action: @escaping @Sendable () async -> Void) -> some View { self }
     public func overlay<V: View>(@ViewBuilder content: () -> V) -> some View { self }
     public func background<S: ShapeStyle>(_ style: S) -> some View { self }
     public func clipShape<S: Shape>(_ shape: S) -> some View { self }

@@ -29,7 +29,8 @@ public struct LoadedModel: Sendable {
             manifest: session.manifest,
             reply: { session.reply(to: $0, sampling: $1, maxNewTokens: $2) },
             setPause: { await session.setPause($0) },
-            close: { await session.close() },
+            // Where something is still computed, the memory goes with the last reference to the session.
+            close: { try? await session.close() },
             check: { progress in
                 try await ModelCheck(bundle, format: format, device: device).run(on: session, progress: progress)
             })

@@ -5,7 +5,7 @@ import Observation
 /// The settings, kept on disk at each change. They can be changed at any time, also while a model is loaded.
 @MainActor @Observable
 public final class SettingsModel {
-    public var settings: Settings {
+    public var settings: ChatSettings {
         didSet {
             guard settings != oldValue else { return }
             do { try file.write(settings) } catch { problem = Problem(error) }
@@ -22,7 +22,7 @@ public final class SettingsModel {
 
     public func reset() {
         let lastModel = settings.lastModel
-        settings = Settings()
+        settings = ChatSettings()
         settings.lastModel = lastModel
     }
 }

@@ -1,3 +1,0 @@
-import LZWKit
-
-public typealias ModelBundle = LZWKit.Bundle
