@@ -18,7 +18,7 @@ struct ChatView: View {
             StatsBar(app: app)
             composer
         }
-        .onChange(of: app.chat.current.id) { edited = nil }
+        .onChange(of: app.chat.current.id) { stopEditing() }
     }
 
     private var messages: some View {

@@ -31,6 +31,7 @@ struct RootView: View {
 
     private var buttons: some ToolbarContent {
         ToolbarItemGroup(placement: .topBarTrailing) {
+            ShareLink(item: app.chat.transcript) { Label("chat.share.all", systemImage: "square.and.arrow.up") }
             Button { sheet = .models } label: { Label("models.title", systemImage: "shippingbox") }
             Button { sheet = .check } label: { Label("check.title", systemImage: "checkmark.seal") }
             Button { sheet = .settings } label: { Label("settings.title", systemImage: "gearshape") }

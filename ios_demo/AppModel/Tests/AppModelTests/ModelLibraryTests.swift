@@ -4,7 +4,7 @@ import XCTest
 
 @testable import AppModel
 
-/// Imports of a real bundle, whose folder is in TINYQMOE_BUNDLE.
+/// Imports of a real bundle: `demo` in the folder that LZW_MADE names.
 final class ModelLibraryTests: XCTestCase {
     @MainActor
     func testAFolderIsImported() async throws {
@@ -69,7 +69,8 @@ final class ModelLibraryTests: XCTestCase {
     }
 
     private func bundle() throws -> URL {
-        let path = ProcessInfo.processInfo.environment["TINYQMOE_BUNDLE"]
-        return URL(fileURLWithPath: try XCTUnwrap(path, "TINYQMOE_BUNDLE names no bundle: run check_app.sh"))
+        let path = ProcessInfo.processInfo.environment["LZW_MADE"]
+        let made = try XCTUnwrap(path, "LZW_MADE names no folder: run check_app.sh")
+        return URL(fileURLWithPath: made).appendingPathComponent("demo")
     }
 }

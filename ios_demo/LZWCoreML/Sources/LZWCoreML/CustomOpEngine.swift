@@ -28,6 +28,7 @@ public final class CustomOpEngine: Engine {
         mappedBytes = bundle.bytes(of: package)
         fill = CacheFill(context: shape[0], vocab: bundle.manifest.interface.vocabSize)
         scope = ModelScope(folder: bundle.folder)
+        _ = [LZWLinear.self, LZWEmbedding.self] as [AnyClass]  // that the linker keeps them: Core ML knows only their names
         let configuration = MLModelConfiguration()
         configuration.computeUnits = .cpuOnly  // the GPU holds token ids in half precision, exact to 2048 only
         try scope.loading {
