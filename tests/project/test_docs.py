@@ -30,6 +30,7 @@ FOLDERS = (
     "benchmarks",
     "tools",
     "web_demo",
+    "ios_demo",
 )
 TEMPLATES = ROOT / "runtime_ref" / "reports" / "templates"  # rendered, not read
 PROFILES = ROOT / "runtime_ref" / "device" / "profiles"

@@ -16,6 +16,7 @@ struct ModelOpening: Sendable {
 
     private func session(_ bundle: ModelBundle, _ format: Package.Format) async throws -> Session {
         let compiled = CompiledModels(folder: folders.compiled)
+        compiled.removeAll(but: try digests())
         switch format {
         case .pte:
             return try await Session.open(bundle)
@@ -32,6 +33,11 @@ struct ModelOpening: Sendable {
                 manifest: bundle.manifest, tokenizer: try bundle.tokenizer(),
                 engine: try await compiled.openMLProgram(bundle) { try expand(bundle) })
         }
+    }
+
+    /// Of the models that are here: compiled forms of others go.
+    private func digests() throws -> [String] {
+        try BundleStore(folder: folders.models).models().compactMap { try? $0.bundle.get().manifest.sha256 }
     }
 
     /// Rebuilds the package from its coded weights; it goes on where an earlier start was ended.

@@ -8,7 +8,7 @@ import XCTest
 final class ModelLibraryTests: XCTestCase {
     @MainActor
     func testAFolderIsImported() async throws {
-        let bundle = try bundle(), fixture = try Fixture()
+        let bundle = try madeBundle(), fixture = try Fixture()
         let library = ModelLibrary(store: fixture.store)
         library.add(folder: bundle, format: .pte)
         library.add(folder: bundle, format: .pte)
@@ -21,7 +21,7 @@ final class ModelLibraryTests: XCTestCase {
 
     @MainActor
     func testAPausedImportGoesOnAlsoInAnotherLibrary() async throws {
-        let bundle = try bundle(), fixture = try Fixture(), id = bundle.lastPathComponent
+        let bundle = try madeBundle(), fixture = try Fixture(), id = bundle.lastPathComponent
         let library = ModelLibrary(store: fixture.store)
         library.add(folder: bundle, format: .pte)
         library.pause(id)
@@ -49,7 +49,7 @@ final class ModelLibraryTests: XCTestCase {
 
     @MainActor
     func testADeletedImportIsGoneWhileItRuns() async throws {
-        let bundle = try bundle(), fixture = try Fixture()
+        let bundle = try madeBundle(), fixture = try Fixture()
         let library = ModelLibrary(store: fixture.store)
         library.add(folder: bundle, format: .pte)
         await library.delete(bundle.lastPathComponent)
@@ -66,11 +66,5 @@ final class ModelLibraryTests: XCTestCase {
             XCTAssertNotNil(library.problem, typed)
         }
         XCTAssertEqual(library.imports, [])
-    }
-
-    private func bundle() throws -> URL {
-        let path = ProcessInfo.processInfo.environment["LZW_MADE"]
-        let made = try XCTUnwrap(path, "LZW_MADE names no folder: run check_app.sh")
-        return URL(fileURLWithPath: made).appendingPathComponent("demo")
     }
 }

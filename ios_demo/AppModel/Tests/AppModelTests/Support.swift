@@ -124,3 +124,10 @@ struct Parts {
 
 func text(_ text: String) -> Reply { .text(text, SessionStats()) }
 func done(_ ending: Ending = .end) -> Reply { .done(ending, SessionStats()) }
+
+/// The demo model as `make-bundles.sh` exports it.
+func madeBundle() throws -> URL {
+    let path = ProcessInfo.processInfo.environment["LZW_MADE"]
+    let made = try XCTUnwrap(path, "LZW_MADE names no folder: run check_app.sh")
+    return URL(fileURLWithPath: made).appendingPathComponent("demo")
+}
