@@ -12,14 +12,34 @@ func int32Array(_ values: [Int32], shape: [Int]) throws -> MLMultiArray {
     return array
 }
 
+/// Float32 values at an address, row by row, as an array of Core ML.
+func floatArray(
+    at address: UnsafeMutableRawPointer, _ shape: [Int], deallocator: ((UnsafeMutableRawPointer) -> Void)?
+) throws -> MLMultiArray {
+    let strides = shape.indices.map { shape[($0 + 1)...].reduce(1, *) }
+    return try MLMultiArray(
+        dataPointer: address, shape: shape.map { NSNumber(value: $0) }, dataType: .float32,
+        strides: strides.map { NSNumber(value: $0) }, deallocator: deallocator)
+}
+
+/// Zeros, float32, whose pages are not taken before they are written. Core ML's own arrays begin with anything, and
+/// attention multiplies unused slots of a cache by 0: what they hold must be finite.
+func zeros(_ shape: [Int]) throws -> MLMultiArray {
+    guard let address = calloc(shape.reduce(1, *), MemoryLayout<Float>.size) else {
+        throw BundleError(
+            .outOfMemory, "there is no memory for the KV cache", hint: "Export the model with a shorter context.")
+    }
+    return try floatArray(at: address, shape) { free($0) }
+}
+
 /// Values of an output as float32, in their order. Throws `BundleError` where it is absent or of another type.
 func floats(of features: any MLFeatureProvider, _ name: String) throws -> [Float] {
     guard let array = features.featureValue(for: name)?.multiArrayValue else {
         throw BundleError(.notValid, "the package gives no \(name)", hint: "Export the model again.")
     }
     switch array.dataType {
-    case .float32: return array.withUnsafeBufferPointer(ofType: Float.self) { Array($0) }
-    case .float16: return array.withUnsafeBufferPointer(ofType: Float16.self) { $0.map(Float.init) }
+    case .float32: return array.withUnsafeBufferPointer(ofType: Float.self) { Array($0.prefix(array.count)) }
+    case .float16: return array.withUnsafeBufferPointer(ofType: Float16.self) { $0.prefix(array.count).map(Float.init) }
     default: throw BundleError(.notValid, "\(name) is neither float32 nor float16", hint: "Export the model again.")
     }
 }

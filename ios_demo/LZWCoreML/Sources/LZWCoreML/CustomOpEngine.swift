@@ -11,7 +11,7 @@ public final class CustomOpEngine: Engine {
     private let scope: ModelScope
     private var model: MLModel?
     private let cache: MLMultiArray
-    private let rowShape: [NSNumber]
+    private let rowShape: [Int]
     private let mostTokens: Int
     private let mappedBytes: Int
     private var fill: CacheFill
@@ -22,8 +22,8 @@ public final class CustomOpEngine: Engine {
         guard let package = bundle.manifest.package(.customOp) else { throw missing(.customOp, bundle) }
         let network = bundle.manifest.network
         let shape = [bundle.manifest.interface.context, network.layers, 2, network.kvHeads, network.headDim]
-        rowShape = shape.dropFirst().map { NSNumber(value: $0) }
-        cache = try MLMultiArray(shape: shape.map { NSNumber(value: $0) }, dataType: .float32)
+        rowShape = Array(shape.dropFirst())
+        cache = try zeros(shape)
         mostTokens = package.prefillTokens
         mappedBytes = bundle.bytes(of: package)
         fill = CacheFill(context: shape[0], vocab: bundle.manifest.interface.vocabSize)
@@ -73,14 +73,8 @@ public final class CustomOpEngine: Engine {
 
     /// A part of the cache as an array of its own, without a copy.
     private func rows(_ position: Int, count: Int) throws -> MLMultiArray {
-        let shape = [NSNumber(value: count)] + rowShape
-        let rowValues = cache.count / fill.context
-        let strides = shape.indices.map { axis in
-            NSNumber(value: shape[(axis + 1)...].reduce(1) { $0 * $1.intValue })
-        }
-        return try MLMultiArray(
-            dataPointer: cache.dataPointer + 4 * position * rowValues, shape: shape, dataType: .float32,
-            strides: strides, deallocator: nil)
+        let rowValues = rowShape.reduce(1, *)
+        return try floatArray(at: cache.dataPointer + 4 * position * rowValues, [count] + rowShape, deallocator: nil)
     }
 }
 #endif
