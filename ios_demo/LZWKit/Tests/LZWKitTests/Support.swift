@@ -54,7 +54,7 @@ func bundleError(_ body: () throws -> Void, file: StaticString = #filePath, line
     return nil
 }
 
-func bundleError(
+func asyncBundleError(
     file: StaticString = #filePath, line: UInt = #line, _ body: () async throws -> Void
 ) async -> BundleError? {
     do { try await body() } catch {
