@@ -2,7 +2,7 @@
 # Builds and tests ios_demo: with `swift` of this machine, or in the chroot that make-swift-root.sh makes.
 #   SWIFT_ROOT  folder of the chroot           LZW_BUILD  folder of what is built
 #   TINYQMOE    the command, such as a path    LZW_MADE   folder of bundles that a run before made, to be used again
-#   LZW_CONFIGURATION  debug or release
+#   LZW_CONFIGURATION  debug or release        LZW_REAL   a bundle of another model, with all packages, to run too
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(dirname "$here")
@@ -17,11 +17,11 @@ skip() { echo "SKIPPED ios_demo: $1"; echo "ios_demo: 0 passed, 0 failed, 1 skip
 swift_run() {
   if command -v swift >/dev/null; then "$@"; return; fi
   mounts="mount --bind /dev $root/dev"
-  for folder in "$repository" "$build" "$made"; do
+  for folder in "$repository" "$build" "$made" ${LZW_REAL:+"$LZW_REAL"}; do
     mkdir -p "$root$folder"
     mounts="$mounts && mount --bind $folder $root$folder"
   done
-  unshare -mpf --mount-proc="$root/proc" sh -c "$mounts && exec chroot $root env LZW_MADE=$made \"\$@\"" sh "$@"
+  unshare -mpf --mount-proc="$root/proc" sh -c "$mounts && exec chroot $root env LZW_MADE=$made LZW_REAL=${LZW_REAL:-} \"\$@\"" sh "$@"
 }
 
 if ! command -v swift >/dev/null; then
@@ -39,6 +39,7 @@ mkdir -p "$build"
 log=$made/swift-test.log
 status=0
 swift_run swift test --package-path "$here/LZWKit" --scratch-path "$build" -c "${LZW_CONFIGURATION:-debug}" \
+  -Xswiftc -enable-testing \
   >"$log" 2>&1 || status=$?
 tests=$(grep -c "^Test Case .* passed" "$log" || true)
 failed=$(grep -c "^Test Case .* failed" "$log" || true)

@@ -63,8 +63,8 @@ public struct MemoryPolicy: Sendable {
         case .generationStarted: isGenerating = true
         case .generationEnded: isGenerating = false
         case .loaded:
-            (isLoaded, owesReload) = (true, false)
-            return [.setBudget(bytes: budget)]
+            (isLoaded, owesReload) = (true, isInBackground)
+            return isInBackground ? [.unload] : [.setBudget(bytes: budget)]
         case .unloaded: (isLoaded, isGenerating) = (false, false)
         }
         return []

@@ -11,13 +11,16 @@ final class ImportTests: XCTestCase {
 
     /// The port of a server of the demo bundle, which ends with the test.
     private func server() throws -> String {
-        let process = Process(), output = Pipe()
+        let process = Process(), input = Pipe(), output = Pipe()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
         let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("server.py")
         process.arguments = ["python3", script.path, try Paths.made("demo").path]
-        process.standardOutput = output
+        (process.standardInput, process.standardOutput) = (input, output)
         try process.run()
-        addTeardownBlock { process.terminate() }
+        addTeardownBlock {
+            try? input.fileHandleForWriting.close()
+            kill(process.processIdentifier, SIGKILL)  // SIGTERM may be blocked
+        }
         let port = String(decoding: output.fileHandleForReading.availableData, as: UTF8.self).trimmed
         return "http://127.0.0.1:\(port)"
     }

@@ -60,6 +60,9 @@ final class MemoryPolicyTests: XCTestCase {
         XCTAssertEqual(policy.on(.foreground), [.reload])
         XCTAssertEqual(policy.on(.loaded), [.setBudget(bytes: 1000)])
         XCTAssertEqual(policy.on(.background), unload)
+        // A load that began before the app left.
+        XCTAssertEqual(policy.on(.loaded), [.unload])
+        XCTAssertEqual(policy.on(.foreground), [.reload])
         var empty = MemoryPolicy(budgetBytes: 1000)
         XCTAssertEqual(empty.on(.background), [])
         XCTAssertEqual(empty.on(.foreground), [])
