@@ -80,7 +80,11 @@ misspell() {
   refuse "a misspelt $member is refused" "$words" types "$module" "${kept[@]}" "$scratch/$(basename "$file")"
 }
 
-check "project, property lists, assets and strings" "$python" "$here/tools/app_files.py"
+if "$python" -c "import yaml" 2>"$log"; then
+  check "project, property lists, assets and strings" "$python" "$here/tools/app_files.py"
+else
+  skip "project, property lists, assets and strings: $python has no yaml (PYTHON names another)"
+fi
 
 if ! command -v swift >/dev/null && { [ ! -L "$root/usr/bin/swift" ] || [ "$(id -u)" != 0 ]; }; then
   skip "no swift on the PATH, and none in $root for root: ios_demo/make-swift-root.sh makes it"

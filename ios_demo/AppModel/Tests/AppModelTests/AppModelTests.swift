@@ -33,6 +33,21 @@ final class AppModelTests: XCTestCase {
     }
 
     @MainActor
+    func testAModelThatWasLoadedAfterTheAppLeftSleepsUntilItComesBack() async throws {
+        let (app, script, fixture) = try makeApp()
+        try fixture.addModel("m")
+        app.choose("m")
+        app.on(.background)
+        while app.host.isLoading { await Task.yield() }
+        await app.host.settle()
+        XCTAssertEqual(app.host.state, .asleep(id: "m"))
+        XCTAssertEqual(script.calls.last, "close")
+        app.on(.foreground)
+        await app.host.settle()
+        XCTAssertEqual(app.host.state, .ready(id: "m"))
+    }
+
+    @MainActor
     func testMemoryHeatAndDisk() async throws {
         let (app, script, fixture) = try makeApp()
         try fixture.addModel("m")
