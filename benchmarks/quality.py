@@ -1,131 +1,55 @@
-"""The loss of a model by the rate that its weights are quantized at, in coded bytes.
+"""The loss of a model by the size of its weights, ours in coded bytes and other methods' beside.
 
-    python benchmarks/quality.py --model DIR --text wiki.test.raw --work DIR --bits 4.4 3.3 \
-        [--gguf FILE] [--matrices linear|all] [--calibration FILE|none] [--tokens 10240]
+    python -m benchmarks.quality --model DIR --text wiki.test.raw --work DIR --bits 4.4 3.3 \
+        [--gguf FILE] [--matrices linear|all] [--calibration FILE|shipped|none] [--tokens 10240] \
+        [--ggml libggml-base.so --types Q4_K_M Q2_K] [--groups] [--plot FILE]
 
 The loss is measured on four windows of 512 tokens of the first half of the text; KL is that of the
 quantized against the given model. Calibrated is on the second half, or on another file. A
 checkpoint that was once quantized to Q4_1 lies on a grid of 16 values a block of 32, which other
 methods of four bits and more would find again: with its GGUF file each weight is first moved within
-its cell, by uniform noise, and that model is the reference. `--work` keeps it and the calibration.
-Needs the extras `test`.
+its cell, by uniform noise, and that model is the reference.
+
+`--types` are llama.cpp's, with an importance matrix of the same calibration; `--groups` is int4
+rounded in groups of 32. `--work` keeps the reference, the calibration and what was measured, which
+is not measured again; `--plot` draws all of it. Needs the extras `test`, for a plot `report`.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaForCausalLM
 
+from benchmarks.llama_cpp import Ggml, type_of
+from benchmarks.quality_judge import Judge, without_grid
 from exporter.allocation import Search
 from exporter.bundle import EMBEDDING
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import encode
-from exporter.quant import int8
+from exporter.quant import column_steps, int4, int8
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.rate_quantizer import RateQuantizer
 
-WINDOW = 512
 SHIPPED = "shipped"
-QUESTION = "What is the capital of France?"
-# Names of matrices in a GGUF file; the rows of queries and keys are in another order there.
-GGUF_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+OURS, LLAMA_CPP, GROUPS = "int8 at a rate", "llama.cpp", "int4, groups of 32"
+HEADER = "bits | MB | KL | median | same best token, % | perplexity | answer"
 
 
-def without_grid(model: Path, gguf: Path, out: Path) -> Path:
-    """A checkpoint whose matrices have noise of one cell of Q4_1; the embedding stays."""
-    import gguf as library
-
-    if (out / "config.json").is_file():
-        return out
-    tensors = {t.name: t for t in library.GGUFReader(gguf).tensors}
-    weights = load_file(model / "model.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    heads = 64  # columns of a head are not needed: rows of a head are
-    for name in [n for n in weights if n.startswith("model.layers.") and weights[n].ndim == 2]:
-        _, _, layer, kind = name.removesuffix(".weight").split(".", 3)
-        blocks = np.array(tensors[f"blk.{layer}.{GGUF_NAMES[kind]}.weight"].data).reshape(-1, 20)
-        steps = torch.from_numpy(blocks[:, :2].copy().view(np.float16).astype(np.float32))
-        w = weights[name].float()
-        steps = steps.view(len(w), -1, 1)
-        if kind.endswith(("q_proj", "k_proj")):
-            steps = steps.view(-1, heads // 2, 2, steps.shape[1]).transpose(1, 2)
-            steps = steps.reshape(len(w), -1, 1)
-        noise = torch.rand(*steps.shape[:2], 32, generator=generator) - 0.5
-        weights[name] = (w.view(noise.shape) + noise * steps).view_as(w).contiguous()
-    out.mkdir(parents=True)
-    for file in model.iterdir():
-        if file.name != "model.safetensors":
-            shutil.copyfile(file, out / file.name)
-    save_file(weights, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-class Judge:
-    """The original's answers on windows of a text, and what another model loses against them."""
-
-    def __init__(self, model: Path, text: str) -> None:
-        self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        half = len(ids) // 2
-        starts = [int(i * (half - 2 * WINDOW) / 7) for i in range(0, 8, 2)]
-        self.windows = [ids[start : start + WINDOW] for start in starts]
-        self.original = {n: p.clone() for n, p in self.model.named_parameters()}
-        self.expected = [self.log_probabilities(window) for window in self.windows]
-
-    def log_probabilities(self, window: torch.Tensor) -> torch.Tensor:
-        """Log probabilities after each token of a window, float32 [n, vocab]."""
-        return torch.log_softmax(self.model(window[None], use_cache=False).logits[0], -1)
-
-    def restore(self) -> None:
-        """Gives the model its own weights again."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(self.original[name])
-
-    def loss(self) -> str:
-        """Mean and median KL in nats, agreement of the best token, perplexity."""
-        kl, same, log_p = [], [], []
-        for window, expected in zip(self.windows, self.expected, strict=True):
-            found = self.log_probabilities(window)
-            kl.append((expected.exp() * (expected - found)).sum(-1))
-            same.append(expected.argmax(-1) == found.argmax(-1))
-            log_p.append(found[:-1].gather(1, window[1:, None])[:, 0])
-        all_kl, agreement = torch.cat(kl), torch.cat(same).float().mean()
-        perplexity = torch.exp(-torch.cat(log_p).double().mean())
-        return (
-            f"{all_kl.mean():.4f} | {all_kl.median():.4f} | {100 * agreement:.1f} | "
-            f"{perplexity:.2f}"
-        )
-
-    def answer(self) -> str:
-        """What the model says to QUESTION."""
-        chat = [{"role": "user", "content": QUESTION}]
-        prompt = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        tokens = self.model.generate(**prompt, max_new_tokens=24, do_sample=False, pad_token_id=2)
-        return self.tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :]).replace("\n", " ")
-
-
-def calibrated(checkpoint: Checkpoint, arguments: argparse.Namespace, text: str) -> Statistics:
-    """The statistics of the calibration that the options ask for."""
+def calibrated(
+    checkpoint: Checkpoint, arguments: argparse.Namespace, text: str
+) -> Calibration | None:
+    """The calibration that the options ask for, if any."""
     if arguments.calibration == "none":
-        return Uncalibrated(checkpoint)
+        return None
     source = CalibrationText("second half", text[len(text) // 2 :])
     if arguments.calibration:
         given = None if arguments.calibration == SHIPPED else arguments.calibration
@@ -141,50 +65,172 @@ def calibrated(checkpoint: Checkpoint, arguments: argparse.Namespace, text: str)
     return calibration
 
 
-def quantize(judge: Judge, quantizer: RateQuantizer) -> int:
-    """Puts quantized weights into the judge's model; returns the size of codes and scales."""
-    weights, size = dict(judge.model.named_parameters()), 0
-    for name in quantizer.names:
-        blocks = list(quantizer.blocks(name))
-        levels, scales = (torch.cat([block[i] for block in blocks]) for i in (1, 2))
-        coded = encode(levels.numpy(), int8.LEVEL_MIN, int8.N_LEVELS, "smallest")
-        size += coded.blob.nbytes + 4 * scales.numel()
-        weights[name].copy_(levels.float() * scales)
-    return size
+@dataclass(frozen=True)
+class Methods:
+    """The ways to quantize the matrices `names`; each puts the result into the judge's model.
+
+    Each returns the size of the weights in bytes.
+    """
+
+    judge: Judge
+    checkpoint: Checkpoint
+    names: list[str]
+    calibration: Calibration | None
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of the judge's model."""
+        return dict(self.judge.model.named_parameters())
+
+    def at_rate(self, bits: float) -> int:
+        """int8 levels at a rate."""
+        checkpoint, statistics = self.checkpoint, self._statistics()
+        if self.calibration:
+            checkpoint, statistics = column_steps.fold(checkpoint, self.names, self.calibration)
+        search = Search(checkpoint, self.names, statistics, "smallest")
+        c = search.find_constant(bits * search.weights / 8, lambda *_: None)
+        quantizer, size = RateQuantizer(checkpoint, self.names, statistics, c), 0
+        for name in self.names:
+            blocks = list(quantizer.blocks(name))
+            levels = torch.cat([levels for _, levels, _ in blocks])
+            scales = torch.cat([scales for _, _, scales in blocks])
+            coded = encode(levels.numpy(), int8.LEVEL_MIN, int8.N_LEVELS, "smallest")
+            size += coded.blob.nbytes + 4 * scales.numel()
+            self.weights[name].copy_(levels.float() * scales)
+        for name, vector in checkpoint.vectors().items():
+            self.weights[name].copy_(vector)
+        return size
+
+    def _statistics(self) -> Statistics:
+        return self.calibration or Uncalibrated(self.checkpoint)
+
+    def in_groups(self) -> int:
+        """int4 rounded in groups of 32, with four bits a level and a float16 scale."""
+        size = 0
+        for name in self.names:
+            w = self._matrix(name)
+            levels, scales = int4.quantize_rows(w, int4.Config())
+            self.weights[name].copy_(int4.dequantize(levels, scales, int4.GROUP_SIZE))
+            size += levels.numel() // 2 + 2 * scales.numel()
+        return size
+
+    def of_llama_cpp(self, library: Ggml, mixture: str) -> int:
+        """A type of llama.cpp, with an importance matrix."""
+        layers, size = self.checkpoint.config.num_hidden_layers, 0
+        for name in self.names:
+            dtype = type_of(mixture, name, layers)
+            w, n_bytes = library.quantized(self._matrix(name), dtype, self._importance(name))
+            self.weights[name].copy_(w)
+            size += n_bytes
+        return size
+
+    def _matrix(self, name: str) -> torch.Tensor:
+        return self.checkpoint.rows(name, 0, self.checkpoint.shape(name)[0])
+
+    def _importance(self, name: str) -> torch.Tensor:
+        """Mean squared inputs of a matrix with the damping of its Gram matrix, float32 [cols]."""
+        upper = self._statistics().curvature(name).upper
+        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+        return inverse.square().sum(1)
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Bench:
+    """Measures methods, and keeps the points in a file by reference, method and setting."""
+
+    methods: Methods
+    reference: str
+    file: Path
+
+    def measure(self, method: str, setting: str, quantize: Callable[[], int]) -> dict[str, Any]:
+        """The point of a method, printed; measured if it is not in the file."""
+        points: dict[str, Any] = {}
+        if self.file.is_file():
+            points = json.loads(self.file.read_text(encoding="utf-8"))
+        key = f"{self.reference}: {method}, {setting}"
+        if key not in points:
+            self.methods.judge.restore()
+            size, weights = quantize(), self.methods.weights
+            n = sum(weights[name].numel() for name in self.methods.names)
+            of_size = {"bits": 8 * size / n, "mb": size / 1e6}
+            loss = asdict(self.methods.judge.loss())
+            points[key] = {"method": method, "setting": setting} | of_size | loss
+            self.file.write_text(json.dumps(points, indent=1), encoding="utf-8")
+        point: dict[str, Any] = points[key]
+        cells = (v if isinstance(v, str) else f"{v:.4f}" for v in point.values())
+        print(" | ".join(cells), flush=True)
+        return point
+
+
+def plot(points: list[dict[str, Any]], file: Path, title: str) -> None:
+    """Draws KL over the bits of a weight, a line for each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for method, style in ((OURS, "o-"), (LLAMA_CPP, "s--"), (GROUPS, "^")):
+        own = sorted((p for p in points if p["method"] == method), key=lambda p: float(p["bits"]))
+        axes.plot([p["bits"] for p in own], [p["kl"] for p in own], style, label=method)
+        for p in own if method == LLAMA_CPP else ():
+            axes.annotate(
+                p["setting"], (p["bits"], p["kl"]), xytext=(4, 4), textcoords="offset points"
+            )
+    axes.set(yscale="log", xlabel="bits per weight, with scales and tables", ylabel="KL, nats")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.legend(frameon=False)
+    figure.savefig(file)
+
+
+def options() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--bits", type=float, nargs="+", required=True)
+    parser.add_argument("--bits", type=float, nargs="*", default=[])
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--matrices", choices=("linear", "all"), default="linear")
     parser.add_argument("--calibration", help=f"a file, none, or {SHIPPED}: the text that ships")
     parser.add_argument("--tokens", type=int, default=10_240)
+    parser.add_argument("--ggml", type=Path, help="llama.cpp's library ggml-base")
+    parser.add_argument("--types", nargs="*", default=[], help="of llama.cpp; needs --ggml")
+    parser.add_argument("--groups", action="store_true", help="int4 in groups of 32 as well")
+    parser.add_argument("--plot", type=Path, help="a PNG or SVG file")
     arguments = parser.parse_args()
-    model, arguments.name = arguments.model, "original"
+    arguments.name = "without-grid" if arguments.gguf else "original"
+    if arguments.types and (not arguments.ggml or arguments.matrices == "all"):
+        parser.error("--types needs --ggml, and is for --matrices linear")
+    return arguments
+
+
+def main() -> None:
+    arguments = options()
+    model, text = arguments.model, arguments.text.read_text(encoding="utf-8")
     if arguments.gguf:
-        arguments.name = "without-grid"
         model = without_grid(model, arguments.gguf, arguments.work / arguments.name)
-    text = arguments.text.read_text(encoding="utf-8")
     checkpoint = Checkpoint.open(model)
-    statistics = calibrated(checkpoint, arguments, text)
+    calibration = calibrated(checkpoint, arguments, text)
     torch.set_grad_enabled(False)
     judge = Judge(model, text)
     names = [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2]
     if arguments.matrices == "linear":
         names.remove(EMBEDDING)
-    search = Search(checkpoint, names, statistics, "smallest")
-    print("bits asked | coded | MB | c | KL | median | top-1 % | perplexity | answer")
-    print(f"original | | | | {judge.loss()} | {judge.answer()}", flush=True)
-    for bits in arguments.bits:
-        judge.restore()
-        c = search.find_constant(bits * search.weights / 8, lambda *_: None)
-        size = quantize(judge, RateQuantizer(checkpoint, names, statistics, c))
-        rate = f"{bits} | {8 * size / search.weights:.4f} | {size / 1e6:.2f} | {c:.3e}"
-        print(f"{rate} | {judge.loss()} | {judge.answer()}", flush=True)
+    source = "none" if calibration is None else calibration.folder.name
+    reference = f"{arguments.name}, {arguments.matrices}, {source}"
+    methods = Methods(judge, checkpoint, names, calibration)
+    bench = Bench(methods, reference, arguments.work / "points.json")
+    print(f"{reference}: {asdict(judge.loss())}\nmethod | setting | {HEADER}", flush=True)
+    points = [
+        bench.measure(OURS, f"{bits:g} bits", partial(methods.at_rate, bits))
+        for bits in arguments.bits
+    ]
+    for kind in arguments.types:
+        quantize = partial(methods.of_llama_cpp, Ggml(arguments.ggml), kind)
+        points.append(bench.measure(LLAMA_CPP, kind, quantize))
+    if arguments.groups:
+        points.append(bench.measure(GROUPS, "rounded", methods.in_groups))
+    if arguments.plot:
+        plot(points, arguments.plot, f"{model.name}, {arguments.matrices} matrices")
 
 
 if __name__ == "__main__":

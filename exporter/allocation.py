@@ -24,7 +24,7 @@ from exporter.codec.encoder import Codec, encode
 from exporter.config import ExportConfig
 from exporter.errors import UsageError
 from exporter.progress import Progress
-from exporter.quant import int8, rate
+from exporter.quant import column_steps, int8, rate
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.plan import names_at_rate
@@ -98,7 +98,8 @@ def allocate(
         windows = text.windows(checkpoint)
         calibration = Calibration(folder)
         Passes(checkpoint, windows, calibration, progress).run()
-        statistics, tokens = calibration, windows.numel()
+        tokens = windows.numel()
+        checkpoint, statistics = column_steps.fold(checkpoint, names, calibration)
     search = Search(checkpoint, names, statistics, config.matrix_codec)
     known = folder / CONSTANT
     if not known.is_file():  # a resumed export goes on with the same

@@ -1,10 +1,9 @@
-"""The manifest of an export: its entries, and the check that its byte ledger is right."""
+"""The manifest of an export: its entries, and the check that they match."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +15,14 @@ from exporter import bundle as bundles
 from exporter.backends import registry
 from exporter.backends.package import network_entry
 from exporter.bundle import (
-    Artifact,
     Interface,
     LedgerRow,
-    Location,
     Manifest,
     ModelEntry,
     QuantizationLoss,
     TensorEntry,
 )
+from exporter.bundle.relations import relation_problems
 from exporter.chat_format import chat_format
 from exporter.errors import ExportError
 from exporter.quant import plan
@@ -53,7 +51,7 @@ def write(
 ) -> None:
     """Writes the manifest of a bundle whose other files are all there.
 
-    Raises ExportError if the byte ledger does not match them.
+    Raises ExportError if it does not match them.
     """
     work, config = source.work, source.config
     manifest = Manifest(
@@ -80,7 +78,7 @@ def write(
         files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
         expanded=[file for e in emitted for file in e.expanded],
     )
-    check_ledger(manifest, work)
+    check_relations(manifest)
     (work / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -172,57 +170,11 @@ def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
     return ledger
 
 
-def check_ledger(manifest: Manifest, work: Path) -> None:
-    """Checks that the byte ledger matches what was written.
+def check_relations(manifest: Manifest) -> None:
+    """Checks what everybody checks who opens the bundle, as `relation_problems` says.
 
-    Every file's rows sum to its size, none is negative, and matrices and vectors lie apart in their
-    files.
     Raises ExportError with all that is wrong.
     """
-    problems = [
-        f"{row.file}: {row.what} has {row.n_bytes:,} bytes"
-        for row in manifest.ledger
-        if row.n_bytes < 0
-    ]
-    for entry in manifest.files:
-        total = sum(row.n_bytes for row in manifest.ledger if row.file == entry.path)
-        if total != entry.n_bytes:
-            problems.append(
-                f"{entry.path}: the ledger has {total:,} bytes, the file {entry.n_bytes:,}"
-            )
-    matrices = {t.name for t in manifest.tensors}
-    sizes = {entry.path: entry.n_bytes for entry in [*manifest.files, *manifest.expanded]}
-    for artifact in manifest.artifacts:
-        if artifact.places.keys() != matrices:
-            problems.append(
-                f"{artifact.path}: {len(artifact.places)} matrices, expected {len(matrices)}"
-            )
-        problems += _overlaps(artifact, sizes)
-    if problems:
-        what = "the byte ledger does not match what was written"
+    if problems := relation_problems(manifest):
+        what = "the manifest does not match what was written"
         raise ExportError(what, problems=problems, hint="report this as a bug")
-
-
-def _overlaps(artifact: Artifact, sizes: dict[str, int]) -> list[str]:
-    spans = sorted(span for name, place in artifact.places.items() for span in _spans(name, place))
-    spans = sorted(
-        [*spans, *((v.file, v.offset, v.offset + 4 * v.n, n) for n, v in artifact.vectors.items())]
-    )
-    problems = [
-        f"{name} and {other} overlap in {file}"
-        for (file, _, end, name), (next_file, begin, _, other) in itertools.pairwise(spans)
-        if file == next_file and begin < end
-    ]
-    beyond = [span for span in spans if span[2] > sizes.get(span[0], 0)]
-    return problems + [f"{name} ends past the end of {file}" for file, _, _, name in beyond]
-
-
-def _spans(name: str, place: Location) -> list[tuple[str, int, int, str]]:
-    """Spans of the levels and of the scales of a matrix, each (file, begin, end, name)."""
-    return [
-        (file, begin, begin + n_bytes, name)
-        for file, begin, n_bytes in (
-            (place.file, place.offset, place.n_bytes),
-            (place.scales_file or place.file, place.scales_offset, place.scales_bytes),
-        )
-    ]

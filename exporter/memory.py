@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import resource
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from exporter.errors import UsageError
 
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+GROUPS, GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}}
 UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
 
@@ -47,6 +50,28 @@ def resident_bytes() -> int:
     It is the peak where the system does not say.
     """
     return _status("VmRSS") if STATUS.is_file() else peak_bytes()
+
+
+def available_bytes() -> int:
+    """The memory that this process could still take, in bytes.
+
+    It is what the system can free without swapping, at most the limits of the control groups that
+    the process is in. Where the system does not say, it is half of the machine's memory.
+    """
+    if not MEMINFO.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    line = next(line for line in MEMINFO.read_text().splitlines() if "MemAvailable" in line)
+    return min(int(line.split()[1]) * 1024, *_group_limits())
+
+
+def _group_limits() -> list[int]:
+    """Limits of the control groups of this process and of those above them, in bytes."""
+    group = next((g for g in GROUPS.read_text().splitlines() if g.startswith("0::/")), "0::/")
+    folders = [GROUP_ROOT / group[4:], *(GROUP_ROOT / group[4:]).parents]
+    files = [folder / "memory.max" for folder in folders if folder.is_relative_to(GROUP_ROOT)]
+    files.append(GROUP_ROOT / "memory" / "memory.limit_in_bytes")
+    found = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in found if limit.isdigit()] or [sys.maxsize]
 
 
 def release_free_memory() -> None:

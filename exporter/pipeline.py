@@ -157,7 +157,8 @@ def _encode(
     matrices = finished | encoded.encode_matrices(tensors, work, config.matrix_codec)
     ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
     rate = None if allocated is None else allocated.entry(ordered)
-    return encoded.EncodedModel(ordered, checkpoint.vectors(), rate)
+    source = checkpoint if at_rate is None else at_rate.checkpoint
+    return encoded.EncodedModel(ordered, source.vectors(), rate)
 
 
 def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:

@@ -215,9 +215,9 @@ class Limits:
 class TextStream(Iterator[str]):
     """The text of a generation in pieces of whole characters, each as soon as it is complete.
 
-    The tokens are computed as the pieces are asked for. The tokenizer is the bundle's; who has it
-    already gives it. When the context fills before the limit, what was generated is kept and
-    `stopped` of the result is "context".
+    The tokens are computed by `runner` as the pieces are asked for. The tokenizer is the bundle's;
+    who has it already gives it. When the context fills before the limit, what was generated is kept
+    and `stopped` of the result is "context".
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class TextStream(Iterator[str]):
         tokenizer: Tokenizer | None = None,
     ) -> None:
         check_fits(prompt, runner.context)
-        self._runner, self._prompt, self._sampling = runner, list(prompt), sampling
+        self.runner, self._prompt, self._sampling = runner, list(prompt), sampling
         self._limits, self._eos = limits, bundle.manifest.interface.eos_token_ids
         self._tokenizer = tokenizer or load_tokenizer(bundle)
         self.tokens: list[int] = []
@@ -257,12 +257,12 @@ class TextStream(Iterator[str]):
         stream = DecodeStream(ids=self._prompt, skip_special_tokens=True)
         filter_ = StopStrings(self._limits.stop)
         # The last token needs no cache slot, because it is never fed back.
-        room = self._runner.context - len(self._prompt) + 1
+        room = self.runner.context - len(self._prompt) + 1
         limit = min(self._limits.max_new_tokens, max(room, 0))
         text = ""
         waited = 0.0
         begin = first = time.perf_counter()
-        for token in generate(self._runner, self._prompt, limit, self._sampling, self._eos):
+        for token in generate(self.runner, self._prompt, limit, self._sampling, self._eos):
             if not self.tokens:
                 first = time.perf_counter()
             self.tokens.append(token)

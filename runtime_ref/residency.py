@@ -30,6 +30,7 @@ from exporter.codec.format import (
 )
 from exporter.codec.native_residency import UNLIMITED, ResidencyManager, ResidencyStats
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
+from exporter.memory import available_bytes
 
 Mode = Literal["stream", "expand", "file", "auto"]
 
@@ -80,6 +81,11 @@ class Residency:
                 problems=problems,
                 hint="give a budget with mode auto, a directory with file or auto",
             )
+
+    @classmethod
+    def of_this_machine(cls) -> Residency:
+        """Weights expanded in memory as far as they fit half of what this process could take."""
+        return cls("auto", budget_bytes=available_bytes() // 2)
 
     @property
     def folder(self) -> Path | None:

@@ -33,6 +33,13 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
+def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with a `.pte` and an ML Program. Do not change it: copy it."""
+    out = tmp_path_factory.mktemp("both") / "bundle"
+    return shared.export(checkpoint, out, TERNARY, context=CONTEXT, formats=("pte", "mlprogram"))
+
+
+@pytest.fixture(scope="session")
 def parts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """What the program of `bundle` is made of, to lower it again in another way."""
     return shared.encode(checkpoint, tmp_path_factory.mktemp("parts"), TERNARY)

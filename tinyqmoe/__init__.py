@@ -31,7 +31,7 @@ from tinyqmoe.evaluating import EvaluationSettings, compare, evaluate
 from tinyqmoe.exporting import demo_model, export
 from tinyqmoe.generation import DeviceGeneration, GenerationSettings, generate, run_on_device
 from tinyqmoe.judging import BundleParity, check_parity
-from tinyqmoe.packages import open_bundle, open_runner
+from tinyqmoe.packages import expanded_bytes, open_bundle, open_runner
 from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 
@@ -92,6 +92,7 @@ __all__ = [
     "converse",
     "demo_model",
     "evaluate",
+    "expanded_bytes",
     "export",
     "export_config",
     "find_devices",

@@ -90,7 +90,10 @@ def check_parity(
     judged = []
     for artifact in chosen:
         runner = open_runner(
-            bundle, backend=artifact.format, residency=residency, progress=progress
+            bundle,
+            backend=artifact.format,
+            residency=residency or "stream",
+            progress=progress,
         )
         judged.append(Judged(judge(bundle, runner, progress), None))
     return BundleParity(judged)

@@ -70,7 +70,7 @@ class PackageInUse:
         from exporter.quiet import quiet
         from runtime_ref import runners
 
-        placed = as_residency(residency)
+        placed = residency_for(self.artifact, residency)
         runners.check_residency(self.artifact, placed)
         runners.check_threads(self.artifact, threads)
         prepare(self.artifact, progress)
@@ -126,8 +126,9 @@ def open_runner(
 
     `backend` is a backend or a format. By default it is "native", a session of the C++ core, where
     the bundle has a `.pte` with int16 activations, and else the first package. `residency` is where
-    weights lie, as codes ("stream") by default; it is that of all packages of a kind in this
-    process. `threads` are those of a session, by default as many as this process may use. Raises
+    weights lie, by default "auto": expanded in memory as far as half of what is available holds
+    them, else as codes. It is that of all packages of a kind in this process. `threads` are those
+    of a session, by default as many as this process may use. Raises
     TinyQMoEError.
     """
     chosen = PackageInUse(bundle, backend)
@@ -144,8 +145,24 @@ def prepare(artifact: Artifact, progress: Progress) -> None:
     runners.module(artifact.format).build(progress)
 
 
-def as_residency(given: Mode | Residency | None) -> Residency:
-    """A residency of which perhaps only the mode is given."""
+def residency_for(artifact: Artifact, given: Mode | Residency | None) -> Residency:
+    """A residency of which perhaps only the mode is given, or nothing.
+
+    "auto", the default of packages that have one, is that of this machine.
+    """
+    from runtime_ref import runners
     from runtime_ref.residency import Residency
 
-    return given if isinstance(given, Residency) else Residency(given or "stream")
+    if isinstance(given, Residency):
+        return given
+    if given == "auto" or (given is None and runners.module(artifact.format).HAS_RESIDENCY):
+        return Residency.of_this_machine()
+    return Residency(given or "stream")
+
+
+def expanded_bytes(runner: Runner) -> int:
+    """Memory that expanded weights take now, in bytes, of all open packages of a runner's kind."""
+    from runtime_ref import residency, runners
+
+    core = runners.module(runner.artifact.format).core()
+    return residency.stats(core).dirty_bytes if core else 0

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from exporter.checkpoint.tensors import two_bit_codes
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-QUANTIZED_TYPES = ("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0", "Q4_1", "Q4_K")
+QUANTIZED_TYPES = (
+    *("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0", "Q4_1", "Q4_K", "Q3_K", "Q2_K"),
+    *("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"),
+)
 Q2_0, Q2_0_FORK = "Q2_0", "Q2_0 (groups of 128)"
 TERNARY_TYPES = ("Q1_0", Q2_0, Q2_0_FORK, "TQ1_0", "TQ2_0")
 Q2_0_NUMBER = 42

@@ -38,7 +38,7 @@ from exporter.cli.options import (
     VerifyOption,
 )
 from exporter.cli.prompt_input import read_line
-from exporter.cli.run import STOPPED
+from exporter.cli.run import STOPPED, expanded_note
 from exporter.errors import ContextError, OutOfSpaceError, UsageError
 
 COMMANDS = {
@@ -77,7 +77,7 @@ def chat(
     it.
     """
     profiles = tinyqmoe.find_devices([name for name in (device, device_file) if name])
-    check_device_options(profiles, residency, entitlement, None)
+    check_device_options(profiles, entitlement, None)
     if profiles and threads is not None:
         what = "a chat on a device takes as many threads as the process may use"
         raise UsageError(what, hint="leave --threads or --device away")
@@ -112,7 +112,8 @@ def _talk(
         with progress_bars() as progress:
             opening = tinyqmoe.hold_package(bundle, progress=progress, **package)
             held = stack.enter_context(opening)
-        talk = Talk(tinyqmoe.converse(held, **settings), quiet=str(json_file) == "-")
+        expanded = 0 if held.device_run else tinyqmoe.expanded_bytes(held.runner)
+        talk = Talk(tinyqmoe.converse(held, **settings), str(json_file) == "-", expanded)
         talk.loop()
     run = held.device_run.result() if held.device_run else None
 
@@ -130,10 +131,14 @@ def _talk(
 
 @dataclass
 class Talk:
-    """A conversation with whoever types, line by line. `quiet`: nothing goes to stdout."""
+    """A conversation with whoever types, line by line.
+
+    `quiet`: nothing goes to stdout. `expanded_bytes`: memory of expanded weights.
+    """
 
     conversation: tinyqmoe.Conversation
     quiet: bool = False
+    expanded_bytes: int = 0
     ask: Callable[[], str | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +148,8 @@ class Talk:
             from exporter.cli.line_editor import line_editor
 
             self.ask = line_editor(list(COMMANDS))
-            say("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends")
+            note = expanded_note(self.expanded_bytes)
+            say(f"/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends{note}")
 
     def loop(self) -> None:
         """Reads and answers until the end of the input, or /exit."""

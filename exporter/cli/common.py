@@ -12,7 +12,6 @@ from exporter.cli.options import ResidencyMode
 
 def check_device_options(
     profiles: Sequence[tinyqmoe.DeviceProfile],
-    residency: ResidencyMode | None,
     entitlement: bool,
     plot: Path | None,
 ) -> None:
@@ -21,10 +20,6 @@ def check_device_options(
     Raises UsageError.
     """
     hint = "give --device NAME; `tinyqmoe devices` lists them"
-    if not profiles and residency is ResidencyMode.AUTO:
-        raise tinyqmoe.UsageError(
-            "--residency auto fills the limit of a device, and there is none", hint=hint
-        )
     if not profiles and (entitlement or plot):
         raise tinyqmoe.UsageError(
             f"--{'entitlement' if entitlement else 'plot'} needs a device", hint=hint

@@ -124,7 +124,7 @@ def _profiles(
     names: list[str] | None, files: list[Path] | None, entitlement: bool
 ) -> list[tinyqmoe.DeviceProfile]:
     profiles = tinyqmoe.find_devices([*(names or []), *(files or [])])
-    check_device_options(profiles, None, entitlement, None)
+    check_device_options(profiles, entitlement, None)
     return profiles
 
 

@@ -64,7 +64,7 @@ class CodecChoice(enum.StrEnum):
 class ResidencyMode(enum.StrEnum):
     """The place of the weights of products.
 
-    They lie as codes, expanded in memory, in files, or as a device's limit has room.
+    They lie as codes, expanded in memory, in files, or in memory as far as there is room.
     """
 
     STREAM = "stream"
@@ -240,8 +240,8 @@ ResidencyOption = Annotated[
     typer.Option(
         "--residency",
         help="Where weights lie: stream (as codes), expand (in memory), file (in a cache, "
-        "mapped), auto (as the "
-        "device has room). By default auto on a device, else stream.",
+        "mapped), auto (in memory, as the device or this machine has room). By default auto; a "
+        "parity check without a device reads codes.",
     ),
 ]
 BackendsOption = Annotated[

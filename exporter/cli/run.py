@@ -83,7 +83,7 @@ def run(
     it does not fit.
     """
     profiles = tinyqmoe.find_devices([name for name in (device, device_file) if name])
-    check_device_options(profiles, residency, entitlement, plot)
+    check_device_options(profiles, entitlement, plot)
     if profiles and threads is not None:
         what = "a run on a device takes as many threads as the process may use"
         raise tinyqmoe.UsageError(what, hint="leave --threads or --device away")
@@ -124,7 +124,7 @@ def _run_here(
         stream(shown, style="dim")
         for piece in text:
             stream(piece)
-    emit(json_file, lambda: run_json(text.result), lambda: _show_run(text.result))
+    emit(json_file, lambda: run_json(text.result), lambda: _show_run(text))
 
 
 def _run_on_device(
@@ -172,7 +172,7 @@ def parity(
     the phone's limits, and must fit besides.
     """
     profiles = tinyqmoe.find_devices([*(device or []), *(device_file or [])])
-    check_device_options(profiles, residency, entitlement, None)
+    check_device_options(profiles, entitlement, None)
     bundle = open_verified(bundle_path)
     with progress_bars() as progress:
         verdict = tinyqmoe.check_parity(
@@ -230,16 +230,22 @@ def show_parity(reports: list[tinyqmoe.ParityReport]) -> None:
         out_console.print(side_by_side(reports))
 
 
-def _show_run(result: tinyqmoe.RunResult) -> None:
+def _show_run(text: tinyqmoe.TextStream) -> None:
+    result, expanded = text.result, tinyqmoe.expanded_bytes(text.runner)
     out_console.print()
     why = STOPPED[result.stopped]
     err_console.print(
         f"[dim]{len(result.prompt_tokens)} + {len(result.tokens)} tokens, ended by {why}; "
         f"prefill {result.prefill_ms:.0f} ms, decode {result.decode_tokens_per_second:.1f} "
-        "tokens/s on this machine[/]",
+        f"tokens/s on this machine{expanded_note(expanded)}[/]",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def expanded_note(n_bytes: int) -> str:
+    """What is said of memory that expanded weights take; nothing where there are none."""
+    return f"; {n_bytes / 1e6:,.0f} MB hold expanded weights" if n_bytes else ""
 
 
 def run_json(result: tinyqmoe.RunResult) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def serve(
     the other. Ctrl-C ends. --json writes the address as soon as the server listens.
     """
     profiles = tinyqmoe.find_devices([name for name in (device, device_file) if name])
-    check_device_options(profiles, residency, entitlement, None)
+    check_device_options(profiles, entitlement, None)
     if profiles and threads is not None:
         what = "a server on a device takes as many threads as the process may use"
         raise UsageError(what, hint="leave --threads or --device away")

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter import real_files
+from exporter import real_files, strict_json
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
+from exporter.codec.plain_bits import PLAIN_BITS, plain_bytes
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 
 Levels = NDArray[np.int8]
@@ -31,7 +32,7 @@ Octets = NDArray[np.uint8]
 RECIPE_VERSION = 1
 # Levels decoded at a time; a multiple of 4, so that 2-bit blocks end on whole bytes.
 BLOCK_WEIGHTS = 1 << 22
-FORMS = ("bytes", "int8", "int4", "uint2")
+FORMS = ("bytes", *PLAIN_BITS)
 PACKAGE_MANIFEST = "Manifest.json"  # what every `.mlpackage` has
 
 
@@ -79,19 +80,19 @@ class Recipe:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
+    def from_json(cls, text: str | bytes) -> Recipe:
         """The recipe in a JSON text.
 
         Raises BundleError for anything that is not a recipe of this version.
         """
         try:
-            raw = json.loads(text)
+            raw = strict_json.parse(text)
             files = [
                 WeightFile(**f | {"pieces": [Piece(**p) for p in f["pieces"]]})
                 for f in raw["weight_files"]
             ]
             recipe = cls(**raw | {"weight_files": files})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise BundleError(
                 f"the recipe of the weight file is damaged: {error}", hint="export again"
             ) from error
@@ -102,41 +103,42 @@ class Recipe:
         return recipe
 
     def _problems(self) -> list[str]:
-        problems = (
-            []
-            if self.version == RECIPE_VERSION
-            else [f"version {self.version!r}, expected {RECIPE_VERSION}"]
-        )
-        paths = [
-            self.template,
-            self.package,
-            self.coded_file,
-            *(file.path for file in self.weight_files),
-        ]
-        problems += [
-            f"{p!r} is outside the bundle"
-            for p in paths
-            if PurePosixPath(p).is_absolute() or ".." in p
-        ]
-        problems += [
+        if type(self.version) is not int or self.version != RECIPE_VERSION:
+            return [f"version {self.version!r}, expected {RECIPE_VERSION}"]
+        packages = (self.template, self.package)
+        paths = [*packages, self.coded_file, *(file.path for file in self.weight_files)]
+        if wrong := [p for p in paths if type(p) is not str or not _is_plain_path(p)]:
+            return [f"{p!r} is outside the bundle, or no plain path" for p in wrong]
+        problems = [
             f"{p!r} is not the name of a package"
-            for p in (self.template, self.package)
+            for p in packages
             if "/" in p or not p.endswith(".mlpackage")
         ]
         if "/" in self.coded_file:
             problems.append(f"{self.coded_file!r} is not the name of a file of the bundle")
         if self.template == self.package:
             problems.append("the template is the package")
-        for file in self.weight_files:
-            pieces = file.pieces
-            numbers = [n for p in pieces for n in (p.n_bytes, p.coded_offset, p.coded_bytes)]
-            if any(type(n) is not int or n < 0 for n in numbers) or any(
-                p.form not in FORMS for p in pieces
-            ):
-                problems.append(f"{file.path}: a piece has an unknown form or a wrong number")
-            elif sum(p.n_bytes for p in pieces) != file.n_bytes:
-                problems.append(f"{file.path}: its pieces do not sum to {file.n_bytes:,} bytes")
-        return problems
+        if len(set(paths)) < len(paths):
+            problems.append("a file is named twice")
+        return problems + [p for file in self.weight_files for p in _file_problems(file)]
+
+
+def _is_plain_path(path: str) -> bool:
+    """Whether a path leads downwards only, and is written in one way only."""
+    plain = path != "" and str(PurePosixPath(path)) == path
+    return plain and path[0] != "/" and ".." not in path and "\0" not in path
+
+
+def _file_problems(file: WeightFile) -> list[str]:
+    numbers = [n for p in file.pieces for n in (p.n_bytes, p.coded_offset, p.coded_bytes)]
+    if any(type(n) is not int or not 0 <= n < 1 << 53 for n in (file.n_bytes, *numbers)):
+        return [f"{file.path}: a number of bytes is none"]
+    if any(p.form not in FORMS for p in file.pieces):
+        return [f"{file.path}: a piece has an unknown form"]
+    if sum(p.n_bytes for p in file.pieces) != file.n_bytes:
+        return [f"{file.path}: its pieces do not sum to {file.n_bytes:,} bytes"]
+    wrong = [p for p in file.pieces if p.form == "bytes" and p.n_bytes != p.coded_bytes]
+    return [f"{file.path}: bytes as they are have another length"] if wrong else []
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class PlainForm:
 
     def n_bytes(self, n_levels: int) -> int:
         """Size of so many levels, in bytes."""
-        return -(-n_levels * self.bits // 8)
+        return plain_bytes(self.name, n_levels)
 
     def pack(self, levels: Levels) -> Octets:
         """Levels int8 [..] packed into bytes, uint8 [n_bytes]."""
@@ -167,7 +169,7 @@ class PlainForm:
         return unpack_int4(packed, n) if self.bits == 4 else packed.view(np.int8)[:n]
 
 
-PLAIN_FORMS = {form.name: form for form in map(PlainForm, ("uint2", "int4", "int8"), (2, 4, 8))}
+PLAIN_FORMS = {name: PlainForm(name, bits) for name, bits in PLAIN_BITS.items()}
 
 
 def plain_form(n_levels: int) -> PlainForm:
@@ -234,6 +236,9 @@ def expanded(coded: Octets, piece: Piece) -> Iterator[Octets]:
         return
     with NativeTensor(source) as tensor:
         rows, cols = tensor.info.rows, tensor.info.cols
+        if plain_bytes(piece.form, rows * cols) != piece.n_bytes:
+            what = f"a piece has {rows} x {cols} levels, which are not {piece.n_bytes:,} bytes"
+            raise BundleError(what, hint="copy the bundle again")
         step = max(4, BLOCK_WEIGHTS // cols // 4 * 4)
         for begin in range(0, rows, step):
             levels = tensor.decode_rows(begin, min(begin + step, rows)).reshape(-1)

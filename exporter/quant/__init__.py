@@ -14,6 +14,7 @@ from types import ModuleType
 SHARED = (
     "calibration",
     "calibration_passes",
+    "column_steps",
     "config",
     "feedback",
     "plan",

@@ -24,7 +24,11 @@ QuantizedBlock = tuple[int, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RateQuantizer:
-    """Quantizes the matrices `names`, of which `statistics` know something, by the constant c."""
+    """Quantizes the matrices `names` of a model by the constant c.
+
+    The model is `checkpoint`, which may compute the same with other weights than the one that was
+    given (exporter.quant.column_steps). `statistics` know something of its matrices.
+    """
 
     checkpoint: Checkpoint
     names: Sequence[str]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.bundle import EMBEDDING, HEAD, Artifact, Manifest, TensorEntry
-from exporter.errors import BundleError
 from runtime_ref import runners
 from runtime_ref.device.profile import MemoryBudget
 from runtime_ref.memory import MB, Holder, ModelShape
@@ -101,8 +100,7 @@ def predict(
 ) -> MemoryPrediction:
     """Predicted memory of a run that fills the context, in bytes.
 
-    `context`: positions, if it were exported with others than it was. Raises BundleError for a
-    model that is not described whole.
+    `context`: positions, if it were exported with others than it was.
     """
     shape = _model_shape(manifest, artifact, context or manifest.interface.context)
     runtime = runners.module(artifact.format).memory(artifact, shape)
@@ -121,18 +119,12 @@ def predict(
 
 
 def _model_shape(manifest: Manifest, artifact: Artifact, context: int) -> ModelShape:
-    """Sizes of the model, as its matrices have them. Raises BundleError."""
-    sizes = {t.name: (t.rows, t.cols) for t in manifest.tensors}
-    try:
-        intermediate, hidden = sizes["model.layers.0.mlp.gate_proj.weight"]
-        heads = int(manifest.model.config["num_attention_heads"])
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"the manifest lacks {error}, which the memory of a run follows"
-        raise BundleError(what, hint="export again") from error
+    """Sizes of the model, as its network has them."""
+    network = manifest.network
     return ModelShape(
-        hidden=hidden,
-        intermediate=intermediate,
-        heads=heads,
+        hidden=network.hidden,
+        intermediate=network.inner,
+        heads=network.heads,
         rows=sum(t.rows for t in manifest.tensors if t.name not in (EMBEDDING, HEAD)),
         weights=sum(t.rows * t.cols for t in manifest.tensors),
         context=context,

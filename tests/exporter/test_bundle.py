@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from exporter import bundle as bundles
-from exporter.bundle import Bundle, Manifest
+from exporter.bundle import Bundle, read_manifest
 from exporter.codec import reference
 from exporter.errors import BundleError, OutOfSpaceError, UsageError
 from exporter.staging import staging_directory
@@ -26,7 +26,6 @@ from tests.support.bundles import (
     copy,
     edit_manifest,
     place,
-    small_manifest,
     write_small_bundle,
 )
 
@@ -46,7 +45,7 @@ def check(path: Path) -> None:
 
 def test_manifest_survives_json(small: Bundle, bundle: Bundle) -> None:
     for manifest in (small.manifest, bundle.manifest):
-        assert Manifest.from_dict(json.loads(manifest.to_json())) == manifest
+        assert read_manifest(json.loads(manifest.to_json())) == manifest
 
 
 def test_manifest_json_is_standard(bundle: Bundle) -> None:
@@ -109,7 +108,7 @@ def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
     raw["interface"]["context"] = None
     raw["extra"] = 1
     with pytest.raises(BundleError) as caught:
-        Manifest.from_dict(json.loads(bundles.sealed(raw)))
+        read_manifest(json.loads(bundles.sealed(raw)))
     assert sorted(p.split()[0] for p in caught.value.problems) == [
         "extra",
         "interface.context",
@@ -120,7 +119,7 @@ def test_all_wrong_fields_are_named_at_once(small: Bundle) -> None:
 @pytest.mark.parametrize("version", [0, bundles.SCHEMA_VERSION + 1, "1", None])
 def test_another_schema_version_is_refused_before_anything_else(version: object) -> None:
     with pytest.raises(BundleError, match="schema version") as caught:
-        Manifest.from_dict({"schema_version": version, "what": "a later tool writes other fields"})
+        read_manifest({"schema_version": version, "what": "a later tool writes other fields"})
     assert "export again" in caught.value.hint
 
 
@@ -186,25 +185,12 @@ def swap_for_directory(path: Path) -> None:
     (path / bundles.PROGRAM).mkdir()
 
 
-def no_reference(path: Path) -> None:
-    (path / bundles.REFERENCE).unlink()
-    edit_manifest(
-        path, lambda m: m.update(files=[f for f in m["files"] if f["path"] != bundles.REFERENCE])
-    )
-
-
-def other_program(path: Path) -> None:
-    edit_manifest(path, lambda m: m["artifacts"][0].update(files=["other.pte"]))
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (remove, "model.pte is missing"),
     "extra file": (add, "deeper/extra.bin is not in the manifest"),
     "changed byte": (flip, "model.pte has been changed"),
     "truncated file": (cut, "reference.safetensors has 3 bytes, expected 15"),
     "directory for a file": (swap_for_directory, "model.pte is missing"),
-    "reference not listed": (no_reference, "reference.safetensors is not listed"),
-    "program not listed": (other_program, "other.pte is not listed"),
 }
 
 
@@ -245,9 +231,9 @@ def test_a_path_out_of_the_bundle_is_refused(small: Bundle, path: str) -> None:
     edit_manifest(
         small.path, lambda m: m["files"].append({"path": path, "n_bytes": 1, "sha256": "0" * 64})
     )
-    with pytest.raises(BundleError, match="outside the bundle") as caught:
+    with pytest.raises(BundleError, match="is not valid") as caught:
         check(small.path)
-    assert repr(path) in caught.value.what
+    assert [p for p in caught.value.problems if repr(path) in p]
 
 
 def test_a_link_out_of_the_bundle_is_refused(small: Bundle) -> None:
@@ -488,7 +474,3 @@ def test_a_full_disk_while_the_answers_are_written(tiny_disk: Path) -> None:
 
 def test_copies_of_a_bundle_are_bundles(bundle: Bundle, tmp_path: Path) -> None:
     copy(bundle, tmp_path / "elsewhere").verify()
-
-
-def test_a_manifest_made_by_hand_is_complete() -> None:
-    assert Manifest.from_dict(json.loads(small_manifest().to_json())) == small_manifest()

@@ -277,12 +277,12 @@ def test_texts_begin_with_bos_once(checkpoint: Path) -> None:
 
 def broken_ledger(bundle: Bundle, **changes: Any) -> ExportError:
     with pytest.raises(ExportError) as caught:
-        manifest.check_ledger(dataclasses.replace(bundle.manifest, **changes), bundle.path)
+        manifest.check_relations(dataclasses.replace(bundle.manifest, **changes))
     return caught.value
 
 
 def test_a_ledger_that_is_right_passes(bundle: Bundle) -> None:
-    manifest.check_ledger(bundle.manifest, bundle.path)
+    manifest.check_relations(bundle.manifest)
 
 
 def test_a_ledger_that_does_not_sum_up_fails_the_export(bundle: Bundle) -> None:

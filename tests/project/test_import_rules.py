@@ -33,7 +33,7 @@ HEAVY = (
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
-CODEC = ("exporter.codec", "exporter.errors", "exporter.real_files")
+CODEC = ("exporter.codec", "exporter.errors", "exporter.real_files", "exporter.strict_json")
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
 CHECKPOINT = (
     "exporter.checkpoint",
@@ -78,7 +78,17 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.native": ((), ()),
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
-    "exporter.bundle": (("exporter.errors", "exporter.real_files"), ()),
+    "exporter.strict_json": ((), ()),
+    "exporter.bundle": (
+        (
+            "exporter.bundle",
+            "exporter.codec.plain_bits",
+            "exporter.errors",
+            "exporter.real_files",
+            "exporter.strict_json",
+        ),
+        (),
+    ),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),

@@ -20,8 +20,10 @@ from exporter import pipeline
 from exporter.backends.executorch import lowering
 from exporter.backends.executorch.package import ROPE
 from exporter.bundle import Arithmetic, Artifact, Bundle, Location, Manifest, TensorEntry
+from exporter.bundle.network_shapes import matrix_shapes, vector_sizes
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
+from exporter.codec.format import align
 from exporter.config import ExportConfig
 from exporter.encoded import EncodedModel, encode_matrices
 from exporter.models.config import rope_frequencies
@@ -196,46 +198,72 @@ def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
     return 10 * float(np.log10(signal / max(float(np.square(got - reference).sum()), 1e-30)))
 
 
+SMALL_NETWORK = bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5)
+SMALL_BLOB = 32  # bytes of every matrix of a small bundle, which is none
+
+
+def _small_tensors(network: bundles.Network) -> list[TensorEntry]:
+    shapes = matrix_shapes(network)
+    del shapes[bundles.HEAD]  # it is the embedding
+    return [
+        TensorEntry(
+            name=name,
+            rows=rows,
+            cols=cols,
+            scheme="int8",
+            n_levels=255,
+            group_size=cols,
+            codec="raw",
+            code_bits=8,
+            cap=0,
+            bits_per_weight=round(8 * (SMALL_BLOB + 4 * rows) / (rows * cols), 6),
+            entropy_bits=7.1,
+            zeros=0.25,
+            levels_crc32=1,
+            blob_bytes=SMALL_BLOB,
+            scales_bytes=4 * rows,
+            sizes_bytes={"raw8": SMALL_BLOB},
+            own_levels=False,
+        )
+        for name, (rows, cols) in shapes.items()
+    ]
+
+
+def _small_artifact(network: bundles.Network, tensors: list[TensorEntry]) -> Artifact:
+    """A `.pte` of `tensors`, one behind another, and the vectors behind them."""
+    places, vectors, at = {}, {}, 64
+    for t in tensors:
+        places[t.name] = Location(
+            bundles.PROGRAM, "tqlz", at, t.blob_bytes, at + t.blob_bytes, t.scales_bytes
+        )
+        at = align(at + t.blob_bytes + t.scales_bytes, 64)
+    for name, n in vector_sizes(network).items():
+        vectors[name] = bundles.VectorLocation(bundles.PROGRAM, at, n)
+        at = align(at + 4 * n, 64)
+    return Artifact(
+        format="pte",
+        path=bundles.PROGRAM,
+        files=[bundles.PROGRAM],
+        activations="int16",
+        kv_type="float16",
+        prefill_tokens=network.context,
+        kv_cache_bytes=32 * network.context,
+        operators={"tinyqmoe::lzw_linear.out": 1},
+        places=places,
+        vectors=vectors,
+        details={"arena_bytes": 64 * network.context},
+    )
+
+
 def small_manifest(**changes: Any) -> Manifest:
     """A manifest for tests that need no program: vocabulary 258, context 16. `changes` are of the
     interface."""
     interface = bundles.Interface(
         context=16, vocab_size=258, bos_rule="tokenizer", bos_token_id=256, eos_token_ids=[257]
     )
-    artifact = bundles.Artifact(
-        format="pte",
-        path=bundles.PROGRAM,
-        files=[bundles.PROGRAM],
-        activations="int16",
-        kv_type="float16",
-        prefill_tokens=16,
-        kv_cache_bytes=1,
-        operators={"tinyqmoe::lzw_linear.out": 1},
-        places={
-            "model.embed_tokens.weight": bundles.Location(bundles.PROGRAM, "tqlz", 64, 32, 128)
-        },
-        vectors={"model.norm.weight": bundles.VectorLocation(bundles.PROGRAM, 160, 8)},
-        details={"arena_bytes": 1},
-    )
-    matrix = TensorEntry(
-        name="model.embed_tokens.weight",
-        rows=4,
-        cols=8,
-        scheme="int8",
-        n_levels=255,
-        group_size=8,
-        codec="raw",
-        code_bits=8,
-        cap=0,
-        bits_per_weight=9.5,
-        entropy_bits=7.1,
-        zeros=0.25,
-        levels_crc32=1,
-        blob_bytes=32,
-        scales_bytes=16,
-        sizes_bytes={"raw8": 32},
-        own_levels=False,
-    )
+    interface = replace(interface, **changes)
+    network = replace(SMALL_NETWORK, context=interface.context, vocab=interface.vocab_size)
+    tensors = _small_tensors(network)
     return Manifest(
         schema_version=bundles.SCHEMA_VERSION,
         created="2026-01-01T00:00:00+00:00",
@@ -250,24 +278,26 @@ def small_manifest(**changes: Any) -> Manifest:
         quantization={"scheme": "int8"},
         rate=None,
         quantization_loss=bundles.QuantizationLoss("a text", 16, 0.1, 0.01, 0.9, 10.0, 11),
-        interface=replace(interface, **changes),
-        network=bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5),
-        artifacts=[artifact],
+        interface=interface,
+        network=network,
+        artifacts=[_small_artifact(network, tensors)],
         prompts=["a prompt"],
-        tensors=[matrix],
+        tensors=tensors,
     )
 
 
 def write_small_bundle(path: Path, **changes: Any) -> Bundle:
-    """A bundle directory that is whole by its manifest; its program is 256 bytes that no runtime
+    """A bundle directory that is whole by its manifest; its program is bytes that no runtime
     loads."""
+    manifest = small_manifest(**changes)
     path.mkdir(parents=True)
-    (path / bundles.PROGRAM).write_bytes(bytes(range(256)))
+    n_bytes = max(v.offset + 4 * v.n for v in manifest.artifacts[0].vectors.values())
+    (path / bundles.PROGRAM).write_bytes(bytes(n_bytes))
     (path / bundles.REFERENCE).write_bytes(b"not a reference")
     (path / "tokenizer.json").write_text("{}")
     files = bundles.file_entries(path)
     ledger = [bundles.LedgerRow(f.path, "all of it", f.n_bytes) for f in files]
-    manifest = replace(small_manifest(**changes), files=files, ledger=ledger)
+    manifest = replace(manifest, files=files, ledger=ledger)
     (path / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(path)
 

@@ -52,8 +52,12 @@ def random_blocks(kind: Type, shape: tuple[int, int], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (shape[0], shape[1] // block, n_bytes), dtype=np.uint8)
     scale = rng.uniform(1e-4, 1e-3, blocks.shape[:2]).astype(np.float16)[..., None].view(np.uint8)
-    if kind is Type.Q6_K:
+    if kind in (Type.Q6_K, Type.Q3_K):
         blocks[..., -2:] = scale
+    elif kind is Type.Q2_K:  # a scale and a minimum at the end
+        blocks[..., -4:-2], blocks[..., -2:] = scale, scale
+    elif kind.name.startswith("IQ"):
+        blocks[..., :2] = scale
     else:  # Q4_K, Q5_K: a scale and a minimum in front
         blocks[..., :2], blocks[..., 2:4] = scale, scale
     return blocks.reshape(shape[0], -1)
@@ -62,7 +66,7 @@ def random_blocks(kind: Type, shape: tuple[int, int], seed: int) -> np.ndarray:
 def stored(weight: torch.Tensor, kind: Type, seed: int) -> np.ndarray:
     if weight.ndim == 1 or kind is Type.F32:
         return weight.numpy()
-    if kind in (Type.Q4_K, Type.Q5_K, Type.Q6_K):
+    if kind.name.startswith("IQ") or kind.name.endswith("_K"):
         return random_blocks(kind, (weight.shape[0], weight.shape[1]), seed)
     return gguf.quants.quantize(weight.numpy(), kind)
 

@@ -88,7 +88,6 @@ def test_a_runner_serves_several_generations(bundle: Bundle) -> None:
         ({"max_new_tokens": 0}, tinyqmoe.UsageError),
         ({"temperature": -1.0}, tinyqmoe.UsageError),
         ({"backend": "coreml"}, tinyqmoe.UsageError),
-        ({"residency": "auto"}, tinyqmoe.UsageError),
         ({"prompt": "cat " * 99}, tinyqmoe.ContextError),
     ],
 )

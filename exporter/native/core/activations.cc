@@ -35,7 +35,8 @@ tinyqmoe_status quantize_token(const Kernels& kernels, const float* x, uint32_t 
 
 extern "C" {
 
-uint64_t tinyqmoe_quantized_bytes(uint32_t cols) { return 4 * tinyqmoe::padded_cols(cols); }
+// 64 bytes more than is used, so that the tokens of a batch do not share the same few places of a cache.
+uint64_t tinyqmoe_quantized_bytes(uint32_t cols) { return 4 * tinyqmoe::padded_cols(cols) + 64; }
 
 tinyqmoe_status tinyqmoe_quantize_x16(const float* x, uint32_t n_tokens, uint32_t cols, tinyqmoe_isa isa,
                                       void* quantized, float* x_scales) {

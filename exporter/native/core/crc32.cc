@@ -1,4 +1,6 @@
-// zlib's CRC-32, eight bytes a step ("slicing by 8").
+// zlib's CRC-32: by instructions where there are any, the rest eight bytes a step ("slicing by 8").
+#include "crc32.h"
+
 #include "bytes.h"
 #include "tinyqmoe/tinyqmoe.h"
 
@@ -28,16 +30,22 @@ constexpr Tables kTables = make_tables();
 
 }  // namespace
 
-extern "C" uint32_t tinyqmoe_crc32(uint32_t crc, const void* bytes, uint64_t n_bytes) {
-  const uint8_t* p = static_cast<const uint8_t*>(bytes);
+uint32_t tinyqmoe::crc_by_tables(uint32_t crc, const uint8_t* p, uint64_t n_bytes) {
   const auto& t = kTables.t;
-  crc = ~crc;
   for (; n_bytes >= 8; n_bytes -= 8, p += 8) {
-    const uint32_t a = tinyqmoe::load<uint32_t>(p) ^ crc;
-    const uint32_t b = tinyqmoe::load<uint32_t>(p + 4);
+    const uint32_t a = load<uint32_t>(p) ^ crc;
+    const uint32_t b = load<uint32_t>(p + 4);
     crc = t[7][a & 0xFF] ^ t[6][(a >> 8) & 0xFF] ^ t[5][(a >> 16) & 0xFF] ^ t[4][a >> 24] ^ t[3][b & 0xFF] ^
           t[2][(b >> 8) & 0xFF] ^ t[1][(b >> 16) & 0xFF] ^ t[0][b >> 24];
   }
   for (; n_bytes > 0; --n_bytes, ++p) crc = (crc >> 8) ^ t[0][(crc ^ *p) & 0xFF];
-  return ~crc;
+  return crc;
+}
+
+extern "C" uint32_t tinyqmoe_crc32(uint32_t crc, const void* bytes, uint64_t n_bytes) {
+  static const tinyqmoe::CrcSteps steps = tinyqmoe::crc_steps();
+  const uint8_t* const p = static_cast<const uint8_t*>(bytes);
+  const uint64_t whole = steps == nullptr ? 0 : n_bytes / tinyqmoe::kCrcStep * tinyqmoe::kCrcStep;
+  const uint32_t state = whole == 0 ? ~crc : steps(~crc, p, whole);
+  return ~tinyqmoe::crc_by_tables(state, p + whole, n_bytes - whole);
 }

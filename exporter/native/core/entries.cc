@@ -107,6 +107,10 @@ Entry* register_tensor(const tinyqmoe_tensor& tensor) {
   return entry;
 }
 
+tinyqmoe_status announce(const tinyqmoe_tensor& tensor) {
+  return register_tensor(tensor) == nullptr ? TINYQMOE_OUT_OF_MEMORY : TINYQMOE_OK;
+}
+
 void forget(const tinyqmoe_tensor& tensor) {
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);

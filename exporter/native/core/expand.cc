@@ -17,17 +17,20 @@ constexpr uint64_t kFileBufferBytes = 1 << 20;
 
 uint64_t raw_row_bytes(const tinyqmoe_info& info) { return (uint64_t{info.cols} * raw_bits(info.n_levels) + 7) / 8; }
 
-// Offsets of bits bits, packed from the lowest. n is a multiple of what a byte holds.
+// Offsets of 2 or 4 bits, packed from the lowest. n is a multiple of what a byte holds. What an integer holds of them is
+// moved together in steps that compilers make vectors of.
 void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* out) {
   if (bits == 2) {
-    for (uint32_t i = 0; i < n; i += 4) {
-      const uint32_t four = load<uint32_t>(offsets + i);
-      *out++ = static_cast<uint8_t>(four | four >> 6 | four >> 12 | four >> 18);
+    for (uint32_t i = 0; i < n / 4; ++i) {
+      const uint32_t four = load<uint32_t>(offsets + 4 * i);
+      const uint32_t pairs = four | four >> 6;
+      out[i] = static_cast<uint8_t>((pairs & 15) | pairs >> 12);
     }
-  } else if (bits == 4) {
-    for (uint32_t i = 0; i < n; i += 2) *out++ = static_cast<uint8_t>(offsets[i] | offsets[i + 1] << 4);
   } else {
-    std::memcpy(out, offsets, n);
+    for (uint32_t i = 0; i < n / 2; ++i) {
+      const uint16_t two = load<uint16_t>(offsets + 2 * i);
+      out[i] = static_cast<uint8_t>(two | two >> 4);
+    }
   }
 }
 
@@ -52,9 +55,11 @@ class Packer {
     const uint64_t row_bytes = raw_row_bytes(coded_.info);
     for (uint32_t r = 0; r < n_rows; r += kDotRows) {
       const uint32_t n = std::min(kDotRows, n_rows - r);
-      const tinyqmoe_status status = expand_rows(coded_, kernels, &cursor_, n, {0, offsets_.get(), n_});
+      uint8_t* const packed = out + r * row_bytes;
+      uint8_t* const offsets = bits_ == 8 ? packed : offsets_.get();
+      const tinyqmoe_status status = expand_rows(coded_, kernels, &cursor_, n, {0, offsets, n_});
       if (status != TINYQMOE_OK) return status;
-      for (uint32_t k = 0; k < n; ++k) pack(offsets_.get() + uint64_t{k} * n_, n_, bits_, out + (r + k) * row_bytes);
+      for (uint32_t k = 0; k < n && bits_ < 8; ++k) pack(offsets + uint64_t{k} * n_, n_, bits_, packed + k * row_bytes);
     }
     crc_ = tinyqmoe_crc32(crc_, out, n_rows * row_bytes);
     return TINYQMOE_OK;

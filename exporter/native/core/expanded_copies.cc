@@ -3,7 +3,9 @@
 #include <new>
 
 #include "expand.h"
+#include "residency.h"
 #include "residency_state.h"
+#include "rows.h"
 
 namespace tinyqmoe {
 namespace {
@@ -38,7 +40,10 @@ ExpandedCopy* new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes) {
   if (copy == nullptr) return nullptr;
   tinyqmoe_status status = copy->bytes == nullptr ? TINYQMOE_OUT_OF_MEMORY : expand_to_memory(coded, copy->bytes);
   if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
-  if (status == TINYQMOE_OK) return copy;
+  if (status == TINYQMOE_OK) {
+    mark_checked(*copy->tensor);  // decoding checked its levels
+    return copy;
+  }
   if (copy->bytes != nullptr) unmap(copy->bytes, n_bytes);
   delete copy;
   return nullptr;
@@ -129,6 +134,14 @@ void Garbage::drop_copy(Entry* entry) {
   unreference(entry->copy);
   entry->copy = nullptr;
   g_manager.clean_plan_stale = true;
+}
+
+void expand(const tinyqmoe_tensor& tensor) {
+  ExpandedCopy* const copy = make_copy(tensor.entry, tensor);
+  if (copy == nullptr) return;
+  Garbage garbage;
+  const std::lock_guard<Mutex> lock(g_manager.mutex);
+  garbage.unreference(copy);
 }
 
 ExpandedCopy* make_copy(Entry* entry, const tinyqmoe_tensor& coded) {

@@ -1,3 +1,4 @@
+#include "crc32.h"
 #include "kernels.h"
 
 #include <initializer_list>
@@ -17,23 +18,27 @@ namespace {
 // Read from the processor itself: __builtin_cpu_supports needs a compiler runtime that a plain link with lld on Android
 // does not have.
 struct X86 {
+  bool carryless = false;  // PCLMULQDQ and SSE4.1
   bool avx2 = false;
   bool avx512 = false;  // F, BW, VL and VNNI
 };
 
 X86 x86_features() {
-  constexpr unsigned kOsXsave = 1u << 27;                              // leaf 1, ecx
+  constexpr unsigned kCarryless = (1u << 1) | (1u << 19);              // leaf 1, ecx
+  constexpr unsigned kOsXsave = 1u << 27;                              // likewise
   constexpr unsigned kAvx2 = (1u << 3) | (1u << 5) | (1u << 8);        // leaf 7, ebx: with BMI and BMI2
   constexpr unsigned kAvx512 = (1u << 16) | (1u << 30) | (1u << 31);  // leaf 7, ebx: F, BW, VL
   constexpr unsigned kVnni = 1u << 11;                                 // leaf 7, ecx
   constexpr unsigned kYmm = 0x06;                                      // xcr0: what the system saves
   constexpr unsigned kZmm = 0xE6;
   unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kOsXsave) == 0) return {};
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return {};
+  X86 has;
+  has.carryless = (ecx & kCarryless) == kCarryless;
+  if ((ecx & kOsXsave) == 0) return has;
   unsigned xcr0, xcr0_high;
   __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return {};
-  X86 has;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return has;
   has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) == kAvx2;
   has.avx512 = has.avx2 && (xcr0 & kZmm) == kZmm && (ebx & kAvx512) == kAvx512 && (ecx & kVnni) != 0;
   return has;
@@ -41,17 +46,27 @@ X86 x86_features() {
 #endif
 
 #if defined(__aarch64__)
-bool has_dotprod() {
 #if defined(__linux__)
-  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
-  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+// Old headers lack the names of the bits.
+constexpr unsigned long kDotprod = 1ul << 20, kCrc32 = 1ul << 7;
+bool has(unsigned long bit) { return (getauxval(AT_HWCAP) & bit) != 0; }
 #elif defined(__APPLE__)
+constexpr const char *kDotprod = "hw.optional.arm.FEAT_DotProd", *kCrc32 = "hw.optional.armv8_crc32";
+bool has(const char* name) {
   int value = 0;
   size_t size = sizeof value;
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
 #else
-  return false;
+constexpr bool kDotprod = false, kCrc32 = false;
+bool has(bool known) { return known; }
 #endif
+#endif
+
+#if defined(__x86_64__)
+const X86& x86() {
+  static const X86 has = x86_features();
+  return has;
 }
 #endif
 
@@ -66,24 +81,27 @@ tinyqmoe_isa find_best() {
 }  // namespace
 
 const Kernels* kernels_for(tinyqmoe_isa isa) {
-#if defined(__x86_64__)
-  static const X86 has = x86_features();
-#endif
   switch (isa) {
     case TINYQMOE_ISA_AUTO: return kernels_for(tinyqmoe_best_isa());
     case TINYQMOE_ISA_SCALAR: return scalar_kernels();
 #if defined(__x86_64__)
-    case TINYQMOE_ISA_AVX2: return has.avx2 ? avx2_kernels() : nullptr;
-    case TINYQMOE_ISA_AVX512: return has.avx512 ? avx512_kernels() : nullptr;
+    case TINYQMOE_ISA_AVX2: return x86().avx2 ? avx2_kernels() : nullptr;
+    case TINYQMOE_ISA_AVX512: return x86().avx512 ? avx512_kernels() : nullptr;
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON: return neon_kernels();
-    case TINYQMOE_ISA_NEON_DOTPROD: return has_dotprod() ? neon_dotprod_kernels() : nullptr;
+    case TINYQMOE_ISA_NEON_DOTPROD: return has(kDotprod) ? neon_dotprod_kernels() : nullptr;
 #elif defined(__wasm_simd128__)
     case TINYQMOE_ISA_SIMD128: return simd128_kernels();
 #endif
     default: return nullptr;
   }
 }
+
+#if defined(__x86_64__)
+bool has_carryless_product() { return x86().carryless; }
+#elif defined(__aarch64__)
+bool has_crc32() { return has(kCrc32); }
+#endif
 
 }  // namespace tinyqmoe
 

@@ -52,6 +52,22 @@ struct DotTask {
   int64_t sums[kDotRows];
 };
 
+constexpr uint32_t kBatchRows = 16;
+
+// Up to kBatchRows rows times some tokens.
+struct BatchTask {
+  const uint8_t* offsets[kBatchRows];  // those past n_rows repeat a row
+  uint32_t n_rows;
+  int32_t level_min;
+  X16 x;                  // of the first token
+  uint64_t token_stride;  // bytes from one token to the next, in each form
+  uint32_t n;
+  uint32_t n_tokens;
+  int64_t* sums;  // [n_tokens, kBatchRows], of level * x
+
+  const int16_t* whole(uint32_t token) const { return x.whole + token * (token_stride / sizeof(int16_t)); }
+};
+
 struct Kernels {
   // The offsets of n rows of phrases, n at most kDotRows, to out[0..cols), out[stride..stride + cols) and so on, and
   // nothing else. Needs 16 readable bytes past a row.
@@ -65,15 +81,14 @@ struct Kernels {
   // Packed offsets of 2, 4 or 8 bits, plus bias, to out[0..cols). Returns the largest offset.
   uint8_t (*unpack)(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 
-  // *sum = sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits. Returns the largest offset.
-  uint8_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                        int64_t* sum);
-
-  // Largest of n bytes.
-  uint8_t (*largest)(const uint8_t* bytes, uint64_t n);
+  // sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits.
+  int64_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x);
 
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);
+
+  // Many tokens at once. Null: `dot`, token by token, is as fast.
+  void (*dot_batch)(const BatchTask& task);
 
   // sums[r] = sum(w[r] * x) in the order of linear.h.
   void (*dot_f32)(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]);

@@ -111,13 +111,6 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return std::max(largest, rest);
 }
 
-AVX2 uint8_t largest(const uint8_t* bytes, uint64_t n) {
-  __m256i value = _mm256_setzero_si256();
-  const uint64_t whole = n / 32 * 32;
-  for (uint64_t i = 0; i < whole; i += 32) value = _mm256_max_epu8(value, load32(bytes + i));
-  return std::max(largest_of(value), scalar_kernels()->largest(bytes + whole, n - whole));
-}
-
 }  // namespace avx2
 }  // namespace tinyqmoe
 

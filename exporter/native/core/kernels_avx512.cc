@@ -21,27 +21,23 @@ AVX512_INLINE int32_t sum16(__m512i v) { return avx2::sum8(_mm256_add_epi32(low_
 
 // 64 elements of packed_x are 32 of the high plane and 32 of the low one: the offsets meet both at once.
 template <uint32_t kBits>
-AVX512 uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, int64_t* sum) {
+AVX512 int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   constexpr uint32_t kPlanes = 8 / kBits;
   __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-  __m256i largest = _mm256_setzero_si256();
   for (uint32_t block = 0; block < n_blocks; ++block, packed += 32) {
     const __m256i v = avx2::load32(packed);
     for (uint32_t k = 0; k < kPlanes; ++k, packed_x += 64) {
       const __m256i offsets = avx2::plane<kBits>(v, static_cast<int>(k));
-      largest = _mm256_max_epu8(largest, offsets);
       sums[k % 2] = _mm512_dpbusd_epi32(sums[k % 2], twice(offsets), _mm512_loadu_si512(packed_x));
     }
   }
   const __m512i all = _mm512_add_epi32(sums[0], sums[1]);
-  *sum = 256 * int64_t{avx2::sum8(low_half(all))} + avx2::sum8(high_half(all));
-  return avx2::largest_of(largest);
+  return 256 * int64_t{avx2::sum8(low_half(all))} + avx2::sum8(high_half(all));
 }
 
-uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int64_t* sum) {
+int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
   const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x, sum);
+  return kernel(packed, n_blocks, packed_x);
 }
 
 AVX512 void dot(DotTask* task) {
@@ -67,8 +63,8 @@ AVX512 void dot(DotTask* task) {
 
 const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,  avx512::dot_packed, avx2::largest, avx512::dot,
-      avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
+      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,       avx512::dot_packed, avx512::dot,
+      nullptr,              avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
   return &kernels;
 }
 

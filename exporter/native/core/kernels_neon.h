@@ -124,34 +124,23 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
 }
 
 template <uint32_t kBits>
-TARGET uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, int64_t* sum) {
+TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   PlaneSums sums[2];
-  uint8x16_t largest = vdupq_n_u8(0);
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
     const uint8x16_t halves[2] = {vld1q_u8(packed), vld1q_u8(packed + 16)};
     for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
       for (uint32_t h = 0; h < 2; ++h) {
         const uint8x16_t offsets = plane<kBits>(halves[h], static_cast<int>(k));
-        largest = vmaxq_u8(largest, offsets);
         sums[h].add(vreinterpretq_s8_u8(offsets), packed_x + 16 * h, packed_x + kPackedBlock + 16 * h);
       }
     }
   }
-  *sum = sums[0].sum() + sums[1].sum();
-  return vmaxvq_u8(largest);
+  return sums[0].sum() + sums[1].sum();
 }
 
-uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int64_t* sum) {
+int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
   const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x, sum);
-}
-
-uint8_t largest(const uint8_t* bytes, uint64_t n) {
-  uint8x16_t value = vdupq_n_u8(0);
-  const uint64_t whole = n / 16 * 16;
-  for (uint64_t i = 0; i < whole; i += 16) value = vmaxq_u8(value, vld1q_u8(bytes + i));
-  return std::max(vmaxvq_u8(value), scalar_kernels()->largest(bytes + whole, n - whole));
+  return kernel(packed, n_blocks, packed_x);
 }
 
 // ---- products ----
@@ -242,8 +231,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kNeon = {expand_phrases, expand_base3, unpack,       dot_packed, largest,
-                           dot,            dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kNeon = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
+                           nullptr,        dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 }  // namespace tinyqmoe

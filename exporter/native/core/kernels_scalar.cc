@@ -49,28 +49,18 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return largest;
 }
 
-uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int64_t* sum) {
+int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
   const uint32_t mask = (1u << code_bits) - 1;
-  uint8_t largest = 0;
-  int64_t total = 0;
+  int64_t sum = 0;
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
     for (uint32_t bit = 0; bit < 8; bit += code_bits, packed_x += 2 * kPackedBlock) {
       for (uint32_t i = 0; i < kPackedBlock; ++i) {
-        const uint8_t offset = (packed[i] >> bit) & mask;
-        largest = std::max(largest, offset);
-        total += offset * (256 * packed_x[i] + packed_x[kPackedBlock + i]);
+        const int32_t offset = (packed[i] >> bit) & mask;
+        sum += offset * (256 * packed_x[i] + packed_x[kPackedBlock + i]);
       }
     }
   }
-  *sum = total;
-  return largest;
-}
-
-uint8_t largest(const uint8_t* bytes, uint64_t n) {
-  uint8_t value = 0;
-  for (uint64_t i = 0; i < n; ++i) value = std::max(value, bytes[i]);
-  return value;
+  return sum;
 }
 
 void dot(DotTask* task) {
@@ -108,8 +98,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,       dot_packed, largest,
-                             dot,            dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
+                             nullptr,        dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 

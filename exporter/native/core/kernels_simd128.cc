@@ -141,16 +141,14 @@ constexpr uint32_t kQuarters = 4;
 static_assert(int64_t{65536 / kPackedBlock} * 2 * 15 * kMostActivation <= INT32_MAX);
 
 template <uint32_t kBits>
-uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, int64_t* sum) {
+int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   v128_t sums[kQuarters] = {};
-  v128_t largest = wasm_u8x16_const_splat(0);
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
     const v128_t halves[2] = {wasm_v128_load(packed), wasm_v128_load(packed + 16)};
     for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
       for (uint32_t h = 0; h < 2; ++h) {
         const v128_t offsets = plane<kBits>(halves[h], k);
         const int8_t* const x = packed_x + 16 * h;
-        largest = wasm_u8x16_max(largest, offsets);
         const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), whole8(x, x + kPackedBlock));
         const v128_t second =
             wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), whole8(x + 8, x + kPackedBlock + 8));
@@ -159,22 +157,14 @@ uint8_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* 
       }
     }
   }
-  *sum = 0;
-  for (const v128_t& quarter : sums) *sum += sum4(quarter);
-  return largest_of(largest);
+  int64_t sum = 0;
+  for (const v128_t& quarter : sums) sum += sum4(quarter);
+  return sum;
 }
 
-uint8_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x,
-                   int64_t* sum) {
+int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
   const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x, sum);
-}
-
-uint8_t largest(const uint8_t* bytes, uint64_t n) {
-  v128_t value = wasm_u8x16_const_splat(0);
-  const uint64_t whole = n / 16 * 16;
-  for (uint64_t i = 0; i < whole; i += 16) value = wasm_u8x16_max(value, wasm_v128_load(bytes + i));
-  return std::max(largest_of(value), scalar_kernels()->largest(bytes + whole, n - whole));
+  return kernel(packed, n_blocks, packed_x);
 }
 
 // ---- products ----
@@ -273,8 +263,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases, expand_base3, unpack,       dot_packed, largest,
-                              dot,            dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
+                              nullptr,        dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 

@@ -11,15 +11,17 @@
 namespace tinyqmoe {
 
 ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
-  constexpr uint64_t kBlockBytes = 20 * 1024;  // of expanded rows: with activations beside them, they stay in L1
+  // Of expanded rows. One token meets them in L1 with its activations beside them, many tokens in L2.
+  const uint64_t block_bytes = n_tokens > 1 ? 128 * 1024 : 20 * 1024;
   ScratchLayout at{};
   at.row_stride = round_up(info.cols, 64);
-  const uint64_t rows = kBlockBytes / at.row_stride / kDotRows * kDotRows;
+  const uint64_t rows = block_bytes / at.row_stride / kDotRows * kDotRows;
   at.block_rows = static_cast<uint32_t>(std::clamp<uint64_t>(rows, kDotRows, 32));
   at.rows = round_up(uint64_t{n_tokens} * (info.cols / kMinFastGroup + 1) * sizeof(int32_t), 64);
   at.packed_x = at.rows + at.block_rows * at.row_stride;
   at.float_rows = at.packed_x + 2 * round_up(info.cols, 4 * kPackedBlock);
-  at.total = at.float_rows + round_up(uint64_t{kDotRows} * info.cols * sizeof(float), 64);
+  at.sums = at.float_rows + round_up(uint64_t{kDotRows} * info.cols * sizeof(float), 64);
+  at.total = at.sums + (n_tokens > 1 ? uint64_t{n_tokens} * kBatchRows * sizeof(int64_t) : 0);
   return at;
 }
 
@@ -62,21 +64,16 @@ struct RowBlock {
   const uint8_t* row(uint32_t r) const { return rows + std::min(r, n - 1) * stride; }
 };
 
-tinyqmoe_status load_rows(const Product& p, uint32_t n, RowCursor* cursor, RowBlock* block) {
-  const tinyqmoe_info& info = p.tensor.info;
-  if (info.codec != kRaw || info.code_bits < 8) {
-    uint8_t* const out = p.scratch + p.at.rows;
-    *block = {out, p.at.row_stride, n};
-    return expand_rows(p.tensor, p.kernels, cursor, n, {0, out, p.at.row_stride});
+// n rows from `row` on, which the cursor comes to next.
+tinyqmoe_status load_rows(const Product& p, uint32_t row, uint32_t n, RowCursor* cursor, RowBlock* block) {
+  const tinyqmoe_tensor& tensor = p.tensor;
+  if (tensor.info.codec == kRaw && tensor.info.code_bits == 8) {
+    *block = {tensor.payload + row * tensor.row_bytes, tensor.row_bytes, n};
+    return TINYQMOE_OK;
   }
-  for (uint32_t r = 0; r < n; ++r) {
-    CodedRow row;
-    const tinyqmoe_status status = cursor->next(&row);
-    if (status != TINYQMOE_OK) return status;
-    if (info.n_levels < 256 && p.kernels.largest(row.bytes, info.cols) >= info.n_levels) return TINYQMOE_BAD_LEVEL;
-    if (r == 0) *block = {row.bytes, p.tensor.row_bytes, n};
-  }
-  return TINYQMOE_OK;
+  uint8_t* const out = p.scratch + p.at.rows;
+  *block = {out, p.at.row_stride, n};
+  return expand_rows(tensor, p.kernels, cursor, n, {0, out, p.at.row_stride});
 }
 
 // ---- x16 ----
@@ -87,6 +84,7 @@ struct X16Product : Product {
   bool keep_sums;
 
   X16 x(uint32_t token) const { return x16_at(quantized, cols(), token); }
+  bool is_batch() const { return n_tokens > 1 && kernels.dot_batch != nullptr; }
   int32_t* kept_sums() const { return reinterpret_cast<int32_t*>(scratch + at.x_sums); }
 
   int32_t x_sum(uint32_t token, uint32_t g) const {
@@ -143,16 +141,51 @@ void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, ui
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
 
+// Rows first..first+15 of the block times all tokens.
+void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first) {
+  int64_t* const sums = reinterpret_cast<int64_t*>(p.scratch + p.at.sums);
+  for (uint32_t g = 0; g < p.n_groups; ++g) {
+    const uint32_t begin = g * p.group_size;
+    BatchTask task;
+    for (uint32_t r = 0; r < kBatchRows; ++r) task.offsets[r] = block.row(first + r) + begin;
+    task.n_rows = std::min(kBatchRows, block.n - first);
+    task.level_min = p.tensor.info.level_min;
+    task.x = p.x(0).from(begin);
+    task.token_stride = tinyqmoe_quantized_bytes(p.cols());
+    task.n = p.group_end(g) - begin;
+    task.n_tokens = p.n_tokens;
+    task.sums = sums;
+    p.kernels.dot_batch(task);
+    for (uint32_t t = 0; t < p.n_tokens; ++t) {
+      for (uint32_t r = 0; r < task.n_rows; ++r) {
+        const uint32_t row = row0 + first + r;
+        float y = g == 0 ? 0.0f : *p.y_at(row, t);
+        p.add_group(row, t, g, sums[uint64_t{t} * kBatchRows + r], &y);
+        *p.y_at(row, t) = y;
+        if (g + 1 == p.n_groups) p.store_row(row, t, y);
+      }
+    }
+  }
+}
+
+void multiply_block(const X16Product& p, const RowBlock& block, uint32_t row) {
+  if (p.is_batch()) {
+    for (uint32_t r = 0; r < block.n; r += kBatchRows) multiply_batch(p, block, row, r);
+    return;
+  }
+  for (uint32_t token = 0; token < p.n_tokens; ++token) {
+    for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token);
+  }
+}
+
 // Rows are expanded once, a block that stays in the cache, and meet all tokens.
 tinyqmoe_status multiply_blocks(const X16Product& p) {
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t row = p.row_begin; row < p.row_end;) {
     RowBlock block;
-    const tinyqmoe_status status = load_rows(p, std::min(p.at.block_rows, p.row_end - row), &cursor, &block);
+    const tinyqmoe_status status = load_rows(p, row, std::min(p.at.block_rows, p.row_end - row), &cursor, &block);
     if (status != TINYQMOE_OK) return status;
-    for (uint32_t token = 0; token < p.n_tokens; ++token) {
-      for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token);
-    }
+    multiply_block(p, block, row);
     row += block.n;
   }
   return TINYQMOE_OK;
@@ -172,59 +205,48 @@ void pack_activations(const X16& x, uint32_t cols, uint32_t per_byte, int8_t* pa
   }
 }
 
-struct PackedDot {
-  uint8_t largest;
-  int64_t sum;
-};
-
-// n columns that start on a block; the last bytes of a row are copied so that nothing past it is read.
-PackedDot dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
-  const uint32_t bits = p.tensor.info.code_bits;
-  const uint32_t n_bytes = (n * bits + 7) / 8;
-  const uint32_t n_blocks = n_bytes / kPackedBlock;
-  PackedDot whole{0, 0};
-  if (n_blocks > 0) whole.largest = p.kernels.dot_packed(packed, bits, n_blocks, packed_x, &whole.sum);
-  const uint32_t done = n_blocks * kPackedBlock;
-  if (done == n_bytes) return whole;
-  uint8_t rest[kPackedBlock] = {};
-  std::memcpy(rest, packed + done, n_bytes - done);
-  PackedDot part{0, 0};
-  part.largest = p.kernels.dot_packed(rest, bits, 1, packed_x + uint64_t{done} * 2 * 8 / bits, &part.sum);
-  return {std::max(whole.largest, part.largest), whole.sum + part.sum};
+// n columns that start on a block. A block that goes on in the next row meets zeros there; past the last row nothing is
+// read: its end is copied.
+int64_t dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
+  const tinyqmoe_info& info = p.tensor.info;
+  const uint32_t n_bytes = (n * info.code_bits + 7) / 8;
+  const uint32_t n_blocks = (n_bytes + kPackedBlock - 1) / kPackedBlock;
+  const uint8_t* const end = p.tensor.payload + info.payload_bytes;
+  if (static_cast<uint64_t>(end - packed) >= uint64_t{n_blocks} * kPackedBlock) {
+    return p.kernels.dot_packed(packed, info.code_bits, n_blocks, packed_x);
+  }
+  const uint32_t done = (n_blocks - 1) * kPackedBlock;
+  uint8_t last[kPackedBlock] = {};
+  std::memcpy(last, packed + done, n_bytes - done);
+  return p.kernels.dot_packed(packed, info.code_bits, n_blocks - 1, packed_x) +
+         p.kernels.dot_packed(last, info.code_bits, 1, packed_x + uint64_t{done} * 2 * 8 / info.code_bits);
 }
 
 // One token, groups that end on blocks: packed offsets meet the activations without being stored.
-tinyqmoe_status multiply_packed(const X16Product& p) {
+void multiply_packed(const X16Product& p) {
   const tinyqmoe_info& info = p.tensor.info;
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
   pack_activations(p.x(0), p.cols(), 8 / info.code_bits, packed_x);
-  RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
-    CodedRow row;
-    tinyqmoe_status status = cursor.next(&row);
+    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
     float y = 0.0f;
-    uint8_t largest = 0;
     for (uint32_t g = 0; g < p.n_groups; ++g) {
       const uint32_t begin = g * p.group_size;
-      const PackedDot dot = dot_packed_group(p, row.bytes + uint64_t{begin} * info.code_bits / 8,
-                                             p.group_end(g) - begin, packed_x + uint64_t{begin} * 2);
-      largest = std::max(largest, dot.largest);
-      p.add_group(r, 0, g, dot.sum + p.correction(p.x_sum(0, g)), &y);
+      const int64_t sum = dot_packed_group(p, row + uint64_t{begin} * info.code_bits / 8, p.group_end(g) - begin,
+                                           packed_x + uint64_t{begin} * 2);
+      p.add_group(r, 0, g, sum + p.correction(p.x_sum(0, g)), &y);
     }
-    if (status == TINYQMOE_OK && largest >= info.n_levels) status = TINYQMOE_BAD_LEVEL;
-    if (status == TINYQMOE_OK) status = check_unused_bits(p.tensor, row);
-    if (status != TINYQMOE_OK) return status;
     p.store_row(r, 0, y);
   }
-  return TINYQMOE_OK;
 }
 
 tinyqmoe_status multiply_x16(X16Product* p) {
   const tinyqmoe_info& info = p->tensor.info;
-  keep_x_sums(p);
+  if (!p->is_batch()) keep_x_sums(p);
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
-  if (p->n_tokens == 1 && info.codec == kRaw && info.code_bits < 8 && whole_blocks) return multiply_packed(*p);
-  return multiply_blocks(*p);
+  if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !whole_blocks) return multiply_blocks(*p);
+  multiply_packed(*p);
+  return TINYQMOE_OK;
 }
 
 // ---- float ----
@@ -256,7 +278,7 @@ tinyqmoe_status multiply_f32(const Product& p, const float* x) {
   RowCursor cursor(p.tensor, p.row_begin);
   for (uint32_t row = p.row_begin; row < p.row_end;) {
     RowBlock block;
-    const tinyqmoe_status status = load_rows(p, std::min(kDotRows, p.row_end - row), &cursor, &block);
+    const tinyqmoe_status status = load_rows(p, row, std::min(kDotRows, p.row_end - row), &cursor, &block);
     if (status != TINYQMOE_OK) return status;
     const float* w[kDotRows];
     for (uint32_t r = 0; r < block.n; ++r) {
@@ -294,6 +316,11 @@ Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
           scratch_layout(info, args.n_tokens), static_cast<uint8_t*>(args.scratch), args.y};
 }
 
+tinyqmoe_status check_raw(const Product& p) {
+  if (p.tensor.info.codec != kRaw) return TINYQMOE_OK;
+  return check_raw_rows(p.tensor, p.kernels, p.row_begin, p.row_end, p.scratch + p.at.rows);
+}
+
 }  // namespace
 }  // namespace tinyqmoe
 
@@ -310,7 +337,8 @@ tinyqmoe_status tinyqmoe_linear_x16(const tinyqmoe_linear_args* args, const void
   if (x_scales == nullptr || reinterpret_cast<uintptr_t>(quantized) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
   if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
   tinyqmoe::X16Product product{tinyqmoe::make_product(*args, *kernels), quantized, x_scales, false};
-  return tinyqmoe::multiply_x16(&product);
+  const tinyqmoe_status checked = tinyqmoe::check_raw(product);
+  return checked == TINYQMOE_OK ? tinyqmoe::multiply_x16(&product) : checked;
 }
 
 tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const float* x) {
@@ -318,7 +346,9 @@ tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const floa
   const tinyqmoe_status status = tinyqmoe::check_call(args, x, &kernels);
   if (status != TINYQMOE_OK) return status;
   if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
-  return tinyqmoe::multiply_f32(tinyqmoe::make_product(*args, *kernels), x);
+  const tinyqmoe::Product product = tinyqmoe::make_product(*args, *kernels);
+  const tinyqmoe_status checked = tinyqmoe::check_raw(product);
+  return checked == TINYQMOE_OK ? tinyqmoe::multiply_f32(product, x) : checked;
 }
 
 }  // extern "C"

@@ -49,8 +49,6 @@ uint64_t packed_row_bytes(const tinyqmoe_info& info) {
 
 namespace {
 
-uint64_t n_tiles(uint32_t rows) { return (uint64_t{rows} + kTileRows - 1) / kTileRows; }
-
 // The header's fields: those that callers see, and the rest.
 struct Header {
   tinyqmoe_info info;
@@ -189,6 +187,10 @@ tinyqmoe_status check_parts(const Header& header, uint64_t n_bytes, uint32_t fla
     tensor->index = bytes + at.index;
     status = acquire_dictionary(header.shape, bytes + kHeaderBytes, &tensor->dictionary);
     if (status == TINYQMOE_OK) status = read_index(header.index_bytes, tensor);
+  }
+  if (info.codec == kRaw) {
+    tensor->checked.reset(new (std::nothrow) std::atomic<bool>[n_tiles(info.rows)]());
+    if (tensor->checked == nullptr) status = TINYQMOE_OUT_OF_MEMORY;
   }
   if (status == TINYQMOE_OK) status = check_padding(bytes, at);
   if (status != TINYQMOE_OK || (flags & TINYQMOE_VERIFY_PAYLOAD) == 0) return status;

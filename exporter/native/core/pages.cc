@@ -31,7 +31,11 @@ uint64_t page_bytes() {
 
 uint8_t* map_memory(uint64_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return memory == MAP_FAILED ? nullptr : static_cast<uint8_t*>(memory);
+  if (memory == MAP_FAILED) return nullptr;
+#if defined(__linux__)
+  madvise(memory, bytes, MADV_HUGEPAGE);  // fewer faults while it is filled, fewer misses while it is read
+#endif
+  return static_cast<uint8_t*>(memory);
 }
 
 void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }

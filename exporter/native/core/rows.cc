@@ -112,7 +112,27 @@ tinyqmoe_status check_rows(const tinyqmoe_tensor& tensor) {
     const tinyqmoe_status status = expand_rows(tensor, kernels, &cursor, n, {0, scratch.get(), cols});
     if (status != TINYQMOE_OK) return status;
   }
+  mark_checked(tensor);
   return TINYQMOE_OK;
+}
+
+tinyqmoe_status check_raw_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, uint32_t row_begin,
+                               uint32_t row_end, uint8_t* buffer) {
+  for (uint32_t row = row_begin / kTileRows * kTileRows; row < row_end; row += kTileRows) {
+    std::atomic<bool>& checked = tensor.checked[row / kTileRows];
+    if (checked.load(std::memory_order_relaxed)) continue;
+    RowCursor cursor(tensor, row);
+    const uint32_t n = std::min(kTileRows, tensor.info.rows - row);
+    const tinyqmoe_status status = expand_rows(tensor, kernels, &cursor, n, {0, buffer, 0});
+    if (status != TINYQMOE_OK) return status;
+    checked.store(true, std::memory_order_relaxed);
+  }
+  return TINYQMOE_OK;
+}
+
+void mark_checked(const tinyqmoe_tensor& tensor) {
+  if (tensor.checked == nullptr) return;
+  for (uint64_t tile = 0; tile < n_tiles(tensor.info.rows); ++tile) tensor.checked[tile] = true;
 }
 
 }  // namespace tinyqmoe

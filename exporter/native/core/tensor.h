@@ -2,6 +2,7 @@
 #ifndef TINYQMOE_CORE_TENSOR_H_
 #define TINYQMOE_CORE_TENSOR_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -15,6 +16,8 @@ enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2 };
 
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
+
+inline uint64_t n_tiles(uint32_t rows) { return (uint64_t{rows} + kTileRows - 1) / kTileRows; }
 
 struct Entry;  // residency_state.h
 
@@ -51,6 +54,8 @@ struct tinyqmoe_tensor {
   std::unique_ptr<tinyqmoe::Tile[]> tiles;  // codec lzw only
   const uint8_t* payload;
   uint64_t row_bytes;           // of every row; 0 for lzw
+  // Of each kTileRows rows of a raw blob, whether a product has checked them; see check_raw_rows.
+  std::unique_ptr<std::atomic<bool>[]> checked;
   const tinyqmoe::Dictionary* dictionary;
   const uint8_t* bytes;         // of the whole blob, as far as info.total_bytes
   uint8_t header[tinyqmoe::kHeaderBytes];

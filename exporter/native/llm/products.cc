@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "bytes.h"
+#include "residency.h"
 #include "tinyqmoe/llm.h"
 
 namespace tinyqmoe {
@@ -31,6 +32,21 @@ Products::Products(Pool* pool, tinyqmoe_isa isa)
     : pool_(pool),
       isa_(isa),
       scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
+
+tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
+  for (const Matrix* matrix : matrices) {
+    const tinyqmoe_status status = announce(*matrix->tensor);
+    if (status != TINYQMOE_OK) return status;
+  }
+  // The largest first, so that threads finish together.
+  std::stable_sort(matrices.begin(), matrices.end(), [](const Matrix* a, const Matrix* b) {
+    return uint64_t{a->rows} * a->cols > uint64_t{b->rows} * b->cols;
+  });
+  pool_->run(matrices.size(), 1, [&](uint64_t begin, uint64_t end, uint32_t) {
+    for (uint64_t i = begin; i < end; ++i) expand(*matrices[i]->tensor);
+  });
+  return TINYQMOE_OK;
+}
 
 tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
   tinyqmoe_status status = quantize(x, n_tokens, products[0].matrix->cols);

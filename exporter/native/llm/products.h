@@ -36,6 +36,9 @@ class Products {
     float* y;  // [n_tokens, rows]
   };
 
+  // Expands what the residency has room for, by all threads; products would do it one after the other.
+  tinyqmoe_status prepare(std::vector<const Matrix*> matrices);
+
   // y = W x for matrices that read the same x: float [n_tokens, cols].
   tinyqmoe_status multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products);
 

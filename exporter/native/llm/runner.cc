@@ -30,8 +30,9 @@ tinyqmoe_status Runner::open(Bundle* bundle, std::string* error) {
     return TINYQMOE_BAD_ARGUMENT;
   }
   if (!find_weights(bundle, error)) return TINYQMOE_BAD_ARGUMENT;
-  const tinyqmoe_status status = take_memory();
+  tinyqmoe_status status = take_memory();
   if (status == TINYQMOE_BAD_ARGUMENT) *error = "options: no cache has this type or this size";
+  if (status == TINYQMOE_OK) status = products_.prepare(matrices());
   if (status == TINYQMOE_OUT_OF_MEMORY) *error = "no memory for the KV cache and the buffers";
   return status;
 }
@@ -92,6 +93,18 @@ bool Runner::find_layer(Bundle* bundle, const std::string& prefix, Layer* layer,
     if (*v.out == nullptr && !v.optional) *missing = prefix + v.name;
   }
   return missing->empty();
+}
+
+// Those that are multiplied, in the order of their use.
+std::vector<const Matrix*> Runner::matrices() const {
+  std::vector<const Matrix*> all;
+  for (const Layer& layer : layers_) {
+    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+      all.push_back(linear->matrix);
+    }
+  }
+  all.push_back(head_);
+  return all;
 }
 
 tinyqmoe_status Runner::take_memory() {

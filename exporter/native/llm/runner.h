@@ -55,6 +55,7 @@ class Runner {
 
   bool find_weights(Bundle* bundle, std::string* error);
   bool find_layer(Bundle* bundle, const std::string& prefix, Layer* layer, std::string* missing);
+  std::vector<const Matrix*> matrices() const;
   tinyqmoe_status take_memory();
   tinyqmoe_status linear(const float* x, uint32_t n_tokens, std::initializer_list<Output> outputs);
   tinyqmoe_status embed(const int32_t* tokens, uint32_t n_tokens);

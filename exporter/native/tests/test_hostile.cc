@@ -53,7 +53,8 @@ void spoil(uint8_t* bytes, size_t n, int round, Random& random) {
   for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(round == 0 ? 0 : round == 2 ? 0xFF : random());
 }
 
-// The tensor reads `blob` in place: parts of it change under an open tensor, and are put right again.
+// The tensor reads `blob` in place: parts of it change under an open tensor, and are put right again. Whatever they are,
+// nothing outside the bytes is touched.
 void test_changes(const Spec& spec, Bytes blob, Random& random) {
   Tensor tensor;
   CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
@@ -66,7 +67,10 @@ void test_changes(const Spec& spec, Bytes blob, Random& random) {
   for (int round = 0; round < 80; ++round) {
     g_context = spec.name() + " payload " + std::to_string(round);
     spoil(blob.data() + payload, info.payload_bytes, round, random);
-    compare_all(tensor.get());
+    Tensor fresh;  // raw levels are checked at most once for a tensor that is open
+    CHECK(open(blob, 0, &fresh) == TINYQMOE_OK);
+    compare_all(spec.codec == 0 ? fresh.get() : tensor.get());
+    for (const tinyqmoe_isa isa : available_isas()) read_everything(tensor.get(), isa);
     std::memcpy(blob.data(), good.data(), good.size());
   }
   for (int round = 0; spec.codec == 1 && round < 40; ++round) {

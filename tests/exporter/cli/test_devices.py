@@ -169,7 +169,7 @@ def test_core_ml_packages_are_for_ios(checkpoint: Path) -> None:
 
 
 def test_options_that_need_a_device_say_so(bundle: Bundle, tmp_path: Path) -> None:
-    for options in (("--residency", "auto"), ("--entitlement",), ("--plot", tmp_path / "x.png")):
+    for options in (("--entitlement",), ("--plot", tmp_path / "x.png")):
         assert "--device NAME" in one_error(
             tinyqmoe("run", bundle.path, "--prompt", "x", *options), 2
         )
@@ -177,7 +177,7 @@ def test_options_that_need_a_device_say_so(bundle: Bundle, tmp_path: Path) -> No
 
 def test_residency_without_a_device(bundle: Bundle) -> None:
     texts = set()
-    for mode in ("stream", "expand"):
+    for mode in ("stream", "expand", "auto"):
         result = tinyqmoe(
             "run", bundle.path, "--prompt", "The cat", "--residency", mode, "--max-new-tokens", "6"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import tinyqmoe
 from exporter.bundle import NATIVE, Bundle
 from exporter.codec import native
 from exporter.errors import BundleError, ContextError, MissingComponentError, UsageError
-from runtime_ref import runners
+from runtime_ref import residency, runners
 from runtime_ref.answers import load_reference
 from runtime_ref.native.package import native_package
 from runtime_ref.native.runner import NativeRunner
@@ -27,6 +29,13 @@ from tests.support.bundles import (
 
 def open_native(bundle: Bundle, threads: int | None = None) -> NativeRunner:
     return NativeRunner(bundle, native_package(bundle.manifest), threads)
+
+
+@pytest.fixture
+def core() -> Iterator[ctypes.CDLL]:
+    """Handle of the core, whose residency is as it was afterwards."""
+    yield native.library()
+    residency.apply(native.library(), Residency())
 
 
 # Answers
@@ -45,6 +54,48 @@ def test_answers_are_those_of_the_reference(bundle: Bundle) -> None:
             assert got.argmax() == expected.argmax()
 
 
+def test_weights_are_expanded_when_a_session_opens(bundle: Bundle, core: ctypes.CDLL) -> None:
+    package = native_package(bundle.manifest)
+    before = residency.stats(core)
+    runner = runners.open_runner(bundle, package, Residency("expand"), no_progress, 3)
+    opened = residency.stats(core)
+    coded = [t for t in residency.coded_tensors(bundle, package) if t.gain > 0]
+    assert opened.expansions - before.expansions == len(coded) > 0
+    assert opened.dirty_bytes == sum(t.form_bytes for t in coded)
+    runner.forward([1, 2, 3], 0)
+    assert residency.stats(core).products_from_codes == before.products_from_codes
+    assert residency.stats(core).expansions == opened.expansions
+
+
+def test_a_budget_is_planned_for_all_weights(bundle: Bundle, core: ctypes.CDLL) -> None:
+    """Which copies a small budget holds does not depend on the threads that make them."""
+    package = native_package(bundle.manifest)
+    tensors = residency.coded_tensors(bundle, package)
+    budget = sum(t.form_bytes for t in tensors if t.gain > 0) // 2
+    planned = residency.plan(tensors, budget)
+    before = residency.stats(core).expansions
+    placed = Residency("auto", budget_bytes=budget)
+    runner = runners.open_runner(bundle, package, placed, no_progress, 3)
+    now = residency.stats(core)
+    assert runner.context > 0  # open until here, and its copies with it
+    assert now.expansions - before == len(planned) > 0
+    assert now.dirty_bytes == sum(t.form_bytes for t in tensors if t.name in planned)
+
+
+def test_weights_are_expanded_by_default_where_there_is_room(
+    bundle: Bundle, core: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = tinyqmoe.open_runner(bundle)
+    held = tinyqmoe.expanded_bytes(roomy)
+    assert held == residency.stats(core).dirty_bytes > 0
+    expected = roomy.forward([1, 2, 3], 0).tobytes()
+    del roomy
+    monkeypatch.setattr(residency, "available_bytes", lambda: 0)
+    short = tinyqmoe.open_runner(bundle)
+    assert tinyqmoe.expanded_bytes(short) == 0
+    assert short.forward([1, 2, 3], 0).tobytes() == expected
+
+
 def test_threads_pieces_and_residency_make_no_difference_in_bits(
     bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -56,8 +107,8 @@ def test_threads_pieces_and_residency_make_no_difference_in_bits(
             logits = runner.forward(tokens[begin:end], begin)
         assert logits.tobytes() == expected
     package = native_package(bundle.manifest)
-    for residency in (Residency("expand"), Residency("file", cache_dir=tmp_path), Residency()):
-        placed = runners.open_runner(bundle, package, residency, no_progress)
+    for wanted in (Residency("expand"), Residency("file", cache_dir=tmp_path), Residency()):
+        placed = runners.open_runner(bundle, package, wanted, no_progress)
         assert placed.forward(tokens, 0).tobytes() == expected
 
 

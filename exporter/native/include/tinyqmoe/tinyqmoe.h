@@ -93,7 +93,9 @@ TINYQMOE_API void tinyqmoe_close(tinyqmoe_tensor* tensor); /* null is fine */
 TINYQMOE_API void tinyqmoe_get_info(const tinyqmoe_tensor* tensor, tinyqmoe_info* info);
 
 /* Functions that read rows return BAD_CODE, BAD_ROW_LENGTH, BAD_LEVEL or BAD_PADDING (or BAD_INDEX, when the bytes changed
- * after they were opened) for the first bad row; what they have written by then is unspecified. */
+ * after they were opened) for the first bad row; what they have written by then is unspecified. Products check the levels
+ * of codec raw once for an open tensor, 32 rows at a time, and not at all where TINYQMOE_VERIFY_PAYLOAD did: of levels
+ * that change afterwards, results are unspecified. */
 
 /* levels: int8 [row_end - row_begin, cols], contiguous. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin,

@@ -1,4 +1,5 @@
 // Instead of core/isa.cc: this machine as one that has AVX-512.
+#include "crc32.h"
 #include "kernels.h"
 
 namespace tinyqmoe {
@@ -12,6 +13,8 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
     default: return nullptr;
   }
 }
+
+bool has_carryless_product() { return false; }
 
 }  // namespace tinyqmoe
 
