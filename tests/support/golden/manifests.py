@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.bundle import (
+    EMBEDDING,
+    HEAD,
     NETWORK_VERSION,
     SCHEMA_VERSION,
     Artifact,
     ChatFormat,
     FileEntry,
     Interface,
+    LedgerRow,
     Location,
     Manifest,
     ModelEntry,
     Network,
     Origin,
     QuantizationLoss,
+    TensorEntry,
     VectorLocation,
     sealed,
 )
+from exporter.bundle.network_shapes import matrix_shapes, vector_sizes
 from tests.support.golden.tables import write_table
 
 Content = dict[str, Any]
-EMBEDDING = "model.embed_tokens.weight"
 OLDER = SCHEMA_VERSION - 1
 
 
 def good() -> Content:
     """The content of a manifest, with numbers and names that a digest is easily wrong about."""
-    place = Location("model.pte", "tqlz", 4096, 9000, 13120, 2048)
+    network = Network(NETWORK_VERSION, 32, 96, 1, 4, 2, 8, 1024, 512, 1e-05)
+    shapes = {name: s for name, s in matrix_shapes(network).items() if name != HEAD}
+    tensors = [_tensor(name, *shape) for name, shape in shapes.items()]
+    places, vectors, size = _laid_out(tensors, vector_sizes(network))
     artifact = Artifact(
         *("pte", "model.pte", ["model.pte"], "int16", "float16", 128, 655360, {"z": 1, "a": 2}),
-        {EMBEDDING: place},
-        {"model.norm.weight": VectorLocation("model.pte", 64, 32)},
+        places,
+        vectors,
         {"arena_bytes": 12345678901234},
     )
     names = ("without_system", "user_to_assistant", "assistant_to_user", "generation")
+    sizes = {"model.pte": size, "reference.safetensors": 3000, "tokenizer.json": 400, "z.txt": 50}
     manifest = Manifest(
         SCHEMA_VERSION,
         "2031-11-05T01:02:03+00:00",
@@ -55,19 +63,41 @@ def good() -> Content:
         None,
         QuantizationLoss("the built-in text", 1024, 0.0021, 2e-07, 0.98, 1.5, 27.104111766820612),
         Interface(512, 1024, "tokenizer", 0, [1, 4]),
-        Network(NETWORK_VERSION, 32, 96, 2, 4, 2, 8, 1024, 512, 1e-05),
+        network,
         [artifact],
         ["Once upon a time"],
         ChatFormat({name: f"<|{name}|>" for name in names}, ["user"], "no system prompt"),
         ["It is small."],
-        files=[
-            FileEntry("model.pte", 20000, "1f" * 32),
-            FileEntry("reference.safetensors", 3000, "2e" * 32),
-            FileEntry("tokenizer.json", 400, "3d" * 32),
-            FileEntry("tokenizer_config.json", 50, "4c" * 32),
-        ],
+        tensors,
+        [LedgerRow(name, "all", n) for name, n in sizes.items()],
+        [FileEntry(name, n, f"{i:02x}" * 32) for i, (name, n) in enumerate(sizes.items())],
     )
     return asdict(manifest)
+
+
+def _tensor(name: str, rows: int, cols: int) -> TensorEntry:
+    """A matrix of raw int8 levels, with a scale a row."""
+    blob, scales = 64 + rows * cols, 4 * rows
+    bits = round(8 * (blob + scales) / (rows * cols), 6)
+    coded = ("int8", 255, cols, "raw", 8, 0, bits, 6.5, 0.0, 7, blob, scales)
+    return TensorEntry(name, rows, cols, *coded, {"raw8": blob}, False)
+
+
+def _laid_out(
+    tensors: Sequence[TensorEntry], vectors: Mapping[str, int]
+) -> tuple[dict[str, Location], dict[str, VectorLocation], int]:
+    """Places one after the other on multiples of 64 bytes, and the size of the file in bytes."""
+    at, found, placed = 4096, {}, {}
+    for name, n in vectors.items():
+        found[name] = VectorLocation("model.pte", at, n)
+        at += -(-4 * n // 64) * 64
+    for t in tensors:
+        scales_at = at + -(-t.blob_bytes // 64) * 64
+        placed[t.name] = Location(
+            "model.pte", "tqlz", at, t.blob_bytes, scales_at, t.scales_bytes, 9
+        )
+        at = scales_at + -(-t.scales_bytes // 64) * 64
+    return placed, found, at
 
 
 def set_(*path: str | int, to: Any) -> Callable[[Content], None]:
@@ -141,9 +171,6 @@ EDITS = (
     Edit("no_network", "invalid", "network", drop("network")),
     Edit("unknown_cache", "invalid", "kv_type", set_("artifacts", 0, "kv_type", to="float64")),
     Edit("no_artifact", "invalid", "artifact", set_("artifacts", to=[])),
-)
-# Past what the full reader checks, or in words of their own.
-APP_EDITS = (
     Edit("file_outside", "invalid", "../model.pte", set_("files", 0, "path", to="../model.pte")),
     Edit("absolute_file", "invalid", "/model.pte", set_("files", 0, "path", to="/model.pte")),
     Edit(
@@ -152,8 +179,9 @@ APP_EDITS = (
         "other.pte",
         set_("artifacts", 0, "places", EMBEDDING, "file", to="other.pte"),
     ),
-    Edit("no_vectors", "no_package", "", set_("artifacts", 0, "vectors", to={})),
 )
+# A bundle of other packages, which a session cannot run.
+NO_PACKAGE = Edit("no_vectors", "no_package", "", set_("artifacts", 0, "vectors", to={}))
 
 
 def texts() -> dict[str, tuple[str, str, str]]:
@@ -169,10 +197,10 @@ def texts() -> dict[str, tuple[str, str, str]]:
         "cut": ("no_manifest", "JSON", text[: len(text) // 2]),
         "a_list": ("no_manifest", "object", "[]"),
     }
-    for edit in (*EDITS, *APP_EDITS):
+    for edit in (*EDITS, NO_PACKAGE):
         changed = copy.deepcopy(content)
         edit.change(changed)
-        found[edit.name] = (edit.kind, edit.names, sealed(changed))
+        found[edit.name] = (edit.kind, edit.names, json.dumps(json.loads(sealed(changed))) + "\n")
     return found
 
 

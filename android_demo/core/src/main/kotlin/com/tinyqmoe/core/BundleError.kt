@@ -37,6 +37,9 @@ class BundleError(
         /** A download did not come; what came is kept. */
         NETWORK,
 
+        /** The same import runs already. */
+        BUSY,
+
         /** The storage has no room. */
         NO_SPACE,
 
@@ -80,15 +83,20 @@ enum class CoreStatus(val number: Int, val words: String) {
     ;
 
     companion object {
-        /** The error for a status that is not OK. [said] is what the core said of it, or empty. */
+        /**
+         * The error for a status that is not OK. [said] is what the core said of a bundle that does not open, or
+         * empty.
+         */
         fun error(number: Int, said: String): BundleError {
             val status = entries.firstOrNull { it.number == number }
             val words = status?.words ?: "the core answered with status $number"
-            val what = if (said.isEmpty()) words else "$words: $said"
+            val what = if (said.isEmpty()) words else if (status == BAD_ARGUMENT) said else "$words: $said"
             val hint =
                 when (status) {
                     OUT_OF_MEMORY -> "Close other apps, or choose a smaller model or context."
-                    BAD_ARGUMENT, BAD_ID, BUFFER_TOO_SMALL -> "Start the conversation anew; if it happens again, report it."
+                    BAD_ARGUMENT, BAD_ID, BUFFER_TOO_SMALL ->
+                        if (said.isEmpty()) "Start the conversation anew; if it happens again, report it."
+                        else "Download or copy the model again."
                     NO_ISA -> "Use the default instruction set."
                     else -> "Download or copy the model again."
                 }

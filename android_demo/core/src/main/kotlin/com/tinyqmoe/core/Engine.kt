@@ -16,7 +16,10 @@ data class EngineState(
     val feedNanos: Long,
 )
 
-/** Options of an engine; 0 is the default of each. [context]: positions; [threads]: a number; [batchTokens]: at once. */
+/**
+ * Options of an engine; 0 is the default of each. [context]: positions; [threads]: a number; [batchTokens]: at
+ * once.
+ */
 data class EngineOptions(val context: Int = 0, val threads: Int = 0, val batchTokens: Int = 0)
 
 /**
@@ -40,7 +43,10 @@ interface Engine : Closeable {
     override fun close()
 }
 
-/** Opens an engine on a bundle: of the core's own runner (`NativeSession`), or of ExecuTorch. Takes seconds at most. */
+/**
+ * Opens an engine on a bundle: of the core's own runner (`NativeSession`), or of ExecuTorch. Takes seconds at
+ * most.
+ */
 fun interface EngineOpener {
     /** Throws [BundleError]. */
     fun open(bundle: Bundle, options: EngineOptions): Engine

@@ -1,5 +1,6 @@
 package com.tinyqmoe.core
 
+
 /** A file of a bundle: its path relative to the bundle, its size, and its SHA-256 in hex digits. */
 data class FileEntry(val path: String, val bytes: Long, val sha256: String)
 
@@ -18,23 +19,33 @@ data class SessionPackage(
 )
 
 /** Sizes of the decoder, which buffers follow from. */
-data class NetworkSizes(val hidden: Int, val inner: Int, val layers: Int, val heads: Int, val kvHeads: Int, val headDim: Int)
+data class NetworkSizes(
+    val hidden: Int,
+    val inner: Int,
+    val layers: Int,
+    val heads: Int,
+    val kvHeads: Int,
+    val headDim: Int,
+)
 
-/**
- * What an app needs of a bundle's `manifest.json`.
- *
- * @property context positions of the KV cache: the most tokens of a conversation.
- * @property vocab number of token ids, and of logits.
- * @property chat the chat format, or null where the model has none; then [chatProblem] says why.
- * @property warnings whole sentences on what will disappoint.
- */
-class Manifest internal constructor(
-    val name: String,
+/** What all packages of a bundle share. [context]: positions of the KV cache; [vocab]: number of token ids. */
+data class ModelInterface(
     val context: Int,
     val vocab: Int,
     val bosRule: BosRule,
     val bosToken: Int?,
     val eosTokens: Set<Int>,
+)
+
+/**
+ * What an app needs of a bundle's `manifest.json`.
+ *
+ * @property chat the chat format, or null where the model has none; then [chatProblem] says why.
+ * @property warnings whole sentences on what will disappoint.
+ */
+class Manifest internal constructor(
+    val name: String,
+    val model: ModelInterface,
     val network: NetworkSizes,
     val sessionPackage: SessionPackage,
     val chat: ChatFormat?,
@@ -42,8 +53,12 @@ class Manifest internal constructor(
     val warnings: List<String>,
     val files: List<FileEntry>,
 ) {
+    /** Positions of the KV cache: the most tokens of a conversation. */
+    val context: Int get() = model.context
+
     /** The files that a session and "Check this model" need, manifest.json excepted. */
-    val sessionFiles: List<FileEntry> get() = TODO()
+    val sessionFiles: List<FileEntry>
+        get() = (sessionPackage.weightFiles + files.filter { it.path == TOKENIZER || it.path == REFERENCE })
 
     /** Their size, in bytes. */
     val sessionBytes: Long get() = sessionFiles.sumOf { it.bytes }
@@ -56,9 +71,9 @@ class Manifest internal constructor(
         const val REFERENCE = "reference.safetensors"
 
         /**
-         * The manifest of a text. Throws [BundleError]: NO_MANIFEST, SCHEMA_VERSION, CHANGED where its own digest is not
-         * that of its content, INVALID with everything that is missing or of another type, NO_PACKAGE.
+         * The manifest of a text. Throws [BundleError]: NO_MANIFEST, SCHEMA_VERSION, CHANGED where its own digest
+         * is not that of its content, INVALID with everything that is missing or of another type, NO_PACKAGE.
          */
-        fun read(text: String): Manifest = TODO()
+        fun read(text: String): Manifest = ManifestReader.read(text)
     }
 }
