@@ -31,6 +31,7 @@ FOLDERS = (
     "tools",
     "android_demo",
     "web_demo",
+    "ios_demo",
 )
 TEMPLATES = ROOT / "runtime_ref" / "reports" / "templates"  # rendered, not read
 PROFILES = ROOT / "runtime_ref" / "device" / "profiles"
