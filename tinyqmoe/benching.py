@@ -225,7 +225,7 @@ def read_bandwidth(threads: int) -> float:
         while time.perf_counter() < end:
             for piece in pieces:
                 best = min(best, _seconds(lambda p=piece: list(pool.map(np.max, p))))  # type: ignore[misc]
-    return pieces[0].nbytes / best
+    return PIECE_BYTES / best
 
 
 def machine_name() -> str:
