@@ -6,14 +6,12 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UsageError
-from exporter.memory import resident_bytes
 from tinyqmoe.packages import PackageInUse, expanded_bytes, no_progress, residency_for
 
 if TYPE_CHECKING:
@@ -21,10 +19,6 @@ if TYPE_CHECKING:
     from exporter.progress import Progress
     from runtime_ref.generate import Runner
     from runtime_ref.residency import Mode, Residency
-
-BANDWIDTH_BYTES = 256 << 20  # what is read to measure it: more than a cache holds
-PIECE_BYTES = 64 << 20
-SECONDS_OF_BANDWIDTH = 0.2
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def bench(
     are any. Raises UsageError, ContextError where a round does not fit the context, and what
     `open_runner` raises.
     """
-    from runtime_ref import runners
+    from runtime_ref import machine, runners
 
     settings, progress = settings or BenchSettings(), progress or no_progress
     package = PackageInUse(bundle, backend)
@@ -142,7 +136,7 @@ def bench(
     return Bench(
         package.bundle.manifest.model.name,
         runners.module(package.artifact.format).NAME,
-        machine_name(),
+        machine.name(),
         settings.prompt_tokens,
         settings.new_tokens,
         settings.rounds,
@@ -153,7 +147,9 @@ def bench(
 def _run(
     package: PackageInUse, settings: BenchSettings, placed: Residency, threads: int | None
 ) -> BenchRun:
+    from exporter.memory import resident_bytes
     from runtime_ref.device.projection import token_traffic
+    from runtime_ref.machine import read_bandwidth
 
     package.wait()
     before = read_bandwidth(threads or 1)
@@ -210,30 +206,3 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def read_bandwidth(threads: int) -> float:
-    """Memory that so many threads read together at best, in bytes a second.
-
-    The best of many short pieces: other work disturbs some.
-    """
-    import numpy as np
-
-    pieces = np.ones((BANDWIDTH_BYTES // PIECE_BYTES, threads, PIECE_BYTES // threads), np.uint8)
-    best, end = float("inf"), time.perf_counter() + SECONDS_OF_BANDWIDTH
-    with ThreadPoolExecutor(threads) as pool:
-        while time.perf_counter() < end:
-            for piece in pieces:
-                best = min(best, _seconds(lambda p=piece: list(pool.map(np.max, p))))  # type: ignore[misc]
-    return PIECE_BYTES / best
-
-
-def machine_name() -> str:
-    """Name of this machine's processor, with the number of cores that may be used."""
-    import platform
-
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = named[0] if named else platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {name}, {platform.system()}"
