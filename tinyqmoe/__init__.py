@@ -25,6 +25,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.progress import Progress
+from tinyqmoe.benching import Bench, BenchSettings, bench
 from tinyqmoe.chatting import HeldPackage, converse, hold_package
 from tinyqmoe.devices import FitVerdict, find_devices, fit
 from tinyqmoe.evaluating import EvaluationSettings, compare, evaluate
@@ -53,6 +54,8 @@ FORMATS = tuple(BACKENDS)
 
 __all__ = [
     "FORMATS",
+    "Bench",
+    "BenchSettings",
     "Bundle",
     "BundleError",
     "BundleParity",
@@ -87,6 +90,7 @@ __all__ = [
     "TextStream",
     "TinyQMoEError",
     "UsageError",
+    "bench",
     "check_parity",
     "compare",
     "converse",

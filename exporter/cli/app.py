@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import chat, compare, devices, export, run, serve
+from exporter.cli import bench, chat, compare, devices, export, run, serve
 from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
@@ -106,6 +106,7 @@ for command in (
     serve.serve,
     run.parity,
     compare.compare,
+    bench.bench,
     devices.devices,
     devices.fit,
     export.expand,

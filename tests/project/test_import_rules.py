@@ -194,6 +194,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
+    "runtime_ref.machine": ((), ("numpy",)),
     "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),
     "runtime_ref.coreml": (
         ("runtime_ref.coreml", *RUNNERS),

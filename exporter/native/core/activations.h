@@ -8,8 +8,8 @@
 
 namespace tinyqmoe {
 
-// Kernels may run to the next multiple of 64.
-inline uint64_t padded_cols(uint32_t cols) { return round_up(cols, 64); }
+// Kernels may run to the next multiple of 128: what a block of packed offsets of 2 bits holds.
+inline uint64_t padded_cols(uint32_t cols) { return round_up(cols, 4 * kPackedBlock); }
 
 inline X16 x16_at(const void* quantized, uint32_t cols, uint64_t token) {
   const uint64_t padded = padded_cols(cols);

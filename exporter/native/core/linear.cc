@@ -193,13 +193,13 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
 
 // Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
 // j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
-void pack_activations(const X16& x, uint32_t cols, uint32_t per_byte, int8_t* packed) {
-  for (uint32_t block = 0; block < cols; block += kPackedBlock * per_byte) {
-    for (uint32_t j = 0; j < per_byte; ++j, packed += 2 * kPackedBlock) {
-      for (uint32_t i = 0; i < kPackedBlock; ++i) {
-        const uint32_t from = block + i * per_byte + j;
-        packed[i] = from < cols ? x.high[from] : 0;
-        packed[kPackedBlock + i] = from < cols ? x.low[from] : 0;
+template <uint32_t kPerByte>
+void pack_activations(const X16& x, uint32_t cols, int8_t* __restrict packed) {
+  for (uint32_t block = 0; block < cols; block += kPackedBlock * kPerByte, packed += 2 * kPackedBlock * kPerByte) {
+    for (uint32_t i = 0; i < kPackedBlock; ++i) {
+      for (uint32_t j = 0; j < kPerByte; ++j) {
+        packed[2 * kPackedBlock * j + i] = x.high[block + i * kPerByte + j];
+        packed[2 * kPackedBlock * j + kPackedBlock + i] = x.low[block + i * kPerByte + j];
       }
     }
   }
@@ -226,7 +226,8 @@ int64_t dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n,
 void multiply_packed(const X16Product& p) {
   const tinyqmoe_info& info = p.tensor.info;
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
-  pack_activations(p.x(0), p.cols(), 8 / info.code_bits, packed_x);
+  const auto pack = info.code_bits == 2 ? pack_activations<4> : pack_activations<2>;
+  pack(p.x(0), p.cols(), packed_x);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
     const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
     float y = 0.0f;
