@@ -21,6 +21,7 @@ from rich.segment import Segment
 from rich.table import Table
 from typer.core import TyperGroup
 
+from exporter import interrupts
 from exporter.cli.narrow import fit
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
@@ -88,6 +89,8 @@ class Commands(TyperGroup):
 
 
 def fail(message: str, code: int) -> NoReturn:
+    if interrupts.asked.is_set():  # a library that was interrupted made another error of it
+        raise typer.Exit(INTERRUPTED)
     err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 

@@ -78,6 +78,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.native": ((), ()),
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
+    "exporter.interrupts": ((), ()),
     "exporter.strict_json": ((), ()),
     "exporter.bundle": (
         (
@@ -131,7 +132,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy", "torch", "tokenizers", "matplotlib"),
     ),
     "exporter.allocation": (("exporter.encoded", *CONFIG), ("torch", "numpy")),
-    "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
+    "exporter.staging": (
+        ("exporter.bundle", "exporter.errors", "exporter.interrupts", "exporter.real_files"),
+        (),
+    ),
     "exporter.pipeline": (
         (
             "exporter.manifest",
@@ -176,6 +180,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.demo",
             "exporter.errors",
             "exporter.evaluation.figure",
+            "exporter.interrupts",
             "exporter.memory",
             "exporter.staging",
             "runtime_ref.coreml",
