@@ -6,14 +6,19 @@ message is text like any other, unless it is allowed.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import platformdirs
+
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
+from exporter.guarded import guarded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from exporter.chat import Message
     from exporter.chat_template import ChatTemplate
 
+RENDER_SECONDS = 20.0  # for a conversation, which takes milliseconds
+TRIAL = "A kite, 12 m\u00b2.\n"
 PRIVATE_USE = 0xF0000  # first of the code points that stand for nothing
 
 
@@ -37,9 +44,28 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         )
     try:
         # The library would refuse a path that the locale cannot write.
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _try(text)
+        return Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
+
+
+def _try(text: str) -> None:
+    """Parses and uses a tokenizer.json in a child process, unless that went well before.
+
+    Raises ValueError.
+    """
+    import tokenizers
+
+    name = f"{hashlib.sha256(text.encode()).hexdigest()}-{tokenizers.__version__}"
+    mark = platformdirs.user_cache_path("tiny-qmoe") / "tokenizers" / name
+    if mark.exists():
+        return
+    guarded(lambda: len(tokenizers.Tokenizer.from_str(text).encode(TRIAL).ids))
+    with contextlib.suppress(OSError):  # then it is tried again
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
 
 
 def check_fits(prompt: Sequence[int], context: int) -> None:
@@ -133,8 +159,9 @@ class PromptEncoder:
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         """Text of a conversation. Raises UsageError, BundleError."""
+        template = self.template
         try:
-            return self.template.render(messages)
+            return str(guarded(lambda: template.render(messages), RENDER_SECONDS))
         except ValueError as error:
             what = f"the chat template of {self.bundle.path} does not render: {error}"
             hint = "run without --chat, or give other messages or another --chat-template"

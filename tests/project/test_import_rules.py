@@ -39,6 +39,7 @@ CHECKPOINT = (
     "exporter.checkpoint",
     "exporter.bundle",
     "exporter.chat",
+    "exporter.guarded",
     "exporter.progress",
     "exporter.quiet",
     *MODELS,
@@ -56,6 +57,7 @@ REFERENCE = (
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
     "exporter.chat",
+    "exporter.guarded",
     "exporter.bundle",
     "exporter.errors",
     "exporter.codec",
@@ -79,6 +81,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
     "exporter.interrupts": ((), ()),
+    "exporter.guarded": ((), ()),
     "exporter.strict_json": ((), ()),
     "exporter.bundle": (
         (
@@ -94,7 +97,13 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),
     "exporter.chat_format": (
-        ("exporter.bundle", "exporter.chat", "exporter.chat_template", "exporter.errors"),
+        (
+            "exporter.bundle",
+            "exporter.chat",
+            "exporter.chat_template",
+            "exporter.errors",
+            "exporter.guarded",
+        ),
         (),
     ),
     "exporter.chat_template": (("exporter.chat", "exporter.errors"), ("jinja2",)),
@@ -190,7 +199,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.prompts": (("exporter.chat_template", *RUNNER), ("tokenizers",)),
+    "runtime_ref.prompts": (
+        ("exporter.chat_template", *RUNNER),
+        ("tokenizers", "platformdirs"),
+    ),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.server": (
