@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import chat, compare, devices, export, run, serve, signals
+from exporter.cli import chat, compare, devices, export, run, serve, signals, trust
 from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
@@ -109,6 +109,8 @@ for command in (
     devices.fit,
     export.expand,
     export.inspect,
+    trust.sign,
+    trust.verify,
     export.demo,
     doctor,
 ):

@@ -29,6 +29,7 @@ HEAVY = (
     "gguf",
     "prompt_toolkit",
     "fastapi",
+    "cryptography",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
@@ -91,7 +92,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.real_files",
             "exporter.strict_json",
         ),
-        (),
+        ("cryptography",),
     ),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
