@@ -7,6 +7,7 @@ memory or end the process. In a child that is one error.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -23,8 +24,12 @@ MAX_RESULT_BYTES = 64 << 20
 MEMORY_STATUS = "/proc/self/statm"  # absent where there is no Linux: no limit of memory there
 
 
-def guarded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """The result of a function in a forked child; both are values of JSON.
+def guarded(
+    work: Callable[[], Any], seconds: float = SECONDS, memory_bytes: int | None = MEMORY_BYTES
+) -> Any:
+    """The result of a function in a forked child, a value of JSON.
+
+    `memory_bytes` may be mapped besides what the parent has; None: as much as there is.
 
     Raises ValueError with the reason where the function raises anything, does not end in time,
     takes too much memory or ends the process.
@@ -34,7 +39,7 @@ def guarded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _run(work, write, seconds)
+        _run(work, write, seconds, memory_bytes)
     os.close(write)
     try:
         answer = _read(read, time.monotonic() + seconds)
@@ -48,16 +53,17 @@ def guarded(work: Callable[[], Any], seconds: float = SECONDS) -> Any:
     return _result(answer, status, seconds)
 
 
-def _run(work: Callable[[], Any], write: int, seconds: float) -> NoReturn:
+def _run(work: Callable[[], Any], write: int, seconds: float, memory_bytes: int | None) -> NoReturn:
     """Does the work in the child, and ends it: nothing of the parent's is tidied up here."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the parent decides, and kills
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native code has last words
-        _limit(seconds)
+        faulthandler.disable()
+        _limit(seconds, memory_bytes)
         answer = {"result": work()}
     except MemoryError:
-        answer = {"error": f"it takes more than {MEMORY_BYTES / 1e9:.1f} GB of memory"}
+        answer = {"error": f"it takes more than {(memory_bytes or 0) / 1e9:.1f} GB of memory"}
     except BaseException as error:  # a panic of Rust is no Exception
         answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
     try:
@@ -66,13 +72,15 @@ def _run(work: Callable[[], Any], write: int, seconds: float) -> NoReturn:
         os._exit(0)
 
 
-def _limit(seconds: float) -> None:
+def _limit(seconds: float, memory_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory_bytes is None:
+        return
     _lower(resource.RLIMIT_CPU, int(seconds) + 1)
     if os.path.exists(MEMORY_STATUS):
         with open(MEMORY_STATUS) as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-        _lower(resource.RLIMIT_AS, mapped + MEMORY_BYTES)
+        _lower(resource.RLIMIT_AS, mapped + memory_bytes)
 
 
 def _lower(which: int, value: int) -> None:

@@ -6,7 +6,6 @@ message is text like any other, unless it is allowed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import threading
@@ -14,11 +13,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
 from exporter.guarded import guarded
+from runtime_ref.trial import try_once
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,6 +31,7 @@ PRIVATE_USE = 0xF0000  # first of the code points that stand for nothing
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
     """Tokenizer that ships in the bundle. Raises BundleError."""
+    import tokenizers
     from tokenizers import Tokenizer
 
     path = bundle.path / "tokenizer.json"
@@ -45,27 +44,11 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     try:
         # The library would refuse a path that the locale cannot write.
         text = path.read_text(encoding="utf-8")
-        _try(text)
+        name = f"tokenizers {tokenizers.__version__} {hashlib.sha256(text.encode()).hexdigest()}"
+        try_once(name, lambda: Tokenizer.from_str(text).encode(TRIAL))
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
-
-
-def _try(text: str) -> None:
-    """Parses and uses a tokenizer.json in a child process, unless that went well before.
-
-    Raises ValueError.
-    """
-    import tokenizers
-
-    name = f"{hashlib.sha256(text.encode()).hexdigest()}-{tokenizers.__version__}"
-    mark = platformdirs.user_cache_path("tiny-qmoe") / "tokenizers" / name
-    if mark.exists():
-        return
-    guarded(lambda: len(tokenizers.Tokenizer.from_str(text).encode(TRIAL).ids))
-    with contextlib.suppress(OSError):  # then it is tried again
-        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark.touch()
 
 
 def check_fits(prompt: Sequence[int], context: int) -> None:

@@ -69,6 +69,7 @@ RUNNER = (
 )
 RUNNERS = (
     "runtime_ref.generate",
+    "runtime_ref.trial",
     "runtime_ref.residency",
     "runtime_ref.memory",
     *RUNNER,
@@ -201,9 +202,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "runtime_ref": ((), ()),
     "runtime_ref.prompts": (
-        ("exporter.chat_template", *RUNNER),
-        ("tokenizers", "platformdirs"),
+        ("exporter.chat_template", "runtime_ref.trial", *RUNNER),
+        ("tokenizers",),
     ),
+    "runtime_ref.trial": (("exporter.guarded",), ("platformdirs",)),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.server": (
