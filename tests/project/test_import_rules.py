@@ -163,7 +163,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.demo": ((), ()),
     "exporter.demo.chat_model": (("exporter.errors", "exporter.progress"), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
-    "exporter.cli.console": (("exporter.cli.narrow", "exporter.errors"), ("typer", "rich")),
+    "exporter.cli.console": (
+        ("exporter.cli.narrow", "exporter.errors", "exporter.interrupts"),
+        ("typer", "rich"),
+    ),
     "exporter.cli.narrow": ((), ("rich",)),
     "exporter.cli.options": (
         (
