@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from exporter.bundle import ChatFormat
 from exporter.chat import Message
 from exporter.chat_template import ChatTemplate, read_template
 from exporter.errors import UsageError
+from exporter.guarded import guarded
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 DATE = re.compile(r"\{\{strftime:(.*?)\}\}", re.DOTALL)
@@ -67,7 +68,10 @@ def chat_format(folder: Path) -> ChatFormat:
         template = read_template(folder)
     except UsageError as error:
         return ChatFormat({}, [], error.what)
-    return derive(template)
+    try:
+        return ChatFormat(**guarded(lambda: asdict(derive(template))))
+    except ValueError as error:
+        return ChatFormat({}, [], f"the chat template is no six strings: {error}")
 
 
 def derive(template: ChatTemplate) -> ChatFormat:

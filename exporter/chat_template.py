@@ -116,7 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not JSON: {error}", hint="export again") from error
     if not isinstance(config, dict):
         raise BundleError(f"{file} must hold an object", hint="export again")

@@ -26,13 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from exporter import real_files
+from exporter import interrupts, real_files
 from exporter.bundle import check_target
 from exporter.errors import MissingComponentError, OutOfSpaceError, UsageError
 
 FORMAT_VERSION = 3  # of this directory and of what lies in it
 LOCK, FINGERPRINT = "lock", "fingerprint.json"
 OURS = {LOCK, FINGERPRINT, f"{FINGERPRINT}.new", "calibration", "coded", "bundle", "old"}
+RESUME = "the same command with --resume goes on from there"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What a user can mend, or did on purpose, and come back from: the coded matrices stay. Anything
@@ -116,9 +117,11 @@ def staging_directory(
                 _remove(place)
             raise
         try:
-            yield place
-            _replace(place, out)
+            with _kept_words(place):
+                yield place
+                _replace(place, out)
         except BaseException as error:
+            interrupts.tidying.set()
             raised = _disk_full(error, out) or error
             _put_back(place, out)
             _leave(place, raised)
@@ -126,6 +129,17 @@ def staging_directory(
                 raise
             raise raised from error
         _remove(place)
+
+
+@contextlib.contextmanager
+def _kept_words(place: StagingDirectory) -> Iterator[None]:
+    """Has words ready while the block runs, for a process that is ended in the middle of it."""
+    words = f"what is finished is kept in {place.root}: {RESUME}"
+    interrupts.kept.append(words)
+    try:
+        yield
+    finally:
+        interrupts.kept.remove(words)
 
 
 def _check_ours(place: StagingDirectory) -> None:
@@ -227,8 +241,10 @@ def _replace(place: StagingDirectory, out: Path) -> None:
 
 def _leave(place: StagingDirectory, error: BaseException) -> None:
     """Removes what nobody can go on from, and adds a note on what is kept to the error."""
-    kept = place.finished if isinstance(error, MENDABLE) else 0
-    measured = place.measured if isinstance(error, MENDABLE) else 0
+    # A library that is interrupted may make any other error of it.
+    mendable = isinstance(error, MENDABLE) or interrupts.asked.is_set()
+    kept = place.finished if mendable else 0
+    measured = place.measured if mendable else 0
     if not kept + measured:
         _remove(place)
         return
@@ -236,9 +252,7 @@ def _leave(place: StagingDirectory, error: BaseException) -> None:
     matrices = "1 coded matrix is" if kept == 1 else f"{kept} coded matrices are"
     if not kept:
         matrices = "what was measured is"
-    error.add_note(
-        f"{matrices} kept in {place.root}: the same command with --resume goes on from there"
-    )
+    error.add_note(f"{matrices} kept in {place.root}: {RESUME}")
 
 
 def _disk_full(error: BaseException, out: Path) -> OutOfSpaceError | None:

@@ -6,6 +6,7 @@ message is text like any other, unless it is allowed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from exporter.bundle import Bundle
 from exporter.errors import BundleError, ContextError, UsageError
+from exporter.guarded import guarded
+from runtime_ref.trial import try_once
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
     from exporter.chat import Message
     from exporter.chat_template import ChatTemplate
 
+RENDER_SECONDS = 20.0  # for a conversation, which takes milliseconds
+TRIAL = "A kite, 12 m\u00b2.\n"
 PRIVATE_USE = 0xF0000  # first of the code points that stand for nothing
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
     """Tokenizer that ships in the bundle. Raises BundleError."""
+    import tokenizers
     from tokenizers import Tokenizer
 
     path = bundle.path / "tokenizer.json"
@@ -37,7 +43,10 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         )
     try:
         # The library would refuse a path that the locale cannot write.
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        name = f"tokenizers {tokenizers.__version__} {hashlib.sha256(text.encode()).hexdigest()}"
+        try_once(name, lambda: Tokenizer.from_str(text).encode(TRIAL))
+        return Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 
@@ -133,8 +142,9 @@ class PromptEncoder:
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         """Text of a conversation. Raises UsageError, BundleError."""
+        template = self.template
         try:
-            return self.template.render(messages)
+            return str(guarded(lambda: template.render(messages), RENDER_SECONDS))
         except ValueError as error:
             what = f"the chat template of {self.bundle.path} does not render: {error}"
             hint = "run without --chat, or give other messages or another --chat-template"

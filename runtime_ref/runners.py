@@ -124,6 +124,16 @@ def open_runner(
     return runner.open(bundle, artifact, threads, progress)
 
 
+def try_out(bundle: Bundle, artifact: Artifact) -> None:
+    """Finds out in a child process whether a package ends the process that runs it.
+
+    Only a format whose runtime executes what is in the file has anything to try. Raises
+    BundleError.
+    """
+    if trial := getattr(module(artifact.format), "try_out", None):
+        trial(bundle, artifact)
+
+
 def check_residency(artifact: Artifact, residency: Residency) -> None:
     """Checks that a package knows a residency.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,27 @@ from tests.support import bundles as shared
 from tests.support.bundles import CONTEXT, TERNARY, VOCAB, Parts, export_other
 from tests.support.checkpoints import LLAMA3_ROPE, write_llama
 from tests.support.paths import DATA
+
+LONGEST_SECONDS = 1200  # of a test that is not marked as long
+
+
+def pytest_configure() -> None:
+    """Gives children the usual signals: under `nohup pytest &` they would inherit none."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def limited(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A limit for every wait: a test that hangs fails, and the others still run."""
+
+    def fail(number: int, frame: object) -> None:
+        raise TimeoutError(f"the test took more than {LONGEST_SECONDS} seconds")
+
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(0 if request.node.get_closest_marker("long") else LONGEST_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope="session")

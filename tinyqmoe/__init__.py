@@ -35,6 +35,7 @@ from tinyqmoe.judging import BundleParity, check_parity
 from tinyqmoe.packages import expanded_bytes, open_bundle, open_runner
 from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
+from tinyqmoe.signatures import sign, verify
 
 if TYPE_CHECKING:
     from exporter.evaluation.compare import Comparison
@@ -108,6 +109,8 @@ __all__ = [
     "open_runner",
     "run_on_device",
     "serve",
+    "sign",
+    "verify",
 ]
 
 # Types whose modules import more than the standard library: they are loaded when they are used.

@@ -77,6 +77,7 @@ class PackageInUse:
         with quiet():  # libraries tell what they lack
             runners.module(self.artifact.format).prepare()
         self.wait()
+        runners.try_out(self.bundle, self.artifact)
         return runners.open_runner(self.bundle, self.artifact, placed, progress, threads)
 
 

@@ -12,6 +12,7 @@ from exporter import real_files, strict_json
 from exporter.bundle.entries import (
     MANIFEST,
     REFERENCE,
+    SIGNATURE,
     Artifact,
     FileEntry,
     LedgerRow,
@@ -108,7 +109,7 @@ class Bundle:
     @property
     def _unknown(self) -> list[str]:
         """Paths of all that is in the directory and not named by the manifest, links included."""
-        known = {*self._known, MANIFEST}
+        known = {*self._known, MANIFEST, SIGNATURE}
         return [name for name, _ in real_files.walk(self.path) if name not in known]
 
     def _file_problems(self, entry: FileEntry, regular: bool, hashed: bool) -> list[str]:
@@ -166,8 +167,9 @@ class Bundle:
 
 
 def bundle_files(path: Path) -> list[str]:
-    """Paths of all regular files but the manifest, relative to the bundle and sorted."""
-    return sorted(name for name in real_files.regular_files(path) if name != MANIFEST)
+    """Paths of all regular files but the manifest and its signature, relative and sorted."""
+    beside = (MANIFEST, SIGNATURE)
+    return sorted(name for name in real_files.regular_files(path) if name not in beside)
 
 
 def logits_sha256(rows: Iterable[memoryview]) -> bytes:

@@ -9,6 +9,7 @@ from exporter.bundle.sealing import sealed
 
 SCHEMA_VERSION = 8
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # of the manifest: see exporter/bundle/signing.py
 PROGRAM = "model.pte"
 NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"

@@ -20,6 +20,7 @@ from exporter.bundle.entries import (
     MANIFEST,
     NETWORK_VERSION,
     REFERENCE,
+    SIGNATURE,
     Artifact,
     Manifest,
     Network,
@@ -104,7 +105,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
 
 def _is_inside(path: str) -> bool:
     """Whether a text is the plain path of a file in a bundle, and not of its manifest."""
-    plain = bool(path) and str(PurePosixPath(path)) == path and path not in (".", MANIFEST)
+    plain = (
+        bool(path) and str(PurePosixPath(path)) == path and path not in (".", MANIFEST, SIGNATURE)
+    )
     outside = path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path
     return plain and not outside
 

@@ -18,3 +18,8 @@ def sealed(content: dict[str, Any]) -> str:
 def digest(content: dict[str, Any]) -> str:
     """SHA-256 in hex digits of a JSON object, whatever its layout and the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """The digest that stands in the text of a manifest."""
+    return str(json.loads(text)[DIGEST])

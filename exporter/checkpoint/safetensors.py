@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,6 +32,7 @@ TORCH_DTYPES = {
 }
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+MOST_NAMED = 5  # of the names that are there twice
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"duplicate keys {sorted({name for name in names if names.count(name) > 1})}"
-        )
+        counts = Counter(name for name, _ in pairs)
+        twice = sorted(name for name, n in counts.items() if n > 1)
+        more = f" and {len(twice) - MOST_NAMED:,} more" if len(twice) > MOST_NAMED else ""
+        raise ValueError(f"duplicate keys {twice[:MOST_NAMED]}{more}")
     return result
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from exporter import chat
 from exporter.checkpoint.folder import SHIPPED_FILES, VOCABULARY_FILES
 from exporter.checkpoint.gguf_header import write_metadata
 from exporter.errors import CheckpointError
+from exporter.guarded import guarded
 from exporter.quiet import quiet
 
 JSON = "tokenizer.json"
@@ -47,11 +48,35 @@ def read_tokenizer(
     """The tokenizer of a folder or GGUF file, tried on a prompt and on a conversation.
 
     It is None, with a note in `warnings`, where there is none. `config` is the model's config.json.
+    All of it is done in a child process, so that a hostile one is an error as any other.
     Raises CheckpointError for one that cannot be used.
     """
     if path.is_dir() and not any((path / name).is_file() for name in VOCABULARY_FILES):
         warnings.append("there is no tokenizer: `run` needs one, and so does an app")
         return None
+
+    def read() -> dict[str, Any]:
+        noted: list[str] = []
+        try:
+            return {"facts": asdict(_facts(path, config, vocab_size, noted)), "warnings": noted}
+        except CheckpointError as error:
+            return {"what": error.what, "hint": error.hint}
+
+    try:
+        answer = guarded(read)
+    except ValueError as error:
+        what = f"{path}: the tokenizer and its chat template cannot be read: {error}"
+        raise CheckpointError(what, hint=_other_files(path)) from None
+    if "what" in answer:
+        raise CheckpointError(answer["what"], hint=answer["hint"])
+    warnings += answer["warnings"]
+    return TokenizerFacts(**answer["facts"])
+
+
+def _facts(
+    path: Path, config: dict[str, Any], vocab_size: int, warnings: list[str]
+) -> TokenizerFacts:
+    """What an export needs to know of a tokenizer. Raises CheckpointError, and what it likes."""
     try:
         tokenizer = _load(path, config)
         plain, special = tokenizer("A kite.").input_ids, tokenizer("").input_ids
@@ -59,9 +84,7 @@ def read_tokenizer(
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path}: the tokenizer cannot be read: {type(error).__name__}: {reason}",
-            hint="get its files again, or move them away to export without a tokenizer"
-            if path.is_dir()
-            else "give another GGUF file of the model, or its Hugging Face directory",
+            hint=_other_files(path),
         ) from error
     _check_ids(tokenizer, vocab_size, warnings)
     if tokenizer.chat_template:
@@ -72,6 +95,13 @@ def read_tokenizer(
     size = original.stat().st_size if same else len(text.encode())
     bos = special[0] if special and plain[:1] == special[:1] else None
     return TokenizerFacts(bos, tokenizer.eos_token_id, size, same)
+
+
+def _other_files(path: Path) -> str:
+    """The next step where a tokenizer is of no use."""
+    if path.is_dir():
+        return "get its files again, or move them away to export without a tokenizer"
+    return "give another GGUF file of the model, or its Hugging Face directory"
 
 
 def write_tokenizer(

@@ -11,7 +11,6 @@ import codecs
 import io
 import locale
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from exporter.cli import bench, chat, compare, devices, export, run, serve
+from exporter.cli import bench, chat, compare, devices, export, run, serve, signals, trust
 from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
@@ -30,7 +29,7 @@ from exporter.errors import MissingComponentError
 if TYPE_CHECKING:
     pass
 
-BUG, TERMINATED = 70, 143
+BUG = 70
 
 
 app = typer.Typer(
@@ -111,6 +110,8 @@ for command in (
     devices.fit,
     export.expand,
     export.inspect,
+    trust.sign,
+    trust.verify,
     export.demo,
     doctor,
 ):
@@ -144,13 +145,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # An export that is ended so removes its unfinished bundle.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    signals.obey()
     try:
         app()
     except Exception:
+        signals.exit_if_asked()
         traceback.print_exc()
         err_console.print(
             "[bold red]this is a bug in tinyqmoe[/]: please report the lines above", soft_wrap=True
         )
         sys.exit(BUG)
+    finally:
+        signals.exit_if_asked()

@@ -39,6 +39,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.prompt_input import read_line
 from exporter.cli.run import STOPPED, expanded_note
+from exporter.cli.signals import own_interrupts
 from exporter.errors import ContextError, OutOfSpaceError, UsageError
 
 COMMANDS = {
@@ -153,6 +154,10 @@ class Talk:
 
     def loop(self) -> None:
         """Reads and answers until the end of the input, or /exit."""
+        with own_interrupts():
+            self._loop()
+
+    def _loop(self) -> None:
         while True:
             try:
                 line = self.ask()

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.segment import Segment
 from rich.table import Table
 from typer.core import TyperGroup
 
+from exporter import interrupts
 from exporter.cli.narrow import fit
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
 
@@ -30,16 +32,29 @@ DOCUMENT_VERSION = 1  # of what --json writes; it rises when a key changes its m
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 
 
+# Of ASCII and Latin-1, but for tabs and ends of lines; and those that turn the direction of a text.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
 class Console(rich.console.Console):
     def render(
         self,
         renderable: rich.console.RenderableType,
         options: rich.console.ConsoleOptions | None = None,
     ) -> Iterable[Segment]:
-        """The segments of what is shown; a table as `narrow.fit` lays it out."""
+        """The segments of what is shown; a table as `narrow.fit` lays it out.
+
+        Texts of a bundle may hold control characters, which would command the terminal: they are
+        shown as they are written in Python.
+        """
         if isinstance(renderable, Table):
             renderable = fit(renderable, self, options or self.options)
-        return super().render(renderable, options)
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else CONTROL.sub(_escaped, text), style, control)
 
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, as any other output does.
@@ -88,6 +103,8 @@ class Commands(TyperGroup):
 
 
 def fail(message: str, code: int) -> NoReturn:
+    if interrupts.asked.is_set():  # a library that was interrupted made another error of it
+        raise typer.Exit(INTERRUPTED)
     err_console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 

@@ -24,6 +24,7 @@ from exporter.cli.options import (
     Verification,
     VerifyOption,
 )
+from exporter.cli.signals import own_interrupts
 from exporter.errors import UsageError
 
 HostOption = Annotated[
@@ -90,7 +91,7 @@ def serve(
             lambda: {"url": url, "model": name},
             lambda: out_console.print(what, markup=False, highlight=False, soft_wrap=True),
         )
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), own_interrupts():
             tinyqmoe.serve(
                 listening,
                 held,

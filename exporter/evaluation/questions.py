@@ -83,7 +83,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"line {number} is not JSON: {error}")
             continue
         if problem := _row_problem(row):

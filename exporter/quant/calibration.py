@@ -21,6 +21,7 @@ from torch import Tensor
 from exporter import chat_template
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
+from exporter.guarded import guarded
 from exporter.quant.rate import Curvature
 
 NONE = "none"  # no text
@@ -176,7 +177,8 @@ def conversations(text: str, folder: Path) -> str:
     template = replace(chat_template.read_template(folder), strftime=lambda form: "1 January 2026")
     paragraphs = text.split("\n\n")
     pairs = zip(paragraphs[::2], paragraphs[1::2], strict=False)
-    try:
+
+    def render() -> str:
         return "".join(
             template.render(
                 [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
@@ -184,6 +186,9 @@ def conversations(text: str, folder: Path) -> str:
             )
             for asked, said in pairs
         )
+
+    try:
+        return str(guarded(render))
     except ValueError as error:
         raise CheckpointError(
             f"the chat template renders no question with its answer to calibrate on: {error}",

@@ -87,7 +87,7 @@ class CoreMLPackage:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version, root_id = manifest["fileFormatVersion"], manifest["rootModelIdentifier"]
             items = {key: str(entry["path"]) for key, entry in manifest["itemInfoEntries"].items()}
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
                 f"{path} is not a Core ML package: {MANIFEST}: {error}", hint=HINT
             ) from error

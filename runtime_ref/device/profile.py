@@ -141,7 +141,7 @@ def load_file(path: Path) -> DeviceProfile:
     what, hint = f"{path} does not describe a device", "docs/devices.md says what such a file holds"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also TOMLDecodeError, UnicodeDecodeError
         raise TinyQMoEError(f"{what}: it is not TOML: {error}", hint=hint) from error
     if found := _problems(raw):
         raise TinyQMoEError(what, problems=found, hint=hint)

@@ -26,6 +26,7 @@ import platformdirs
 from exporter.codec.native import native_dir
 from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
+from runtime_ref.executorch import library_cache
 from runtime_ref.executorch.runtime import Runtime
 
 OPERATORS = tuple(
@@ -109,9 +110,8 @@ def library_path() -> Path:
     for file in [*sources(), *sorted(native_dir().rglob("*.h"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     cache = platformdirs.user_cache_path("tiny-qmoe")
-    return (
-        cache / f"kernels-{digest.hexdigest()[:16]}" / f"libtinyqmoe_executorch{platform().suffix}"
-    )
+    name = f"libtinyqmoe_executorch{platform().suffix}"
+    return cache / "kernels" / digest.hexdigest()[:16] / name
 
 
 def build() -> Path:
@@ -120,32 +120,25 @@ def build() -> Path:
     Raises MissingComponentError with the compiler's words.
     """
     target = library_path()
-    if target.is_file():
-        return target
-    root = _executorch_root()
-    include = root / "include"
-    command = [
-        *compiler(),
-        *FLAGS,
-        *platform().flags,
-        "-I",
-        str(native_dir() / "include"),
-        "-I",
-        str(native_dir() / "core"),
-    ]
-    command += [
-        "-isystem",
-        str(include),
-        "-isystem",
-        str(include / "executorch/runtime/core/portable_type/c10"),
-    ]
-    command += [*map(str, sources()), f"-Wl,-rpath,{root / 'lib'}", "-L", str(root / "lib")]
-    command += ["-lexecutorch", "-lexecutorch_threadpool"]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    library_cache.make_private(target.parent)
+    with library_cache.locked(target.parent):
+        if not target.is_file():
+            _compile(target)
+        library_cache.check_unchanged(target)
+    return target
+
+
+def _compile(target: Path) -> None:
+    """Compiles the library; it is there whole or not at all. Raises MissingComponentError."""
+    command = _command()
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         built = Path(work) / target.name
         done = subprocess.run(
-            [*command, "-o", str(built)], capture_output=True, text=True, check=False
+            [*command, "-o", str(built)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=library_cache.LONGEST_SECONDS,
         )
         if done.returncode != 0:
             raise MissingComponentError(
@@ -153,8 +146,26 @@ def build() -> Path:
                 problems=done.stderr.strip().splitlines()[-8:],
                 hint="run `tinyqmoe doctor`",
             )
-        os.replace(built, target)  # whole or not at all, also with two processes building at once
-    return target
+        library_cache.put(built, target)
+
+
+def _command() -> list[str]:
+    """The command of the compiler, less its output. Raises MissingComponentError."""
+    root = _executorch_root()
+    include = root / "include"
+    return [
+        *compiler(),
+        *FLAGS,
+        *platform().flags,
+        *("-I", str(native_dir() / "include")),
+        *("-I", str(native_dir() / "core")),
+        *("-isystem", str(include)),
+        *("-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
+        *map(str, sources()),
+        f"-Wl,-rpath,{root / 'lib'}",
+        *("-L", str(root / "lib")),
+        *("-lexecutorch", "-lexecutorch_threadpool"),
+    ]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runtime import Program, Runtime
 from runtime_ref.generate import Runner, check_room
 from runtime_ref.memory import MB, Holder, ModelShape, RuntimeMemory
+from runtime_ref.trial import try_once
 
 NAME = "executorch"
 HAS_RESIDENCY = True
@@ -26,6 +28,7 @@ SPEED_IS_REAL = True
 # Measured by benchmarks/memory_prediction.py.
 THREADS = 2  # that share a product; each has scratch of its own
 RUNTIME_BYTES = int(0.6 * MB)
+TRIAL_SECONDS = 600.0  # for one token, which takes less than a second
 CALL_BYTES = 3400  # of a call of an operator in the program
 
 
@@ -73,6 +76,26 @@ def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
         ],
         used=[Holder("scratch of products and attention", products + attention)],
     )
+
+
+def try_out(bundle: Bundle, artifact: Artifact) -> None:
+    """Loads the program and runs one token of it in a child process, once on this machine.
+
+    A program is code: one that is damaged ends the process that runs it. Raises BundleError.
+    """
+    sha256 = next(e.sha256 for e in bundle.manifest.files if e.path == artifact.path)
+
+    def run() -> None:
+        # What is an error and no crash is met again, and told, by whoever runs it.
+        with contextlib.suppress(Exception):
+            ExecuTorchRunner(bundle).forward([0], 0)
+
+    try:
+        key = f"{kernels.library_path().parent.name} {sha256}"
+        try_once(key, run, seconds=TRIAL_SECONDS, memory_bytes=None)
+    except ValueError as error:
+        what = f"{bundle.path / artifact.path} cannot be run by ExecuTorch: {error}"
+        raise BundleError(what, hint="copy the bundle again, or export again") from None
 
 
 class ExecuTorchRunner:

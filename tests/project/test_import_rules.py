@@ -29,6 +29,7 @@ HEAVY = (
     "gguf",
     "prompt_toolkit",
     "fastapi",
+    "cryptography",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
@@ -39,6 +40,7 @@ CHECKPOINT = (
     "exporter.checkpoint",
     "exporter.bundle",
     "exporter.chat",
+    "exporter.guarded",
     "exporter.progress",
     "exporter.quiet",
     *MODELS,
@@ -56,6 +58,7 @@ REFERENCE = (
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
     "exporter.chat",
+    "exporter.guarded",
     "exporter.bundle",
     "exporter.errors",
     "exporter.codec",
@@ -66,6 +69,7 @@ RUNNER = (
 )
 RUNNERS = (
     "runtime_ref.generate",
+    "runtime_ref.trial",
     "runtime_ref.residency",
     "runtime_ref.memory",
     *RUNNER,
@@ -78,6 +82,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.native": ((), ()),
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
+    "exporter.interrupts": ((), ()),
+    "exporter.guarded": ((), ()),
     "exporter.strict_json": ((), ()),
     "exporter.bundle": (
         (
@@ -87,13 +93,19 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.real_files",
             "exporter.strict_json",
         ),
-        (),
+        ("cryptography",),
     ),
     "exporter.codec": (("exporter.quiet", *CODEC), ("numpy",)),
     "exporter.models": (MODELS, ("torch",)),
     "exporter.chat": ((), ()),
     "exporter.chat_format": (
-        ("exporter.bundle", "exporter.chat", "exporter.chat_template", "exporter.errors"),
+        (
+            "exporter.bundle",
+            "exporter.chat",
+            "exporter.chat_template",
+            "exporter.errors",
+            "exporter.guarded",
+        ),
         (),
     ),
     "exporter.chat_template": (("exporter.chat", "exporter.errors"), ("jinja2",)),
@@ -131,7 +143,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy", "torch", "tokenizers", "matplotlib"),
     ),
     "exporter.allocation": (("exporter.encoded", *CONFIG), ("torch", "numpy")),
-    "exporter.staging": (("exporter.bundle", "exporter.errors", "exporter.real_files"), ()),
+    "exporter.staging": (
+        ("exporter.bundle", "exporter.errors", "exporter.interrupts", "exporter.real_files"),
+        (),
+    ),
     "exporter.pipeline": (
         (
             "exporter.manifest",
@@ -148,7 +163,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.demo": ((), ()),
     "exporter.demo.chat_model": (("exporter.errors", "exporter.progress"), ()),
     "exporter.cli.bundle_tables": (("exporter.bundle",), ("rich",)),
-    "exporter.cli.console": (("exporter.cli.narrow", "exporter.errors"), ("typer", "rich")),
+    "exporter.cli.console": (
+        ("exporter.cli.narrow", "exporter.errors", "exporter.interrupts"),
+        ("typer", "rich"),
+    ),
     "exporter.cli.narrow": ((), ("rich",)),
     "exporter.cli.options": (
         (
@@ -176,6 +194,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.demo",
             "exporter.errors",
             "exporter.evaluation.figure",
+            "exporter.interrupts",
             "exporter.memory",
             "exporter.staging",
             "runtime_ref.coreml",
@@ -185,7 +204,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer", "rich"),
     ),
     "runtime_ref": ((), ()),
-    "runtime_ref.prompts": (("exporter.chat_template", *RUNNER), ("tokenizers",)),
+    "runtime_ref.prompts": (
+        ("exporter.chat_template", "runtime_ref.trial", *RUNNER),
+        ("tokenizers",),
+    ),
+    "runtime_ref.trial": (("exporter.guarded",), ("platformdirs",)),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.server": (

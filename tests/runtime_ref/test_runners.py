@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.bundle import BACKENDS, NATIVE, Artifact
+from exporter.bundle import BACKENDS, COREML_REAL, NATIVE, Artifact
 from exporter.errors import UsageError
 from runtime_ref import runners
 from runtime_ref.residency import Residency
@@ -25,7 +25,7 @@ def artifact(form: str) -> Artifact:
 
 
 def test_every_format_of_a_bundle_has_a_runner() -> None:
-    assert set(runners.MODULES) == {*BACKENDS, NATIVE}
+    assert set(runners.MODULES) == {*BACKENDS, NATIVE, COREML_REAL}
 
 
 @pytest.mark.parametrize("form", runners.MODULES)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from exporter import bundle as bundles
-from exporter import pipeline
+from exporter import pipeline, staging
 from exporter.bundle import Bundle
 from exporter.cli import app, console
 from exporter.errors import MissingComponentError
@@ -273,10 +274,84 @@ def test_a_signal_lets_an_export_clean_up(
     assert list(tmp_path.iterdir()) == ([left] if coded else [])
 
 
+SWALLOWED = """
+try:
+    os.kill(os.getpid(), NUMBER)
+    time.sleep(60)
+except BaseException:
+    pass
+time.sleep(60)
+"""
+ANOTHER_ERROR = """
+try:
+    os.kill(os.getpid(), NUMBER)
+    time.sleep(60)
+except BaseException:
+    raise ERROR("initialization failed") from None
+"""
+NATIVE = """
+import ctypes, threading
+threading.Timer(0.2, os.kill, (os.getpid(), NUMBER)).start()
+ctypes.CDLL(None).usleep(60_000_000)
+"""
+TWICE = """
+import shutil, threading
+shutil.rmtree = lambda *_, **__: time.sleep(60)
+threading.Timer(2, os.kill, (os.getpid(), NUMBER)).start()
+os.kill(os.getpid(), NUMBER)
+time.sleep(60)
+"""
+IMPORT = """
+Path("slow_module.py").write_text("import os, time; os.kill(os.getpid(), NUMBER); time.sleep(60)")
+sys.path.insert(0, ".")
+try:
+    import slow_module
+except BaseException:
+    os.abort()
+"""
+MOMENTS = {
+    "in an import that aborts": IMPORT,
+    "swallowed by an import": SWALLOWED,
+    "another error, a bug": ANOTHER_ERROR.replace("ERROR", "RuntimeError"),
+    "another error of an import": ANOTHER_ERROR.replace("ERROR", "ImportError"),
+    "in native code": NATIVE,
+    "a second one while the first is obeyed": TWICE,
+}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_is_obeyed_wherever_it_falls(
+    tmp_path: Path, number: int, code: int, moment: str
+) -> None:
+    """What is coded stays, and that is said. The limit is far below the 60 s of the work."""
+    work = textwrap.indent(MOMENTS[moment].replace("NUMBER", str(int(number))), 8 * " ")
+    script = (
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import "
+        "pipeline, staging\nfrom exporter.cli import app\n"
+        "def export(model, out, *args, **options):\n"
+        "    with staging.staging_directory(out, {}, force=False, resume=False) as place:\n"
+        "        (place.coded / '0.json').touch()\n"
+        f"{work}\n"
+        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\napp.main()\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False, timeout=50)
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+    said = done.stderr.decode()
+    assert "Traceback" not in said
+    assert "error" not in said
+    assert moment == "a second one while the first is obeyed" or "--resume goes on" in said
+    left = staging.staging_directory_of(tmp_path / "out")
+    assert left.finished == 1
+    with staging.staging_directory(tmp_path / "out", {}, force=False, resume=True) as place:
+        assert place.finished == 1
+
+
 def test_a_bug_is_70_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(app.signals, "obey", lambda: None)
     monkeypatch.setattr(app, "app", raising(ZeroDivisionError("oops")))
     with pytest.raises(SystemExit) as stopped:
         app.main()

@@ -64,7 +64,7 @@ def test_a_library_is_built_once(
     assert built.read_text() == "library\n"
     assert kernels.build() == built
     assert compiler.calls == 1
-    assert files(cache) == [built.name]
+    assert files(cache) == [built.name, f"{built.name}.sha256"]
 
 
 def test_other_flags_or_sources_are_another_library(
@@ -146,10 +146,68 @@ def test_two_builds_at_once_end_with_one_whole_library(
         if target.is_file():
             seen.append(target.read_text())
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert set(seen) == {"first-half-second-half"}
     assert len(seen) >= 4
-    assert files(cache) == [target.name]
+    assert files(cache) == [target.name, f"{target.name}.sha256"]
+    assert Compiler(tmp_path, body).calls == 1
+
+
+# ---- who may put a library there
+
+
+@pytest.fixture
+def built(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library that was compiled before."""
+    use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"'))
+    return kernels.build()
+
+
+def test_the_folder_is_the_users_alone(built: Path) -> None:
+    assert stat.S_IMODE(built.parent.stat().st_mode) == 0o700
+
+
+def test_a_library_that_was_exchanged_is_not_loaded(built: Path) -> None:
+    built.write_text("somebody else's")
+    with pytest.raises(MissingComponentError, match="is not the library that was compiled") as e:
+        kernels.build()
+    assert e.value.hint == f"delete {built.parent} and try again"
+
+
+def test_a_library_without_its_hash_is_not_loaded(built: Path) -> None:
+    built.with_name(f"{built.name}.sha256").unlink()
+    with pytest.raises(MissingComponentError, match="is not the library that was compiled"):
+        kernels.build()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o710])
+def test_a_folder_that_is_open_to_others_is_refused(built: Path, mode: int) -> None:
+    built.parent.chmod(mode)
+    with pytest.raises(MissingComponentError, match="is open to other users") as caught:
+        kernels.build()
+    assert f"chmod 700 {built.parent}" in caught.value.hint
+    built.parent.chmod(0o700)
+    assert kernels.build() == built
+
+
+def test_a_folder_around_it_that_others_write_into_is_refused(built: Path) -> None:
+    built.parent.parent.chmod(0o777)
+    with pytest.raises(MissingComponentError, match="is open to other users"):
+        kernels.build()
+
+
+def test_a_folder_of_another_user_is_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = built.stat().st_uid
+    monkeypatch.setattr(kernels.library_cache.os, "geteuid", lambda: owner + 1)
+    with pytest.raises(MissingComponentError, match=f"belongs to the user with the number {owner}"):
+        kernels.build()
+
+
+def test_a_link_in_place_of_the_folder_is_refused(built: Path) -> None:
+    elsewhere = built.parent.rename(built.parent.with_name("elsewhere"))
+    built.parent.symlink_to(elsewhere)
+    with pytest.raises(MissingComponentError, match="or a link to one"):
+        kernels.build()
 
 
 def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
