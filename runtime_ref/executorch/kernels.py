@@ -132,6 +132,8 @@ def build() -> Path:
         str(native_dir() / "include"),
         "-I",
         str(native_dir() / "core"),
+        "-I",
+        str(native_dir() / "llm"),
     ]
     command += [
         "-isystem",
