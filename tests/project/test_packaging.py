@@ -74,7 +74,7 @@ def wheel_names(wheel: Path) -> list[str]:
         return archive.namelist()
 
 
-SOURCES = (".cc", ".cpp", ".h", ".txt", ".cmake", ".sh", ".mjs")
+SOURCES = (".cc", ".cpp", ".h", ".txt", ".cmake", ".sh", ".mjs", ".swift", ".modulemap", ".map")
 
 
 def native_sources() -> Iterator[str]:
