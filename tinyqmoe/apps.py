@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,14 +44,13 @@ def examine_bundle(path: str | Path) -> list[Finding]:
     if not opened:
         return findings
     (bundle,) = opened
-    probes: dict[str, Callable[[Artifact], Finding | str]] = {
-        "session": lambda package: _session(bundle, package),
-        "phones": lambda package: _phones(bundle, package),
-    }
-    findings += [attempt("C++ sources", lambda: _sources(bundle), again), _chat(bundle)]
-    for what, probe in probes.items():
-        findings.append(attempt(what, lambda probe=probe: probe(_package(bundle)), EXPORT_AGAIN))
-    return findings
+    return [
+        *findings,
+        attempt("C++ sources", lambda: _sources(bundle), again),
+        _chat(bundle),
+        attempt("session", lambda: _session(bundle, _package(bundle)), EXPORT_AGAIN),
+        attempt("phones", lambda: _phones(bundle, _package(bundle)), EXPORT_AGAIN),
+    ]
 
 
 def _files(path: Path, opened: list[Bundle]) -> str:
