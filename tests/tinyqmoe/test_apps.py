@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tinyqmoe
 from exporter.bundle import Bundle
-from exporter.codec.native import ABI_VERSION, copy_sources
-from tests.support.bundles import edit_manifest, reseal
+from exporter.codec.native import ABI_VERSION
+from tests.support.bundles import copy, edit_manifest, patch, place, reseal
 from tests.support.command_line import one_error, strict_json
 from tests.support.command_line import tinyqmoe as command
+from tinyqmoe import apps
 
 
 def wrong(path: Path) -> dict[str, tinyqmoe.Finding]:
@@ -39,13 +41,14 @@ def test_a_damaged_file_is_all_that_is_told(copied: Bundle) -> None:
     assert "not a bundle" in wrong(copied.path)["files"].found
 
 
-def test_sources_of_another_version_are_told(copied: Bundle) -> None:
-    copy_sources(copied.path / "native")
-    header = copied.path / "native/include/tinyqmoe/tinyqmoe.h"
-    assert wrong(reseal(copied).path) == {}
+def test_sources_of_another_version_are_told(other_bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle that was exported with its sources."""
+    other = copy(other_bundle, tmp_path / "copied")
+    assert "C++ sources" not in wrong(other.path)
+    header = other.path / "native/include/tinyqmoe/tinyqmoe.h"
     text = header.read_text().replace(f"ABI_VERSION {ABI_VERSION}", "ABI_VERSION 1")
     header.write_text(text)
-    finding = wrong(reseal(copied).path)["C++ sources"]
+    finding = wrong(reseal(other).path)["C++ sources"]
     assert finding.found == f"ABI version 1 (wanted: {ABI_VERSION})"
 
 
@@ -57,18 +60,30 @@ def test_a_missing_chat_format_is_told(copied: Bundle) -> None:
 
 
 def test_a_session_that_does_not_open_is_told(copied: Bundle, other_bundle: Bundle) -> None:
-    edit_manifest(copied.path, lambda m: m["network"].update(layers=1))
-    assert "model.layers.1" in wrong(copied.path)["session"].found
+    """Damage that the digests do not show, and activations that a session does not compute."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    patch(copied, place(copied, name).offset, bytes(4))
+    found = wrong(reseal(copied).path)["session"].found
+    assert name in found
+    assert "BAD_MAGIC" in found
     findings = wrong(other_bundle.path)
     assert {"session", "phones"} <= findings.keys()
     assert "int16" in findings["session"].found
 
 
-def test_a_bundle_that_fits_no_phone_is_told(copied: Bundle) -> None:
-    edit_manifest(copied.path, lambda m: m["artifacts"][0].update(kv_cache_bytes=1 << 40))
-    finding = wrong(copied.path)["phones"]
+def test_a_bundle_that_fits_no_phone_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = apps.fit
+
+    def too_large(*arguments: object, **settings: object) -> list[SimpleNamespace]:
+        verdicts = real(*arguments, **settings)  # type: ignore[arg-type]
+        return [SimpleNamespace(device=v.device, fits=False, problems=["no"]) for v in verdicts]
+
+    monkeypatch.setattr(apps, "fit", too_large)
+    finding = wrong(bundle.path)["phones"]
     assert finding.found.startswith("fits 0 of ")
-    assert "iphone-13: " in finding.found
+    assert "iphone-13: no" in finding.found
     assert "tinyqmoe fit" in finding.do
 
 

@@ -8,6 +8,7 @@ import plistlib
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -20,7 +21,7 @@ from exporter.codec.native import native_dir
 from exporter.errors import OutOfSpaceError, UsageError
 from runtime_ref.answers import load_reference
 from tests.native.test_app_libraries import build
-from tests.support.bundles import edit_manifest
+from tests.support.bundles import edit_manifest, with_artifact
 from tests.support.layer_tests import run
 
 LOST = "a file of the test is in the way"
@@ -138,20 +139,19 @@ def test_another_platform_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_all_that_a_bundle_lacks_is_told_at_once(
-    other_bundle: Bundle, copied: Bundle, tmp_path: Path
+    other_bundle: Bundle, bundle: Bundle, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="float32 activations"):
         tinyqmoe.app_files(other_bundle, "android", tmp_path / "app")
-    edit_manifest(copied.path, lambda m: _without(m, "tokenizer.json"))
-    edit_manifest(copied.path, lambda m: m["artifacts"][0].update(format="custom-op"))
+    manifest = replace(
+        bundle.manifest,
+        artifacts=with_artifact(bundle, format="custom-op"),
+        files=[f for f in bundle.manifest.files if f.path != "tokenizer.json"],
+    )
     with pytest.raises(UsageError) as told:
-        files.write_app_files(Bundle.open(copied.path), "android", tmp_path / "app")
+        files.write_app_files(replace(bundle, manifest=manifest), "android", tmp_path / "app")
     assert len(told.value.problems) == 2
     assert not (tmp_path / "app").exists()
-
-
-def _without(manifest: dict[str, list[dict[str, str]]], path: str) -> None:
-    manifest["files"] = [f for f in manifest["files"] if f["path"] != path]
 
 
 # ---- as an app builds it ----
