@@ -13,6 +13,7 @@ let package = Package(
         .target(
             name: "TinyQMoECore",
             path: ".",
+            exclude: ["llm/MANIFEST.md"],
             sources: ["core", "llm"],
             publicHeadersPath: "include",
             cxxSettings: [.headerSearchPath("core")]

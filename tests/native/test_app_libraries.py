@@ -131,11 +131,12 @@ def test_the_swift_package_names_what_is_there_and_no_unsafe_flags() -> None:
     text = (native_dir() / "Package.swift").read_text()
     code = "\n".join(line for line in text.splitlines() if not line.startswith("//"))
     assert "unsafeFlags" not in code
-    (folders,) = re.findall(r"sources: \[(.*)\]", code)
-    sources = json.loads(f"[{folders}]")
+    (sources,) = (json.loads(f"[{names}]") for names in re.findall(r"sources: \[(.*)\]", code))
+    (excluded,) = (json.loads(f"[{names}]") for names in re.findall(r"exclude: \[(.*)\]", code))
     # What CMake and setup.py build for an app.
     assert sources == ["core", "llm"]
     assert all(any((native_dir() / name).glob("*.cc")) for name in sources)
+    assert all((native_dir() / name).is_file() for name in excluded)
 
 
 @needs_clang
