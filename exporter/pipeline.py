@@ -100,9 +100,11 @@ def _checked(
 
 def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
     """Copies into the bundle what is not made: the tokenizer, and the C++ sources if asked for."""
+    from exporter.codec import native
+
     checkpoint.write_texts(work)
     if config.with_native:
-        _copy_native(work / "native")
+        native.copy_sources(work / "native")
 
 
 @contextlib.contextmanager
@@ -180,10 +182,3 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
             f"{free / 1e9:.1f} GB are free",
             hint="free space, or choose another OUT",
         )
-
-
-def _copy_native(target: Path) -> None:
-    from exporter.codec.native import native_dir
-
-    wanted = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "*.py", "tests", "fuzz")
-    shutil.copytree(native_dir(), target, ignore=wanted)

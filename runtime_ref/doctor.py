@@ -40,14 +40,14 @@ def examine() -> list[Finding]:
     return [
         _python(),
         *_versions(),
-        _try("C++ core", _core, again),
-        _try("C++ compiler", _compiler, "install g++ or clang++, or set CXX"),
-        _try("ExecuTorch kernels", _kernels, again),
-        _try("disk", _disk, f"make {_cache()} writable, or set XDG_CACHE_HOME"),
+        attempt("C++ core", _core, again),
+        attempt("C++ compiler", _compiler, "install g++ or clang++, or set CXX"),
+        attempt("ExecuTorch kernels", _kernels, again),
+        attempt("disk", _disk, f"make {_cache()} writable, or set XDG_CACHE_HOME"),
     ]
 
 
-def _try(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
+def attempt(what: str, probe: Callable[[], Finding | str], do: str) -> Finding:
     """Finding of a probe; where it fails, the reason.
 
     `do` is for failures that do not name the next step themselves.

@@ -25,6 +25,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.progress import Progress
+from tinyqmoe.apps import app_files, examine_bundle
 from tinyqmoe.benching import Bench, BenchSettings, bench
 from tinyqmoe.chatting import HeldPackage, converse, hold_package
 from tinyqmoe.devices import FitVerdict, find_devices, fit
@@ -38,12 +39,14 @@ from tinyqmoe.settings import ExportSettings, export_config
 from tinyqmoe.signatures import sign, verify
 
 if TYPE_CHECKING:
+    from exporter.apps.files import AppFiles
     from exporter.evaluation.compare import Comparison
     from exporter.evaluation.evaluate import Evaluation
     from exporter.quant.config import QuantConfig
     from runtime_ref.conversation import Conversation
     from runtime_ref.device.profile import DeviceProfile
     from runtime_ref.device.run import DeviceRun
+    from runtime_ref.doctor import Finding
     from runtime_ref.generate import Runner, RunResult, TextStream
     from runtime_ref.parity import ParityReport
     from runtime_ref.reports.files import Judged
@@ -55,6 +58,7 @@ FORMATS = tuple(BACKENDS)
 
 __all__ = [
     "FORMATS",
+    "AppFiles",
     "Bench",
     "BenchSettings",
     "Bundle",
@@ -74,6 +78,7 @@ __all__ = [
     "ExportConfig",
     "ExportError",
     "ExportSettings",
+    "Finding",
     "FitVerdict",
     "GenerationSettings",
     "HeldPackage",
@@ -91,12 +96,14 @@ __all__ = [
     "TextStream",
     "TinyQMoEError",
     "UsageError",
+    "app_files",
     "bench",
     "check_parity",
     "compare",
     "converse",
     "demo_model",
     "evaluate",
+    "examine_bundle",
     "expanded_bytes",
     "export",
     "export_config",
@@ -115,11 +122,13 @@ __all__ = [
 
 # Types whose modules import more than the standard library: they are loaded when they are used.
 _LAZY = {
+    "AppFiles": "exporter.apps.files",
     "Comparison": "exporter.evaluation.compare",
     "Conversation": "runtime_ref.conversation",
     "DeviceProfile": "runtime_ref.device.profile",
     "DeviceRun": "runtime_ref.device.run",
     "Evaluation": "exporter.evaluation.evaluate",
+    "Finding": "runtime_ref.doctor",
     "Judged": "runtime_ref.reports.files",
     "Mode": "runtime_ref.residency",
     "ParityReport": "runtime_ref.parity",

@@ -13,23 +13,20 @@ import locale
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from exporter.cli import bench, chat, compare, devices, export, run, serve, signals, trust
+import tinyqmoe
+from exporter.cli import apps, bench, chat, compare, devices, export, run, serve, signals, trust
 from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
-from exporter.cli.options import (
-    JsonOption,
-)
+from exporter.cli.options import JsonOption
 from exporter.errors import MissingComponentError
 
-if TYPE_CHECKING:
-    pass
-
-BUG = 70
+FAILED, BUG = 1, 70
 
 
 app = typer.Typer(
@@ -65,10 +62,15 @@ def _options(
     """
 
 
-def doctor(json_file: JsonOption = None) -> None:
-    """Check compiler, versions, kernels and disk, and say what to do.
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="A bundle that is meant for an app.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Check compiler, versions, kernels and disk, or a BUNDLE for an app, and say what to do.
 
-    Exit code 5 if something is missing.
+    Exit code 5 if something is missing on this machine, 1 if the bundle is not fit for an app.
     """
     from dataclasses import asdict
 
@@ -78,7 +80,7 @@ def doctor(json_file: JsonOption = None) -> None:
 
     with progress_bars() as progress:
         progress("look around (compiles the kernels the first time)", 0, 0)
-        findings = examine()
+        findings = examine() if bundle is None else tinyqmoe.examine_bundle(bundle)
     table = Table()
     for name in ("", "what", "found", "next step"):
         table.add_column(name, overflow="fold")
@@ -95,7 +97,7 @@ def doctor(json_file: JsonOption = None) -> None:
         lambda: out_console.print(table),
     )
     if not all(f.ok for f in findings):
-        raise typer.Exit(MissingComponentError.exit_code)
+        raise typer.Exit(MissingComponentError.exit_code if bundle is None else FAILED)
 
 
 for command in (
@@ -117,6 +119,7 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluation.evaluate)
+app.command("app-files")(apps.app_files)
 app.command("native-dir")(export.native_dir_command)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -110,6 +111,16 @@ class _CLinearArgs(ctypes.Structure):
 def native_dir() -> Path:
     """The folder of the C++ sources, as `tinyqmoe native-dir` prints it."""
     return Path(__file__).resolve().parent.parent / "native"
+
+
+def copy_sources(target: Path) -> None:
+    """Copies to `target`, which must not exist, what an app builds: all but tests and what is
+    compiled.
+
+    Raises OSError.
+    """
+    unwanted = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "*.py", "tests", "fuzz")
+    shutil.copytree(native_dir(), target, ignore=unwanted)
 
 
 _P = ctypes.c_void_p

@@ -159,6 +159,7 @@ def _command() -> list[str]:
         *platform().flags,
         *("-I", str(native_dir() / "include")),
         *("-I", str(native_dir() / "core")),
+        *("-I", str(native_dir() / "llm")),
         *("-isystem", str(include)),
         *("-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
         *map(str, sources()),

@@ -1,11 +1,12 @@
-"""Programs in an app of C++ that links ExecuTorch's core runtime and our kernels, and nothing else.
+"""Sessions in an app of C that links ExecuTorch's core runtime, our operators, and nothing else.
 
-They have the exact bits of the reference, on this machine and on AArch64 with the runtime of its
-own wheel.
+Both engines have the exact bits of the reference, on this machine and on AArch64 with the runtime
+of its own wheel.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -16,16 +17,16 @@ import executorch
 import numpy as np
 import pytest
 
-from exporter.bundle import Bundle, logits_sha256
+from exporter.bundle import Bundle
 from exporter.codec.native import native_dir
-from runtime_ref.answers import Answer, load_reference
 from runtime_ref.executorch.kernels import compiler
 from tests.native.test_cpp import ARM_CXX, QEMU
+from tests.support.bundles import patch
+from tests.support.session_app import EXECUTORCH, RUNNER, SOURCE, digest, exact_answers, run
 
 needs_arm = pytest.mark.skipif(
     ARM_CXX is None or QEMU is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"
 )
-SOURCE = Path(__file__).with_name("program_logits.cpp")
 LIBRARIES = ("-lexecutorch", "-lexecutorch_threadpool", "-lpthread")
 
 
@@ -35,9 +36,10 @@ def build(cxx: Sequence[str], root: Path, program: Path) -> Path:
     parts = (*native.glob("core/*.cc"), *native.glob("llm/*.cc"), *native.glob("executorch/*.cpp"))
     headers = root / "include"
     types = headers / "executorch/runtime/core/portable_type/c10"
+    own = (f"-I{native / name}" for name in ("include", "core", "llm"))
     command = [
         *(*cxx, "-std=c++17", "-O2", "-ffp-contract=off", "-DNDEBUG", "-DET_USE_THREADPOOL"),
-        *("-DC10_USING_CUSTOM_GENERATED_MACROS", f"-I{native / 'include'}", f"-I{native / 'core'}"),
+        *("-DC10_USING_CUSTOM_GENERATED_MACROS", *own),
         *("-isystem", headers, "-isystem", types, SOURCE, *parts, "-o", program),
         *("-L", root / "lib", f"-Wl,-rpath,{root / 'lib'}", *LIBRARIES),
     ]
@@ -45,31 +47,85 @@ def build(cxx: Sequence[str], root: Path, program: Path) -> Path:
     return program
 
 
-def digest(command: Sequence[object], bundle: Bundle, answer: Answer) -> bytes:
-    """SHA-256 of the logits that an app computes for an answer, fed with its tokens."""
-    n = len(answer.prompt)
-    calls = [[0, *answer.prompt], *([n + i, t] for i, t in enumerate(answer.tokens[:-1]))]
-    text = "".join(" ".join(map(str, call)) + "\n" for call in calls)
-    model = bundle.file(bundle.artifact("pte").path)
-    done = subprocess.run(
-        [*map(str, command), str(model)], input=text.encode(), stdout=subprocess.PIPE, check=True
-    )
-    rows = np.frombuffer(done.stdout, "<f4").reshape(len(calls), -1)
-    return logits_sha256(row.data for row in rows)
-
-
-def exact_answers(bundle: Bundle) -> list[Answer]:
-    answers = load_reference(bundle, bundle.artifact("pte"))
-    exact = [a for a in answers if a.sha256 is not None]
-    assert len(exact) > 2
-    return exact
-
-
-def test_an_app_of_the_core_runtime_gives_the_exact_bits(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(next(iter(executorch.__path__)))
-    app = build(compiler(), root, tmp_path / "app")
+    return build(compiler(), root, tmp_path_factory.mktemp("app") / "app")
+
+
+@pytest.mark.parametrize("engine", [RUNNER, EXECUTORCH])
+def test_both_engines_give_the_exact_bits(engine: int, app: Path, bundle: Bundle) -> None:
     for answer in exact_answers(bundle):
-        assert digest([app], bundle, answer) == answer.sha256
+        assert digest([app], bundle, engine, answer) == answer.sha256
+
+
+# More than one call of the program holds, and again after a part was forgotten.
+LONG = ("0 " + " ".join(str(i % 100) for i in range(40)), "13 7 8 9", "16 1", "0 5")
+
+
+def test_both_engines_agree_on_long_prompts_and_after_a_part_was_forgotten(
+    app: Path, other_bundle: Bundle, bundle: Bundle
+) -> None:
+    assert run([app], bundle, RUNNER, LONG).stdout == run([app], bundle, EXECUTORCH, LONG).stdout
+    # Activations in float32, which a session of the runner does not compute, in calls of 5 tokens.
+    done = run([app], other_bundle, EXECUTORCH, LONG)
+    assert len(done.stdout) == 4 * 4 * other_bundle.manifest.interface.vocab_size
+    assert b"int16 only" in run([app], other_bundle, RUNNER, LONG, status=1).stderr
+
+
+def test_both_engines_say_what_they_hold(app: Path, bundle: Bundle) -> None:
+    artifact = bundle.artifact("pte")
+    told = {e: run([app], bundle, e, LONG).stderr.decode() for e in (RUNNER, EXECUTORCH)}
+    for text in told.values():
+        assert f"context {bundle.manifest.interface.context}," in text
+        assert f"mapped {bundle.file(artifact.path).stat().st_size}, " in text
+        assert text.endswith("45 tokens\n")
+    assert f"cache {artifact.kv_cache_bytes}, " in told[EXECUTORCH]
+    arena = artifact.details["arena_bytes"] + 4 * bundle.manifest.interface.vocab_size
+    assert f"buffers {arena - artifact.kv_cache_bytes} bytes" in told[EXECUTORCH]
+
+
+WRONG_CALLS = {"BAD_ID": "0 1 -1", "BAD_ARGUMENT": "3 1"}
+
+
+@pytest.mark.parametrize("status", WRONG_CALLS)
+@pytest.mark.parametrize("engine", [RUNNER, EXECUTORCH])
+def test_wrong_calls_have_the_same_status(
+    engine: int, status: str, app: Path, bundle: Bundle
+) -> None:
+    assert status.encode() in run([app], bundle, engine, [WRONG_CALLS[status]], status=1).stderr
+
+
+@pytest.mark.parametrize("engine", [RUNNER, EXECUTORCH])
+def test_numbers_that_overflow_have_the_same_status(engine: int, app: Path, copied: Bundle) -> None:
+    norm = copied.artifact("pte").vectors["model.norm.weight"]
+    patch(copied, norm.offset, np.float32("nan").tobytes())
+    assert b"NON_FINITE" in run([app], copied, engine, ["0 1 2"], status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m["artifacts"][0].pop("path"), "no artifact is a pte"),
+        (lambda m: m["artifacts"][0].update(path="../model.pte"), "no artifact is a pte"),
+        (lambda m: m["artifacts"][0].update(path="absent.pte"), "cannot be read"),
+        (lambda m: m["artifacts"][0].update(path="tokenizer.json"), "does not load"),
+    ],
+    ids=["no path", "outside", "absent", "no program"],
+)
+def test_a_program_that_is_not_there_is_told(
+    change: object, word: str, app: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    for file in ("model.pte", "tokenizer.json"):
+        (tmp_path / file).symlink_to(bundle.path / file)
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    change(manifest)  # type: ignore[operator]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert word.encode() in run([app], tmp_path, EXECUTORCH, [], status=1).stderr
+
+
+def test_an_engine_that_does_not_exist_is_refused(app: Path, bundle: Bundle) -> None:
+    assert b"engine 7 is neither 0" in run([app], bundle, 7, [], status=1).stderr
 
 
 @needs_arm
@@ -83,7 +139,8 @@ def test_aarch64_with_its_own_runtime_gives_the_exact_bits(bundle: Bundle, tmp_p
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path)
     root = tmp_path / "executorch"
     app = build([ARM_CXX], root, tmp_path / "app")
-    run = [QEMU, "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
-    for answer in exact_answers(bundle):
-        environment = ["-E", f"LD_LIBRARY_PATH={root / 'lib'}"]
-        assert digest([*run, *environment, app], bundle, answer) == answer.sha256
+    emulated = [QEMU, "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
+    emulated += ["-E", f"LD_LIBRARY_PATH={root / 'lib'}", app]
+    for engine in (RUNNER, EXECUTORCH):
+        for answer in exact_answers(bundle):
+            assert digest(emulated, bundle, engine, answer) == answer.sha256

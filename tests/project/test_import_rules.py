@@ -123,6 +123,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("exporter.backends", *BACKEND),
         ("torch", "numpy", "executorch", "coremltools"),
     ),
+    "exporter.apps": (
+        ("exporter.bundle", "exporter.codec.native", "exporter.errors", "exporter.staging"),
+        (),
+    ),
     "exporter.manifest": (
         (
             "exporter.backends.package",

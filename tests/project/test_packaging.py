@@ -74,7 +74,7 @@ def wheel_names(wheel: Path) -> list[str]:
         return archive.namelist()
 
 
-SOURCES = (".cc", ".cpp", ".h", ".txt", ".cmake", ".sh", ".mjs")
+SOURCES = (".cc", ".cpp", ".h", ".txt", ".cmake", ".sh", ".mjs", ".swift", ".modulemap", ".map")
 
 
 def native_sources() -> Iterator[str]:
@@ -92,8 +92,9 @@ def needed_files() -> list[str]:
     ]
     python = [f for part in PACKAGES for f in (ROOT / part).rglob("*.py")]
     python += [ROOT / part / "py.typed" for part in PACKAGES]
-    folders = ("device/profiles", "reports/templates")
-    data = [f for part in folders for f in (ROOT / "runtime_ref" / part).iterdir()]
+    folders = ("runtime_ref/device/profiles", "runtime_ref/reports/templates")
+    folders += ("exporter/apps/android", "exporter/apps/ios")
+    data = [f for part in folders for f in (ROOT / part).iterdir()]
     files = (f.relative_to(ROOT).as_posix() for f in [*python, *data])
     formats = ["exporter/cli/documents.schema.json", "exporter/codec/FORMAT.md"]
     formats += ["exporter/native/llm/MANIFEST.md"]

@@ -49,10 +49,17 @@ inline Error error_of(tinyqmoe_status status) {
   return status >= TINYQMOE_BAD_ARGUMENT ? Error::InvalidArgument : Error::InvalidProgram;
 }
 
+// Why an operator of this thread failed, which an Error cannot say.
+inline tinyqmoe_status& last_failure() {
+  thread_local tinyqmoe_status status = TINYQMOE_OK;
+  return status;
+}
+
 // Fails the program, unless the status is OK.
 inline void finish(KernelRuntimeContext& context, const char* op, tinyqmoe_status status) {
   if (status == TINYQMOE_OK) return;
   ET_LOG(Error, "tinyqmoe::%s: %s", op, tinyqmoe_status_name(status));
+  last_failure() = status;
   context.fail(error_of(status));
 }
 

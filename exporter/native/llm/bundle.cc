@@ -41,6 +41,19 @@ bool is_inside(const std::string& path) {
   return slashed.find("/../") == std::string::npos;
 }
 
+// *manifest reads from *text.
+bool read_manifest(const std::string& folder, MappedFile* text, Json* manifest, std::string* error) {
+  if (!text->open(folder + "/manifest.json") || text->size() > kMaxManifestBytes) {
+    *error = folder + " has no manifest.json that can be read";
+    return false;
+  }
+  std::string problem;
+  const std::string_view json(reinterpret_cast<const char*>(text->bytes()), text->size());
+  if (Json::parse(json, manifest, &problem)) return true;
+  *error = "manifest.json: " + problem;
+  return false;
+}
+
 // The package whose weights the runner reads: the first that says where its vectors lie.
 const Json* find_artifact(const Json& manifest) {
   const Json* const artifacts = manifest.find("artifacts");
@@ -53,6 +66,25 @@ const Json* find_artifact(const Json& manifest) {
 }
 
 }  // namespace
+
+bool find_program(const std::string& folder, ProgramFile* out, std::string* error) {
+  MappedFile text;
+  Json manifest;
+  if (!read_manifest(folder, &text, &manifest, error)) return false;
+  const Json* const artifacts = manifest.find("artifacts");
+  for (size_t i = 0; artifacts != nullptr && i < artifacts->items().size(); ++i) {
+    const Json& artifact = artifacts->items()[i];
+    std::string format, path;
+    if (!get_text(artifact, "format", &format) || format != "pte") continue;
+    if (get_text(artifact, "path", &path) && is_inside(path) &&
+        get_number(artifact, "kv_cache_bytes", &out->kv_cache_bytes)) {
+      out->path = folder + "/" + path;
+      return true;
+    }
+  }
+  *error = "manifest.json: no artifact is a pte with a path and kv_cache_bytes: export with --target android";
+  return false;
+}
 
 MappedFile::~MappedFile() {
   if (bytes_ != nullptr) unmap(bytes_, size_);
@@ -70,17 +102,8 @@ Bundle::~Bundle() {
 tinyqmoe_status Bundle::open(const std::string& folder, std::string* error) {
   folder_ = folder;
   MappedFile text;
-  if (!text.open(folder + "/manifest.json") || text.size() > kMaxManifestBytes) {
-    *error = folder + " has no manifest.json that can be read";
-    return TINYQMOE_BAD_ARGUMENT;
-  }
   Json manifest;
-  std::string problem;
-  const std::string_view json(reinterpret_cast<const char*>(text.bytes()), text.size());
-  if (!Json::parse(json, &manifest, &problem)) {
-    *error = "manifest.json: " + problem;
-    return TINYQMOE_BAD_ARGUMENT;
-  }
+  if (!read_manifest(folder, &text, &manifest, error)) return TINYQMOE_BAD_ARGUMENT;
   const Json* const artifact = find_artifact(manifest);
   if (artifact == nullptr) {
     *error = "manifest.json: no artifact has both places and vectors: export again";

@@ -26,6 +26,15 @@ struct Matrix {
   uint32_t cols;
 };
 
+// The program of ExecuTorch that a bundle has.
+struct ProgramFile {
+  std::string path;
+  uint64_t kv_cache_bytes;
+};
+
+// On failure *error says what is wrong.
+bool find_program(const std::string& folder, ProgramFile* out, std::string* error);
+
 // A file's bytes, mapped for reading.
 class MappedFile {
  public:

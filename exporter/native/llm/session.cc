@@ -9,20 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "bundle.h"
-#include "pool.h"
-#include "runner.h"
-#include "threads.h"
+#include "engine.h"
 
 struct tinyqmoe_session {
-  explicit tinyqmoe_session(uint32_t n_threads) : pool(n_threads) {}
-
-  tinyqmoe::Bundle bundle;
-  tinyqmoe::Pool pool;
-  std::unique_ptr<tinyqmoe::Runner> runner;
+  std::unique_ptr<tinyqmoe::Engine> engine;
+  tinyqmoe::EngineSizes sizes = {};
   std::vector<float> logits;
-  uint32_t context = 0;
-  uint32_t batch_tokens = 0;
   uint32_t n_positions = 0;
   uint64_t n_fed = 0;
   uint64_t feed_ns = 0;
@@ -34,42 +26,42 @@ namespace {
 constexpr uint32_t kBatchTokens = 128;
 constexpr uint32_t kMaxBatchTokens = 4096;
 
-bool has_isa(tinyqmoe_isa isa) {
-  float x = 1.0f;
-  return tinyqmoe_swiglu(&x, &x, 1, isa) == TINYQMOE_OK;
-}
+OpenEngine g_open_executorch = nullptr;
 
 // Fields that the caller's struct does not have are zero.
 tinyqmoe_session_options with_defaults(const tinyqmoe_session_options& given) {
   tinyqmoe_session_options options = {};
   std::memcpy(&options, &given, std::min<uint64_t>(given.struct_bytes, sizeof options));
-  if (options.n_threads == 0) options.n_threads = std::max(1u, machine_threads());
   if (options.batch_tokens == 0) options.batch_tokens = kBatchTokens;
   return options;
 }
 
-tinyqmoe_status open(const tinyqmoe_session_options& options, std::unique_ptr<tinyqmoe_session>* out,
-                     std::string* error) {
+tinyqmoe_status open_engine(const tinyqmoe_session_options& options, std::unique_ptr<Engine>* out,
+                            std::string* error) {
   if (options.bundle == nullptr || options.batch_tokens > kMaxBatchTokens) {
     *error = "options: a bundle must be named, and batch_tokens be at most 4096";
     return TINYQMOE_BAD_ARGUMENT;
   }
-  if (!has_isa(options.isa)) {
-    *error = "options: this machine lacks the instruction set";
-    return TINYQMOE_NO_ISA;
+  if (options.engine == TINYQMOE_ENGINE_RUNNER) return open_runner(options, out, error);
+  if (options.engine != TINYQMOE_ENGINE_EXECUTORCH) {
+    *error = "options: engine " + std::to_string(options.engine) + " is neither 0, the runner, nor 1, ExecuTorch";
+    return TINYQMOE_BAD_ARGUMENT;
   }
-  auto session = std::make_unique<tinyqmoe_session>(options.n_threads);
-  tinyqmoe_status status = session->bundle.open(options.bundle, error);
+  if (g_open_executorch != nullptr) return g_open_executorch(options, out, error);
+  *error = "options: the engine ExecuTorch is not in this program: link tinyqmoe_executorch whole, with ExecuTorch, or "
+           "choose engine 0, the runner";
+  return TINYQMOE_BAD_ARGUMENT;
+}
+
+tinyqmoe_status open(const tinyqmoe_session_options& options, std::unique_ptr<tinyqmoe_session>* out,
+                     std::string* error) {
+  auto session = std::make_unique<tinyqmoe_session>();
+  const tinyqmoe_status status = open_engine(options, &session->engine, error);
   if (status != TINYQMOE_OK) return status;
-  session->context = options.context != 0 ? options.context : session->bundle.network().context;
-  session->batch_tokens = std::min(options.batch_tokens, session->context);
-  const tinyqmoe_kv_type kv_type = options.kv_type != 0 ? options.kv_type : session->bundle.network().kv_type;
-  const RunnerOptions runner = {session->context, session->batch_tokens, kv_type, options.isa};
-  session->runner = std::make_unique<Runner>(&session->pool, runner);
-  status = session->runner->open(&session->bundle, error);
-  session->logits.resize(session->bundle.network().vocab);
+  session->sizes = session->engine->sizes();
+  session->logits.resize(session->sizes.vocab);
   *out = std::move(session);
-  return status;
+  return TINYQMOE_OK;
 }
 
 void put_text(const std::string& text, char* out, uint64_t out_bytes) {
@@ -82,9 +74,9 @@ void put_text(const std::string& text, char* out, uint64_t out_bytes) {
 tinyqmoe_status feed(tinyqmoe_session* session, const int32_t* tokens, uint32_t n_tokens, float* logits) {
   uint32_t done = 0;
   while (done < n_tokens) {
-    const uint32_t n = std::min(session->batch_tokens, n_tokens - done);
+    const uint32_t n = std::min(session->sizes.batch_tokens, n_tokens - done);
     float* const wanted = done + n == n_tokens ? logits : nullptr;
-    const tinyqmoe_status status = session->runner->forward(tokens + done, n, session->n_positions + done, wanted);
+    const tinyqmoe_status status = session->engine->forward(tokens + done, n, session->n_positions + done, wanted);
     if (status != TINYQMOE_OK) return status;
     done += n;
   }
@@ -92,6 +84,9 @@ tinyqmoe_status feed(tinyqmoe_session* session, const int32_t* tokens, uint32_t 
 }
 
 }  // namespace
+
+void set_executorch_engine(OpenEngine open) { g_open_executorch = open; }
+
 }  // namespace tinyqmoe
 
 extern "C" {
@@ -116,7 +111,7 @@ tinyqmoe_status tinyqmoe_session_open(const tinyqmoe_session_options* options, t
 tinyqmoe_status tinyqmoe_session_feed(tinyqmoe_session* session, const int32_t* tokens, uint32_t n_tokens,
                                       float* logits) {
   if (session == nullptr || tokens == nullptr || n_tokens == 0) return TINYQMOE_BAD_ARGUMENT;
-  if (n_tokens > session->context - session->n_positions) return TINYQMOE_BAD_ARGUMENT;
+  if (n_tokens > session->sizes.context - session->n_positions) return TINYQMOE_BAD_ARGUMENT;
   const auto begin = std::chrono::steady_clock::now();
   const tinyqmoe_status status = tinyqmoe::feed(session, tokens, n_tokens, logits);
   if (status != TINYQMOE_OK) return status;
@@ -150,12 +145,13 @@ tinyqmoe_status tinyqmoe_session_stats(const tinyqmoe_session* session, tinyqmoe
   tinyqmoe_session_state state = {};
   state.struct_bytes = out->struct_bytes;
   state.n_positions = session->n_positions;
-  state.context = session->context;
-  state.vocab = session->bundle.network().vocab;
-  state.n_threads = session->pool.n_threads();
-  state.mapped_bytes = session->bundle.mapped_bytes();
-  state.kv_cache_bytes = session->runner->kv_cache_bytes();
-  state.buffer_bytes = session->runner->buffer_bytes() + session->logits.size() * sizeof(float);
+  state.context = session->sizes.context;
+  state.vocab = session->sizes.vocab;
+  state.n_threads = session->sizes.n_threads;
+  const tinyqmoe::EngineMemory memory = session->engine->memory();
+  state.mapped_bytes = memory.mapped_bytes;
+  state.kv_cache_bytes = memory.kv_cache_bytes;
+  state.buffer_bytes = memory.buffer_bytes + session->logits.size() * sizeof(float);
   state.n_fed = session->n_fed;
   state.feed_ns = session->feed_ns;
   std::memcpy(out, &state, std::min<uint64_t>(out->struct_bytes, sizeof state));

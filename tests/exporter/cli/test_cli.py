@@ -64,6 +64,7 @@ def test_all_commands_are_here() -> None:
         "demo",
         "doctor",
         "eval",
+        "app-files",
         "native-dir",
     ]
 

@@ -1,7 +1,7 @@
-/* Tiny-QMoE: a bundle that is open for text, without ExecuTorch or Core ML.
+/* Tiny-QMoE: a bundle that is open for text.
  *
- * A session maps the weights, holds a KV cache and a few threads, and turns tokens into logits. No exception crosses this
- * interface. A session serves one thread at a time; sessions do not share anything but the residency of tinyqmoe.h, whose
+ * A session maps the weights, holds a KV cache and a few threads, and turns tokens into logits. Two engines compute the
+ * same bits: the runner, which needs nothing, and ExecuTorch, where it is linked. No exception crosses this interface. A session serves one thread at a time; sessions do not share anything but the residency of tinyqmoe.h, whose
  * budgets, memory warnings and statistics hold for their weights too. Logits have the same bits on every machine, with
  * any number of threads and however tokens are split into calls. */
 #ifndef TINYQMOE_SESSION_H_
@@ -15,7 +15,13 @@ extern "C" {
 
 typedef struct tinyqmoe_session tinyqmoe_session;
 
-/* Zero chooses the default of each field but the first two. */
+typedef enum tinyqmoe_engine {
+  TINYQMOE_ENGINE_RUNNER = 0,    /* the weights of the program, without ExecuTorch */
+  TINYQMOE_ENGINE_EXECUTORCH = 1 /* the program itself; executorch/ must be linked whole, with ExecuTorch */
+} tinyqmoe_engine;
+
+/* Zero chooses the default of each field but the first two. With ExecuTorch, what the program and its pool of threads
+ * decide must be zero: context, n_threads, kv_type and isa. */
 typedef struct tinyqmoe_session_options {
   uint64_t struct_bytes;     /* sizeof; nothing past it is read */
   const char* bundle;        /* the folder with manifest.json */
@@ -24,6 +30,7 @@ typedef struct tinyqmoe_session_options {
   uint32_t batch_tokens;     /* most tokens that are computed at once, 1 to 4096; 0: 128 */
   tinyqmoe_kv_type kv_type;  /* part of the arithmetic; 0: the bundle's */
   tinyqmoe_isa isa;
+  tinyqmoe_engine engine;
 } tinyqmoe_session_options;
 
 /* *out is null unless TINYQMOE_OK is returned. Then error (may be null) holds a sentence that says what is wrong with
