@@ -89,7 +89,7 @@ class Methods:
             checkpoint, statistics = column_steps.fold(checkpoint, self.names, self.calibration)
         search = Search(checkpoint, self.names, statistics, "smallest")
         c = search.find_constant(bits * search.weights / 8, lambda *_: None)
-        quantizer, size = RateQuantizer(checkpoint, self.names, statistics, c), 0
+        quantizer, size = RateQuantizer(checkpoint, statistics, dict.fromkeys(self.names, c)), 0
         for name in self.names:
             blocks = list(quantizer.blocks(name))
             levels = torch.cat([levels for _, levels, _ in blocks])

@@ -108,6 +108,7 @@ _PLAIN: dict[str, Any] = {
     "int": int,
     "float": (int, float),
     "str": str,
+    "float | None": (int, float, type(None)),
     "int | None": (int, type(None)),
     "str | None": (str, type(None)),
 }

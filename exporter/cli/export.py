@@ -39,8 +39,10 @@ from exporter.cli.options import (
     ModelArgument,
     NativeOption,
     OutArgument,
+    PlanOption,
     ResumeOption,
     RevisionOption,
+    SavePlanOption,
     SchemeOption,
     SizeOption,
     SparsityOption,
@@ -60,6 +62,8 @@ def export(
     revision: RevisionOption = None,
     adapter: AdapterOption = None,
     scheme: SchemeOption = "auto",
+    plan: PlanOption = None,
+    save_plan: SavePlanOption = None,
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     bits_per_weight: BitsOption = None,
@@ -91,6 +95,8 @@ def export(
     """
     config = tinyqmoe.export_config(
         scheme=scheme,
+        plan=plan,
+        save_plan=save_plan,
         group_size=group_size,
         sparsity=sparsity,
         **_rate(bits_per_weight, size, calibration),
