@@ -94,13 +94,8 @@ def export(
     not, or if quantization lost so much that the model says other things than the original.
     """
     config = tinyqmoe.export_config(
-        scheme=scheme,
-        plan=plan,
-        save_plan=save_plan,
-        group_size=group_size,
-        sparsity=sparsity,
-        **_rate(bits_per_weight, size, calibration),
-        embedding=embedding,
+        **_schemes(scheme, group_size, sparsity, embedding),
+        **_shares(bits_per_weight, size, calibration, plan, save_plan),
         formats=formats_of(target, coreml_format),
         context=context,
         codec=codec.value,
@@ -121,9 +116,24 @@ def export(
         raise typer.Exit(1)
 
 
-def _rate(bits: float | None, size_bytes: int | None, calibration: str | None) -> dict[str, Any]:
-    """The settings of a rate; a size stands for bits per weight."""
-    return {"bits_per_weight": bits, "size_bytes": size_bytes, "calibration": calibration}
+def _schemes(
+    scheme: str, group_size: int | None, sparsity: float | None, embedding: str
+) -> dict[str, Any]:
+    """The settings of the schemes of layers and embedding."""
+    settings = {"group_size": group_size, "sparsity": sparsity}
+    return {"scheme": scheme, "embedding": embedding, **settings}
+
+
+def _shares(
+    bits: float | None,
+    size_bytes: int | None,
+    calibration: str | None,
+    plan: Path | None,
+    save_plan: Path | None,
+) -> dict[str, Any]:
+    """The settings of how bits are shared out; a size stands for bits per weight."""
+    rate = {"bits_per_weight": bits, "size_bytes": size_bytes, "calibration": calibration}
+    return {**rate, "plan": plan, "save_plan": save_plan}
 
 
 def _profiles(

@@ -120,6 +120,8 @@ def test_rules_and_matrices_without_each_other_are_told_all_at_once(
     assert "model.layers.1.mlp.up_proj.weight matches no pattern" in problems
     assert len(problems.splitlines()) == 2 + 1 + 4
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="the plan does not fit the model"):
+        tinyqmoe.fit(model, scheme="mixed", plan=tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(
