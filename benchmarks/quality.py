@@ -170,6 +170,8 @@ def plot(points: list[dict[str, Any]], file: Path, title: str) -> None:
     axes = figure.subplots()
     for method, style in ((OURS, "o-"), (LLAMA_CPP, "s--"), (GROUPS, "^")):
         own = sorted((p for p in points if p["method"] == method), key=lambda p: float(p["bits"]))
+        if not own:
+            continue
         axes.plot([p["bits"] for p in own], [p["kl"] for p in own], style, label=method)
         for p in own if method == LLAMA_CPP else ():
             axes.annotate(
@@ -230,7 +232,7 @@ def main() -> None:
     if arguments.groups:
         points.append(bench.measure(GROUPS, "rounded", methods.in_groups))
     if arguments.plot:
-        plot(points, arguments.plot, f"{model.name}, {arguments.matrices} matrices")
+        plot(points, arguments.plot, f"against {arguments.name}, {arguments.matrices} matrices")
 
 
 if __name__ == "__main__":
