@@ -89,7 +89,7 @@ class Methods:
             checkpoint, statistics = column_steps.fold(checkpoint, self.names, self.calibration)
         search = Search(checkpoint, self.names, statistics, "smallest")
         c = search.find_constant(bits * search.weights / 8, lambda *_: None)
-        quantizer, size = RateQuantizer(checkpoint, self.names, statistics, c), 0
+        quantizer, size = RateQuantizer(checkpoint, statistics, dict.fromkeys(self.names, c)), 0
         for name in self.names:
             blocks = list(quantizer.blocks(name))
             levels = torch.cat([levels for _, levels, _ in blocks])
@@ -170,6 +170,8 @@ def plot(points: list[dict[str, Any]], file: Path, title: str) -> None:
     axes = figure.subplots()
     for method, style in ((OURS, "o-"), (LLAMA_CPP, "s--"), (GROUPS, "^")):
         own = sorted((p for p in points if p["method"] == method), key=lambda p: float(p["bits"]))
+        if not own:
+            continue
         axes.plot([p["bits"] for p in own], [p["kl"] for p in own], style, label=method)
         for p in own if method == LLAMA_CPP else ():
             axes.annotate(
@@ -230,7 +232,7 @@ def main() -> None:
     if arguments.groups:
         points.append(bench.measure(GROUPS, "rounded", methods.in_groups))
     if arguments.plot:
-        plot(points, arguments.plot, f"{model.name}, {arguments.matrices} matrices")
+        plot(points, arguments.plot, f"against {arguments.name}, {arguments.matrices} matrices")
 
 
 if __name__ == "__main__":

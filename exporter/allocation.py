@@ -38,7 +38,7 @@ CLOSE = 0.001  # to the size, as a share of it: it is not searched further
 # Where a constant that is finer by so many octaves adds less: steps are as fine as they can be.
 FINER, SATURATED = 0.1, 1.002
 GAUSSIAN = math.sqrt(2 * math.pi * math.e)  # 2 to the entropy of a Gaussian of variance 1
-CONSTANT = "constant.json"
+CONSTANTS = "constants.json"
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,19 @@ class Allocation:
     """The quantizer that meets a rate, and what the manifest says of it."""
 
     quantizer: RateQuantizer
-    bits_asked: float
+    bits_asked: float | None
     text: CalibrationText | None
     tokens: int
 
     def entry(self, matrices: Mapping[str, EncodedMatrix]) -> RateEntry:
         """The rate that coded matrices have come to."""
         coded = [matrices[name] for name in self.quantizer.names]
+        constants = {*self.quantizer.constants.values()}
         size = sum(m.blob_bytes + m.scales_bytes for m in coded)
         return RateEntry(
             bits_asked=self.bits_asked,
             bits_per_weight=round(8 * size / sum(m.rows * m.cols for m in coded), 6),
-            constant=self.quantizer.c,
+            constant=constants.pop() if len(constants) == 1 else None,
             text=None if self.text is None else self.text.name,
             text_sha256=None if self.text is None else self.text.sha256,
             tokens=self.tokens,
@@ -69,8 +70,7 @@ def text_of(config: ExportConfig) -> CalibrationText | None:
 
     Raises UsageError if it cannot be read.
     """
-    at_rate = config.quantization.bits_per_weight is not None
-    return CalibrationText.read(config.calibration) if at_rate else None
+    return CalibrationText.read(config.calibration) if config.quantization.at_rate else None
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
@@ -87,8 +87,7 @@ def allocate(
     What is measured for it lies in `folder`, and is not measured again where it is there already.
     Raises UsageError if the rate cannot be met.
     """
-    bits = config.quantization.bits_per_weight
-    if bits is None:
+    if not config.quantization.at_rate:
         return None
     names = names_at_rate(config.quantization, checkpoint)
     text = text_of(config)
@@ -100,15 +99,37 @@ def allocate(
         Passes(checkpoint, windows, calibration, progress).run()
         tokens = windows.numel()
         checkpoint, statistics = column_steps.fold(checkpoint, names, calibration)
-    search = Search(checkpoint, names, statistics, config.matrix_codec)
-    known = folder / CONSTANT
+    known = folder / CONSTANTS
     if not known.is_file():  # a resumed export goes on with the same
-        c = search.find_constant(bits * search.weights / 8, progress)
+        constants = _constants(checkpoint, config, statistics, progress)
         temporary = known.with_suffix(".new")
-        temporary.write_text(json.dumps(c), encoding="utf-8")
+        temporary.write_text(json.dumps(constants), encoding="utf-8")
         temporary.replace(known)
-    c = json.loads(known.read_text(encoding="utf-8"))
-    return Allocation(RateQuantizer(checkpoint, names, statistics, c), bits, text, tokens)
+    constants = json.loads(known.read_text(encoding="utf-8"))
+    quantizer = RateQuantizer(checkpoint, statistics, constants)
+    return Allocation(quantizer, config.quantization.bits_per_weight, text, tokens)
+
+
+def _constants(
+    checkpoint: Checkpoint, config: ExportConfig, statistics: Statistics, progress: Progress
+) -> dict[str, float]:
+    """The constants of the matrices at a rate, by name.
+
+    Those of which the same number of bits is asked share one, which is searched.
+    """
+    names = names_at_rate(config.quantization, checkpoint)
+    settings = {name: config.quantization.config_for(name) for name in names}
+    constants: dict[str, float] = {}
+    for given in dict.fromkeys(settings.values()):
+        assert isinstance(given, int8.Config)
+        together = [name for name in names if settings[name] == given]
+        c = given.constant
+        if given.bits_per_weight is not None:
+            search = Search(checkpoint, together, statistics, config.matrix_codec)
+            c = search.find_constant(given.bits_per_weight * search.weights / 8, progress)
+        assert c is not None  # one of both is given
+        constants |= dict.fromkeys(together, c)
+    return {name: constants[name] for name in names}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class ExportConfig:
     commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge.
     `size_bytes` stands for the `bits_per_weight` of the quantization: see `at_size`. `calibration`
     is the text file that a rate is calibrated on, "none" for none; None is the text that ships.
+    `save_plan` is a file for the plan that was found (exporter.quant.rules).
     Raises UsageError with everything that is wrong.
     """
 
@@ -50,6 +51,7 @@ class ExportConfig:
     adapter: str | None = None
     size_bytes: int | None = None
     calibration: str | None = None
+    save_plan: Path | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -72,16 +74,16 @@ class ExportConfig:
 
     def _rate_problems(self) -> list[str]:
         """Problems of the options that come with a rate; empty if there are none."""
-        bits, size = self.quantization.bits_per_weight, self.size_bytes
+        rate, size = self.quantization.at_rate, self.size_bytes
         checks = {
-            "bits_per_weight and size_bytes exclude each other": bits is not None
-            and size is not None,
+            "size_bytes excludes bits_per_weight and a plan": size is not None
+            and (rate or bool(self.quantization.rules)),
             f"size_bytes must be a positive number, got {size}": size is not None and size < 1,
             "calibration is for a rate: give bits_per_weight or size_bytes": (
-                self.calibration is not None and bits is None and size is None
+                self.calibration is not None and not rate and size is None
             ),
             "raw codes have no rate: leave codec away": (
-                self.codec == "raw" and (bits is not None or size is not None)
+                self.codec == "raw" and (rate or size is not None)
             ),
         }
         return [problem for problem, wrong in checks.items() if wrong]
@@ -89,7 +91,7 @@ class ExportConfig:
     @property
     def matrix_codec(self) -> Codec:
         """The codec of the matrices: who asks for a rate wants what is smallest."""
-        at_rate = self.quantization.bits_per_weight is not None
+        at_rate = self.quantization.at_rate
         return "smallest" if at_rate and self.codec == "auto" else self.codec
 
 

@@ -82,6 +82,7 @@ def _checked(
     from exporter.backends import registry
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.estimate import export_memory
+    from exporter.quant import plan
     from exporter.reference.loss_text import read_text
 
     if config.loss_text is not None:
@@ -91,6 +92,7 @@ def _checked(
     )
     release_free_memory()  # what reading the tokenizer leaves
     config, context = at_size(config, checkpoint), context_of(config, checkpoint)
+    plan.check(config.quantization, checkpoint)
     registry.check(config, checkpoint)
     allocation.check(config, checkpoint)
     if max_ram is not None:
@@ -147,6 +149,7 @@ def _encode(
 ) -> EncodedModel:
     """All matrices, those that `place` already has without coding them again."""
     from exporter import allocation, encoded
+    from exporter.quant import plan, rules
     from exporter.quant.quantize import quantize
 
     allocated = allocation.allocate(checkpoint, config, place.calibration, progress)
@@ -160,6 +163,9 @@ def _encode(
     ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
     rate = None if allocated is None else allocated.entry(ordered)
     source = checkpoint if at_rate is None else at_rate.checkpoint
+    if config.save_plan is not None:
+        constants = {} if at_rate is None else at_rate.constants
+        rules.write(config.save_plan, plan.found(config.quantization, checkpoint, constants))
     return encoded.EncodedModel(ordered, source.vectors(), rate)
 
 

@@ -163,10 +163,12 @@ def _estimate(
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.config import at_size, context_of
     from exporter.estimate.bundle import estimate_bundle
+    from exporter.quant import plan
 
     assert not isinstance(model, Bundle)  # the caller has seen to that
     checkpoint = Checkpoint.open(
         model, revision=config.revision, adapter=config.adapter, progress=progress
     )
     config = at_size(config, checkpoint)
+    plan.check(config.quantization, checkpoint)
     return estimate_bundle(checkpoint, config, context_of(config, checkpoint))

@@ -20,7 +20,8 @@ class ExportSettings(TypedDict, total=False):
     What is left out has the default of the configuration's field.
 
     scheme: how the matrices of the layers are quantized, "auto" by default: those that are ternary
-    in the checkpoint as they are, others as "int8". group_size: weights that share a scale, a whole
+    in the checkpoint as they are, others as "int8"; "mixed" is by the rules of `plan`, a JSON file.
+    save_plan: a file for the plan that was found. group_size: weights that share a scale, a whole
     row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1.
     bits_per_weight: size of the coded int8 matrices, from 1.5 to 8, at the least loss. size_bytes:
     that size as a whole, in its place. calibration: text file that the loss is estimated on, by
@@ -36,6 +37,8 @@ class ExportSettings(TypedDict, total=False):
     """
 
     scheme: str
+    plan: str | Path | None
+    save_plan: str | Path | None
     group_size: int | None
     sparsity: float | None
     bits_per_weight: float | None
@@ -65,6 +68,7 @@ def export_config(
     from dataclasses import fields
 
     from exporter.config import ExportConfig
+    from exporter.quant import rules
     from exporter.quant.config import QuantConfig
 
     if config is not None:
@@ -73,12 +77,15 @@ def export_config(
             raise UsageError(what, hint="give one of them: dataclasses.replace changes a config")
         return config
     given = dict(settings)
+    if (plan := given.pop("plan", None)) is not None:
+        given["rules"] = rules.read(Path(plan))  # type: ignore[arg-type]
     of_quantization = {field.name for field in fields(QuantConfig)} & given.keys()
     quantization = QuantConfig(**{name: given.pop(name) for name in of_quantization})  # type: ignore[arg-type]
     if "formats" in given:
         given["formats"] = names(given["formats"])  # type: ignore[arg-type]
-    if given.get("loss_text") is not None:
-        given["loss_text"] = Path(given["loss_text"])  # type: ignore[arg-type]
+    for name in ("loss_text", "save_plan"):
+        if given.get(name) is not None:
+            given[name] = Path(given[name])  # type: ignore[arg-type]
     return ExportConfig(quantization, **given)  # type: ignore[arg-type]
 
 

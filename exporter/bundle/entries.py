@@ -273,13 +273,14 @@ class QuantizationLoss:
 class RateEntry:
     """The rate that the weights were quantized at.
 
-    Bits per weight count codes, tables and scales of all matrices at the rate. constant: what the
-    steps follow from. text: the file that was calibrated on, if any, with `tokens` read of it.
+    Bits per weight count codes, tables and scales of all matrices at the rate. bits_asked: of all
+    of them; None where a plan asks. constant: what the steps follow from; None where a plan has
+    several. text: the file that was calibrated on, if any, with `tokens` read of it.
     """
 
-    bits_asked: float
+    bits_asked: float | None
     bits_per_weight: float
-    constant: float
+    constant: float | None
     text: str | None
     text_sha256: str | None
     tokens: int

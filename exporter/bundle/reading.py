@@ -108,6 +108,7 @@ _PLAIN: dict[str, Any] = {
     "int": int,
     "float": (int, float),
     "str": str,
+    "float | None": (int, float, type(None)),
     "int | None": (int, type(None)),
     "str | None": (str, type(None)),
 }
@@ -131,6 +132,6 @@ def _value(kind: str, raw: object, where: str, problems: list[str]) -> Any:
         problems.append(f"{where} must be {kind}, got {type(raw).__name__}")
     elif kind.startswith("int") and isinstance(raw, int) and not 0 <= raw <= LARGEST:
         problems.append(f"{where} is {short(raw)}, expected a number from 0 to 2^53")
-    elif kind == "float" and isinstance(raw, int | float) and abs(raw) > LARGEST:
+    elif kind.startswith("float") and isinstance(raw, int | float) and abs(raw) > LARGEST:
         problems.append(f"{where} is {short(raw)}, expected at most 2^53")
     return raw

@@ -135,7 +135,8 @@ def _figures(manifest: Manifest) -> Iterator[str]:
         if getattr(loss, name) < 0:
             yield f"quantization_loss.{name} is negative"
     rate = manifest.rate
-    if rate is not None and min(rate.bits_asked, rate.bits_per_weight, rate.constant) < 0:
+    values = () if rate is None else (rate.bits_asked, rate.bits_per_weight, rate.constant)
+    if any(value is not None and value < 0 for value in values):
         yield "rate: a number is negative"
 
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.bundle import Artifact, Bundle, Origin, TensorEntry
+from exporter.bundle import Artifact, Bundle, Manifest, Origin, TensorEntry
 
 
 def bytes_text(n: int) -> str:
@@ -59,8 +59,9 @@ def summary_table(bundle: Bundle) -> Table:
         ),
         ("from", _origin(m.model.origin)),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
+        *_bits_by_kind(m),
         *_own_levels(m.tensors),
-        ("scheme", ", ".join(f"{k} {v}" for k, v in m.quantization.items() if v is not None)),
+        ("scheme", _quantization(m.quantization)),
         (
             "interface",
             f"context {i.context}, vocabulary {i.vocab_size}, end of text "
@@ -81,6 +82,23 @@ def summary_table(bundle: Bundle) -> Table:
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def _bits_by_kind(m: Manifest) -> list[tuple[str, str]]:
+    """A row of the summary where a rate was shared out: what each kind of matrix has got."""
+    sizes: dict[str, list[int]] = {}
+    for t in m.tensors if m.rate else ():
+        of_kind = sizes.setdefault(t.name.split(".")[-2], [0, 0])
+        of_kind[0] += 8 * (t.blob_bytes + t.scales_bytes)
+        of_kind[1] += t.rows * t.cols
+    what = ", ".join(f"{kind} {bits / weights:.2f}" for kind, (bits, weights) in sizes.items())
+    return [("", f"bits each of {what}")] if what else []
+
+
+def _quantization(quantization: dict[str, Any]) -> str:
+    """The quantization in words, a plan by the number of its rules."""
+    given = {k: len(v) if k == "rules" else v for k, v in quantization.items() if v}
+    return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
 def _origin(origin: Origin) -> str:

@@ -23,8 +23,10 @@ from exporter.cli.options import (
     EntitlementOption,
     GroupSizeOption,
     JsonOption,
+    PlanOption,
     ResidencyOption,
     SchemeOption,
+    SizeOption,
     SparsityOption,
     one_device_name,
 )
@@ -78,9 +80,11 @@ def fit(
     residency: ResidencyOption = None,
     backend: BackendsOption = ["all"],  # noqa: B006  (typer copies it)
     scheme: SchemeOption = "auto",
+    plan: PlanOption = None,
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     bits_per_weight: BitsOption = None,
+    size: SizeOption = None,
     embedding: EmbeddingOption = "auto",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
@@ -124,9 +128,12 @@ def fit(
 def _export_settings(given: typer.Context) -> dict[str, Any]:
     """The settings of an export that are given on the command line, by name."""
     names = (
-        *("scheme", "group_size", "sparsity", "bits_per_weight", "embedding", "context", "codec"),
+        *("scheme", "plan", "group_size", "sparsity", "bits_per_weight", "size", "embedding"),
+        *("context", "codec"),
     )
     values = {name: given.params[name] for name in names if _is_given(given, name)}
+    if "size" in values:
+        values["size_bytes"] = values.pop("size")
     return {n: v.value if isinstance(v, enum.Enum) else v for n, v in values.items()}
 
 

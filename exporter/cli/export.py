@@ -39,8 +39,10 @@ from exporter.cli.options import (
     ModelArgument,
     NativeOption,
     OutArgument,
+    PlanOption,
     ResumeOption,
     RevisionOption,
+    SavePlanOption,
     SchemeOption,
     SizeOption,
     SparsityOption,
@@ -60,6 +62,8 @@ def export(
     revision: RevisionOption = None,
     adapter: AdapterOption = None,
     scheme: SchemeOption = "auto",
+    plan: PlanOption = None,
+    save_plan: SavePlanOption = None,
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
     bits_per_weight: BitsOption = None,
@@ -90,11 +94,8 @@ def export(
     not, or if quantization lost so much that the model says other things than the original.
     """
     config = tinyqmoe.export_config(
-        scheme=scheme,
-        group_size=group_size,
-        sparsity=sparsity,
-        **_rate(bits_per_weight, size, calibration),
-        embedding=embedding,
+        **_schemes(scheme, group_size, sparsity, embedding),
+        **_shares(bits_per_weight, size, calibration, plan, save_plan),
         formats=formats_of(target, coreml_format),
         context=context,
         codec=codec.value,
@@ -115,9 +116,24 @@ def export(
         raise typer.Exit(1)
 
 
-def _rate(bits: float | None, size_bytes: int | None, calibration: str | None) -> dict[str, Any]:
-    """The settings of a rate; a size stands for bits per weight."""
-    return {"bits_per_weight": bits, "size_bytes": size_bytes, "calibration": calibration}
+def _schemes(
+    scheme: str, group_size: int | None, sparsity: float | None, embedding: str
+) -> dict[str, Any]:
+    """The settings of the schemes of layers and embedding."""
+    settings = {"group_size": group_size, "sparsity": sparsity}
+    return {"scheme": scheme, "embedding": embedding, **settings}
+
+
+def _shares(
+    bits: float | None,
+    size_bytes: int | None,
+    calibration: str | None,
+    plan: Path | None,
+    save_plan: Path | None,
+) -> dict[str, Any]:
+    """The settings of how bits are shared out; a size stands for bits per weight."""
+    rate = {"bits_per_weight": bits, "size_bytes": size_bytes, "calibration": calibration}
+    return {**rate, "plan": plan, "save_plan": save_plan}
 
 
 def _profiles(

@@ -37,7 +37,7 @@ else:
     CoreMLFormat = one_of("CoreMLFormat", [*COREML_FORMATS, BOTH])
     Package = one_of("Package", PACKAGES)
     Packages = one_of("Packages", [ALL, *PACKAGES])
-    Scheme = one_of("Scheme", ["auto", *quant.supported()])
+    Scheme = one_of("Scheme", ["auto", *quant.supported(), "mixed"])
 
 
 def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
@@ -160,8 +160,16 @@ SchemeOption = Annotated[
     Scheme,
     typer.Option(
         help="How the matrices of the layers are quantized. auto: a ternary checkpoint's as they "
-        "are, others as int8.",
+        "are, others as int8. mixed: by the rules of --plan.",
     ),
+]
+PlanOption = Annotated[
+    Path | None,
+    typer.Option("--plan", help="A JSON file of rules for --scheme mixed: see docs/quality.md."),
+]
+SavePlanOption = Annotated[
+    Path | None,
+    typer.Option("--save-plan", help="Write the plan that was found to a JSON file."),
 ]
 TargetOption = Annotated[
     Target,

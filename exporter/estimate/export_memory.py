@@ -74,7 +74,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         ("this process before any work", peak_bytes()),
         (f"coding {name}", at + _coding(checkpoint, config, name)),
     ]
-    if config.quantization.bits_per_weight is not None:
+    if config.quantization.at_rate:
         if config.calibration != NONE:
             found.append(("calibrating", at + calibration_memory(checkpoint)))
         found.append(("quantizing at a rate", at + rate_memory(checkpoint)))

@@ -21,6 +21,7 @@ SHARED = (
     "quantize",
     "rate",
     "rate_quantizer",
+    "rules",
     "tensor",
 )
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -43,9 +44,33 @@ class Statistics(Protocol):
         """The curvature of the loss around a matrix."""
 
 
+def checksum(crc: int) -> bytes:
+    """The last bytes of a file of the calibration: the CRC-32 of all before them."""
+    return crc.to_bytes(4, "little")
+
+
+def _crc(file: BinaryIO, n_bytes: int) -> int:
+    """CRC-32 of the next bytes of a file, of which few are in memory at a time."""
+    crc = 0
+    while n_bytes > 0 and (block := file.read(min(n_bytes, 1 << 20))):
+        crc, n_bytes = zlib.crc32(block, crc), n_bytes - len(block)
+    return crc
+
+
+def damaged(file: Path) -> CheckpointError:
+    """The error of a file whose values are not those that were written."""
+    return CheckpointError(
+        f"{file} is damaged: its checksum is wrong",
+        hint="export again without --resume, which measures anew",
+    )
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics that were measured on a text, in the files of a folder."""
+    """Statistics that were measured on a text, in the files of a folder.
+
+    Each file is a NumPy array, and its `checksum`.
+    """
 
     folder: Path
 
@@ -53,14 +78,25 @@ class Calibration:
         return Curvature(self.read(f"{input_of(name)}.factor"), self.read(f"{name}.sensitivity"))
 
     def read(self, name: str) -> Tensor:
-        """A tensor of the folder, float32."""
-        return torch.from_numpy(np.load(self.folder / name, allow_pickle=False))
+        """A tensor of the folder, float32.
+
+        Raises CheckpointError if the file is not what was written.
+        """
+        path = self.folder / name
+        with path.open("rb") as file:
+            crc = _crc(file, path.stat().st_size - len(checksum(0)))
+            if file.read() != checksum(crc):
+                raise damaged(path)
+        return torch.from_numpy(np.load(path, allow_pickle=False))
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Writes a tensor, which is there whole or not at all."""
         temporary = self.folder / f"{name}.new"
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             np.save(file, tensor.numpy())
+            n_bytes = file.tell()
+            file.seek(0)
+            file.write(checksum(_crc(file, n_bytes)))
         os.replace(temporary, self.folder / name)
 
     def has(self, name: str) -> bool:

@@ -10,6 +10,7 @@ that were cut off go on from the last layer that was finished.
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig
 from exporter.models.layers import TorchLayers, rotate
 from exporter.progress import Progress
-from exporter.quant.calibration import Calibration, input_of
+from exporter.quant.calibration import Calibration, checksum, damaged, input_of
 from exporter.quant.rate import inverse_factor
 
 # Shares of the mean that a row's own sensitivity is mixed with. A text tells little of tokens that
@@ -117,23 +118,33 @@ class HeldLayers(TorchLayers):
 
 @dataclass(frozen=True)
 class States:
-    """A file of hidden states or their gradients, float32 [windows, tokens, hidden]."""
+    """A file of hidden states or their gradients: float32 [windows, tokens, hidden], `checksum`."""
 
     path: Path
     shape: tuple[int, ...]  # of a window: [1, tokens, hidden]
 
     def windows(self) -> Iterator[Tensor]:
-        """The windows one by one."""
+        """The windows one by one.
+
+        Raises CheckpointError, after the last one, if they are not what was written.
+        """
+        n_bytes, crc = 4 * int(np.prod(self.shape)), 0
         with self.path.open("rb") as file:
-            while window := file.read(4 * int(np.prod(self.shape))):
+            while len(window := file.read(n_bytes)) == n_bytes:
+                crc = zlib.crc32(window, crc)
                 yield torch.frombuffer(bytearray(window), dtype=torch.float32).view(self.shape)
+        if window != checksum(crc):
+            raise damaged(self.path)
 
     def write(self, windows: Iterator[Tensor]) -> None:
         """Writes all windows; the file is there whole or not at all."""
-        temporary = self.path.with_name(f"{self.path.name}.new")
+        temporary, crc = self.path.with_name(f"{self.path.name}.new"), 0
         with temporary.open("wb") as file:
             for window in windows:
-                file.write(window.contiguous().numpy().data)
+                values = window.contiguous().numpy().data
+                crc = zlib.crc32(values, crc)
+                file.write(values)
+            file.write(checksum(crc))
         temporary.replace(self.path)
 
 
@@ -260,7 +271,8 @@ class Passes:
             return torch.autograd.grad(y, x, of_output)[0]
 
         def gradients() -> Iterator[Tensor]:
-            yield from map(gradient, inputs.windows(), outputs.windows())
+            for x, of_output in zip(inputs.windows(), outputs.windows(), strict=True):
+                yield gradient(x, of_output)
             for name, total in squares.sums.items():
                 mean = (total / self.windows.numel()).float()
                 self.calibration.write(f"{name}.sensitivity", mixed(mean, FLOOR))

@@ -88,7 +88,7 @@ class FoldedStatistics:
         # Columns of W times a are inputs divided by a, and so columns of U times a; rows times b
         # are gradients divided by b.
         if name in self.of_columns:
-            upper = upper * self.of_columns[name]
+            upper.mul_(self.of_columns[name])  # it is large, and nobody else's
         if name in self.of_rows:
             sensitivity = sensitivity / self.of_rows[name].square()
         return Curvature(upper, sensitivity)

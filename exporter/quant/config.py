@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.errors import UsageError
 from exporter.quant import load, supported
+from exporter.quant import rules as plans
+from exporter.quant.rules import AUTO, DEFAULT, Rule
 from exporter.quant.tensor import JsonConfig, SchemeConfig
 
-AUTO = "auto"  # levels of the checkpoint's own where it has them, else DEFAULT
-DEFAULT = "int8"
+MIXED = "mixed"  # by the rules of a plan
 SETTINGS = ("group_size", "sparsity", "bits_per_weight")  # those that a scheme's `Config` may have
 
 
@@ -24,7 +25,7 @@ class QuantConfig(JsonConfig):
     A scheme of AUTO takes the levels that a ternary checkpoint has (quant/plan.py), and DEFAULT
     where there are none. The settings, of SETTINGS, are those of `scheme`. The embedding and the
     head take the scheme `embedding`: the same settings if that is the same scheme, else one scale a
-    row and that scheme's defaults.
+    row and that scheme's defaults. With a scheme of MIXED the `rules` say it all.
     """
 
     scheme: str = AUTO
@@ -32,11 +33,24 @@ class QuantConfig(JsonConfig):
     sparsity: float | None = None
     embedding: str = AUTO
     bits_per_weight: float | None = None
+    rules: tuple[Rule, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"rules": [rule.to_dict() for rule in self.rules]}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        rules = tuple(map(Rule.from_dict, raw.get("rules", ())))
+        return super().from_dict(raw | {"rules": rules})
 
     def problems(self) -> list[str]:
+        if self.scheme == MIXED:
+            return self._plan_problems()
+        if self.rules:
+            return [f"a plan is for scheme {MIXED!r}, the scheme is {self.scheme!r}"]
         names = {"scheme": self.scheme, "embedding": self.embedding}
         problems = [
-            f"{field} must be one of {', '.join([AUTO, *supported()])}; got {value!r}"
+            f"{field} must be one of {', '.join([AUTO, *supported(), MIXED])}; got {value!r}"
             for field, value in names.items()
             if value not in (AUTO, *supported())
         ]
@@ -53,6 +67,28 @@ class QuantConfig(JsonConfig):
         together = {name: given[name] for name in given if name in own}
         return problems + (_value_problems(scheme, together) if together else [])
 
+    def _plan_problems(self) -> list[str]:
+        """Problems of a plan beside other settings; empty if there are none."""
+        given = [name for name in SETTINGS if getattr(self, name) is not None]
+        given += ["embedding"] if self.embedding != AUTO else []
+        problems = [f"{name} is for one scheme; a plan has it in its rules" for name in given]
+        if not self.rules:
+            problems.append(f"scheme {MIXED!r} needs a plan")
+        return problems
+
+    @property
+    def at_rate(self) -> bool:
+        """Whether levels of some matrices are chosen for a size."""
+        return self.bits_per_weight is not None or any(
+            getattr(rule.config, "at_rate", False) for rule in self.rules
+        )
+
+    def asked_for(self, name: str) -> str:
+        """The scheme that is asked for a matrix, which may be AUTO."""
+        if self.rules:
+            return plans.first(self.rules, name).scheme
+        return self.embedding if name in (EMBEDDING, HEAD) else self.scheme
+
     def scheme_for(self, name: str) -> str | None:
         """The scheme of a checkpoint tensor that has no levels of its own.
 
@@ -60,7 +96,7 @@ class QuantConfig(JsonConfig):
         """
         if name.endswith(("norm.weight", ".bias")):
             return None
-        return _or_default(self.embedding if name in (EMBEDDING, HEAD) else self.scheme)
+        return _or_default(self.asked_for(name))
 
     def config_for(self, name: str) -> SchemeConfig | None:
         """The scheme's config for a checkpoint tensor.
@@ -70,6 +106,8 @@ class QuantConfig(JsonConfig):
         scheme = self.scheme_for(name)
         if scheme is None:
             return None
+        if self.rules:
+            return plans.first(self.rules, name).config
         settings: dict[str, Any] = {}
         if scheme == _or_default(self.scheme):
             settings = {name: getattr(self, name) for name in settings_of(scheme)}

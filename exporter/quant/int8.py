@@ -6,6 +6,7 @@ of half precision. Levels at a rate in bits per weight are made elsewhere: see `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,17 +39,32 @@ class Config(JsonConfig):
     """The settings of int8.
 
     `group_size` weights share a scale; None: a whole row does. `bits_per_weight`: size of codes,
-    tables and scales together, over all matrices that have it; None: that of rounded weights.
+    tables and scales together, over all matrices that have the same; None: that of rounded weights.
+    `constant`: the constant of a rate (exporter.quant.rate) itself, in the place of a size.
     """
 
     group_size: int | None = None
     bits_per_weight: float | None = None
+    constant: float | None = None
 
     def problems(self) -> list[str]:
         problems = group_size_problems(self.group_size) + rate_problems(self.bits_per_weight)
-        if None not in (self.group_size, self.bits_per_weight):
+        if self.constant is not None and not _is_positive(self.constant):
+            problems.append(f"constant must be a positive number; got {self.constant!r}")
+        if None not in (self.bits_per_weight, self.constant):
+            problems.append("bits_per_weight and constant exclude each other")
+        if self.group_size is not None and self.at_rate:
             problems.append("bits_per_weight is for one scale a row; leave the group size away")
         return problems
+
+    @property
+    def at_rate(self) -> bool:
+        """Whether levels are chosen for a size, and not by rounding."""
+        return (self.bits_per_weight, self.constant) != (None, None)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def rate_problems(bits: object) -> list[str]:

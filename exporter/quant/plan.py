@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.quant import ternary
-from exporter.quant.config import AUTO, QuantConfig
+from exporter.quant import rules, ternary
+from exporter.quant.config import QuantConfig
+from exporter.quant.rules import AUTO, Rule
 from exporter.quant.tensor import SchemeConfig
 
 
@@ -40,12 +42,37 @@ def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> Matri
 def names_at_rate(config: QuantConfig, checkpoint: Checkpoint) -> list[str]:
     """The matrices of which a number of bits per weight is asked."""
     plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
-    return [n for n, p in plans.items() if p and getattr(p.config, "bits_per_weight", None)]
+    return [n for n, p in plans.items() if p and getattr(p.config, "at_rate", False)]
+
+
+def check(config: QuantConfig, checkpoint: Checkpoint) -> None:
+    """Raises UsageError where the rules of a plan do not fit the matrices of a checkpoint."""
+    if config.rules:
+        rules.check(config.rules, [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2])
+
+
+def found(
+    config: QuantConfig, checkpoint: Checkpoint, constants: Mapping[str, float]
+) -> list[Rule]:
+    """The plan that a configuration came to: a rule for each matrix, which gives the same again.
+
+    constants: those of the matrices at a rate, by name.
+    """
+    made = []
+    for name in checkpoint.names:
+        plan = plan_matrix(config, checkpoint, name)
+        if plan is None:
+            continue
+        given = {k: v for k, v in vars(plan.config).items() if v is not None}
+        settings = {"constant": constants[name]} if name in constants else given
+        scheme, settings = (AUTO, {}) if plan.own_levels else (plan.scheme, settings)
+        made.append(Rule(name, scheme, settings))
+    return made
 
 
 def _takes_own_levels(config: QuantConfig, name: str) -> bool:
     """Whether levels that a matrix has are wanted: nothing else was asked for by name."""
-    asked = config.embedding if name in (EMBEDDING, HEAD) else config.scheme
+    asked = config.asked_for(name)
     settings = config.config_for(name)
     return asked == AUTO or (asked == ternary.NAME and settings == ternary.Config())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,27 +24,32 @@ QuantizedBlock = tuple[int, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RateQuantizer:
-    """Quantizes the matrices `names` of a model by the constant c.
+    """Quantizes matrices of a model, each by a constant c of its own.
 
     The model is `checkpoint`, which may compute the same with other weights than the one that was
     given (exporter.quant.column_steps). `statistics` know something of its matrices.
     """
 
     checkpoint: Checkpoint
-    names: Sequence[str]
     statistics: Statistics
-    c: float
+    constants: Mapping[str, float]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the matrices."""
+        return [*self.constants]
 
     def blocks(self, name: str) -> Iterator[QuantizedBlock]:
         """The blocks of a matrix."""
         curvature = self.statistics.curvature(name)
-        prices = rate.learn_prices(*sample(self.checkpoint, name, curvature), self.c)
+        c = self.constants[name]
+        prices = rate.learn_prices(*sample(self.checkpoint, name, curvature), c)
         rows, cols = self.checkpoint.shape(name)
         step = max(1, BLOCK_WEIGHTS // cols)
         for begin in range(0, rows, step):
             end = min(rows, begin + step)
             w = self.checkpoint.rows(name, begin, end)
-            yield begin, *rate.quantize_rows(w, curvature.rows(slice(begin, end)), self.c, prices)
+            yield begin, *rate.quantize_rows(w, curvature.rows(slice(begin, end)), c, prices)
 
 
 def sample(checkpoint: Checkpoint, name: str, curvature: Curvature) -> tuple[Tensor, Curvature]:

@@ -15,9 +15,14 @@ from exporter.quant.config import QuantConfig
 
 
 def test_settings_are_the_fields_of_the_configurations() -> None:
-    """A new setting is a field, a line in ExportSettings and an option of the command line."""
+    """A new setting is a field, a line in ExportSettings and an option of the command line.
+
+    `rules` are read from the file that `plan` names.
+    """
     known = {field.name for kind in (QuantConfig, ExportConfig) for field in fields(kind)}
-    assert set(tinyqmoe.ExportSettings.__annotations__) == known - {"quantization"}
+    assert set(tinyqmoe.ExportSettings.__annotations__) == known - {"quantization", "rules"} | {
+        "plan"
+    }
     assert tinyqmoe.export_config() == ExportConfig(QuantConfig())
 
 

@@ -178,6 +178,46 @@ def test_passes_that_were_cut_off_go_on(
     assert contents(tmp_path / "cut") == expected
 
 
+@pytest.mark.parametrize("at", [60, -30, -2])
+def test_a_damaged_tensor_is_told(tmp_path: Path, at: int) -> None:
+    calibration = Calibration(tmp_path)
+    calibration.write("x", torch.arange(40.0))
+    torch.testing.assert_close(calibration.read("x"), torch.arange(40.0))
+    damage(tmp_path / "x", at)
+    with pytest.raises(CheckpointError, match="x is damaged: its checksum is wrong") as caught:
+        calibration.read("x")
+    assert "without --resume" in caught.value.hint
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4])
+@pytest.mark.parametrize("damaged", ["inputs", "gradients"])
+def test_damaged_states_are_told(tmp_path: Path, damaged: str, cut: int) -> None:
+    """Before anything that follows from them gets its name."""
+    model, folder = write_llama(tmp_path / "model"), tmp_path / "calibration"
+    folder.mkdir()
+    passes = Passes(Checkpoint.open(model), windows(), Calibration(folder), no_progress)
+    n = len(passes.network.blocks)
+    for layer in range(-1, n):
+        passes._forward(layer)
+    passes._backward(n)
+    file = folder / (f"inputs.{n - 1}" if damaged == "inputs" else f"gradients.{n}")
+    if cut:
+        file.write_bytes(file.read_bytes()[:-cut])
+    else:
+        damage(file, -100)
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match=f"{file.name} is damaged"):
+        passes.run()
+    assert {name: data for name, data in contents(folder).items() if name in before} == before
+    assert not (folder / f"gradients.{n - 1}").exists()
+
+
+def damage(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
 def test_a_model_that_overflows_is_refused(tmp_path: Path) -> None:
     model = write_llama(tmp_path / "model", dtype=torch.float32)
     from safetensors.torch import load_file, save_file

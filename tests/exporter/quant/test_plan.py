@@ -134,6 +134,7 @@ def test_all_packages_hold_the_levels_and_say_the_same_tokens(kind: str, tmp_pat
         "sparsity": None,
         "bits_per_weight": None,
         "embedding": said,
+        "rules": [],
     }
     assert bundle.manifest.quantization == planned.quantization == expected
     if outside:
