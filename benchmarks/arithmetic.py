@@ -24,12 +24,13 @@ import torch
 from exporter import demo, manifest
 from exporter.backends import registry
 from exporter.backends.package import PackageInput
-from exporter.bundle import NATIVE, Arithmetic, Bundle, QuantizationLoss
+from exporter.bundle import NATIVE, REFERENCE, Arithmetic, Bundle, QuantizationLoss
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import MIN_CONTEXT, ExportConfig
 from exporter.encoded import EncodedModel, encode_matrices
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
+from exporter.reference.answers import write_tensors
 from exporter.reference.loss import quantization_loss
 from exporter.reference.loss_text import LossText
 from exporter.reference.model import QuantizedLayers, hidden_states
@@ -128,6 +129,7 @@ def package_runner(
     options = replace(source.config, activations=activations, kv_cache=kv_cache, formats=(needed,))
     source = replace(source, config=options)
     source.work.mkdir()
+    write_tensors({}, source.work / REFERENCE)  # a bundle has one; nothing here reads it
     manifest.write(source, [registry.emit(needed, source, quiet)], [], loss)
     bundle = Bundle.open(source.work)
     artifact = runners.package(bundle.manifest, package_format)
