@@ -212,7 +212,7 @@ def test_what_has_no_rate_is_refused(options: dict[str, Any], problem: str) -> N
 def test_options_that_contradict_each_other_are_refused() -> None:
     at_four = QuantConfig(bits_per_weight=4)
     for config, options, problem in (
-        (at_four, {"size_bytes": 10**6}, "bits_per_weight and size_bytes exclude each other"),
+        (at_four, {"size_bytes": 10**6}, "size_bytes excludes bits_per_weight and a plan"),
         (at_four, {"codec": "raw"}, "raw codes have no rate: leave codec away"),
         (QuantConfig(), {"size_bytes": 0}, "size_bytes must be a positive number, got 0"),
         (

@@ -250,8 +250,9 @@ def test_a_checkpoint_may_be_moved(
 def test_another_version_of_the_tool_is_refused(
     model: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "FORMAT_VERSION", 3)
-    with pytest.raises(UsageError, match="format: 2 then, 3 now"):
+    then, now = staging.FORMAT_VERSION, staging.FORMAT_VERSION + 1
+    monkeypatch.setattr(staging, "FORMAT_VERSION", now)
+    with pytest.raises(UsageError, match=f"format: {then} then, {now} now"):
         export(model, interrupted, resume=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,14 +167,20 @@ def test_plain_ids_are_those_of_transformers(shipped: Shipped, text: str) -> Non
     assert shipped.ours.encode(text).ids == shipped.theirs(text).input_ids
 
 
+@functools.cache
+def opened(path: Path) -> Any:
+    """What ships, as transformers opens it: seconds for a large vocabulary."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
 @settings(max_examples=40, deadline=None)
 @given(text=TEXTS.filter(str.strip))
 def test_chat_ids_are_those_of_transformers(shipped: Shipped, text: str) -> None:
     if not shipped.theirs.chat_template:
         return
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(shipped.path)
+    tokenizer = opened(shipped.path)
     messages = [{"role": "user", "content": text}]
     rendered = chat.render(
         lambda m: str(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True)),

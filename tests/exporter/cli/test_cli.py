@@ -61,6 +61,8 @@ def test_all_commands_are_here() -> None:
         "fit",
         "expand",
         "inspect",
+        "sign",
+        "verify",
         "demo",
         "doctor",
         "eval",
@@ -100,7 +102,7 @@ def test_shell_completion() -> None:
     schemes = complete(
         _TINYQMOE_COMPLETE="complete_bash", COMP_WORDS="tinyqmoe export --scheme ", COMP_CWORD="3"
     )
-    assert schemes.split() == ["auto", "int4", "int8", "ternary"]
+    assert schemes.split() == ["auto", "int4", "int8", "ternary", "mixed"]
     phones = complete(
         _TINYQMOE_COMPLETE="complete_bash",
         COMP_WORDS="tinyqmoe parity B --device iphone-1",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.bundle import Manifest
+from exporter.bundle import EMBEDDING, Manifest
 from runtime_ref.device import profile as device
 from runtime_ref.device.profile import DeviceProfile, Figure, MemoryBudget
 from runtime_ref.device.projection import Measured, TokenTraffic, project, token_traffic
@@ -89,14 +89,14 @@ def manifest(*, untied: bool) -> Manifest:
     """One matrix of 32 bytes and 16 of scales in a context of 16, with a head of the same size
     beside it."""
     small = small_manifest()
-    if not untied:
-        return small
-    (tensor,), (artifact,) = small.tensors, small.artifacts
-    places = artifact.places | {"lm_head.weight": artifact.places[tensor.name]}
+    embedding = next(t for t in small.tensors if t.name == EMBEDDING)
+    matrix = replace(embedding, rows=4, cols=8, group_size=8, blob_bytes=32, scales_bytes=16)
+    names = [EMBEDDING, "lm_head.weight"] if untied else [EMBEDDING]
+    place = replace(small.artifacts[0].places[EMBEDDING], n_bytes=32, scales_bytes=16)
     return replace(
         small,
-        tensors=[tensor, replace(tensor, name="lm_head.weight")],
-        artifacts=[replace(artifact, places=places)],
+        tensors=[replace(matrix, name=name) for name in names],
+        artifacts=[replace(small.artifacts[0], places=dict.fromkeys(names, place))],
     )
 
 

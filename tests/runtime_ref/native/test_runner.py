@@ -22,6 +22,7 @@ from tests.support.bundles import (
     edit_manifest,
     no_progress,
     patch,
+    reseal,
     small_manifest,
     sqnr_db,
 )
@@ -198,9 +199,9 @@ def test_a_manifest_without_vectors_is_refused(copied: Bundle) -> None:
 
 
 def test_a_bundle_whose_network_does_not_fit_is_refused(copied: Bundle) -> None:
-    edit_manifest(copied.path, lambda raw: raw["network"].update(layers=3))
+    three = replace(copied.manifest.network, layers=3)
     with pytest.raises(BundleError, match=r"model\.layers\.2"):
-        tinyqmoe.open_runner(copied.path, backend="native")
+        tinyqmoe.open_runner(reseal(copied, network=three), backend="native")
 
 
 def test_a_missing_core_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
