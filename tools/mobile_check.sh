@@ -6,7 +6,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ ! -x .venv/bin/python ]] || PYTHON=$PWD/.venv/bin/python; fi
-export PYTHON
+# The command tinyqmoe of that Python, for the scripts of the apps.
+TINYQMOE=${TINYQMOE:-$(dirname "$(command -v "$PYTHON")")/tinyqmoe}
+export PYTHON TINYQMOE
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
