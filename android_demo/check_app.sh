@@ -6,27 +6,18 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/tinyqmoe
+source toolchain.sh
 made=${OUT:-$cache/android-check}
-kotlin=$cache/kotlin-2.4.20/lib
-jar=$cache/android-23.jar
 framework=/usr/share/android-framework-res/framework-res.apk
-junit=/usr/share/java/junit4.jar:/usr/share/java/hamcrest-core.jar:$kotlin/kotlin-test.jar:$kotlin/kotlin-test-junit.jar
-runtime=$kotlin/kotlin-stdlib.jar:$kotlin/kotlinx-coroutines-core-jvm.jar
-stubs=$(compgen -G "$cache/chaquopy_stubs_android-36*.whl" | head -1 || true)
+tests=$junit:$kotlin/kotlin-test.jar:$kotlin/kotlin-test-junit.jar
 app=app/src/main
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 passed=0 skipped=0
 
-pass() { passed=$((passed + 1)); echo "ok       $1"; }
+pass() { passed=$((passed + 1)); echo "ok       $1 ($SECONDS s so far)"; }
 skip() { skipped=$((skipped + 1)); echo "SKIPPED  $1: $2"; }
 fail() { echo "FAILED   $1"; exit 1; }
-
-kotlinc() {
-  java -Xmx900m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$kotlin/kotlin-compiler.jar" \
-    org.jetbrains.kotlin.cli.jvm.K2JVMCompiler -Werror -no-stdlib -no-reflect -jvm-target 17 "$@"
-}
 
 # What of these is missing, and how to get it; empty: all is there.
 missing() {
@@ -38,8 +29,8 @@ missing() {
       junit) [[ -e ${junit%%:*} ]] || lacks+=("JUnit is missing; get it with: apt install junit4") ;;
       aapt2) command -v aapt2 >/dev/null || lacks+=("aapt2 is missing; get it with: apt install aapt") ;;
       framework) [[ -e $framework ]] || lacks+=("Android's own resources are missing; get them with: apt install android-framework-res") ;;
-      jar) [[ -e $jar ]] || lacks+=("android.jar is missing; get it with: android_demo/get-android.sh") ;;
-      stubs) [[ -n $stubs ]] || lacks+=("stubs of API 36 are missing; get them with: android_demo/get-android.sh") ;;
+      jar) [[ -e $android_jar ]] || lacks+=("android.jar is missing; get it with: android_demo/get-android.sh") ;;
+      stubs) [[ -e $android_stubs ]] || lacks+=("stubs of API 36 are missing; get them with: android_demo/get-android.sh") ;;
     esac
   done
   ((${#lacks[@]} == 0)) || printf '%s. ' "${lacks[@]}"
@@ -75,20 +66,20 @@ find_core() {
 
 # The presenters know no Android, so they and their tests are compiled without it, and run here.
 check_presenters() {
-  local lacks path tests
+  local lacks path classes
   lacks=$(missing java kotlin junit)
   [[ -z $lacks ]] || { skip "tests of the presenters" "$lacks"; return; }
   find_core
-  path=$runtime:$core:$junit
+  path=$runtime:$core:$tests
   kotlinc -cp "$path" -d "$out/presenters" "$app/kotlin/com/tinyqmoe/app/presenter" app/src/test/kotlin
   if [[ -e $made/jni/libtinyqmoe_jni.so && -e $made/demo/manifest.json ]]; then
     export TINYQMOE_BUNDLE=$made/demo
   else
     skip "the app's parts with a real model" "its library and bundle are missing; get them with: android_demo/check.sh"
   fi
-  mapfile -t tests < <(find app/src/test/kotlin -name '*Test.kt' -printf '%P\n' | sed 's/\.kt$//; s,/,.,g' | sort)
+  mapfile -t classes < <(find app/src/test/kotlin -name '*Test.kt' -printf '%P\n' | sed 's/\.kt$//; s,/,.,g' | sort)
   java -Xcheck:jni -Xmx1g -Djava.library.path="$made/jni" -Djava.io.tmpdir="$out" -cp "$out/presenters:$path" org.junit.runner.JUnitCore \
-    "${tests[@]}" | tee "$out/junit.log"
+    "${classes[@]}" | tee "$out/junit.log"
   ! grep -E 'WARNING in native|FATAL ERROR in native' "$out/junit.log" || fail "the JNI calls"
   pass "tests of the presenters: $(grep -E '^OK' "$out/junit.log")"
 }
@@ -100,10 +91,10 @@ check_types() {
   [[ -z $lacks ]] || { skip "types of the app" "$lacks"; return; }
   mapfile -t files < <(find "$app/kotlin" -name '*.kt')
   find core/src/main native/src/main -name '*.kt' -print0 |
-    xargs -0 python3 tools/newer_api.py --jar "$jar" --stubs "$stubs" --out "$out/newer.jar" "${files[@]}"
+    xargs -0 python3 tools/newer_api.py --jar "$android_jar" --stubs "$android_stubs" --out "$out/newer.jar" "${files[@]}"
   find_core
   javac -d "$out/r" "$out/r/com/tinyqmoe/app/R.java"
-  kotlinc -no-jdk -cp "$out/newer.jar:$jar:$runtime:$core:$out/r" -d "$out/app" "${files[@]}"
+  kotlinc -no-jdk -cp "$out/newer.jar:$android_jar:$runtime:$core:$out/r" -d "$out/app" "${files[@]}"
   pass "types of the app: ${#files[@]} Kotlin files"
   refuses_misspelt
 }
@@ -113,7 +104,7 @@ refuses_misspelt() {
   local name
   for name in SEVERE SEVER; do
     echo "class Probe { int status = android.os.PowerManager.THERMAL_STATUS_$name; }" >"$out/Probe.java"
-    if javac -cp "$out/newer.jar:$jar" -d "$out" "$out/Probe.java" 2>/dev/null; then
+    if javac -cp "$out/newer.jar:$android_jar" -d "$out" "$out/Probe.java" 2>/dev/null; then
       [[ $name == SEVERE ]] || fail "the misspelt constant $name was not refused"
     else
       [[ $name == SEVER ]] || fail "the constant $name of API 29 is not there"
@@ -125,4 +116,4 @@ refuses_misspelt() {
 check_resources
 check_presenters
 check_types
-echo "check_app: $passed passed, $skipped SKIPPED"
+echo "the app: $passed steps passed, 0 failed, $skipped skipped"

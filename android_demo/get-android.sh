@@ -2,16 +2,16 @@
 # Puts what check_app.sh compiles the app against into the cache folder: android.jar of API 23, which only Debian 11
 # has, and typed stubs of API 36 from PyPI. It installs nothing. Needs pip, and apt with Debian's keys.
 set -euo pipefail
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/tinyqmoe
+source "$(dirname "$0")/toolchain.sh"
 jar_sha256=4475aa3fe1fc28bdb87ae6351d6ccff58f344a1b9e2fe685f7a6fee41ba68613
 mkdir -p "$cache"
 cd "$cache"
 
-compgen -G "chaquopy_stubs_android-36*.whl" >/dev/null ||
-  python3 -m pip download --quiet --no-deps --dest . chaquopy-stubs-android==36.20260406
+[[ -e $android_stubs ]] ||
+  python3 -m pip download --quiet --no-deps --dest . "chaquopy-stubs-android==$stubs_version"
 
 # Debian 11 by the mirror that this machine uses, with package lists of its own.
-if [[ ! -e android-23.jar ]]; then
+if [[ ! -e $android_jar ]]; then
   root=$(mktemp -d)
   trap 'rm -rf "$root"' EXIT
   mkdir -p "$root/lists/partial" "$root/archives/partial"
@@ -24,6 +24,6 @@ if [[ ! -e android-23.jar ]]; then
   apt-get "${options[@]}" update
   (cd "$root" && apt-get "${options[@]}" download libandroid-23-java && dpkg -x libandroid-23-java_*.deb .)
   echo "$jar_sha256  $root/usr/share/java/com.android.android-23.jar" | sha256sum --check --quiet
-  mv "$root/usr/share/java/com.android.android-23.jar" android-23.jar
+  mv "$root/usr/share/java/com.android.android-23.jar" "$android_jar"
 fi
 echo "$cache"

@@ -1,13 +1,12 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Puts the Kotlin compiler, with its standard library and coroutines, into the cache folder: 90 MB by npm.
-set -eu
-VERSION=2.4.20
-CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/tinyqmoe/kotlin-$VERSION"
-if [ ! -f "$CACHE/lib/kotlin-compiler.jar" ]; then
-  mkdir -p "$(dirname "$CACHE")"
-  WORK=$(mktemp -d "$CACHE.XXXXXX")
-  trap 'rm -rf "$WORK"' EXIT
-  (cd "$WORK" && npm pack --silent "kotlin-compiler@$VERSION" >/dev/null && tar xzf ./*.tgz)
-  mv "$WORK/package" "$CACHE"
+set -euo pipefail
+source "$(dirname "$0")/toolchain.sh"
+if [[ ! -e $kotlin/kotlin-compiler.jar ]]; then
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/kotlin.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  (cd "$work" && npm pack --silent "kotlin-compiler@$kotlin_version" >/dev/null && tar xzf ./*.tgz)
+  mv "$work/package" "$(dirname "$kotlin")"
 fi
-echo "$CACHE"
+echo "$kotlin"

@@ -6,7 +6,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ ! -x .venv/bin/python ]] || PYTHON=$PWD/.venv/bin/python; fi
-export PYTHON
+# The command tinyqmoe of that Python, for the scripts of the apps.
+TINYQMOE=${TINYQMOE:-$(dirname "$(command -v "$PYTHON")")/tinyqmoe}
+export PYTHON TINYQMOE
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -36,15 +38,15 @@ app() {
   "$1/check.sh"
 }
 
-# tests FILES OPTIONS...: the long ones too.
-tests() { "$PYTHON" -m pytest -q -rs -m '' -p no:cacheprovider "$@"; }
+# The library as apps link it, in one run of pytest, whose tests share their bundles.
+libraries() {
+  local files=(tests/native/test_app_libraries.py tests/native/test_program_app.py tests/exporter/apps/test_files.py)
+  "$PYTHON" -m pytest -v -rs -m long -p no:cacheprovider --durations=0 --durations-min=1 "${files[@]}"
+}
 
 stage "the app for Android" app android_demo
 stage "the app for iOS" app ios_demo
-stage "the library for both ABIs of Android" tests tests/native/test_app_libraries.py -k android
-stage "the library by CMake, with both engines" tests tests/native/test_app_libraries.py -k "shared_library or module_map"
-stage "the snippets of app-files, and JNI" tests tests/exporter/apps/test_files.py -k "java or snippet"
-stage "both engines on AArch64 under qemu" tests tests/native/test_program_app.py -k aarch64
+stage "the library: CMake, Android, Swift, JNI, qemu" libraries
 
 printf '\n%-44s %6s %6s %7s %8s\n' "stage" passed failed skipped time
 printf '%s\n' "${table[@]}"

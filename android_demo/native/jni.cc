@@ -58,7 +58,8 @@ jlongArray longs_of(JNIEnv* env, const std::vector<jlong>& values) {
 
 #define TINYQMOE_JNI(type, name) extern "C" JNIEXPORT type JNICALL Java_com_tinyqmoe_engine_Native_##name
 
-TINYQMOE_JNI(jlong, open)(JNIEnv* env, jclass, jbyteArray folder, jint context, jint threads, jint batch_tokens) {
+TINYQMOE_JNI(jlong, open)(JNIEnv* env, jclass, jbyteArray folder, jint context, jint threads, jint batch_tokens,
+                          jint engine) {
   const std::string path = bytes_of(env, folder);
   tinyqmoe_session_options options = {};
   options.struct_bytes = sizeof options;
@@ -66,6 +67,7 @@ TINYQMOE_JNI(jlong, open)(JNIEnv* env, jclass, jbyteArray folder, jint context, 
   options.context = static_cast<uint32_t>(context);
   options.n_threads = static_cast<uint32_t>(threads);
   options.batch_tokens = static_cast<uint32_t>(batch_tokens);
+  options.engine = static_cast<tinyqmoe_engine>(engine);
   tinyqmoe_session* session = nullptr;
   char said[kErrorBytes] = "";
   const tinyqmoe_status status = tinyqmoe_session_open(&options, &session, said, sizeof said);

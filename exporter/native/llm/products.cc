@@ -39,7 +39,7 @@ tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
     if (status != TINYQMOE_OK) return status;
   }
   // The largest first, so that threads finish together.
-  std::stable_sort(matrices.begin(), matrices.end(), [](const Matrix* a, const Matrix* b) {
+  std::sort(matrices.begin(), matrices.end(), [](const Matrix* a, const Matrix* b) {
     return uint64_t{a->rows} * a->cols > uint64_t{b->rows} * b->cols;
   });
   pool_->run(matrices.size(), 1, [&](uint64_t begin, uint64_t end, uint32_t) {

@@ -40,7 +40,7 @@ final class AppDelegate: NSObject, UIApplicationDelegate {
 
     func follow(_ phase: ScenePhase) {
         guard case .success(let app) = start else { return }
-        if phase == .background { app.on(.background) }
+        if phase == .background { app.leave() }
         if phase == .active {
             app.on(.foreground)
             if device.isDiskLow(at: .applicationSupportDirectory) { app.on(.lowDisk) }

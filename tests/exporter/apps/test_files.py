@@ -156,14 +156,13 @@ def test_all_that_a_bundle_lacks_is_told_at_once(
 
 # ---- as an app builds it ----
 
-KOTLIN = next(
-    Path(platformdirs.user_cache_dir()).glob("tiny*qmoe/**/lib/kotlin-compiler.jar"), None
-)
+CACHE = platformdirs.user_cache_path("tiny-qmoe")
+KOTLIN = next(CACHE.glob("kotlin-*/lib/kotlin-compiler.jar"), None)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(
-    KOTLIN is None, reason="NO Kotlin compiler (android_demo/): the snippet was not compiled"
+    KOTLIN is None, reason="NO Kotlin compiler (get-kotlin.sh): the snippet was not compiled"
 )
 def test_the_kotlin_snippet_compiles(bundle: Bundle, tmp_path: Path) -> None:
     assert KOTLIN is not None

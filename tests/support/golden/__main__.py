@@ -2,7 +2,7 @@
 
 The README there describes the files. All come out the same to the byte on every machine. chat.json
 and demo.json have modules of their own: `tests.support.chat_templates` and
-`tests.support.golden.demo_answers`.
+`tests.support.golden.demo_answers`. policy.tsv is written by hand.
 """
 
 from __future__ import annotations

@@ -52,11 +52,18 @@ public final class AppModel {
         for action in policy.on(event) { perform(action) }
     }
 
+    /// The app goes to the background. iOS suspends it within seconds, sends no warning any more, and ends it when memory
+    /// is short: to leave is the last warning.
+    public func leave() {
+        on(.background)
+        on(.memoryWarning(.low))
+    }
+
     private func perform(_ action: PolicyAction) {
         switch action {
         case .trim(let bytes): weights.trim(bytes)
         case .setBudget(let bytes): weights.setBudget(bytes)
-        case .stopGeneration(let words): chat.stop(because: words)
+        case .stopGeneration(let reason): chat.stop(because: reason.words)
         case .unload:
             check.stop()
             host.sleep()

@@ -29,6 +29,7 @@ public final class ModelHost {
     @ObservationIgnored private let availableBytes: @Sendable () -> Int
     @ObservationIgnored private let open: Opener
     @ObservationIgnored private var work: Task<Void, Never>?
+    @ObservationIgnored private var pause = Duration.zero
 
     public init(
         store: BundleStore, guardFile: LoadGuard, availableBytes: @escaping @Sendable () -> Int, open: @escaping Opener
@@ -81,7 +82,9 @@ public final class ModelHost {
         if case .asleep(let id) = state { load(id) }
     }
 
+    /// How long the model waits between tokens, on a device that is hot; the next model too.
     public func setPause(_ pause: Duration) {
+        self.pause = pause
         let model = model
         Task { await model?.setPause(pause) }
     }
@@ -117,6 +120,7 @@ public final class ModelHost {
             model = try await open(bundle, format)
             state = .ready(id: id)
             tell(.loaded)
+            if pause != .zero { setPause(pause) }
         } catch {
             state = .failed(id: id, Problem(error))
         }

@@ -18,7 +18,7 @@ final class AppModelTests: XCTestCase {
         app.chat.send("q")
         XCTAssertTrue(app.staysAwake)
         while app.chat.answer.isEmpty { await Task.yield() }
-        app.on(.background)
+        app.leave()
         XCTAssertFalse(app.staysAwake)
         XCTAssertEqual(app.host.state, .asleep(id: "m"))
         XCTAssertEqual(app.chat.current.messages.last, Message(.assistant, "half"))
@@ -37,7 +37,7 @@ final class AppModelTests: XCTestCase {
         let (app, script, fixture) = try makeApp()
         try fixture.addModel("m")
         app.choose("m")
-        app.on(.background)
+        app.leave()
         while app.host.isLoading { await Task.yield() }
         await app.host.settle()
         XCTAssertEqual(app.host.state, .asleep(id: "m"))
@@ -64,7 +64,18 @@ final class AppModelTests: XCTestCase {
             script.calls, ["open pte", "budget 1000", "trim 500", "trim \(UInt64.max)", "drop"])
         app.on(.thermal(.serious))
         while script.calls.last == "drop" { await Task.yield() }
-        XCTAssertEqual(script.calls.last, "pause \(Duration.milliseconds(50))")
+        XCTAssertEqual(script.calls.last, "pause \(Duration.milliseconds(100))")
+    }
+
+    @MainActor
+    func testAModelThatIsLoadedOnAHotDeviceIsSlowedDown() async throws {
+        let (app, script, fixture) = try makeApp()
+        try fixture.addModel("m")
+        app.on(.thermal(.serious))
+        app.choose("m")
+        await app.host.settle()
+        while script.calls.last == "budget 1000" { await Task.yield() }
+        XCTAssertEqual(script.calls, ["open pte", "budget 1000", "pause \(Duration.milliseconds(100))"])
     }
 
     @MainActor

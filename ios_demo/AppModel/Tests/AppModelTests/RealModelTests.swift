@@ -36,7 +36,7 @@ final class RealModelTests: XCTestCase {
         guard case .done(let report) = app.check.stage else { return XCTFail("\(app.check.stage)") }
         XCTAssertTrue(report.passed && report.sameBits, report.text)
 
-        app.on(.background)
+        app.leave()
         await app.host.settle()
         app.on(.foreground)
         await app.host.settle()

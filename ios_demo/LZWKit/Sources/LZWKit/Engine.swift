@@ -40,8 +40,16 @@ extension Engine {
     }
 }
 
-/// The session of the C++ core: the weights of `model.pte`, without ExecuTorch or Core ML.
+/// A session of the C++ core, without Core ML.
 public final class NativeEngine: Engine {
+    /// What computes, by the numbers of tinyqmoe_engine: both have the same bits.
+    public enum Kind: UInt32, Sendable {
+        /// The core's own runner, which needs nothing.
+        case runner
+        /// The program itself, where the app links ExecuTorch. `context` and `threads` are 0.
+        case executorch
+    }
+
     public struct Options: Sendable {
         /// Positions of the cache; 0: the bundle's, which is also the most.
         public var context = 0
@@ -49,6 +57,7 @@ public final class NativeEngine: Engine {
         public var threads = 0
         /// Most tokens that are computed at once; 0: 128.
         public var batchTokens = 0
+        public var kind = Kind.runner
         public init() {}
     }
 
@@ -64,15 +73,22 @@ public final class NativeEngine: Engine {
             native.context = UInt32(options.context)
             native.n_threads = UInt32(options.threads)
             native.batch_tokens = UInt32(options.batchTokens)
+            native.engine = tinyqmoe_engine(rawValue: options.kind.rawValue)
             return tinyqmoe_session_open(&native, &handle, &error, UInt64(error.count))
         }
         guard status == TINYQMOE_OK else {
             let said = error.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }
             let what = String(decoding: said, as: UTF8.self)
-            let kind: BundleError.Kind = status == TINYQMOE_OUT_OF_MEMORY ? .outOfMemory : .damaged
-            throw BundleError(
-                kind, what.isEmpty ? CoreError(status).errorDescription! : what,
-                hint: kind == .outOfMemory ? "Close other apps, or choose a smaller model." : "Load the model again.")
+            let (kind, hint) = Self.refusal(status)
+            throw BundleError(kind, what.isEmpty ? CoreError(status).errorDescription! : what, hint: hint)
+        }
+    }
+
+    private static func refusal(_ status: tinyqmoe_status) -> (BundleError.Kind, hint: String) {
+        switch status {
+        case TINYQMOE_OUT_OF_MEMORY: (.outOfMemory, "Close other apps, or choose a smaller model.")
+        case TINYQMOE_BAD_ARGUMENT: (.notSupported, "Open it with other options.")
+        default: (.damaged, "Load the model again.")
         }
     }
 

@@ -25,8 +25,8 @@ public enum PolicyAction: Equatable, Sendable {
     case trim(bytes: UInt64)
     /// `Residency.setBudget`.
     case setBudget(bytes: UInt64)
-    /// Stop the answer, and say these words.
-    case stopGeneration(words: String)
+    /// Stop the answer, and say why.
+    case stopGeneration(StopReason)
     /// Close the session; the conversation stays.
     case unload
     /// Open the session again.
@@ -37,8 +37,21 @@ public enum PolicyAction: Equatable, Sendable {
     case pause(milliseconds: Int)
 }
 
+/// Why an answer was stopped.
+public enum StopReason: String, Sendable {
+    case memory, heat, background
+
+    public var words: String {
+        switch self {
+        case .memory: "The answer was stopped: the device is short of memory."
+        case .heat: "The answer was stopped: the device is too hot."
+        case .background: "The answer was stopped: the app went to the background."
+        }
+    }
+}
+
 /// What to do on memory warnings, heat, background and a full disk: a state machine without a clock, a thread or a system
-/// call. ios_demo/README.md has its table.
+/// call. docs/apps.md has its table, and tests/golden/policy.tsv what it does event by event, in Kotlin too.
 public struct MemoryPolicy: Sendable {
     /// Memory for expanded weights when all is well.
     public let budgetBytes: UInt64
@@ -46,6 +59,8 @@ public struct MemoryPolicy: Sendable {
     private var isLoaded = false
     private var isGenerating = false
     private var isInBackground = false
+    /// Memory was short in the background: a model that was still loading goes too.
+    private var keepsNone = false
     /// The policy unloaded the model, and loads it again in the foreground.
     private var owesReload = false
     private var thermal = PolicyEvent.ThermalLevel.nominal
@@ -57,63 +72,78 @@ public struct MemoryPolicy: Sendable {
         switch event {
         case .memoryWarning(let level): return warned(level)
         case .thermal(let level): return heated(level)
-        case .background: return left()
         case .foreground: return returned()
         case .lowDisk: return [.dropCacheFolder]
+        case .loaded: return arrived()
+        case .unloaded: (isLoaded, isGenerating) = (false, false)
+        case .background: isInBackground = true
         case .generationStarted: isGenerating = true
         case .generationEnded: isGenerating = false
-        case .loaded:
-            (isLoaded, owesReload) = (true, isInBackground)
-            return isInBackground ? [.unload] : [.setBudget(bytes: budget)]
-        case .unloaded: (isLoaded, isGenerating) = (false, false)
         }
         return []
     }
 
     private mutating func warned(_ level: PolicyEvent.MemoryLevel) -> [PolicyAction] {
-        guard level != .moderate else {
-            let freed = budget - budget / 2
-            budget /= 2
-            return freed > 0 ? [.trim(bytes: freed)] : []
-        }
+        guard level != .moderate else { return halved() }
         budget = 0
-        var actions: [PolicyAction] = [.trim(bytes: .max)]
-        guard level == .critical else { return actions }
-        if isGenerating {
-            actions.insert(.stopGeneration(words: "The answer was stopped: the device is short of memory."), at: 0)
-        } else if isLoaded {
-            owesReload = true
-            actions.append(.unload)
+        keepsNone = isInBackground
+        var actions = [PolicyAction.trim(bytes: .max)]
+        if isInBackground {
+            actions += stopped(.background)
+            if isLoaded { actions += unloaded() }
+        } else if level == .critical {
+            actions += stopped(.memory)
         }
         return actions
     }
 
+    private mutating func halved() -> [PolicyAction] {
+        let freed = budget - budget / 2
+        budget -= freed
+        return freed > 0 ? [.trim(bytes: freed)] : []
+    }
+
     private mutating func heated(_ level: PolicyEvent.ThermalLevel) -> [PolicyAction] {
-        guard level != thermal else { return [] }
         let before = thermal
         thermal = level
-        switch level {
-        case .nominal, .fair: return before == .nominal || before == .fair ? [] : [.pause(milliseconds: 0)]
-        case .serious: return [.pause(milliseconds: 50)]
-        case .critical:
-            let stop = PolicyAction.stopGeneration(words: "The answer was stopped: the device is too hot.")
-            return (isGenerating ? [stop] : []) + [.pause(milliseconds: 200)]
-        }
+        guard level.pauseMilliseconds != before.pauseMilliseconds else { return [] }
+        let stops = level == .critical ? stopped(.heat) : []
+        return stops + [.pause(milliseconds: level.pauseMilliseconds)]
     }
 
-    private mutating func left() -> [PolicyAction] {
-        guard !isInBackground else { return [] }
-        isInBackground = true
-        guard isLoaded else { return [] }
-        owesReload = true
-        let stop = PolicyAction.stopGeneration(words: "The answer was stopped: the app went to the background.")
-        return (isGenerating ? [stop] : []) + [.trim(bytes: .max), .unload]
+    private mutating func arrived() -> [PolicyAction] {
+        isLoaded = true
+        return keepsNone ? unloaded() : [.setBudget(bytes: budget)]
     }
 
+    /// What a warning took comes back with the app; a model that is loaded again gets the budget then.
     private mutating func returned() -> [PolicyAction] {
-        isInBackground = false
+        let reloads = owesReload
+        let grows = isLoaded && budget != budgetBytes
+        (isInBackground, keepsNone, owesReload) = (false, false, false)
         budget = budgetBytes
-        guard owesReload else { return isLoaded ? [.setBudget(bytes: budget)] : [] }
-        return [.reload]
+        if reloads { return [.reload] }
+        return grows ? [.setBudget(bytes: budget)] : []
+    }
+
+    private mutating func stopped(_ reason: StopReason) -> [PolicyAction] {
+        guard isGenerating else { return [] }
+        isGenerating = false
+        return [.stopGeneration(reason)]
+    }
+
+    private mutating func unloaded() -> [PolicyAction] {
+        (isLoaded, owesReload) = (false, true)
+        return [.unload]
+    }
+}
+
+extension PolicyEvent.ThermalLevel {
+    fileprivate var pauseMilliseconds: Int {
+        switch self {
+        case .nominal, .fair: 0
+        case .serious: 100
+        case .critical: 500
+        }
     }
 }

@@ -178,4 +178,13 @@ final class SessionTests: XCTestCase {
         let error = bundleError { _ = try NativeEngine(bundle) }
         XCTAssertTrue(error?.what.contains("does not lie in a file of the bundle") ?? false, error?.what ?? "")
     }
+
+    func testAnEngineThatIsNotLinkedIsNamed() throws {
+        var options = NativeEngine.Options()
+        options.kind = .executorch
+        let bundle = try ModelBundle.open(Paths.made("demo"))
+        let error = bundleError { _ = try NativeEngine(bundle, options: options) }
+        XCTAssertEqual(error?.kind, .notSupported)
+        XCTAssertTrue(error?.what.contains("the engine ExecuTorch is not in this program") ?? false, error?.what ?? "")
+    }
 }

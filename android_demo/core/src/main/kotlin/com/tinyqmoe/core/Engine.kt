@@ -16,11 +16,25 @@ data class EngineState(
     val feedNanos: Long,
 )
 
+/** What computes, in the order of tinyqmoe_engine: both have the same bits. */
+enum class EngineKind {
+    /** The core's own runner, which needs nothing. */
+    RUNNER,
+
+    /** The program itself, where the native library was linked with ExecuTorch. [EngineOptions.context] and threads are 0. */
+    EXECUTORCH,
+}
+
 /**
- * Options of an engine; 0 is the default of each. [context]: positions; [threads]: a number; [batchTokens]: at
+ * Options of an engine; 0 is the default of each number. [context]: positions; [threads]: a number; [batchTokens]: at
  * once.
  */
-data class EngineOptions(val context: Int = 0, val threads: Int = 0, val batchTokens: Int = 0)
+data class EngineOptions(
+    val context: Int = 0,
+    val threads: Int = 0,
+    val batchTokens: Int = 0,
+    val kind: EngineKind = EngineKind.RUNNER,
+)
 
 /**
  * A model that turns tokens into logits, and remembers what it was fed: session.h. For one thread at a time.
@@ -44,8 +58,7 @@ interface Engine : Closeable {
 }
 
 /**
- * Opens an engine on a bundle: of the core's own runner (`NativeSession`), or of ExecuTorch. Takes seconds at
- * most.
+ * Opens an engine on a bundle (`NativeSession`). Takes seconds at most.
  */
 fun interface EngineOpener {
     /** Throws [BundleError]. */

@@ -56,85 +56,105 @@ sealed interface PolicyAction {
 enum class StopReason(val words: String) {
     MEMORY("The answer was stopped: the device is short of memory."),
     HEAT("The answer was stopped: the device is too hot."),
-    BACKGROUND("The answer was stopped: the app went to the background and memory is short."),
+    BACKGROUND("The answer was stopped: the app went to the background."),
 }
 
 /**
  * What to do on memory warnings, heat, background and a full disk: a state machine without a clock, a thread or a
- * system call. android_demo/core/README.md has its table.
+ * system call. docs/apps.md has its table, and tests/golden/policy.tsv what it does event by event, in Swift too.
  *
  * @param budgetBytes memory for expanded weights when all is well.
  */
 class MemoryPolicy(private val budgetBytes: Long) {
     private var budget = budgetBytes
     private var loaded = false
-    private var reloads = false
     private var generating = false
     private var inBackground = false
-    private var pause = 0L
+
+    /** Memory was short in the background: a model that was still loading goes too. */
+    private var keepsNone = false
+
+    /** The policy unloaded the model, and loads it again in the foreground. */
+    private var owesReload = false
+    private var thermal = PolicyEvent.Thermal.NOMINAL
 
     /** The actions that an event asks for. */
-    fun on(event: PolicyEvent): List<PolicyAction> =
+    fun on(event: PolicyEvent): List<PolicyAction> {
         when (event) {
-            is PolicyEvent.MemoryWarning -> warned(event)
-            is PolicyEvent.Thermal -> heated(event)
-            PolicyEvent.Background -> emptyList<PolicyAction>().also { inBackground = true }
-            PolicyEvent.Foreground -> returned()
-            PolicyEvent.LowDisk -> listOf(PolicyAction.DropCacheFolder)
-            PolicyEvent.GenerationStarted -> emptyList<PolicyAction>().also { generating = true }
-            PolicyEvent.GenerationEnded -> emptyList<PolicyAction>().also { generating = false }
-            PolicyEvent.Loaded -> listOf(PolicyAction.SetBudget(budget)).also { loaded = true }
-            PolicyEvent.Unloaded -> emptyList<PolicyAction>().also { loaded = false; generating = false }
+            is PolicyEvent.MemoryWarning -> return warned(event)
+            is PolicyEvent.Thermal -> return heated(event)
+            PolicyEvent.Foreground -> return returned()
+            PolicyEvent.LowDisk -> return listOf(PolicyAction.DropCacheFolder)
+            PolicyEvent.Loaded -> return arrived()
+            PolicyEvent.Unloaded -> { loaded = false; generating = false }
+            PolicyEvent.Background -> inBackground = true
+            PolicyEvent.GenerationStarted -> generating = true
+            PolicyEvent.GenerationEnded -> generating = false
         }
+        return emptyList()
+    }
 
     private fun warned(level: PolicyEvent.MemoryWarning): List<PolicyAction> {
-        val all = level != PolicyEvent.MemoryWarning.MODERATE
-        val freed = if (all) budget else budget / 2
-        budget -= freed
-        val actions = arrayListOf<PolicyAction>(PolicyAction.Trim(if (all) PolicyAction.ALL else freed))
-        val unloads = loaded && all && inBackground
-        if (generating && (unloads || level == PolicyEvent.MemoryWarning.CRITICAL)) {
-            actions += PolicyAction.StopGeneration(if (unloads) StopReason.BACKGROUND else StopReason.MEMORY)
-            generating = false
-        }
-        if (unloads) {
-            actions += PolicyAction.Unload
-            reloads = true
-            loaded = false
+        if (level == PolicyEvent.MemoryWarning.MODERATE) return halved()
+        budget = 0
+        keepsNone = inBackground
+        val actions = arrayListOf<PolicyAction>(PolicyAction.Trim(PolicyAction.ALL))
+        if (inBackground) {
+            actions += stopped(StopReason.BACKGROUND)
+            if (loaded) actions += unloaded()
+        } else if (level == PolicyEvent.MemoryWarning.CRITICAL) {
+            actions += stopped(StopReason.MEMORY)
         }
         return actions
+    }
+
+    private fun halved(): List<PolicyAction> {
+        val freed = budget - budget / 2
+        budget -= freed
+        return if (freed > 0) listOf(PolicyAction.Trim(freed)) else emptyList()
     }
 
     private fun heated(level: PolicyEvent.Thermal): List<PolicyAction> {
-        val actions = ArrayList<PolicyAction>()
-        if (level == PolicyEvent.Thermal.CRITICAL && generating) {
-            actions += PolicyAction.StopGeneration(StopReason.HEAT)
-            generating = false
-        }
-        val wanted =
-            when (level) {
-                PolicyEvent.Thermal.NOMINAL, PolicyEvent.Thermal.FAIR -> 0L
-                PolicyEvent.Thermal.SERIOUS -> SERIOUS_MILLIS
-                PolicyEvent.Thermal.CRITICAL -> CRITICAL_MILLIS
-            }
-        if (wanted != pause) actions += PolicyAction.Pause(wanted)
-        pause = wanted
-        return actions
+        val before = thermal
+        thermal = level
+        if (pauseMillis(level) == pauseMillis(before)) return emptyList()
+        val stops = if (level == PolicyEvent.Thermal.CRITICAL) stopped(StopReason.HEAT) else emptyList()
+        return stops + PolicyAction.Pause(pauseMillis(level))
     }
 
-    /** What a warning took comes back with the app. */
+    private fun arrived(): List<PolicyAction> {
+        loaded = true
+        return if (keepsNone) unloaded() else listOf(PolicyAction.SetBudget(budget))
+    }
+
+    /** What a warning took comes back with the app; a model that is loaded again gets the budget then. */
     private fun returned(): List<PolicyAction> {
+        val reloads = owesReload
+        val grows = loaded && budget != budgetBytes
         inBackground = false
-        val actions = ArrayList<PolicyAction>()
-        if (budget != budgetBytes) actions += PolicyAction.SetBudget(budgetBytes)
+        keepsNone = false
+        owesReload = false
         budget = budgetBytes
-        if (reloads) actions += PolicyAction.Reload
-        reloads = false
-        return actions
+        if (reloads) return listOf(PolicyAction.Reload)
+        return if (grows) listOf(PolicyAction.SetBudget(budget)) else emptyList()
     }
 
-    private companion object {
-        const val SERIOUS_MILLIS = 100L
-        const val CRITICAL_MILLIS = 500L
+    private fun stopped(reason: StopReason): List<PolicyAction> {
+        if (!generating) return emptyList()
+        generating = false
+        return listOf(PolicyAction.StopGeneration(reason))
     }
+
+    private fun unloaded(): List<PolicyAction> {
+        loaded = false
+        owesReload = true
+        return listOf(PolicyAction.Unload)
+    }
+
+    private fun pauseMillis(level: PolicyEvent.Thermal): Long =
+        when (level) {
+            PolicyEvent.Thermal.NOMINAL, PolicyEvent.Thermal.FAIR -> 0
+            PolicyEvent.Thermal.SERIOUS -> 100
+            PolicyEvent.Thermal.CRITICAL -> 500
+        }
 }

@@ -1,92 +1,45 @@
 package com.tinyqmoe.core
 
-import com.tinyqmoe.core.PolicyAction.Companion.ALL
-import com.tinyqmoe.core.PolicyAction.DropCacheFolder
-import com.tinyqmoe.core.PolicyAction.Pause
-import com.tinyqmoe.core.PolicyAction.Reload
-import com.tinyqmoe.core.PolicyAction.SetBudget
-import com.tinyqmoe.core.PolicyAction.StopGeneration
-import com.tinyqmoe.core.PolicyAction.Trim
-import com.tinyqmoe.core.PolicyAction.Unload
-import com.tinyqmoe.core.PolicyEvent.Background
-import com.tinyqmoe.core.PolicyEvent.Foreground
-import com.tinyqmoe.core.PolicyEvent.GenerationEnded
-import com.tinyqmoe.core.PolicyEvent.GenerationStarted
-import com.tinyqmoe.core.PolicyEvent.Loaded
-import com.tinyqmoe.core.PolicyEvent.LowDisk
-import com.tinyqmoe.core.PolicyEvent.MemoryWarning
-import com.tinyqmoe.core.PolicyEvent.Thermal
-import com.tinyqmoe.core.PolicyEvent.Unloaded
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertTrue
 import org.junit.Test
 
 class MemoryPolicyTest {
-    /** What the last event asks for, of a policy with a budget of 1000 bytes. */
-    private fun after(vararg events: PolicyEvent): List<PolicyAction> {
-        val policy = MemoryPolicy(1000)
-        return events.map { policy.on(it) }.last()
-    }
+    private val events: Map<String, PolicyEvent> =
+        mapOf(
+            "background" to PolicyEvent.Background,
+            "foreground" to PolicyEvent.Foreground,
+            "low_disk" to PolicyEvent.LowDisk,
+            "generation_started" to PolicyEvent.GenerationStarted,
+            "generation_ended" to PolicyEvent.GenerationEnded,
+            "loaded" to PolicyEvent.Loaded,
+            "unloaded" to PolicyEvent.Unloaded,
+        ) + PolicyEvent.MemoryWarning.entries.associateBy { "memory_${it.name.lowercase()}" } +
+            PolicyEvent.Thermal.entries.associateBy { "thermal_${it.name.lowercase()}" }
+
+    /** An action as the table spells it. */
+    private fun spelled(action: PolicyAction): String =
+        when (action) {
+            is PolicyAction.Trim -> "trim " + if (action.bytes == PolicyAction.ALL) "all" else "${action.bytes}"
+            is PolicyAction.SetBudget -> "set_budget ${action.bytes}"
+            is PolicyAction.StopGeneration -> "stop ${action.reason.name.lowercase()}"
+            PolicyAction.Unload -> "unload"
+            PolicyAction.Reload -> "reload"
+            PolicyAction.DropCacheFolder -> "drop_cache_folder"
+            is PolicyAction.Pause -> "pause ${action.millis}"
+        }
 
     @Test
-    fun aWarningFreesHalfThenAll() {
-        assertEquals(listOf(Trim(500)), after(Loaded, MemoryWarning.MODERATE))
-        assertEquals(listOf(Trim(250)), after(Loaded, MemoryWarning.MODERATE, MemoryWarning.MODERATE))
-        assertEquals(listOf(Trim(ALL)), after(Loaded, MemoryWarning.LOW))
-        assertEquals(listOf(Trim(ALL)), after(Loaded, MemoryWarning.CRITICAL))
-    }
-
-    @Test
-    fun onlyTheLastWarningStopsAnAnswerInFront() {
-        assertEquals(listOf(Trim(ALL)), after(Loaded, GenerationStarted, MemoryWarning.LOW))
-        val stopped = listOf(Trim(ALL), StopGeneration(StopReason.MEMORY))
-        assertEquals(stopped, after(Loaded, GenerationStarted, MemoryWarning.CRITICAL))
-        assertEquals(listOf(Trim(ALL)), after(Loaded, GenerationStarted, GenerationEnded, MemoryWarning.CRITICAL))
-    }
-
-    @Test
-    fun inTheBackgroundAWarningUnloads() {
-        assertEquals(emptyList<PolicyAction>(), after(Loaded, Background))
-        assertEquals(listOf(Trim(500)), after(Loaded, Background, MemoryWarning.MODERATE))
-        assertEquals(listOf(Trim(ALL), Unload), after(Loaded, Background, MemoryWarning.LOW))
-        val stopped = listOf(Trim(ALL), StopGeneration(StopReason.BACKGROUND), Unload)
-        assertEquals(stopped, after(Loaded, GenerationStarted, Background, MemoryWarning.LOW))
-        assertEquals(listOf(Trim(ALL)), after(Background, MemoryWarning.LOW))
-        assertEquals(listOf(Trim(ALL)), after(Loaded, Background, MemoryWarning.LOW, MemoryWarning.CRITICAL))
-    }
-
-    @Test
-    fun whatWasTakenComesBackInFront() {
-        assertEquals(listOf(SetBudget(1000), Reload), after(Loaded, Background, MemoryWarning.LOW, Unloaded, Foreground))
-        assertEquals(listOf(SetBudget(1000)), after(Loaded, MemoryWarning.MODERATE, Background, Foreground))
-        assertEquals(emptyList<PolicyAction>(), after(Loaded, Background, Foreground))
-        val once = arrayOf(Loaded, Background, MemoryWarning.LOW, Unloaded, Foreground)
-        assertEquals(emptyList<PolicyAction>(), after(*once, Background, Foreground))
-    }
-
-    @Test
-    fun aModelThatTheUserClosedDoesNotComeBack() {
-        assertEquals(emptyList<PolicyAction>(), after(Loaded, Unloaded, Background, Foreground))
-    }
-
-    @Test
-    fun aModelThatIsLoadedAfterAWarningHasASmallBudget() {
-        assertEquals(listOf(SetBudget(1000)), after(Loaded))
-        assertEquals(listOf(SetBudget(500)), after(MemoryWarning.MODERATE, Loaded))
-        assertEquals(listOf(SetBudget(0)), after(MemoryWarning.LOW, Loaded))
-    }
-
-    @Test
-    fun heatSlowsDownThenStops() {
-        assertEquals(emptyList<PolicyAction>(), after(Thermal.FAIR))
-        assertEquals(listOf(Pause(100)), after(Thermal.SERIOUS))
-        assertEquals(emptyList<PolicyAction>(), after(Thermal.SERIOUS, Thermal.SERIOUS))
-        assertEquals(listOf(Pause(500)), after(Thermal.CRITICAL))
-        assertEquals(listOf(StopGeneration(StopReason.HEAT), Pause(500)), after(GenerationStarted, Thermal.CRITICAL))
-        assertEquals(listOf(Pause(0)), after(Thermal.CRITICAL, Thermal.NOMINAL))
-    }
-
-    @Test
-    fun aFullDiskCostsTheCacheFolder() {
-        assertEquals(listOf(DropCacheFolder), after(LowDisk))
+    fun everyEventHasTheActionsOfTheGoldenTable() {
+        val cases = Project.table("policy.tsv").groupBy { it.getValue("case") }
+        assertTrue(cases.size > 15)
+        for ((name, rows) in cases) {
+            val policy = MemoryPolicy(1000)
+            rows.forEachIndexed { i, row ->
+                val actions = policy.on(events.getValue(row.getValue("event"))).map(::spelled)
+                assertEquals("$name, event ${i + 1}", row["actions"], actions.joinToString(", ").ifEmpty { "-" })
+            }
+        }
+        assertEquals(events.keys, cases.values.flatten().map { it.getValue("event") }.toSet())
     }
 }

@@ -10,7 +10,7 @@ internal object Native {
     }
 
     /** A handle. Throws [BundleError]. */
-    @JvmStatic external fun open(folder: ByteArray, context: Int, threads: Int, batchTokens: Int): Long
+    @JvmStatic external fun open(folder: ByteArray, context: Int, threads: Int, batchTokens: Int, engine: Int): Long
 
     @JvmStatic external fun feed(handle: Long, tokens: IntArray, logits: FloatArray?): Int
 

@@ -8,7 +8,7 @@ import com.tinyqmoe.core.EngineOpener
 import com.tinyqmoe.core.EngineOptions
 import com.tinyqmoe.core.EngineState
 
-/** An engine of the core's own runner (exporter/native/include/tinyqmoe/session.h). */
+/** A session of the core (exporter/native/include/tinyqmoe/session.h). */
 class NativeSession private constructor(private var handle: Long) : Engine {
     private val context: Int = state().context
     private val vocab: Int = state().vocab
@@ -56,7 +56,8 @@ class NativeSession private constructor(private var handle: Long) : Engine {
     companion object : EngineOpener {
         override fun open(bundle: Bundle, options: EngineOptions): NativeSession {
             val folder = bundle.folder.path.toByteArray()
-            return NativeSession(Native.open(folder, options.context, options.threads, options.batchTokens))
+            val kind = options.kind.ordinal
+            return NativeSession(Native.open(folder, options.context, options.threads, options.batchTokens, kind))
         }
     }
 }

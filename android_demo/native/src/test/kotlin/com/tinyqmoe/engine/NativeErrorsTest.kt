@@ -2,6 +2,7 @@ package com.tinyqmoe.engine
 
 import com.tinyqmoe.core.Bundle
 import com.tinyqmoe.core.BundleError
+import com.tinyqmoe.core.EngineKind
 import com.tinyqmoe.core.EngineOptions
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertThrows
@@ -65,6 +66,8 @@ class NativeErrorsTest {
             assertEquals(3, engine.state().positions)
         }
         error(BundleError.Kind.CORE) { open(options = EngineOptions(context = 1 shl 24)) }
+        val program = EngineOptions(threads = 1, kind = EngineKind.EXECUTORCH)
+        error(BundleError.Kind.CORE, "with ExecuTorch", "must be 0") { open(options = program) }
     }
 
     @Test

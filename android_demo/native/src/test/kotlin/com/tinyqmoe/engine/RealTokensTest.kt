@@ -5,6 +5,7 @@ import com.tinyqmoe.core.Check
 import com.tinyqmoe.core.CheckReport
 import com.tinyqmoe.core.Ending
 import com.tinyqmoe.core.Engine
+import com.tinyqmoe.core.EngineKind
 import com.tinyqmoe.core.EngineOptions
 import com.tinyqmoe.core.Json
 import com.tinyqmoe.core.JsonNumber
@@ -61,7 +62,12 @@ class RealTokensTest {
 
     @Test
     fun tokensAndBitsAreThoseOfTheGoldenFile() {
-        val engine = NativeSession.open(RealModel.demo.bundle, EngineOptions(threads = 1))
+        for (options in listOf(EngineOptions(threads = 1), EngineOptions(kind = EngineKind.EXECUTORCH))) {
+            NativeSession.open(RealModel.demo.bundle, options).use { checkBits("$options", it) }
+        }
+    }
+
+    private fun checkBits(name: String, engine: Engine) {
         val answers = (golden["reference"] as List<*>) + golden["chat"]
         for (answer in answers.map { it as Map<*, *> }) {
             engine.trim(0)
@@ -77,10 +83,9 @@ class RealTokensTest {
                 if (tokens.size == ints(answer["tokens"]).size) break
                 engine.feed(intArrayOf(tokens.last()), row)
             }
-            assertEquals(ints(answer["tokens"]), tokens)
-            assertEquals(answer["sha256"], digest.digest().joinToString("") { "%02x".format(it) })
+            assertEquals(name, ints(answer["tokens"]), tokens)
+            assertEquals(name, answer["sha256"], digest.digest().joinToString("") { "%02x".format(it) })
         }
-        engine.close()
     }
 
     @Test
