@@ -17,9 +17,10 @@ table (`Manifest.quantization_loss`).
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class Check:
     delta_max: float | None = None
     top1: int | None = None  # positions whose best token is the reference's, or a near tie with it
     detail: str = ""
+    seconds: float = 0.0  # a run counts to its first check, and those after it take only their own
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,24 @@ def check_parity(bundle: Bundle, runner: Runner, progress: Callable[[int], None]
     artifact = runner.artifact
     gate = tolerance(artifact)
     judge = _Judge(runner, gate, progress)
-    checks = [check_levels(bundle, runner), check_scales(bundle, runner)]
-    for answer in load_reference(bundle, artifact):
-        checks += judge.answer(answer)
+    checks = list(_timed(_all_checks(bundle, judge)))
     return ParityReport(runner.name, artifact.activations, artifact.kv_type, gate, checks)
+
+
+def _all_checks(bundle: Bundle, judge: _Judge) -> Iterator[Check]:
+    """Checks of a package one by one, each made when it is asked for."""
+    yield check_levels(bundle, judge.runner)
+    yield check_scales(bundle, judge.runner)
+    for answer in load_reference(bundle, judge.runner.artifact):
+        yield from judge.answer(answer)
+
+
+def _timed(checks: Iterator[Check]) -> Iterator[Check]:
+    """The same checks with the seconds that each took."""
+    begun = time.perf_counter()
+    for check in checks:
+        yield replace(check, seconds=time.perf_counter() - begun)
+        begun = time.perf_counter()
 
 
 def tolerance(artifact: Artifact) -> Tolerance:
@@ -326,17 +342,18 @@ class _Judge:
     gate: Tolerance
     progress: Callable[[int], None]
 
-    def answer(self, answer: Answer) -> list[Check]:
+    def answer(self, answer: Answer) -> Iterator[Check]:
         """Checks of one answer."""
         if answer.fills_context:
-            return self._full_context(answer)
-        checks = []
+            yield from self._full_context(answer)
+            return
         for how, chunks in feeding(answer).items():
             got = list(_teacher_forced(self.runner, answer, chunks))
             self.progress(len(answer.prompt) + len(answer.tokens) - 1)
             what = f"{len(answer.prompt)} + {len(got) - 1} tokens, {how}"
-            checks += [self._logits(answer, got, what), *self._bits(answer, got, what)]
-        return [*checks, self._greedy(answer)]
+            yield self._logits(answer, got, what)
+            yield from self._bits(answer, got, what)
+        yield self._greedy(answer)
 
     def _logits(self, answer: Answer, got: Sequence[NDArray[np.float32]], what: str) -> Check:
         """Check of the logits of an answer."""
@@ -375,7 +392,7 @@ class _Judge:
         what = f"{len(answer.prompt)} tokens, then its own"
         return Check("greedy", what, passed, len(answer.tokens), top1=same, detail=detail)
 
-    def _full_context(self, answer: Answer) -> list[Check]:
+    def _full_context(self, answer: Answer) -> Iterator[Check]:
         """Checks of a context that is full: its last logits, and that one more token is refused.
 
         The last slots of the cache are filled token by token.
@@ -390,8 +407,6 @@ class _Judge:
             refused = False
         except ContextError:
             refused = True
-        return [
-            self._logits(answer, got, what),
-            *self._bits(answer, got, what),
-            Check("context", f"token {n + 1} is refused", refused, 1),
-        ]
+        yield self._logits(answer, got, what)
+        yield from self._bits(answer, got, what)
+        yield Check("context", f"token {n + 1} is refused", refused, 1)

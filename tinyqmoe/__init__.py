@@ -28,6 +28,8 @@ from exporter.progress import Progress
 from tinyqmoe.apps import app_files, examine_bundle
 from tinyqmoe.benching import Bench, BenchSettings, bench
 from tinyqmoe.chatting import HeldPackage, converse, hold_package
+from tinyqmoe.check_settings import CHECK_FILE, CheckSettings, read_check_file
+from tinyqmoe.checking import BundleCheck, check
 from tinyqmoe.devices import FitVerdict, find_devices, fit
 from tinyqmoe.evaluating import EvaluationSettings, compare, evaluate
 from tinyqmoe.exporting import demo_model, export
@@ -57,13 +59,16 @@ FORMATS = tuple(BACKENDS)
 """Names of all package formats, in the order in which they are made."""
 
 __all__ = [
+    "CHECK_FILE",
     "FORMATS",
     "AppFiles",
     "Bench",
     "BenchSettings",
     "Bundle",
+    "BundleCheck",
     "BundleError",
     "BundleParity",
+    "CheckSettings",
     "CheckpointError",
     "CodecError",
     "Comparison",
@@ -98,6 +103,7 @@ __all__ = [
     "UsageError",
     "app_files",
     "bench",
+    "check",
     "check_parity",
     "compare",
     "converse",
@@ -114,6 +120,7 @@ __all__ = [
     "listen",
     "open_bundle",
     "open_runner",
+    "read_check_file",
     "run_on_device",
     "serve",
     "sign",

@@ -20,7 +20,19 @@ import typer
 from rich.markup import escape
 
 import tinyqmoe
-from exporter.cli import apps, bench, chat, compare, devices, export, run, serve, signals, trust
+from exporter.cli import (
+    apps,
+    bench,
+    chat,
+    check,
+    compare,
+    devices,
+    export,
+    run,
+    serve,
+    signals,
+    trust,
+)
 from exporter.cli import eval as evaluation
 from exporter.cli.console import Commands, emit, err_console, out_console, progress_bars
 from exporter.cli.options import JsonOption
@@ -106,6 +118,7 @@ for command in (
     chat.chat,
     serve.serve,
     run.parity,
+    check.check,
     compare.compare,
     bench.bench,
     devices.devices,

@@ -97,7 +97,7 @@ def write_junit(results: Sequence[Judged], path: Path) -> None:
 def _suite(result: Judged) -> TestSuite:
     from junitparser import TestSuite
 
-    suite = TestSuite(_xml(result.name))
+    suite = TestSuite(xml_text(result.name))
     cases = []
     if result.run is not None:
         report, budget = result.run.report, result.run.plan.budget
@@ -105,11 +105,19 @@ def _suite(result: Judged) -> TestSuite:
         suite.add_property("limit_dirty_bytes", str(budget.dirty_bytes))
         suite.add_property("mechanism", report.mechanism)
         cases.append(_case(result, "fits", result.run.problems, report.wall_ms / 1e3))
-    for check in [] if result.parity is None else result.parity.checks:
-        name = f"{check.verdict} {check.what}"
-        cases.append(_case(result, name, [] if check.passed else [_figures(check)]))
+    if result.parity is not None:
+        for check in result.parity.checks:
+            name = f"{check.verdict} {check.what}"
+            cases.append(_case(result, name, _problems(check, result.parity), check.seconds))
     suite.add_testcases(cases)
     return suite
+
+
+def _problems(check: Check, report: ParityReport) -> list[str]:
+    """Figures of a check that failed, and of logits the gate that they failed; else nothing."""
+    if check.passed:
+        return []
+    return [_figures(check), *([f"gate: {gate_text(report)}"] if check.verdict == "logits" else [])]
 
 
 def _case(
@@ -117,13 +125,13 @@ def _case(
 ) -> TestCase:
     from junitparser import Failure, TestCase
 
-    case = TestCase(_xml(name), _xml(result.name), seconds)
+    case = TestCase(xml_text(name), xml_text(result.name), seconds)
     if problems:
-        case.result = [Failure(_xml("; ".join(problems)))]
+        case.result = [Failure(xml_text("; ".join(problems)))]
     return case
 
 
-def _xml(text: str) -> str:
+def xml_text(text: str) -> str:
     """Text without what neither XML nor HTML can hold, whoever wrote it."""
     return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
@@ -133,19 +141,21 @@ def _xml(text: str) -> str:
 
 def write_markdown(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
     """Writes a short report to paste into a pull request."""
-    template = _environment(autoescape=False).get_template("report.md")
-    write_whole(path, _xml(template.render(_content(results, bundle))).encode())
+    template = environment(autoescape=False).get_template("report.md")
+    write_whole(path, xml_text(template.render(_content(results, bundle))).encode())
 
 
 def write_html(results: Sequence[Judged], bundle: Bundle, path: Path) -> None:
     """Writes the same report with a figure of each run, in one file that needs no other."""
     pngs = [(result.name, plot.memory_png(run)) for result, run in _runs(results)]
     figures = [(name, base64.b64encode(png).decode("ascii")) for name, png in pngs]
-    template = _environment(autoescape=True).get_template("report.html")
-    write_whole(path, _xml(template.render(_content(results, bundle), figures=figures)).encode())
+    template = environment(autoescape=True).get_template("report.html")
+    write_whole(
+        path, xml_text(template.render(_content(results, bundle), figures=figures)).encode()
+    )
 
 
-def _environment(*, autoescape: bool) -> jinja2.Environment:
+def environment(*, autoescape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,

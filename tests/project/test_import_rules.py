@@ -232,6 +232,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy", "torch", "executorch", "platformdirs"),
     ),
     "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
+    "runtime_ref.gates": (("runtime_ref.memory", *RUNNER), ()),
     "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
     # It names the runners' modules as text, and imports one when it is used.
     "runtime_ref.runners": (
@@ -253,6 +254,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "runtime_ref.reports",
             "runtime_ref.device",
+            "runtime_ref.gates",
             "runtime_ref.parity",
             "runtime_ref.memory",
             *RUNNER,

@@ -113,6 +113,7 @@ def test_of_what_is_run(made: Path) -> None:
     assert written("run", made, "--prompt", "the cat", "--max-new-tokens", "3")["tokens"]
     assert len(written("chat", made, "--max-new-tokens", "3", stdin="hi\nyes\n")["turns"]) == 2
     assert len(written("parity", made)["packages"]) == 3
+    assert written("check", made, "--baseline", made)["passed"]
 
 
 @linux
