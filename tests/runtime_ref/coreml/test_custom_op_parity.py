@@ -133,31 +133,31 @@ def stored(bundle: Bundle, name: str) -> tuple[Location, bytes]:
     return at, (bundle.path / at.file).read_bytes()[at.offset : at.offset + at.n_bytes]
 
 
-def with_flipped_level(bundle: Bundle, name: str) -> encoder.EncodedTensor:
-    """A matrix with the sign of one level changed that is not 0, all its checksums right."""
+def with_flipped_levels(bundle: Bundle, name: str) -> encoder.EncodedTensor:
+    """A matrix with the sign of each row's largest level changed, all its checksums right."""
     at, blob = stored(bundle, name)
     with NativeTensor(np.frombuffer(blob, np.uint8)) as opened:
         levels, low, n = opened.decode_rows(), opened.info.level_min, opened.info.n_levels
-    row, col = divmod(int(np.abs(levels.astype(np.int32)).argmax()), levels.shape[1])
-    levels[row, col] = -levels[row, col]
+    rows, cols = np.arange(len(levels)), np.abs(levels.astype(np.int32)).argmax(1)
+    levels[rows, cols] *= -1
     changed = encoder.encode(levels, low, n, "raw")
     assert changed.blob.size == at.n_bytes
     assert changed.blob.tobytes() != blob
     return changed
 
 
-def test_a_flipped_level(copied: Bundle) -> None:
+def test_flipped_levels(copied: Bundle) -> None:
     at = place(copied, GATE, FORMAT)
     report = judge(
-        patched(copied, at.file, at.offset, with_flipped_level(copied, GATE).blob.tobytes())
+        patched(copied, at.file, at.offset, with_flipped_levels(copied, GATE).blob.tobytes())
     )
     assert {"levels", "logits"} <= failed(report)
     assert report.checks[0].detail == f"{GATE}: levels differ"
 
 
-def test_a_flipped_level_that_the_manifest_agrees_with(copied: Bundle) -> None:
+def test_flipped_levels_that_the_manifest_agrees_with(copied: Bundle) -> None:
     """As if the quantizer had given it: only the logits can tell."""
-    at, changed = place(copied, GATE, FORMAT), with_flipped_level(copied, GATE)
+    at, changed = place(copied, GATE, FORMAT), with_flipped_levels(copied, GATE)
     wrong_entry = dataclasses.replace(tensor(copied, GATE), levels_crc32=changed.levels_crc32)
     entries = [wrong_entry if t.name == GATE else t for t in copied.manifest.tensors]
     report = judge(patched(copied, at.file, at.offset, changed.blob.tobytes(), tensors=entries))
@@ -470,11 +470,11 @@ def test_codes_beside_the_package_are_the_same_bit_for_bit(ios: Bundle, beside: 
         assert scales[0] == scales[1]
 
 
-def test_a_flipped_level_beside_the_package(copied_beside: Bundle) -> None:
+def test_flipped_levels_beside_the_package(copied_beside: Bundle) -> None:
     at = place(copied_beside, GATE, FORMAT)
     report = judge(
         patched(
-            copied_beside, SIDE, at.offset, with_flipped_level(copied_beside, GATE).blob.tobytes()
+            copied_beside, SIDE, at.offset, with_flipped_levels(copied_beside, GATE).blob.tobytes()
         )
     )
     assert {"levels", "logits"} <= failed(report)
