@@ -218,13 +218,16 @@ print([bound, peak])
 """
 
 
-@pytest.mark.parametrize("format_name", ["pte", "mlprogram", "custom-op"])
+@pytest.mark.parametrize(
+    "format_name", ["pte", pytest.param("mlprogram", marks=pytest.mark.long), "custom-op"]
+)
 def test_an_export_stays_within_the_smallest_bound(
     large: Path, tmp_path: Path, format_name: str
 ) -> None:
     check_bound(large, tmp_path, format_name, scheme="ternary")
 
 
+@pytest.mark.long
 def test_a_calibrated_export_stays_within_the_smallest_bound(tmp_path: Path) -> None:
     """Most memory is that of factoring the Gram matrix of the widest input."""
     shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 1}
