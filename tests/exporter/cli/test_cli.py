@@ -55,6 +55,7 @@ def test_all_commands_are_here() -> None:
         "chat",
         "serve",
         "parity",
+        "check",
         "compare",
         "bench",
         "devices",
