@@ -476,6 +476,7 @@ def check_whole_or_absent(out: Path) -> None:
     assert set(names(out.parent)) <= {out.name, f".{out.name}.partial"}
 
 
+@pytest.mark.long
 def test_kills_at_any_moment(model: Path, tmp_path: Path, exporter: Exporter) -> None:
     rng = random.Random(0)
     out = tmp_path / "place" / "out"

@@ -125,6 +125,7 @@ def neural_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_procfs
+@pytest.mark.long
 def test_an_ml_program_keeps_dense_what_its_budget_allows(ml_program: Path) -> None:
     growth = peak_growth("ML Program", ml_program, BUDGET_BYTES)
     assert growth < PACKAGE_BYTES + BUDGET_BYTES + SLACK_BYTES < DENSE_BYTES
