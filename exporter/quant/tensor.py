@@ -5,6 +5,7 @@ That is groups along a row, and configs with a JSON round trip.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,15 +111,15 @@ def effective_group_size(group_size: int | None, cols: int) -> int:
     return cols if group_size is None else min(group_size, cols)
 
 
-class JsonConfig:
+class JsonConfig(abc.ABC):
     """Base of the frozen config dataclasses.
 
     They are checked on construction, and have a round trip through a dict of JSON values.
     """
 
+    @abc.abstractmethod
     def problems(self) -> list[str]:
         """Problems of the values; empty if there are none."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         problems = self.problems()
