@@ -14,6 +14,7 @@ from exporter.errors import UsageError
 
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 GROUPS, GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}}
 UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
@@ -83,6 +84,17 @@ def release_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+
+
+def return_large_blocks() -> None:
+    """Makes the C library return each freed block of 1 MiB or more to the system at once.
+
+    By itself glibc comes to keep blocks of up to 32 MB for later, with holes between them that no
+    estimate foretells: one export took 547, 574 or 636 MB, and so 456.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _status(field: str) -> int:

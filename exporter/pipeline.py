@@ -21,7 +21,7 @@ from exporter.config import (
     context_of,
 )
 from exporter.errors import OutOfSpaceError
-from exporter.memory import release_free_memory
+from exporter.memory import release_free_memory, return_large_blocks
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _checked(
     registry.check(config, checkpoint)
     allocation.check(config, checkpoint)
     if max_ram is not None:
+        return_large_blocks()
         export_memory.check_memory(max_ram, checkpoint, config, context)
     return checkpoint, config, context
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,13 @@ LONGEST_SECONDS = 1200  # of a test that is not marked as long
 
 
 def pytest_configure() -> None:
-    """Gives children the usual signals: under `nohup pytest &` they would inherit none."""
+    """Prepares what the workers and the programs of tests inherit.
+
+    Signals are the usual ones: under `nohup pytest &` they would inherit none. Threads of OpenMP
+    that wait sleep instead of spinning, as several workers share the cores.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

@@ -152,8 +152,7 @@ def _loss(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     n, vocab = min(config.max_position_embeddings, WINDOW_TOKENS), config.vocab_size
     logits = 2 * 4 * min(n, head_positions(vocab)) * vocab + 6 * 8 * COMPARED_POSITIONS * vocab
-    # Blocks of this size leave holes in the heap.
-    return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + 2 * logits
+    return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + logits
 
 
 def _model(checkpoint: Checkpoint, context: int) -> int:

@@ -202,6 +202,9 @@ def test_an_answer_that_nobody_waits_for_is_ended(server: Server, stream: bool) 
     begin = time.monotonic()
     server.chat(max_tokens=1)
     waited = time.monotonic() - begin
+    while len(server.statuses()) < before + 2:  # a stream's line is written when its end is seen
+        assert time.monotonic() - begin < 30, server.log.read_text()
+        time.sleep(0.05)
     assert len(server.statuses()) == before + 2
     if not stream:
         assert "499" in server.statuses()[before:]
