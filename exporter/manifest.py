@@ -47,18 +47,22 @@ def write_for_session(source: PackageInput, emitted: list[Emitted]) -> None:
 
 
 def write(
-    source: PackageInput, emitted: list[Emitted], prompts: list[str], loss: QuantizationLoss
+    source: PackageInput,
+    emitted: list[Emitted],
+    prompts: list[str],
+    loss: QuantizationLoss,
+    source_sha256: dict[str, str],
 ) -> None:
     """Writes the manifest of a bundle whose other files are all there.
 
-    Raises ExportError if it does not match them.
+    source_sha256: as in `ModelEntry`. Raises ExportError if it does not match them.
     """
     work, config = source.work, source.config
     manifest = Manifest(
         schema_version=bundles.SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={name: importlib.metadata.version(name) for name in registry.tools(config.formats)},
-        model=model_entry(source.checkpoint),
+        model=model_entry(source.checkpoint, source_sha256),
         quantization=plan.summary(config.quantization, source.checkpoint),
         rate=source.encoded.rate,
         quantization_loss=loss,
@@ -104,13 +108,14 @@ def _tensor_entry(m: EncodedMatrix) -> TensorEntry:
     )
 
 
-def model_entry(checkpoint: Checkpoint) -> ModelEntry:
+def model_entry(checkpoint: Checkpoint, source_sha256: dict[str, str]) -> ModelEntry:
     """The model that a bundle is made from."""
     name = checkpoint.origin.repo_id or checkpoint.path.resolve().name
     return ModelEntry(
         name,
         checkpoint.parameters,
         checkpoint.source_bytes,
+        source_sha256,
         checkpoint.config_dict,
         checkpoint.origin,
     )

@@ -49,6 +49,7 @@ def export(
     from exporter import manifest, staging
     from exporter.backends import registry
     from exporter.backends.package import PackageInput
+    from exporter.checkpoint import source_files
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
@@ -58,6 +59,7 @@ def export(
     with staged as place, _memory_errors():
         work = place.bundle
         _check_disk(checkpoint, config, place)
+        source_sha256 = source_files.hash_files(checkpoint.files, progress)
         checkpoint.check_finite(progress)
         encoded = _encode(checkpoint, config, place, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
@@ -65,8 +67,9 @@ def export(
         _copy_files(checkpoint, config, work)
         manifest.write_for_session(source, emitted)
         prompts, loss = answer_prompts(source, [e.artifact for e in emitted], progress)
+        source_files.check_unchanged(checkpoint.files, fingerprint)
         progress("write manifest", 0, 0)
-        manifest.write(source, emitted, prompts, loss)
+        manifest.write(source, emitted, prompts, loss, source_sha256)
     return Bundle.open(out)
 
 
@@ -125,12 +128,9 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     """What the coded matrices depend on. The names of files, not where they lie: a checkpoint may
     be moved."""
     from exporter import allocation, staging
+    from exporter.checkpoint import source_files
 
     text = allocation.text_of(config)
-    stats = {
-        file: file.stat()
-        for file in sorted({f for entry in checkpoint.entries.values() for f in entry.files})
-    }
     return {
         "format": str(staging.FORMAT_VERSION),
         "codec": config.codec,
@@ -138,10 +138,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
         "calibration": "none" if text is None else text.sha256,
         "rope": repr(checkpoint.config.rope),  # its attention factor is folded into weights
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
-        **{
-            file.name: f"{stat.st_size} bytes of {stat.st_mtime_ns} ns"
-            for file, stat in stats.items()
-        },
+        **source_files.file_states(checkpoint.files),
     }
 
 

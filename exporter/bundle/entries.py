@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from exporter.bundle.sealing import sealed
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # of the manifest: see exporter/bundle/signing.py
 PROGRAM = "model.pte"
@@ -131,13 +131,15 @@ class LedgerRow:
 class Origin:
     """Where the weights came from.
 
-    repo_id, revision: on the hub, with the commit. adapter: the LoRA adapter that was merged.
-    stored_as: number of tensors by their type on disk, such as {"BF16": 272} or {"Q4_1": 210}.
+    repo_id, revision: on the hub, with the commit. adapter, adapter_revision: the LoRA adapter that
+    was merged, and its commit where it came from the hub. stored_as: number of tensors by their
+    type on disk, such as {"BF16": 272} or {"Q4_1": 210}.
     """
 
     repo_id: str | None
     revision: str | None
     adapter: str | None
+    adapter_revision: str | None
     stored_as: dict[str, int]
 
 
@@ -145,12 +147,14 @@ class Origin:
 class ModelEntry:
     """The model that the bundle was made from.
 
-    `config` is its config.json.
+    source_sha256: of each file that weights were read from, in hex digits by its name; none in an
+    estimate. `config` is its config.json.
     """
 
     name: str
     parameters: int
     source_bytes: int
+    source_sha256: dict[str, str]
     config: dict[str, Any]
     origin: Origin
 

@@ -32,6 +32,7 @@ from exporter.bundle.placement import placement_problems
 LARGEST_SIZE = 1 << 24  # of any dimension, as in native/llm/bundle.cc
 BOS_RULES = ("tokenizer", "none", "unknown")
 CODECS = ("raw", "lzw", "base3")
+SHA256 = re.compile("[0-9a-f]{64}")
 # Fields of config.json that say the same as a field of the network.
 SAME_IN_CONFIG = {
     "hidden": "hidden_size",
@@ -49,12 +50,26 @@ def relation_problems(manifest: Manifest) -> list[str]:
     problems = [*_network(manifest), *_files(manifest)]
     # What follows is said of shapes and files that these have.
     return problems or [
+        *_sources(manifest),
         *_interface(manifest),
         *_figures(manifest),
         *_tensors(manifest),
         *_ledger(manifest),
         *_artifacts(manifest),
     ]
+
+
+def _sources(manifest: Manifest) -> Iterator[str]:
+    model, origin = manifest.model, manifest.model.origin
+    if not model.source_sha256:
+        yield "model.source_sha256 names no file that the weights were read from"
+    for name, digest in model.source_sha256.items():
+        if not SHA256.fullmatch(digest):
+            yield f"model.source_sha256.{name} is not 64 hex digits"
+    if origin.revision and not origin.repo_id:
+        yield "model.origin.revision is there without the repo_id that it is of"
+    if origin.adapter_revision and not origin.adapter:
+        yield "model.origin.adapter_revision is there without the adapter that it is of"
 
 
 def _network(manifest: Manifest) -> Iterator[str]:
@@ -94,7 +109,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
             yield f"{entry.path!r} is outside the bundle, or not written as a path in it"
         if entry.path in seen:
             yield f"{entry.path} is listed twice"
-        if not re.fullmatch("[0-9a-f]{64}", entry.sha256):
+        if not SHA256.fullmatch(entry.sha256):
             yield f"{entry.path}: its sha256 is not 64 hex digits"
         seen.add(entry.path)
     folders = {str(folder) for name in seen for folder in PurePosixPath(name).parents}

@@ -137,6 +137,13 @@ class Checkpoint:
         return sum(entry.size_bytes for entry in self.entries.values())
 
     @property
+    def files(self) -> dict[str, Path]:
+        """The files that tensors are read from, sorted, by name; an adapter's as adapter/NAME."""
+        files = sorted({file for entry in self.entries.values() for file in entry.files})
+        own = self.path if self.path.is_dir() else self.path.parent
+        return {f.name if f.parent == own else f"adapter/{f.name}": f for f in files}
+
+    @property
     def bos_token_id(self) -> int | None:
         """The token that a plain prompt begins with: the tokenizer's, not the config's.
 
@@ -329,4 +336,6 @@ def _origin(located: Located, lora: Located | None, entries: Mapping[str, Tensor
     """Where the weights came from; of what is on this machine no more than its name."""
     types = Counter(entry.dtype for entry in entries.values())
     adapter = None if lora is None else lora.repo_id or lora.path.resolve().name
-    return Origin(located.repo_id, located.revision, adapter, dict(sorted(types.items())))
+    adapter_revision = None if lora is None else lora.revision
+    hub = (located.repo_id, located.revision)
+    return Origin(*hub, adapter, adapter_revision, dict(sorted(types.items())))

@@ -58,6 +58,7 @@ def summary_table(bundle: Bundle) -> Table:
             f"{bytes_text(m.model.source_bytes)} of weights",
         ),
         ("from", _origin(m.model.origin)),
+        *((f"SHA-256 of {name}", digest) for name, digest in m.model.source_sha256.items()),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         *_bits_by_kind(m),
         *_own_levels(m.tensors),
@@ -105,7 +106,9 @@ def _origin(origin: Origin) -> str:
     """Where the weights came from, and the types that they had there."""
     types = ", ".join(f"{n} x {name}" for name, n in origin.stored_as.items())
     hub = f"{origin.repo_id} at {origin.revision}, " if origin.repo_id else ""
-    return f"{hub}{types}" + (f", with adapter {origin.adapter}" if origin.adapter else "")
+    commit = f" at {origin.adapter_revision}" if origin.adapter_revision else ""
+    adapter = f", with adapter {origin.adapter}{commit}" if origin.adapter else ""
+    return f"{hub}{types}{adapter}"
 
 
 def _own_levels(tensors: Sequence[TensorEntry]) -> list[tuple[str, str]]:

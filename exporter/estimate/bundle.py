@@ -53,7 +53,7 @@ def estimate_bundle(checkpoint: Checkpoint, config: ExportConfig, context: int) 
         schema_version=bundles.SCHEMA_VERSION,
         created="",
         tools={},
-        model=manifest.model_entry(checkpoint),
+        model=manifest.model_entry(checkpoint, {}),
         quantization=summary(config.quantization, checkpoint),
         rate=None,
         quantization_loss=QuantizationLoss("", 0, 0.0, 0.0, 0.0, 0.0, 0.0),

@@ -20,10 +20,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from exporter.codec.native import native_dir
+from exporter.codec.native import declare, native_dir
 from exporter.errors import MissingComponentError
 from exporter.quiet import quiet
 from runtime_ref.executorch import library_cache
@@ -36,6 +37,12 @@ OPERATORS = tuple(
         *("rms_norm", "rope_angles", "attention", "swiglu", "add", "last"),
     )
 )
+# Functions of executorch/open_tensors.h, less their prefix.
+OPEN_TENSORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "program_tensors_new": (ctypes.c_void_p, ()),
+    "program_tensors_use": (None, (ctypes.c_void_p,)),
+    "program_tensors_free": (None, (ctypes.c_void_p,)),
+}
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -189,6 +196,7 @@ def load() -> ctypes.CDLL:
     except OSError as error:
         what = f"{library} does not load: {error}"
         raise MissingComponentError(what, hint=f"delete {library.parent} and try again") from error
+    declare(loaded, OPEN_TENSORS, "run `tinyqmoe doctor`")
     if missing := set(OPERATORS) - registry.operator_names:
         what = f"{library} did not register {', '.join(sorted(missing))}"
         raise MissingComponentError(what, hint="run `tinyqmoe doctor`")

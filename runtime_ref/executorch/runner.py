@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class ExecuTorchRunner:
         self.artifact = bundle.artifact("pte")
         self.context = bundle.manifest.interface.context
         self._bundle = bundle
-        kernels.load()
+        library = kernels.load()
         path = self.file(self.artifact.path)
         try:
             loaded = Runtime.get().load_program(path)
@@ -122,6 +123,10 @@ class ExecuTorchRunner:
         _check_contract(loaded, bundle)
         self._loaded = loaded  # the method uses its memory
         self._method = _load_forward(loaded, bundle)
+        self._use_tensors = library.tinyqmoe_program_tensors_use
+        self._tensors = library.tinyqmoe_program_tensors_new()
+        # Before the program is dropped, whose bytes they borrow.
+        weakref.finalize(self, library.tinyqmoe_program_tensors_free, self._tensors)
 
     def file(self, relative: str) -> Path:
         """Path of a file of the package; `relative` as in the manifest."""
@@ -147,12 +152,15 @@ class ExecuTorchRunner:
             torch.tensor([list(tokens)], dtype=torch.long),
             torch.tensor([position], dtype=torch.long),
         )
+        self._use_tensors(self._tensors)
         try:
             (logits,) = self._method.execute(inputs)
         except RuntimeError as error:
             what = f"the program failed on {len(tokens)} tokens at position {position}: {error}"
             hint = "the lines ExecuTorch logged above name the operator; run `tinyqmoe parity`"
             raise BundleError(what, hint=hint) from error
+        finally:
+            self._use_tensors(None)
         last: NDArray[np.float32] = logits.numpy().reshape(-1).copy()
         return last
 

@@ -119,6 +119,16 @@ EDITS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "no reference": (drop("files", 1), "reference.safetensors is not listed"),
     "a ledger": (put("ledger", 0, "n_bytes", 1), "the ledger has 1 bytes"),
     "a ledger of nothing": (put("ledger", 0, "file", "x"), "the ledger has x"),
+    "no source": (put("model", "source_sha256", {}), "names no file that the weights"),
+    "digest of a source": (
+        put("model", "source_sha256", "model.safetensors", "0" * 63),
+        "source_sha256.model.safetensors is not 64 hex digits",
+    ),
+    "a commit of nothing": (put("model", "origin", "repo_id", None), "without the repo_id"),
+    "a commit of no adapter": (
+        put("model", "origin", "adapter_revision", "0" * 40),
+        "without the adapter",
+    ),
     "an agreement": (put("quantization_loss", "top1_agreement", 2.0), "top1_agreement is 2.0"),
 }
 
@@ -134,7 +144,7 @@ def test_what_does_not_hold_is_named(tmp_path: Path, what: str) -> None:
 
 
 TEXTS = {
-    "a member twice": ('{"schema_version": 8, "schema_version": 8}', "there twice"),
+    "a member twice": ('{"schema_version": 9, "schema_version": 9}', "there twice"),
     "no number": ('{"schema_version": NaN}', "not JSON compliant"),
     "infinity": ('{"schema_version": 1e999}', "not JSON compliant"),
     "half a character": (r'{"schema_version": "\ud800"}', "surrogates not allowed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -169,7 +170,9 @@ def test_the_manifest_counts_the_model(bundle: Bundle, checkpoint: Path) -> None
     model = bundle.manifest.model
     weights = sum(t.rows * t.cols for t in bundle.manifest.tensors)
     assert model.parameters == weights + 5 * 48  # the norms
-    assert model.origin == Origin(None, None, None, {"F32": 20})
+    assert model.origin == Origin(None, None, None, None, {"F32": 20})
+    weights_file = (checkpoint / "model.safetensors").read_bytes()
+    assert model.source_sha256 == {"model.safetensors": hashlib.sha256(weights_file).hexdigest()}
     assert model.source_bytes == pytest.approx(4 * model.parameters, rel=0.01)
     assert model.config == json.loads((checkpoint / "config.json").read_text())
 

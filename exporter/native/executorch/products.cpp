@@ -6,64 +6,17 @@
 //   tinyqmoe::lzw_embedding.out(Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size,
 //                               *, Tensor(a!) out) -> Tensor(a!)
 
-#include <cstring>
-#include <mutex>
-#include <unordered_map>
-
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 
 #include "common.h"
+#include "open_tensors.h"
 
 namespace tinyqmoe_executorch {
 namespace {
 
-constexpr uint32_t kHeaderBytes = 64;
 constexpr uint32_t kTileRows = 32;
 constexpr int64_t kWeightsPerPiece = 1 << 16;  // below this a second thread costs more than it brings
 constexpr int64_t kPieces = 3;  // a thread: few, as each call packs the activations anew
-
-struct CloseTensor {
-  void operator()(tinyqmoe_tensor* t) const { tinyqmoe_close(t); }
-};
-
-// Opening checks the blob and expands its dictionary, so it is done once. The header holds CRCs of all that
-// follows: the same header at the same address is the same tensor, also when a file was mapped there anew.
-struct OpenTensor {
-  uint8_t header[kHeaderBytes];
-  std::shared_ptr<tinyqmoe_tensor> tensor;
-};
-
-// Both outlive static destructors, as core/no_destroy.h says why.
-std::mutex& cache_mutex() {
-  static auto* mutex = new std::mutex();
-  return *mutex;
-}
-
-std::unordered_map<const void*, OpenTensor>& cache() {
-  static auto* map = new std::unordered_map<const void*, OpenTensor>();
-  return *map;
-}
-
-tinyqmoe_status open_cached(const Tensor& blob, std::shared_ptr<tinyqmoe_tensor>* out) {
-  const void* bytes = blob.const_data_ptr();
-  const uint64_t n_bytes = static_cast<uint64_t>(blob.nbytes());
-  if (n_bytes < kHeaderBytes) return TINYQMOE_TRUNCATED;
-  const std::lock_guard<std::mutex> lock(cache_mutex());
-  const auto found = cache().find(bytes);
-  if (found != cache().end() && std::memcmp(found->second.header, bytes, kHeaderBytes) == 0) {
-    *out = found->second.tensor;
-    return TINYQMOE_OK;
-  }
-  tinyqmoe_tensor* opened = nullptr;
-  const tinyqmoe_status status = tinyqmoe_open(bytes, n_bytes, 0, &opened);
-  if (status != TINYQMOE_OK) return status;
-  OpenTensor entry;
-  std::memcpy(entry.header, bytes, kHeaderBytes);
-  entry.tensor = std::shared_ptr<tinyqmoe_tensor>(opened, CloseTensor());
-  *out = entry.tensor;
-  cache()[bytes] = std::move(entry);
-  return TINYQMOE_OK;
-}
 
 struct ReleaseForm {
   void operator()(tinyqmoe_form* form) const { tinyqmoe_release(form); }
@@ -143,7 +96,7 @@ tinyqmoe_status multiply(Product product, bool int16_activations) {
 
 Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_t rows, int64_t cols, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
-  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  const tinyqmoe_status opened = tensors_in_use().find(blob, &tensor);
   if (opened != TINYQMOE_OK) return finish(context, "lzw_decode", opened), out;
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor.get(), &info);
@@ -160,7 +113,7 @@ Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_
 Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& blob, const Tensor& scales,
                        int64_t out_features, int64_t group_size, bool int16_activations, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
-  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  const tinyqmoe_status opened = tensors_in_use().find(blob, &tensor);
   if (opened != TINYQMOE_OK) return finish(context, "lzw_linear", opened), out;
   Product product = {};
   product.tensor = tensor.get();
@@ -185,7 +138,7 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
 Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, const Tensor& blob, const Tensor& scales,
                           int64_t embedding_dim, int64_t group_size, Tensor& out) {
   std::shared_ptr<tinyqmoe_tensor> tensor;
-  const tinyqmoe_status opened = open_cached(blob, &tensor);
+  const tinyqmoe_status opened = tensors_in_use().find(blob, &tensor);
   if (opened != TINYQMOE_OK) return finish(context, "lzw_embedding", opened), out;
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor.get(), &info);

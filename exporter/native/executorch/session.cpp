@@ -10,6 +10,7 @@
 #include "bundle.h"
 #include "common.h"
 #include "engine.h"
+#include "open_tensors.h"
 
 namespace tinyqmoe_executorch {
 namespace {
@@ -58,7 +59,9 @@ class ProgramEngine : public tinyqmoe::Engine {
     const auto ids = from_blob(tokens_.data(), {1, static_cast<SizesType>(n_tokens)}, ScalarType::Long);
     const auto input_pos = from_blob(&at, {1}, ScalarType::Long);
     last_failure() = TINYQMOE_OK;
+    tinyqmoe_program_tensors_use(&tensors_);
     const auto outputs = module_.forward({ids, input_pos});
+    tinyqmoe_program_tensors_use(nullptr);
     if (!outputs.ok()) return last_failure() != TINYQMOE_OK ? last_failure() : status_of(outputs.error());
     const float* const values = outputs->at(0).toTensor().const_data_ptr<float>();
     if (logits != nullptr) std::copy(values, values + sizes_.vocab, logits);
@@ -87,6 +90,7 @@ class ProgramEngine : public tinyqmoe::Engine {
 
   std::string path_;
   Module module_;
+  OpenTensors tensors_;  // gone before the module whose bytes they borrow
   tinyqmoe::EngineSizes sizes_ = {};
   tinyqmoe::EngineMemory memory_ = {};
   std::vector<int64_t> tokens_;

@@ -402,6 +402,9 @@ def test_inspect(bundle: Bundle) -> None:
     assert len(data["manifest"]["tensors"]) == len(bundle.manifest.tensors)
     shown = tinyqmoe("inspect", bundle.path, "--tensors").stdout
     assert f"{bundle.size_bytes:,}" in shown
+    ((name, digest),) = bundle.manifest.model.source_sha256.items()
+    assert f"SHA-256 of {name}" in shown
+    assert digest in shown
     assert all(
         t.name.removeprefix("model.").removesuffix(".weight") in shown
         for t in bundle.manifest.tensors

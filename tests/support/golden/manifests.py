@@ -56,8 +56,9 @@ def good() -> Content:
         {"tiny-qmoe": "0.1.0"},
         ModelEntry(
             *("Kite-ß 🪁", 1234567, 4938268),
+            {"model.safetensors": "5e" * 32},
             {"rms_norm_eps": 1e-05, "rope_theta": 1e16, "note": 'a "quote"\\ \n\t\x7f', "x": -0.0},
-            Origin(None, None, None, {"BF16": 12}),
+            Origin("owner/kite", "a1" * 20, "wing", None, {"BF16": 12}),
         ),
         {"scheme": "int8", "sparsity": None},
         None,
