@@ -171,6 +171,6 @@ def _model(checkpoint: Checkpoint, context: int) -> int:
     return (
         modules
         + _cache_bytes(checkpoint, context)
-        + 9 * min(BLOCK_WEIGHTS, largest)
+        + 6 * min(BLOCK_WEIGHTS, largest)
         + 4 * (mlp + attention)
     )

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
 
 
-# The weights decoded at a time: 4 MiB as float64, which stays in the cache and in the heap.
+# The weights decoded at a time: 2 MiB as float32, which stays in the cache and in the heap.
 BLOCK_WEIGHTS = 1 << 19
+
+
+# The columns over which sums of halves are exact in float32: 1024 * 128 * 128 is 2**24.
+EXACT_COLUMNS = 1024
 
 
 # The tokens of a call from which on its products are the core's. A prompt that greedy tokens follow
@@ -59,13 +63,30 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(x * inverse), torch.where(usable, largest / MOST, torch.zeros_like(largest))
 
 
-def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact integer dot products, float64 [T, n], of integers float64 [T, K] and int8 [n, K].
+def halves(quantized: Tensor) -> Tensor:
+    """The halves of integers q = 256 * high + low, neither of them beyond 128.
 
-    The order of the sums does not matter: 65535 columns of 32512 * 128 are less than 2**53.
-    `.float()` rounds such an integer once.
+    They are float32 [2 T, K] of float32 [T, K]: all high ones, then all low ones.
     """
-    return quantized @ levels.double().T
+    high = torch.floor((quantized + 128) / 256)
+    return torch.cat((high, quantized - 256 * high))
+
+
+def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
+    """Exact integer dot products, float64 [T, n].
+
+    quantized: integers as `halves` gives them, float32 [2 T, K]; levels: int8 [n, K]. The order of
+    the sums does not matter: over EXACT_COLUMNS every sum of halves is an integer of float32, and
+    65535 columns of 32512 * 128 are less than 2**53. `.float()` rounds such an integer once.
+    """
+    blocks = zip(
+        quantized.split(EXACT_COLUMNS, 1), levels.float().split(EXACT_COLUMNS, 1), strict=True
+    )
+    sums = torch.zeros(quantized.shape[0], levels.shape[0], dtype=torch.float64)
+    for q, w in blocks:
+        sums += q @ w.T
+    high, low = sums.chunk(2)
+    return 256 * high + low
 
 
 # From levels int8 [n, K] and their scales [n, n_groups] to their products float32 [T, n].
@@ -136,14 +157,14 @@ class QuantizedLinear(nn.Module):
         return y
 
     def _multiply_int16(self, quantized: Tensor, x_scales: Tensor) -> Multiply:
-        integers = quantized.double()
+        integers = halves(quantized)
 
         def multiply(levels: Tensor, scales: Tensor) -> Tensor:
             if scales.shape[1] == 1:
                 return integer_product(integers, levels).float() * (x_scales * scales.T)
             size = self.matrix.group_size
             groups = zip(integers.split(size, 1), levels.split(size, 1), strict=True)
-            total = torch.zeros(integers.shape[0], levels.shape[0])
+            total = torch.zeros(quantized.shape[0], levels.shape[0])
             for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
                 total += integer_product(q, w).float() * scales[:, g]
             return x_scales * total
@@ -239,15 +260,26 @@ class OriginalLayers(TorchLayers):
         return self.checkpoint.vector(name)
 
 
-def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
-    """Hidden states of tokens from position 0 on, float32 [1, S, hidden].
+def hidden_states(model: Decoder, tokens: Sequence[int], begin: int = 0) -> Tensor:
+    """Hidden states of tokens from position `begin` on, float32 [1, S, hidden].
 
     They are computed in pieces.
     """
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
-    return torch.cat(
-        [model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1
-    )
+    positions = (torch.tensor([begin + i * PIECE_TOKENS]) for i in range(len(pieces)))
+    return torch.cat([model.hidden(*piece) for piece in zip(pieces, positions, strict=True)], 1)
+
+
+def repeat(model: Decoder, token: int, n: int) -> None:
+    """Fills the first n slots of the caches with one token, at the cost of one.
+
+    Only keys and queries know their position. So the values of equal tokens are equal, whatever
+    attention weighs them by their mean is the same, and so are all hidden states, layer by layer.
+    """
+    angles = model.rotation(torch.full((1, n), token), torch.tensor([0]))
+    x = model.embed(torch.tensor([[token]]))
+    for block in model.blocks:
+        x = block(x, angles, torch.tensor([0]))
 
 
 def finite(values: Tensor) -> Tensor:
