@@ -8,9 +8,10 @@ the time: both sum exact integers, and tests hold their bits equal.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
 
 
-# The weights decoded at a time: 2 MiB as float32, which stays in the cache and in the heap.
+# The weights that a thread decodes at a time: 2 MiB as float32, which stays in its cache and heap.
 BLOCK_WEIGHTS = 1 << 19
 
 
@@ -138,7 +139,7 @@ class QuantizedLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
     def _core_product(self, x: Tensor) -> Tensor:
-        release_pages = partial(release, self.blob, self.scales)
+        release_pages = functools.partial(release, self.blob, self.scales)
         with NativeTensor(self.blob, passed=release_pages) as coded:
             threads = os.cpu_count() or 1
             y = coded.linear_x16(x.numpy(), self.scales, self.matrix.group_size, threads)
@@ -150,10 +151,13 @@ class QuantizedLinear(nn.Module):
         if self.activations == "int16":
             multiply = self._multiply_int16(*quantize_activations(x))
         with NativeTensor(self.blob) as coded:
-            for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
+
+            def block(begin: int, end: int) -> None:
                 levels = torch.from_numpy(coded.decode_rows(begin, end))
                 y[:, begin:end] = multiply(levels, torch.tensor(self.scales[begin:end]))
                 release(self.blob, self.scales)
+
+            for_row_blocks(block, self.matrix.rows, self.matrix.cols)
         return y
 
     def _multiply_int16(self, quantized: Tensor, x_scales: Tensor) -> Multiply:
@@ -189,8 +193,11 @@ class FloatLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.empty(*x.shape[:-1], self.out_features)
-        for begin, end in row_blocks(self.out_features, x.shape[-1]):
+
+        def block(begin: int, end: int) -> None:
             y[..., begin:end] = x @ self.rows(begin, end).T
+
+        for_row_blocks(block, self.out_features, x.shape[-1])
         return y
 
 
@@ -214,6 +221,31 @@ def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
     """Ranges of rows of about BLOCK_WEIGHTS weights."""
     step = max(1, BLOCK_WEIGHTS // cols)
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    """One thread a core, kept: the C library keeps a heap for each thread that there was."""
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def for_row_blocks(work: Callable[[int, int], None], rows: int, cols: int) -> None:
+    """Calls `work` with the range of each block of rows, on all cores.
+
+    Blocks are too small for several threads of PyTorch each, and are read and decoded by one.
+    """
+
+    def block(ends: tuple[int, int]) -> None:
+        with torch.inference_mode():  # it is a state of each thread
+            work(*ends)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in _workers().map(block, row_blocks(rows, cols)):
+            pass  # an error is raised here
+    finally:
+        torch.set_num_threads(threads)
 
 
 class QuantizedLayers(TorchLayers):
