@@ -43,8 +43,9 @@ def load_reference(bundle: Bundle, artifact: Artifact) -> list[Answer]:
                 key = f"{artifact.arithmetic.name}.{i}"
                 logits, tokens = (file.get_tensor(f"{key}.{what}") for what in ("logits", "tokens"))
                 full = len(prompt) == context
-                exact = artifact.exact and not full
-                sha256 = file.get_tensor(f"exact.{i}.sha256").tobytes() if exact else None
+                sha256 = None
+                if artifact.exact:
+                    sha256 = file.get_tensor(f"exact.{i}.sha256").tobytes()
                 answers.append(Answer(prompt, logits, tokens.tolist(), full, sha256))
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{REFERENCE} cannot be read: {error}", hint="export again") from error

@@ -25,7 +25,7 @@ from exporter.errors import CodecError, MissingComponentError
 ABI_VERSION = 5
 REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
 _VERIFY_PAYLOAD = 1
-PASSED_WEIGHTS = 1 << 19
+PASSED_WEIGHTS = 1 << 21
 
 Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
 _ISA_NUMBER: dict[str, int] = {

@@ -9,6 +9,7 @@ what happens, and close to it.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -170,6 +171,6 @@ def _model(checkpoint: Checkpoint, context: int) -> int:
     return (
         modules
         + _cache_bytes(checkpoint, context)
-        + 9 * min(BLOCK_WEIGHTS, largest)
+        + 6 * min((os.cpu_count() or 1) * BLOCK_WEIGHTS, largest)
         + 4 * (mlp + attention)
     )

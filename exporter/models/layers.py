@@ -255,15 +255,17 @@ class TorchAttention(nn.Module):
         """Attention of the queries over the cache, [1, S, H * D].
 
         q is [1, S, H * D], k and v are [1, S, KV * D], angles [2, S, D/2], input_pos int64 [1]. The
-        rotated keys and the values enter the cache.
+        rotated keys and the values enter the cache. Angles of more positions than one token are
+        those of all the places where it stands: it enters the cache at each, and attends from the
+        last.
         """
-        positions = input_pos + torch.arange(q.shape[1])
+        tokens, positions = q.shape[1], input_pos + torch.arange(angles.shape[1])
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate(q, angles[:, -tokens:]), rotate(k, angles)
         self.k_cache.index_copy_(1, positions, self.store(k))
-        self.v_cache.index_copy_(1, positions, self.store(v))
+        self.v_cache.index_copy_(1, positions, self.store(v).expand_as(k))
         # The mask is bool [S, C]: it is causal, and hides unwritten slots.
-        seen = torch.arange(self.k_cache.shape[1]) <= positions[:, None]
+        seen = torch.arange(self.k_cache.shape[1]) <= positions[-tokens:, None]
         k, v = self.k_cache.transpose(1, 2), self.v_cache.transpose(1, 2)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen, enable_gqa=True)
         return y.transpose(1, 2).flatten(2)

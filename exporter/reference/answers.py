@@ -23,7 +23,13 @@ from exporter.memory import release_free_memory
 from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
 from exporter.reference.loss_text import LossText, loss_text
-from exporter.reference.model import PIECE_TOKENS, QuantizedLayers, finite, hidden_states
+from exporter.reference.model import (
+    PIECE_TOKENS,
+    QuantizedLayers,
+    finite,
+    hidden_states,
+    repeat,
+)
 from exporter.reference.prompts import (
     TEXTS,
     Prompt,
@@ -44,7 +50,10 @@ def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
 
     Raises CheckpointError if a logit is NaN or infinite.
     """
-    logits = [model.logits(hidden_states(model, prompt.tokens)[:, -1])[0]]
+    begin = prompt.n_repeated
+    if begin:
+        repeat(model, prompt.tokens[0], begin)
+    logits = [model.logits(hidden_states(model, prompt.tokens[begin:], begin)[:, -1])[0]]
     for step in range(1, prompt.new_tokens):
         position = torch.tensor([len(prompt.tokens) + step - 1])
         logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
@@ -78,21 +87,31 @@ def reference_tensors(
 
 
 def exact_digests(
-    bundle: Path, prompts: Sequence[Prompt], tokens: Sequence[Tensor]
+    bundle: Path,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Tensor],
+    progress: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """Digests of the exact logits of a session, `exact.N.sha256` uint8 [32].
 
     They are of the answers to prompts that are followed by `tokens`: of all positions where the
-    reference has logits, fed with its tokens.
+    reference has logits, fed with its tokens. `progress` is told the number of tokens computed.
     """
     session = Session(bundle, os.cpu_count() or 1, PIECE_TOKENS)
+
+    def feed(tokens: Sequence[int]) -> memoryview:
+        logits = session.feed(tokens)
+        progress(len(tokens))
+        return logits.data
+
     digests = {}
     for i, (prompt, following) in enumerate(zip(prompts, tokens, strict=True)):
-        if not prompt.new_tokens:
-            continue  # it fills the context, and takes long
         session.trim(0)
-        pieces = [list(prompt.tokens), *([token] for token in following[:-1].tolist())]
-        sha256 = bundles.logits_sha256(session.feed(piece).data for piece in pieces)
+        last = (len(prompt.tokens) - 1) // PIECE_TOKENS * PIECE_TOKENS
+        for begin in range(0, last, PIECE_TOKENS):  # an interrupt takes effect between two
+            feed(prompt.tokens[begin : begin + PIECE_TOKENS])
+        pieces = [prompt.tokens[last:], *([token] for token in following[:-1].tolist())]
+        sha256 = bundles.logits_sha256(map(feed, pieces))
         digests[f"exact.{i}.sha256"] = torch.frombuffer(bytearray(sha256), dtype=torch.uint8)
     return digests
 
@@ -121,7 +140,9 @@ def answer_prompts(
     del tokenizer
     release_free_memory()  # now, and not at some time in what follows
     prompts = make_prompts(sequences, source.context, checkpoint.parameters, vocab_size)
-    total = len(arithmetics) * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
+    exact = [a.arithmetic.name for a in artifacts if a.exact]
+    runs = len(arithmetics) + len(exact)
+    total = runs * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     done = 0
 
     def advance(n: int) -> None:
@@ -134,9 +155,9 @@ def answer_prompts(
 
     advance(0)
     tensors = reference_tensors(network, arithmetics, prompts, advance)
-    for exact in (a.arithmetic.name for a in artifacts if a.exact):
-        following = [tensors[f"{exact}.{i}.tokens"] for i in range(len(prompts))]
-        tensors |= exact_digests(source.work, prompts, following)
+    for name in exact:
+        following = [tensors[f"{name}.{i}.tokens"] for i in range(len(prompts))]
+        tensors |= exact_digests(source.work, prompts, following, advance)
     write_tensors(tensors, source.work / bundles.REFERENCE)
     return texts, _measure_loss(source, arithmetics[0], measured_on, progress)
 

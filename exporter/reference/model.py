@@ -8,9 +8,10 @@ the time: both sum exact integers, and tests hold their bits equal.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
 
 
-# The weights decoded at a time: 4 MiB as float64, which stays in the cache and in the heap.
+# The weights that a thread decodes at a time: 2 MiB as float32, which stays in its cache and heap.
 BLOCK_WEIGHTS = 1 << 19
+
+
+# The columns over which sums of halves are exact in float32: 1024 * 128 * 128 is 2**24.
+EXACT_COLUMNS = 1024
 
 
 # The tokens of a call from which on its products are the core's. A prompt that greedy tokens follow
@@ -59,13 +64,30 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(x * inverse), torch.where(usable, largest / MOST, torch.zeros_like(largest))
 
 
-def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
-    """Exact integer dot products, float64 [T, n], of integers float64 [T, K] and int8 [n, K].
+def halves(quantized: Tensor) -> Tensor:
+    """The halves of integers q = 256 * high + low, neither of them beyond 128.
 
-    The order of the sums does not matter: 65535 columns of 32512 * 128 are less than 2**53.
-    `.float()` rounds such an integer once.
+    They are float32 [2 T, K] of float32 [T, K]: all high ones, then all low ones.
     """
-    return quantized @ levels.double().T
+    high = torch.floor((quantized + 128) / 256)
+    return torch.cat((high, quantized - 256 * high))
+
+
+def integer_product(quantized: Tensor, levels: Tensor) -> Tensor:
+    """Exact integer dot products, float64 [T, n].
+
+    quantized: integers as `halves` gives them, float32 [2 T, K]; levels: int8 [n, K]. The order of
+    the sums does not matter: over EXACT_COLUMNS every sum of halves is an integer of float32, and
+    65535 columns of 32512 * 128 are less than 2**53. `.float()` rounds such an integer once.
+    """
+    blocks = zip(
+        quantized.split(EXACT_COLUMNS, 1), levels.float().split(EXACT_COLUMNS, 1), strict=True
+    )
+    sums = torch.zeros(quantized.shape[0], levels.shape[0], dtype=torch.float64)
+    for q, w in blocks:
+        sums += q @ w.T
+    high, low = sums.chunk(2)
+    return 256 * high + low
 
 
 # From levels int8 [n, K] and their scales [n, n_groups] to their products float32 [T, n].
@@ -117,7 +139,7 @@ class QuantizedLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.matrix.rows)
 
     def _core_product(self, x: Tensor) -> Tensor:
-        release_pages = partial(release, self.blob, self.scales)
+        release_pages = functools.partial(release, self.blob, self.scales)
         with NativeTensor(self.blob, passed=release_pages) as coded:
             threads = os.cpu_count() or 1
             y = coded.linear_x16(x.numpy(), self.scales, self.matrix.group_size, threads)
@@ -129,21 +151,24 @@ class QuantizedLinear(nn.Module):
         if self.activations == "int16":
             multiply = self._multiply_int16(*quantize_activations(x))
         with NativeTensor(self.blob) as coded:
-            for begin, end in row_blocks(self.matrix.rows, self.matrix.cols):
+
+            def block(begin: int, end: int) -> None:
                 levels = torch.from_numpy(coded.decode_rows(begin, end))
                 y[:, begin:end] = multiply(levels, torch.tensor(self.scales[begin:end]))
                 release(self.blob, self.scales)
+
+            for_row_blocks(block, self.matrix.rows, self.matrix.cols)
         return y
 
     def _multiply_int16(self, quantized: Tensor, x_scales: Tensor) -> Multiply:
-        integers = quantized.double()
+        integers = halves(quantized)
 
         def multiply(levels: Tensor, scales: Tensor) -> Tensor:
             if scales.shape[1] == 1:
                 return integer_product(integers, levels).float() * (x_scales * scales.T)
             size = self.matrix.group_size
             groups = zip(integers.split(size, 1), levels.split(size, 1), strict=True)
-            total = torch.zeros(integers.shape[0], levels.shape[0])
+            total = torch.zeros(quantized.shape[0], levels.shape[0])
             for g, (q, w) in enumerate(groups):  # from group 0 up: float sums depend on their order
                 total += integer_product(q, w).float() * scales[:, g]
             return x_scales * total
@@ -168,8 +193,11 @@ class FloatLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.empty(*x.shape[:-1], self.out_features)
-        for begin, end in row_blocks(self.out_features, x.shape[-1]):
+
+        def block(begin: int, end: int) -> None:
             y[..., begin:end] = x @ self.rows(begin, end).T
+
+        for_row_blocks(block, self.out_features, x.shape[-1])
         return y
 
 
@@ -193,6 +221,31 @@ def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
     """Ranges of rows of about BLOCK_WEIGHTS weights."""
     step = max(1, BLOCK_WEIGHTS // cols)
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    """One thread a core, kept: the C library keeps a heap for each thread that there was."""
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def for_row_blocks(work: Callable[[int, int], None], rows: int, cols: int) -> None:
+    """Calls `work` with the range of each block of rows, on all cores.
+
+    Blocks are too small for several threads of PyTorch each, and are read and decoded by one.
+    """
+
+    def block(ends: tuple[int, int]) -> None:
+        with torch.inference_mode():  # it is a state of each thread
+            work(*ends)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in _workers().map(block, row_blocks(rows, cols)):
+            pass  # an error is raised here
+    finally:
+        torch.set_num_threads(threads)
 
 
 class QuantizedLayers(TorchLayers):
@@ -239,15 +292,26 @@ class OriginalLayers(TorchLayers):
         return self.checkpoint.vector(name)
 
 
-def hidden_states(model: Decoder, tokens: Sequence[int]) -> Tensor:
-    """Hidden states of tokens from position 0 on, float32 [1, S, hidden].
+def hidden_states(model: Decoder, tokens: Sequence[int], begin: int = 0) -> Tensor:
+    """Hidden states of tokens from position `begin` on, float32 [1, S, hidden].
 
     They are computed in pieces.
     """
     pieces = torch.tensor([tokens]).split(PIECE_TOKENS, 1)
-    return torch.cat(
-        [model.hidden(piece, torch.tensor([i * PIECE_TOKENS])) for i, piece in enumerate(pieces)], 1
-    )
+    positions = (torch.tensor([begin + i * PIECE_TOKENS]) for i in range(len(pieces)))
+    return torch.cat([model.hidden(*piece) for piece in zip(pieces, positions, strict=True)], 1)
+
+
+def repeat(model: Decoder, token: int, n: int) -> None:
+    """Fills the first n slots of the caches with one token, at the cost of one.
+
+    Only keys and queries know their position. So the values of equal tokens are equal, whatever
+    attention weighs them by their mean is the same, and so are all hidden states, layer by layer.
+    """
+    angles = model.rotation(torch.full((1, n), token), torch.tensor([0]))
+    x = model.embed(torch.tensor([[token]]))
+    for block in model.blocks:
+        x = block(x, angles, torch.tensor([0]))
 
 
 def finite(values: Tensor) -> Tensor:

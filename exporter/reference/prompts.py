@@ -45,6 +45,11 @@ SMALL_MODEL = 50_000_000
 SMALL_VOCABULARY = 32_768  # for larger ones each answer takes much space
 
 
+# The tokens of the prompt that fills the context before which one is repeated. Those before cost
+# the reference nothing: see `reference.model.repeat`.
+LAST_TOKENS = 512
+
+
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park "
     "with her dog.",
@@ -60,11 +65,13 @@ TEXTS = (
 class Prompt:
     """Token ids of a prompt, and the number of greedy tokens that follow them.
 
-    With 0 of them there are only the logits of the last position.
+    With 0 of them there are only the logits of the last position. The first `n_repeated` are one
+    token again and again.
     """
 
     tokens: tuple[int, ...]
     new_tokens: int
+    n_repeated: int = 0
 
 
 def make_prompts(
@@ -80,7 +87,14 @@ def make_prompts(
     prompts = [
         Prompt(tuple(_cycle(sequences[i % len(sequences)], n)), new) for i, n in enumerate(lengths)
     ]
-    return [*prompts, Prompt(tuple(_cycle([t for s in sequences for t in s], context)), 0)]
+    return [*prompts, _context_prompt([t for s in sequences for t in s], context)]
+
+
+def _context_prompt(tokens: Sequence[int], context: int) -> Prompt:
+    """A prompt that fills the context: its first token repeated, and LAST_TOKENS that differ."""
+    n_repeated = max(0, context - LAST_TOKENS)
+    rest = _cycle(tokens, context - n_repeated)
+    return Prompt((*rest[:1] * n_repeated, *rest), 0, n_repeated)
 
 
 def new_tokens(context: int, parameters: int, vocab_size: int) -> int:

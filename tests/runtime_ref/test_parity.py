@@ -93,6 +93,8 @@ def test_every_way_of_feeding_is_judged(right: tuple[Bundle, ParityReport]) -> N
     for how in ("prefill", "split prefill", "step by step"):
         assert any(what.endswith(f", {how}") for what in whats)
     assert f"{bundle.manifest.interface.context} tokens: the whole context" in whats
+    bits = [check.what for check in report.checks if check.verdict == "bits"]
+    assert bits == (whats if bundle.artifact("pte").exact else [])
     lengths = {int(what.split()[0]) for what in whats}
     assert len(lengths) >= 4
     assert report.activations == bundle.artifact("pte").activations

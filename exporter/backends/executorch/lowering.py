@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from exporter.backends.executorch.exir import without_exporter
 from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value, bytes_of
 from exporter.backends.executorch.kv_cache import KV_TYPES, cache_bytes
 from exporter.bundle import HEAD, KVType
@@ -205,9 +206,7 @@ def emit(
     what it should be.
     """
     graph = Graph(config.prefill_tokens)
-    with quiet():  # what executorch imports warns about its own insides
-        import executorch.exir.schema  # noqa: F401
-
+    with quiet(), without_exporter():  # what executorch imports warns about its own insides
         model = network(ProgramLayers(encoded, config, graph))
         tokens = graph.input((1, graph.tokens), torch.int64, dynamic=graph.tokens > 1)
         logits = model(tokens, graph.input((1,), torch.int64, dynamic=False))

@@ -12,23 +12,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle
+from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, KVType
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.errors import CheckpointError
 from exporter.quant.tensor import QuantizedTensor
+from exporter.reference import answers as reference_answers
 from exporter.reference import model as reference_model
-from exporter.reference.answers import answers, reference_tensors
+from exporter.reference.answers import answers, exact_digests, reference_tensors
 from exporter.reference.model import (
     BLOCK_WEIGHTS,
     CORE_TOKENS,
     QuantizedLinear,
+    halves,
     integer_product,
     quantize_activations,
     row_blocks,
 )
-from exporter.reference.prompts import TEXTS, Prompt, make_prompts, random_tokens
-from tests.support.bundles import SHIPPED, TEXT, Parts, dequantized_state, greedy
+from exporter.reference.prompts import (
+    LAST_TOKENS,
+    TEXTS,
+    Prompt,
+    make_prompts,
+    random_tokens,
+)
+from tests.support.bundles import SHIPPED, TEXT, Parts, dequantized_state, greedy, sqnr_db
 from tests.support.checkpoints import hf_model
 
 
@@ -55,13 +63,31 @@ def test_integer_products_are_exact_where_they_are_largest(cols: int) -> None:
     """Every product as large as they come, one of them off by one: int32 or float32 sums would lose
     it."""
     most = 32512
-    quantized = torch.full((2, cols), float(most), dtype=torch.float64)
+    quantized = torch.full((3, cols), float(most))
     quantized[1, -1] -= 1
+    quantized[2] = 128  # whose low half is the largest
     levels = torch.full((2, cols), 127, dtype=torch.int8)
     levels[1] = -128
-    got = integer_product(quantized, levels)
+    got = integer_product(halves(quantized), levels)
     assert got[0].tolist() == [127 * most * cols, -128 * most * cols]
     assert got[1].tolist() == [127 * (most * cols - 1), -128 * (most * cols - 1)]
+    assert got[2].tolist() == [127 * 128 * cols, -128 * 128 * cols]
+
+
+def test_halves_make_up_every_integer_and_fit_eight_bits() -> None:
+    integers = torch.arange(-32512, 32513).float()[None]
+    high, low = halves(integers).chunk(2)
+    assert torch.equal(256 * high + low, integers)
+    assert (high.abs().max(), low.min(), low.max()) == (127, -128, 127)
+
+
+def test_integer_products_are_those_of_int64() -> None:
+    """Over several blocks of columns, the last of which is short."""
+    rng = np.random.default_rng(0)
+    q = rng.integers(-32512, 32513, (3, 2500))
+    levels = rng.integers(-128, 128, (4, 2500), dtype=np.int8)
+    got = integer_product(halves(torch.from_numpy(q).float()), torch.from_numpy(levels))
+    assert got.tolist() == (q @ levels.T.astype(np.int64)).tolist()
 
 
 SHAPES = {  # rows, columns, group size, scheme
@@ -177,6 +203,23 @@ def test_answers_are_the_greedy_continuation(parts: Parts) -> None:
     assert torch.equal(logits, torch.stack(expected))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("n_repeated", [1, 20, 43])
+def test_a_repeated_token_is_computed_once(parts: Parts, n_repeated: int, kv_type: KVType) -> None:
+    arithmetic = Arithmetic("float32", kv_type)
+    rest = tuple(range(3, 48 - n_repeated))
+    tokens = ((7,) * (n_repeated + 1) + rest)[:48]
+    network = functools.partial(parts.reference, 48, arithmetic)
+    once, each = network(), network()
+    got, _ = answers(once, Prompt(tokens, 0, n_repeated))
+    expected, _ = answers(each, Prompt(tokens, 0))
+    assert sqnr_db(expected.numpy(), got.numpy()) > (90 if kv_type == "float32" else 45)
+    for a, b in zip(once.blocks, each.blocks, strict=True):
+        assert torch.allclose(a.attention.k_cache, b.attention.k_cache, rtol=0.01, atol=0.01)
+        assert torch.allclose(a.attention.v_cache, b.attention.v_cache, rtol=0.01, atol=0.01)
+
+
 # ---- prompts
 
 
@@ -187,6 +230,9 @@ def test_prompts_fit_the_context_and_one_fills_it(context: int, parameters: int)
     *short, full = prompts
     assert len(full.tokens) == context
     assert full.new_tokens == 0
+    assert full.n_repeated == max(0, context - LAST_TOKENS)
+    assert set(full.tokens[: full.n_repeated]) <= {5}
+    assert full.tokens[full.n_repeated :][:6] == (5, 6, 7, 8, 9, 5)
     assert short
     assert all(p.new_tokens > 0 and len(p.tokens) + p.new_tokens <= context for p in short)
     lengths = [len(p.tokens) for p in short]
@@ -251,3 +297,22 @@ def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> 
     logits, tokens = answers(parts.reference(48, SHIPPED), Prompt(tuple(prompt), 5))
     assert torch.allclose(tensors[f"{SHIPPED.name}.1.logits"][:5], logits, rtol=1e-5, atol=1e-5)
     assert tensors[f"{SHIPPED.name}.1.tokens"][:5].tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("piece", [1, 16, 47])
+def test_digests_are_of_every_prompt_in_pieces_of_any_size(
+    bundle: Bundle, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_answers, "PIECE_TOKENS", piece)
+    stored = load_file(bundle.path / REFERENCE)
+    steps: list[int] = []
+    n = sum(name.startswith("prompt.") for name in stored)
+    prompts = [Prompt(tuple(stored[f"prompt.{i}"].tolist()), 0) for i in range(n)]
+    tokens = [stored[f"{SHIPPED.name}.{i}.tokens"] for i in range(n)]
+    digests = exact_digests(bundle.path, prompts, tokens, steps.append)
+    expected = {name: value for name, value in stored.items() if name.startswith("exact.")}
+    assert digests.keys() == expected.keys() == {f"exact.{i}.sha256" for i in range(n)}
+    assert all(torch.equal(digests[name], value) for name, value in expected.items())
+    assert sum(steps) == sum(
+        len(p.tokens) + len(t) - 1 for p, t in zip(prompts, tokens, strict=True)
+    )

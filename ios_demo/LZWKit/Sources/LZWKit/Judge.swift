@@ -75,11 +75,12 @@ struct Judge {
         let count = answer.prompt.count, steps = min(4, count - 1)
         let got = try feed(answer.prompt, [count - steps] + Array(repeating: 1, count: steps))
         advance(count)
-        let row = logits("\(count) tokens: the whole context", [Difference(answer.logits(0), got, gate)])
+        var digest = SHA256Digest()
+        got.withUnsafeBytes { digest.update($0) }
+        let what = "\(count) tokens: the whole context"
+        let rows = [logits(what, [Difference(answer.logits(0), got, gate)])] + bits(what, answer, digest, 1)
         let isRefused = (try? engine.feed([0], logits: false)) == nil
-        return [
-            row, Check(verdict: .context, what: "token \(count + 1) is refused", passed: isRefused, positions: 1),
-        ]
+        return rows + [Check(verdict: .context, what: "token \(count + 1) is refused", passed: isRefused, positions: 1)]
     }
 
     /// Logits of the last position of a prompt that is fed in chunks.

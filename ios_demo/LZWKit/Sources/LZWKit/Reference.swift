@@ -51,8 +51,7 @@ struct Reference {
             let fillsContext = prompt.count == interface.context
             let tokens = try file.integers("\(arithmetic).\(i).tokens")
             let logits = try file.values("\(arithmetic).\(i).logits", "F32", [tokens.count, interface.vocabSize])
-            let exact = package.isExact && !fillsContext
-            let sha256 = try exact ? file.values("exact.\(i).sha256", "U8", [32]) : nil
+            let sha256 = try package.isExact ? file.values("exact.\(i).sha256", "U8", [32]) : nil
             guard !prompt.isEmpty, !tokens.isEmpty else { throw Safetensors.damaged("answer \(i) is empty") }
             return Answer(
                 prompt: prompt, tokens: tokens, fillsContext: fillsContext,

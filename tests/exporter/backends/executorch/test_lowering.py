@@ -4,6 +4,7 @@ export fail."""
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from exporter.backends.executorch import lowering
+from exporter.backends.executorch.exir import without_exporter
 from exporter.backends.executorch.graph import ALIGNMENT
 from exporter.backends.executorch.lowering import EmittedProgram
 from exporter.bundle import EXACT, PROGRAM, Arithmetic, Bundle
@@ -166,6 +168,24 @@ def test_metadata_says_what_a_runner_needs(made: Made) -> None:
         "get_int16_activations",
     ):
         assert program.constant(name) == [True], name
+
+
+def test_the_exporter_of_executorch_is_neither_imported_nor_in_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("executorch.exir")]:
+        monkeypatch.delitem(sys.modules, name)
+    with without_exporter():
+        from executorch.exir.schema import Program as Schema
+
+        assert Schema.__module__ == "executorch.exir.schema"
+        assert not hasattr(sys.modules["executorch.exir"], "to_edge")
+    assert not [name for name in sys.modules if name.startswith("executorch.exir")]
+    whole = type(sys)("executorch.exir")
+    monkeypatch.setitem(sys.modules, "executorch.exir", whole)
+    with without_exporter():
+        assert sys.modules["executorch.exir"] is whole
+    assert sys.modules["executorch.exir"] is whole
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import java.nio.ByteOrder
 import kotlin.coroutines.coroutineContext
 
 /** A prompt of `reference.safetensors` with the logits, greedy tokens and digest that a package must answer. */
-internal class Answer(val prompt: IntArray, val logits: List<FloatArray>, val tokens: IntArray, val sha256: String?) {
+internal class Answer(val prompt: IntArray, val logits: List<FloatArray>, val tokens: IntArray, val sha256: String) {
     val following: Int get() = tokens.size - 1
 }
 
@@ -54,7 +54,7 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
         val tokens = file.ids("${arithmetic()}.$i.tokens")
         val all = file.floats("${arithmetic()}.$i.logits")
         val rows = tokens.indices.map { all.copyOfRange(it * vocab, (it + 1) * vocab) }
-        return Answer(prompt, rows, tokens, if (fillsContext(prompt)) null else Hashes.hex(file.raw("exact.$i.sha256")))
+        return Answer(prompt, rows, tokens, Hashes.hex(file.raw("exact.$i.sha256")))
     }
 
     /** Ways to feed a prompt: names and lengths of the chunks, in tokens. */
@@ -163,8 +163,10 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
             } catch (error: BundleError) {
                 error.kind == BundleError.Kind.CONTEXT
             }
+        val what = "$n tokens: the whole context"
         return listOf(
-            logitsCheck("$n tokens: the whole context", answer, rows),
+            logitsCheck(what, answer, rows),
+            bits(what, answer, rows),
             Check(Verdict.CONTEXT, "token ${n + 1} is refused", refused, 1),
         )
     }
