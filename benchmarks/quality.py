@@ -1,14 +1,16 @@
 """The loss of a model by the size of its weights, ours in coded bytes and other methods' beside.
 
     python -m benchmarks.quality --model DIR --work DIR --bits 4.4 3.3 [--text wiki.test.raw] \
-        [--gguf FILE] [--matrices linear|all] [--calibration FILE|shipped|none] [--tokens 10240] \
+        [--judged FILE] [--gguf FILE] [--matrices linear|all] \
+        [--calibration FILE|shipped|none] [--tokens 10240] \
         [--ggml libggml-base.so --types Q4_K_M Q2_K] [--rounded int8 int4] [--plot FILE]
 
 The loss is measured on four windows of 512 tokens of the first half of the text; KL is that of the
 quantized against the given model. Without a text, the model writes one itself. Calibrated is on the
-second half, or on another file. A checkpoint that was once quantized to Q4_1 lies on a grid of 16
-values a block of 32, which other methods of four bits and more would find again: with its GGUF file
-each weight is first moved within its cell, by uniform noise, and that model is the reference.
+second half, or on another file. `--judged` is another text to measure the loss on. A checkpoint
+that was once quantized to Q4_1 lies on a grid of 16 values a block of 32, which other methods of
+four bits and more would find again: with its GGUF file each weight is first moved within its cell,
+by uniform noise, and that model is the reference.
 
 `--types` are llama.cpp's, with an importance matrix of the same calibration; `--rounded` are plain
 int8 by row, and int4 in groups of 32. `--work` keeps the reference, the calibration and what was
@@ -194,6 +196,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--text", type=Path, help="without it, the model writes one")
+    parser.add_argument("--judged", type=Path, help="another text for the loss: its first windows")
     parser.add_argument("--bits", type=float, nargs="*", default=[])
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--matrices", choices=("linear", "all"), default="linear")
@@ -219,12 +222,14 @@ def main() -> None:
     checkpoint = Checkpoint.open(model)
     calibration = calibrated(checkpoint, arguments, text)
     torch.set_grad_enabled(False)
-    judge = Judge(model, text)
+    judged = arguments.judged
+    judge = Judge(model, text, judged and judged.read_text(encoding="utf-8"))
     names = [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2]
     if arguments.matrices == "linear":
         names.remove(EMBEDDING)
     source = "none" if calibration is None else calibration.folder.name
     reference = f"{arguments.name}, {arguments.matrices}, {source}"
+    reference += f", judged on {judged.name}" if judged else ""
     methods = Methods(judge, checkpoint, names, calibration)
     bench = Bench(methods, reference, arguments.work / "points.json")
     print(f"{reference}: {asdict(judge.loss())}\nmethod | setting | {HEADER}", flush=True)

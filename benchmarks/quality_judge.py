@@ -88,12 +88,15 @@ class Loss:
 class Judge:
     """The original's answers on windows of a text, and what another model loses against them."""
 
-    def __init__(self, model: Path, text: str) -> None:
+    def __init__(self, model: Path, text: str, other: str | None = None) -> None:
+        """Judged is on four windows of the first half of `text`, or from the start of `other`."""
         self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        half = len(ids) // 2
-        starts = [int(i * (half - 2 * WINDOW) / 7) for i in range(0, 8, 2)]
+        given = text if other is None else other
+        ids = torch.tensor(self.tokenizer(given, add_special_tokens=False)["input_ids"])
+        starts = [int(i * (len(ids) // 2 - 2 * WINDOW) / 7) for i in range(0, 8, 2)]
+        if other is not None:
+            starts = [*range(0, min(len(ids), 4 * WINDOW), WINDOW)]
         self.windows = [ids[start : start + WINDOW] for start in starts]
         self.original = {n: p.clone() for n, p in self.model.named_parameters()}
         self.expected = [self.log_probabilities(window) for window in self.windows]
