@@ -1,24 +1,28 @@
 """The loss of a model by the size of its weights, ours in coded bytes and other methods' beside.
 
-    python -m benchmarks.quality --model DIR --text wiki.test.raw --work DIR --bits 4.4 3.3 \
-        [--gguf FILE] [--matrices linear|all] [--calibration FILE|shipped|none] [--tokens 10240] \
-        [--ggml libggml-base.so --types Q4_K_M Q2_K] [--groups] [--plot FILE]
+    python -m benchmarks.quality --model DIR --work DIR --bits 4.4 3.3 [--text wiki.test.raw] \
+        [--judged FILE] [--gguf FILE] [--matrices linear|all] \
+        [--calibration FILE|shipped|none] [--tokens 10240] \
+        [--ggml libggml-base.so --types Q4_K_M Q2_K] [--rounded int8 int4] [--plot FILE]
 
 The loss is measured on four windows of 512 tokens of the first half of the text; KL is that of the
-quantized against the given model. Calibrated is on the second half, or on another file. A
-checkpoint that was once quantized to Q4_1 lies on a grid of 16 values a block of 32, which other
-methods of four bits and more would find again: with its GGUF file each weight is first moved within
-its cell, by uniform noise, and that model is the reference.
+quantized against the given model. Without a text, the model writes one itself. Calibrated is on the
+second half, or on another file. `--judged` is another text to measure the loss on. A checkpoint
+that was once quantized to Q4_1 lies on a grid of 16 values a block of 32, which other methods of
+four bits and more would find again: with its GGUF file each weight is first moved within its cell,
+by uniform noise, and that model is the reference.
 
-`--types` are llama.cpp's, with an importance matrix of the same calibration; `--groups` is int4
-rounded in groups of 32. `--work` keeps the reference, the calibration and what was measured, which
-is not measured again; `--plot` draws all of it. Needs the extras `test`, for a plot `report`.
+`--types` are llama.cpp's, with an importance matrix of the same calibration; `--rounded` are plain
+int8 by row, and int4 in groups of 32. `--work` keeps the reference, the calibration and what was
+measured, which is not measured again: a command that was cut off goes on. `--plot` draws what the
+command measured. Needs the extras `test`, for a plot `report`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,18 +33,19 @@ import numpy as np
 import torch
 
 from benchmarks.llama_cpp import Ggml, type_of
-from benchmarks.quality_judge import Judge, without_grid
+from benchmarks.quality_judge import Judge, own_text, without_grid
 from exporter.allocation import Search
 from exporter.bundle import EMBEDDING
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import encode
-from exporter.quant import column_steps, int4, int8
+from exporter.quant import column_steps, int8, load
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.rate_quantizer import RateQuantizer
+from exporter.quant.tensor import effective_group_size
 
 SHIPPED = "shipped"
-OURS, LLAMA_CPP, GROUPS = "int8 at a rate", "llama.cpp", "int4, groups of 32"
+OURS, LLAMA_CPP, ROUNDED = "int8 at a rate", "llama.cpp", "rounded"
 HEADER = "bits | MB | KL | median | same best token, % | perplexity | answer"
 
 
@@ -104,14 +109,16 @@ class Methods:
     def _statistics(self) -> Statistics:
         return self.calibration or Uncalibrated(self.checkpoint)
 
-    def in_groups(self) -> int:
-        """int4 rounded in groups of 32, with four bits a level and a float16 scale."""
-        size = 0
+    def rounded(self, scheme_name: str) -> int:
+        """A scheme with its own settings, levels packed to whole bits and float16 scales."""
+        scheme, size = load(scheme_name), 0
+        config = scheme.Config()
         for name in self.names:
-            w = self._matrix(name)
-            levels, scales = int4.quantize_rows(w, int4.Config())
-            self.weights[name].copy_(int4.dequantize(levels, scales, int4.GROUP_SIZE))
-            size += levels.numel() // 2 + 2 * scales.numel()
+            levels, scales = scheme.quantize_rows(self._matrix(name), config)
+            group_size = effective_group_size(config.group_size, levels.shape[1])
+            self.weights[name].copy_(scheme.dequantize(levels, scales, group_size))
+            bits = math.ceil(math.log2(scheme.N_LEVELS))
+            size += bits * levels.numel() // 8 + 2 * scales.numel()
         return size
 
     def of_llama_cpp(self, library: Ggml, mixture: str) -> int:
@@ -168,12 +175,12 @@ def plot(points: list[dict[str, Any]], file: Path, title: str) -> None:
 
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for method, style in ((OURS, "o-"), (LLAMA_CPP, "s--"), (GROUPS, "^")):
+    for method, style in ((OURS, "o-"), (LLAMA_CPP, "s--"), (ROUNDED, "^")):
         own = sorted((p for p in points if p["method"] == method), key=lambda p: float(p["bits"]))
         if not own:
             continue
         axes.plot([p["bits"] for p in own], [p["kl"] for p in own], style, label=method)
-        for p in own if method == LLAMA_CPP else ():
+        for p in own if method != OURS else ():
             axes.annotate(
                 p["setting"], (p["bits"], p["kl"]), xytext=(4, 4), textcoords="offset points"
             )
@@ -187,8 +194,9 @@ def options() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--text", type=Path, help="without it, the model writes one")
+    parser.add_argument("--judged", type=Path, help="another text for the loss: its first windows")
     parser.add_argument("--bits", type=float, nargs="*", default=[])
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--matrices", choices=("linear", "all"), default="linear")
@@ -196,7 +204,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=10_240)
     parser.add_argument("--ggml", type=Path, help="llama.cpp's library ggml-base")
     parser.add_argument("--types", nargs="*", default=[], help="of llama.cpp; needs --ggml")
-    parser.add_argument("--groups", action="store_true", help="int4 in groups of 32 as well")
+    parser.add_argument("--rounded", nargs="*", default=[], choices=("int8", "int4"))
     parser.add_argument("--plot", type=Path, help="a PNG or SVG file")
     arguments = parser.parse_args()
     arguments.name = "without-grid" if arguments.gguf else "original"
@@ -207,18 +215,21 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     arguments = options()
-    model, text = arguments.model, arguments.text.read_text(encoding="utf-8")
+    model, file = arguments.model, arguments.text
+    text = file.read_text(encoding="utf-8") if file else own_text(model, arguments.work)
     if arguments.gguf:
         model = without_grid(model, arguments.gguf, arguments.work / arguments.name)
     checkpoint = Checkpoint.open(model)
     calibration = calibrated(checkpoint, arguments, text)
     torch.set_grad_enabled(False)
-    judge = Judge(model, text)
+    judged = arguments.judged
+    judge = Judge(model, text, judged and judged.read_text(encoding="utf-8"))
     names = [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2]
     if arguments.matrices == "linear":
         names.remove(EMBEDDING)
     source = "none" if calibration is None else calibration.folder.name
     reference = f"{arguments.name}, {arguments.matrices}, {source}"
+    reference += f", judged on {judged.name}" if judged else ""
     methods = Methods(judge, checkpoint, names, calibration)
     bench = Bench(methods, reference, arguments.work / "points.json")
     print(f"{reference}: {asdict(judge.loss())}\nmethod | setting | {HEADER}", flush=True)
@@ -229,8 +240,8 @@ def main() -> None:
     for kind in arguments.types:
         quantize = partial(methods.of_llama_cpp, Ggml(arguments.ggml), kind)
         points.append(bench.measure(LLAMA_CPP, kind, quantize))
-    if arguments.groups:
-        points.append(bench.measure(GROUPS, "rounded", methods.in_groups))
+    for scheme in arguments.rounded:
+        points.append(bench.measure(ROUNDED, scheme, partial(methods.rounded, scheme)))
     if arguments.plot:
         plot(points, arguments.plot, f"against {arguments.name}, {arguments.matrices} matrices")
 

@@ -1,4 +1,4 @@
-"""What a model loses by quantization: a reference without a grid, and the loss against it."""
+"""What a model loses by quantization: a reference without a grid, texts, and the loss on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 WINDOW = 512
+OWN_WINDOWS = 32  # of a text that the model writes
 QUESTION = "What is the capital of France?"
 # Names of matrices in a GGUF file; the rows of queries and keys are in another order there.
 GGUF_NAMES = {
@@ -54,9 +55,28 @@ def without_grid(model: Path, gguf: Path, out: Path) -> Path:
     return out
 
 
+def own_text(model: Path, work: Path) -> str:
+    """A text of OWN_WINDOWS pieces of WINDOW tokens, drawn from the model's own distribution."""
+    file = work / f"{model.name}.txt"
+    if not file.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        network = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        torch.manual_seed(0)
+        begin = torch.full((OWN_WINDOWS, 1), network.config.bos_token_id)
+        sampling = {"do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id": 0}
+        ids = network.generate(begin, max_length=WINDOW, **sampling)
+        work.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        file.write_text(text, encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Loss:
-    """KL in nats over all positions, percentage of equal best tokens, perplexity, an answer."""
+    """KL in nats over all positions, percentage of equal best tokens, perplexity, an answer.
+
+    There is an answer where the model has a chat template.
+    """
 
     kl: float
     kl_median: float
@@ -68,12 +88,15 @@ class Loss:
 class Judge:
     """The original's answers on windows of a text, and what another model loses against them."""
 
-    def __init__(self, model: Path, text: str) -> None:
+    def __init__(self, model: Path, text: str, other: str | None = None) -> None:
+        """Judged is on four windows of the first half of `text`, or from the start of `other`."""
         self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        half = len(ids) // 2
-        starts = [int(i * (half - 2 * WINDOW) / 7) for i in range(0, 8, 2)]
+        given = text if other is None else other
+        ids = torch.tensor(self.tokenizer(given, add_special_tokens=False)["input_ids"])
+        starts = [int(i * (len(ids) // 2 - 2 * WINDOW) / 7) for i in range(0, 8, 2)]
+        if other is not None:
+            starts = [*range(0, min(len(ids), 4 * WINDOW), WINDOW)]
         self.windows = [ids[start : start + WINDOW] for start in starts]
         self.original = {n: p.clone() for n, p in self.model.named_parameters()}
         self.expected = [self.log_probabilities(window) for window in self.windows]
@@ -101,7 +124,9 @@ class Judge:
         return Loss(*map(float, values), self.answer())
 
     def answer(self) -> str:
-        """What the model says to QUESTION."""
+        """What the model says to QUESTION, if it has a chat template."""
+        if self.tokenizer.chat_template is None:
+            return ""
         chat = [{"role": "user", "content": QUESTION}]
         prompt = self.tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from exporter.quant.calibration import MAX_WINDOWS, SHARED_INPUTS, WINDOW
-from exporter.quant.calibration_passes import HEAD_TOKENS
+from exporter.quant.calibration_passes import BACKWARD_WINDOWS, HEAD_TOKENS
 from exporter.quant.rate_quantizer import BLOCK_WEIGHTS, SAMPLE, SAMPLE_WEIGHTS
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ def rate_memory(checkpoint: Checkpoint) -> int:
 
 
 def calibration_disk(checkpoint: Checkpoint) -> int:
-    """Disk space of a calibration, in bytes: a factor for each input, and all hidden states."""
+    """Disk space of a calibration, in bytes: a factor for each input, and hidden states.
+
+    Those of the windows that go backward stay for all layers, those of the others for two.
+    """
     config = checkpoint.config
     factors = config.num_hidden_layers * sum(cols * cols for cols in _inputs(checkpoint))
-    states = (config.num_hidden_layers + 2) * MAX_WINDOWS * WINDOW * config.hidden_size
+    windows = (config.num_hidden_layers + 2) * BACKWARD_WINDOWS + 2 * MAX_WINDOWS
+    states = windows * WINDOW * config.hidden_size
     return 4 * (factors + 2 * config.hidden_size**2 + states)
 
 

@@ -1,10 +1,11 @@
-"""Calibration: one pass forward and one backward over windows of text, layer by layer.
+"""Calibration: a pass forward over windows of text, and one backward over some, layer by layer.
 
 Forward, the inputs of the matrices are summed up in Gram matrices; backward, the squared gradients
-of their outputs in sensitivities. The loss is that of labels which are drawn from the model's own
-distribution, so that a mean squared gradient is a diagonal of the Fisher information. Memory holds
-the weights and the Gram matrices of one layer; what passes between layers lies in files. Passes
-that were cut off go on from the last layer that was finished.
+of their outputs in sensitivities. A matrix has so many more numbers than a row of sensitivities
+that it needs more tokens, and forward a token costs less. The loss is that of labels which are
+drawn from the model's own distribution, so that a mean squared gradient is a diagonal of the Fisher
+information. Memory holds the weights and the Gram matrices of one layer; what passes between layers
+lies in files. Passes that were cut off go on from the last layer that was finished.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from exporter.quant.rate import inverse_factor
 # are rare in it, and most of a vocabulary is.
 FLOOR, VOCABULARY_FLOOR = 0.01, 0.5
 HEAD_TOKENS = 128  # whose logits are in memory at a time
-# Files: inputs of layers and their gradients, by number; of every token its mean squared gradient
-# as an output and its mean probability.
-INPUTS, GRADIENTS, OUTPUTS, SHARES = "inputs", "gradients", "outputs", "shares"
+BACKWARD_WINDOWS = 32  # at most, whose gradients are computed; spread evenly over all
+# Files: inputs of layers, of the windows that go backward and of the others, and gradients of
+# inputs, by number; of every token its mean squared gradient as an output and its mean probability.
+INPUTS, OTHERS, GRADIENTS, OUTPUTS, SHARES = "inputs", "others", "gradients", "outputs", "shares"
 
 Observer = Callable[[str, Tensor, Tensor], None]
 """Called with the name of a matrix, its input and its output."""
@@ -185,7 +187,10 @@ def _squares(x: Tensor) -> Tensor:
 
 @dataclass
 class Passes:
-    """The two passes over windows of token ids, int64 [windows, tokens]."""
+    """The two passes over windows of token ids, int64 [windows, tokens].
+
+    The `backward` ones of them go through both passes, the `others` through the first.
+    """
 
     checkpoint: Checkpoint
     windows: Tensor
@@ -194,6 +199,9 @@ class Passes:
     layers: HeldLayers = field(init=False)
 
     def __post_init__(self) -> None:
+        every = -(-len(self.windows) // BACKWARD_WINDOWS)
+        goes_backward = torch.arange(len(self.windows)) % every == 0
+        self.backward, self.others = self.windows[goes_backward], self.windows[~goes_backward]
         self.layers = HeldLayers(self.checkpoint)
         self.network = self.checkpoint.network(self.windows.shape[1], self.layers)
         self.start = torch.tensor([0])
@@ -233,19 +241,22 @@ class Passes:
 
         Layer -1 is the embedding.
         """
-        after = self._states(INPUTS, layer + 1)
         if layer < 0:
-            after.write(self._embedded(window) for window in self.windows)
+            for what, windows in ((OTHERS, self.others), (INPUTS, self.backward)):
+                self._states(what, 0).write(self._embedded(window) for window in windows)
             return
         block, grams = self.network.blocks[layer], Grams()
 
-        def outputs() -> Iterator[Tensor]:
-            for x in self._states(INPUTS, layer).windows():
+        def outputs(what: str) -> Iterator[Tensor]:
+            for x in self._states(what, layer).windows():
                 yield _finite(block(x, self.angles, self.start))
-            self._write_factors(grams)  # before the file of outputs gets its name
+            if what == INPUTS:  # the last ones: before the file of outputs gets its name
+                self._write_factors(grams)
 
         with torch.no_grad(), self.layers.observed(block, grams.add):
-            after.write(outputs())
+            for what in (OTHERS, INPUTS):
+                self._states(what, layer + 1).write(outputs(what))
+        self._states(OTHERS, layer).path.unlink()
 
     def _embedded(self, ids: Tensor) -> Tensor:
         return torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
@@ -274,7 +285,7 @@ class Passes:
             for x, of_output in zip(inputs.windows(), outputs.windows(), strict=True):
                 yield gradient(x, of_output)
             for name, total in squares.sums.items():
-                mean = (total / self.windows.numel()).float()
+                mean = (total / self.backward.numel()).float()
                 self.calibration.write(f"{name}.sensitivity", mixed(mean, FLOOR))
 
         with self.layers.observed(block, squares.add):
@@ -284,8 +295,8 @@ class Passes:
 
     def _head(self, layer: int) -> None:
         """Writes the gradients of the last hidden states, and what is known of the head."""
-        inputs, grams = self._states(INPUTS, layer), Grams()
-        statistics = HeadStatistics(self.checkpoint.config.vocab_size)
+        inputs, others = self._states(INPUTS, layer), self._states(OTHERS, layer)
+        statistics, grams = HeadStatistics(self.checkpoint.config.vocab_size), Grams()
         head = self.network.head
         assert isinstance(head, HeldLinear)
 
@@ -302,13 +313,16 @@ class Passes:
         def gradients() -> Iterator[Tensor]:
             for seed, x in enumerate(inputs.windows()):
                 yield gradient(seed, x)
+            for x in others.windows():
+                grams.add(head.name, self.network.norm(x), x)
             self._write_factors(grams)
             for what, total in ((OUTPUTS, statistics.squares), (SHARES, statistics.shares)):
-                self.calibration.write(what, (total / self.windows.numel()).float())
+                self.calibration.write(what, (total / self.backward.numel()).float())
 
         with self.layers.observed(head, grams.add):
             self._states(GRADIENTS, layer).write(gradients())
         inputs.path.unlink()
+        others.path.unlink()
 
     def _rate_embedding(self) -> None:
         """Writes the sensitivities of the embedding and the head.
@@ -317,7 +331,7 @@ class Passes:
         and has the factor of a head.
         """
         squares = sum(map(_squares, self._states(GRADIENTS, 0).windows()))
-        power = (torch.as_tensor(squares) / self.windows.numel()).float()
+        power = (torch.as_tensor(squares) / self.backward.numel()).float()
         outputs = mixed(self.calibration.read(OUTPUTS), VOCABULARY_FLOOR)
         sensitivity = mixed(self.calibration.read(SHARES), VOCABULARY_FLOOR)
         if self.checkpoint.config.tie_word_embeddings:

@@ -26,7 +26,7 @@ from exporter.quant.rate import inverse_factor
 from tests.support.bundles import TEXT, no_progress
 from tests.support.checkpoints import write_family, write_llama, write_tokenizer
 
-WINDOWS, TOKENS = 3, 20
+WINDOWS, BACKWARD, TOKENS = 5, [0, 2, 4], 20
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"tie_word_embeddings": False, "num_hidden_layers": 3, "attention_bias": True}),
@@ -38,6 +38,11 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     family, options = request.param
     return write_family(tmp_path / "model", family, **options)
+
+
+@pytest.fixture(autouse=True)
+def _some_go_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_passes, "BACKWARD_WINDOWS", len(BACKWARD))
 
 
 def windows() -> torch.Tensor:
@@ -52,8 +57,8 @@ def calibrate(model: Path, folder: Path) -> Calibration:
 
 
 class Dense:
-    """Sums over all tokens by hooks and autograd of the whole model: inputs x x^T, squared
-    gradients of outputs; the labels are drawn as the tool draws them."""
+    """Sums by hooks and autograd of the whole model: inputs x x^T over all tokens, squared
+    gradients of outputs over those that go backward; labels are drawn as the tool draws them."""
 
     def __init__(self, model: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -64,9 +69,12 @@ class Dense:
                 module.register_forward_hook(self.hook(f"{name}.weight"))
         self.p_rest = self.p = torch.zeros(100)
         self.power = torch.zeros(())
-        for seed, window in enumerate(windows()):
-            self.run(seed, window)
-        self.n = WINDOWS * TOKENS
+        for i, window in enumerate(windows()):
+            if i in BACKWARD:
+                self.run(BACKWARD.index(i), window)
+            else:
+                self.model(window[None], use_cache=False)
+        self.n, self.n_backward = WINDOWS * TOKENS, len(BACKWARD) * TOKENS
 
     def hook(self, name: str) -> Any:
         def note(module: Any, args: Any, output: torch.Tensor) -> None:
@@ -104,7 +112,7 @@ def test_statistics_are_those_of_a_dense_model(model: Path, tmp_path: Path) -> N
     for name in matrices:
         curvature = calibration.curvature(name)
         close(curvature.upper, inverse_factor(dense.grams[name] / dense.n))
-        close(curvature.sensitivity, mixed(dense.squares[name] / dense.n, FLOOR))
+        close(curvature.sensitivity, mixed(dense.squares[name] / dense.n_backward, FLOOR))
     head = calibration.curvature(
         EMBEDDING if Checkpoint.open(model).config.tie_word_embeddings else HEAD
     )
@@ -113,8 +121,9 @@ def test_statistics_are_those_of_a_dense_model(model: Path, tmp_path: Path) -> N
 
 def test_the_embedding_counts_as_input_and_as_output(model: Path, tmp_path: Path) -> None:
     calibration, dense = calibrate(model, tmp_path / "calibration"), Dense(model)
-    outputs = mixed(dense.p_rest / dense.n, VOCABULARY_FLOOR)
-    inputs, power = mixed(dense.p / dense.n, VOCABULARY_FLOOR), dense.power / dense.n
+    n = dense.n_backward
+    outputs = mixed(dense.p_rest / n, VOCABULARY_FLOOR)
+    inputs, power = mixed(dense.p / n, VOCABULARY_FLOOR), dense.power / n
     embedding = calibration.curvature(EMBEDDING)
     if Checkpoint.open(model).config.tie_word_embeddings:
         expected = outputs + inputs * power.mean() / embedding.errors.mean()
@@ -141,14 +150,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(9))
 def test_passes_that_were_cut_off_go_on(
     tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Embedding, two layers, head, two layers: cut off in the middle of each."""
+    """Cut off in the middle of each file of states.
+
+    The embedding and two layers write two, of which both are written again; the head and two layers
+    write one.
+    """
     model = write_llama(tmp_path / "model")
     expected = contents(calibrate(model, tmp_path / "whole").folder)
-    assert not [name for name in expected if name.startswith(("inputs", "gradients"))]
+    assert not [name for name in expected if name.startswith(("inputs", "others", "gradients"))]
     real, calls = calibration_passes.States.write, 0
 
     def write(self: Any, values: Any) -> None:
@@ -174,7 +187,7 @@ def test_passes_that_were_cut_off_go_on(
     monkeypatch.setattr(calibration_passes.States, "write", count)
     passes = Passes(Checkpoint.open(model), windows(), Calibration(tmp_path / "cut"), no_progress)
     passes.run()
-    assert seen == 6 - step
+    assert seen == 9 - (step if step > 6 else step // 2 * 2)
     assert contents(tmp_path / "cut") == expected
 
 
@@ -210,6 +223,18 @@ def test_damaged_states_are_told(tmp_path: Path, damaged: str, cut: int) -> None
         passes.run()
     assert {name: data for name, data in contents(folder).items() if name in before} == before
     assert not (folder / f"gradients.{n - 1}").exists()
+
+
+def test_damaged_states_of_windows_that_go_forward_only_are_told(tmp_path: Path) -> None:
+    model, folder = write_llama(tmp_path / "model"), tmp_path / "calibration"
+    folder.mkdir()
+    passes = Passes(Checkpoint.open(model), windows(), Calibration(folder), no_progress)
+    passes._forward(-1)
+    damage(folder / "others.0", -100)
+    with pytest.raises(CheckpointError, match=r"others\.0 is damaged"):
+        passes.run()
+    assert not (folder / "others.1").exists()
+    assert not list(folder.glob("*.factor"))
 
 
 def damage(file: Path, at: int) -> None:
