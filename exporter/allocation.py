@@ -25,9 +25,15 @@ from exporter.config import ExportConfig
 from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.quant import column_steps, int8, rate
-from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
+from exporter.quant.calibration import (
+    NONE,
+    Calibration,
+    CalibrationText,
+    Statistics,
+    Uncalibrated,
+)
 from exporter.quant.calibration_passes import Passes
-from exporter.quant.plan import names_at_rate
+from exporter.quant.plan import fitted, names_at_rate
 from exporter.quant.rate_quantizer import RateQuantizer, sample
 
 if TYPE_CHECKING:
@@ -43,7 +49,7 @@ CONSTANTS = "constants.json"
 
 @dataclass(frozen=True)
 class Allocation:
-    """The quantizer that meets a rate, and what the manifest says of it."""
+    """The quantizer of the matrices that are fitted, and what the manifest says of them."""
 
     quantizer: RateQuantizer
     bits_asked: float | None
@@ -65,32 +71,41 @@ class Allocation:
         )
 
 
-def text_of(config: ExportConfig) -> CalibrationText | None:
+def text_of(config: ExportConfig, checkpoint: Checkpoint) -> CalibrationText | None:
     """The text that an export calibrates on, if any.
 
     Raises UsageError if it cannot be read.
     """
-    return CalibrationText.read(config.calibration) if config.quantization.at_rate else None
+    if not fitted(config.quantization, checkpoint):
+        return None
+    return CalibrationText.read(config.calibration)
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
     """Raises, before any work, UsageError or CheckpointError if a calibration cannot be done."""
-    if text := text_of(config):
+    if text := text_of(config, checkpoint):
         text.windows(checkpoint)
+    elif config.calibration not in (None, NONE):
+        raise UsageError(
+            "nothing is to be calibrated: all levels are the checkpoint's own",
+            hint="leave --calibration away",
+        )
 
 
 def allocate(
     checkpoint: Checkpoint, config: ExportConfig, folder: Path, progress: Progress
 ) -> Allocation | None:
-    """The allocation of an export; None where no rate is asked for.
+    """The allocation of an export; None where all its levels are rounded.
 
     What is measured for it lies in `folder`, and is not measured again where it is there already.
     Raises UsageError if the rate cannot be met.
     """
-    if not config.quantization.at_rate:
+    names, text = names_at_rate(config.quantization, checkpoint), text_of(config, checkpoint)
+    # What needs no rate is rounded where nothing is known of it.
+    plans = {} if text is None else fitted(config.quantization, checkpoint)
+    others = {name: plan for name, plan in plans.items() if name not in names}
+    if not names and not others:
         return None
-    names = names_at_rate(config.quantization, checkpoint)
-    text = text_of(config)
     statistics: Statistics = Uncalibrated(checkpoint)
     tokens = 0
     if text is not None:
@@ -106,7 +121,7 @@ def allocate(
         temporary.write_text(json.dumps(constants), encoding="utf-8")
         temporary.replace(known)
     constants = json.loads(known.read_text(encoding="utf-8"))
-    quantizer = RateQuantizer(checkpoint, statistics, constants)
+    quantizer = RateQuantizer(checkpoint, statistics, constants, others)
     return Allocation(quantizer, config.quantization.bits_per_weight, text, tokens)
 
 

@@ -125,7 +125,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     be moved."""
     from exporter import allocation, staging
 
-    text = allocation.text_of(config)
+    text = allocation.text_of(config, checkpoint)
     stats = {
         file: file.stat()
         for file in sorted({f for entry in checkpoint.entries.values() for f in entry.files})
@@ -178,7 +178,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
-    if allocation.text_of(config):
+    if allocation.text_of(config, checkpoint):
         needed += calibration_disk(checkpoint)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
     free = shutil.disk_usage(place.root).free

@@ -23,6 +23,7 @@ SHARED = (
     "rate_quantizer",
     "rules",
     "tensor",
+    "ternary_fit",
 )
 
 
