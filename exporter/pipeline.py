@@ -153,18 +153,18 @@ def _encode(
     from exporter.quant.quantize import quantize
 
     allocated = allocation.allocate(checkpoint, config, place.calibration, progress)
-    at_rate = None if allocated is None else allocated.quantizer
+    fitted = () if allocated is None else allocated.quantizers
     progress("quantize and code", 0, 0)
     work, finished = place.coded, encoded.finished(place.coded)
     tensors = quantize(
-        *(checkpoint, config.quantization, progress), scratch=work, skip=finished, at_rate=at_rate
+        *(checkpoint, config.quantization, progress), scratch=work, skip=finished, fitted=fitted
     )
     matrices = finished | encoded.encode_matrices(tensors, work, config.matrix_codec)
     ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
     rate = None if allocated is None else allocated.entry(ordered)
-    source = checkpoint if at_rate is None else at_rate.checkpoint
+    source = checkpoint if allocated is None else allocated.checkpoint
     if config.save_plan is not None:
-        constants = {} if at_rate is None else at_rate.constants
+        constants = {} if allocated is None else allocated.constants
         rules.write(config.save_plan, plan.found(config.quantization, checkpoint, constants))
     return encoded.EncodedModel(ordered, source.vectors(), rate)
 

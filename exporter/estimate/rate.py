@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from exporter.quant.calibration import MAX_WINDOWS, SHARED_INPUTS, WINDOW
 from exporter.quant.calibration_passes import HEAD_TOKENS
 from exporter.quant.rate_quantizer import BLOCK_WEIGHTS, SAMPLE, SAMPLE_WEIGHTS
-from exporter.quant.tensor import effective_group_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,15 +41,17 @@ def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> i
     """Memory of fitting the largest of some matrices, in bytes.
 
     At a rate it is that of a factor, and of a block or a sample of the weights. For a scale of
-    every group the Gram matrix is made of the factor, and there are products of all groups.
+    every group the Gram matrix is made of the factor, and there are products of all groups; the
+    weights of a layer are in memory as well.
     """
+    layer = sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
 
     def of_matrix(name: str) -> int:
         weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
         block = min(weights, BLOCK_WEIGHTS)
         if not getattr(plans[name].config, "at_rate", False):
-            groups = -(-cols // effective_group_size(plans[name].config.group_size, cols))
-            return 16 * cols**2 + block * (32 + 8 * groups**2 // cols)
+            groups = -(-cols // plans[name].group_size(cols))
+            return 4 * layer + 16 * cols**2 + block * (32 + 8 * groups**2 // cols)
         sampled = max(min(weights, SAMPLE_WEIGHTS), weights // SAMPLE)
         return 4 * cols**2 + 30 * max(block, sampled)
 

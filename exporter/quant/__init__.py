@@ -22,6 +22,7 @@ SHARED = (
     "rate",
     "rate_quantizer",
     "rules",
+    "sequential",
     "tensor",
     "ternary_fit",
 )

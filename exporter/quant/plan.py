@@ -11,7 +11,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.quant import rules, ternary
 from exporter.quant.config import QuantConfig
 from exporter.quant.rules import AUTO, Rule
-from exporter.quant.tensor import SchemeConfig, is_fitted
+from exporter.quant.tensor import SchemeConfig, effective_group_size, is_fitted
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class MatrixPlan:
     def is_fitted(self) -> bool:
         """Whether levels are chosen by what is known of the matrix."""
         return not self.own_levels and is_fitted(self.config)
+
+    def group_size(self, cols: int) -> int:
+        """The number of weights that share a scale, of a matrix with `cols` columns."""
+        return effective_group_size(self.config.group_size, cols)
 
 
 def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> MatrixPlan | None:

@@ -1,18 +1,17 @@
-"""The quantization of a checkpoint's matrices by what is known of them, block by block."""
+"""The quantization of a checkpoint's matrices at a rate: `rate`, block by block."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.quant import load, rate
+from exporter.quant import rate
 from exporter.quant.calibration import Statistics
-from exporter.quant.plan import MatrixPlan
 from exporter.quant.rate import Curvature
 
 SAMPLE = 16  # every so many rows, if these are SAMPLE_WEIGHTS or more
@@ -25,43 +24,37 @@ QuantizedBlock = tuple[int, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RateQuantizer:
-    """Quantizes matrices of a model: at a rate by a constant c of their own, others by a plan.
+    """Quantizes matrices of a model, each by a constant c of its own.
 
     The model is `checkpoint`, which may compute the same with other weights than the one that was
-    given (exporter.quant.column_steps). `statistics` know something of its matrices. The scheme of
-    a plan has `fit_rows`.
+    given (exporter.quant.column_steps). `statistics` know something of its matrices.
     """
 
     checkpoint: Checkpoint
     statistics: Statistics
     constants: Mapping[str, float]
-    plans: Mapping[str, MatrixPlan] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Names of the matrices."""
-        return [*self.constants, *self.plans]
+        return [*self.constants]
 
     def blocks(self, name: str) -> Iterator[QuantizedBlock]:
         """The blocks of a matrix."""
         curvature = self.statistics.curvature(name)
-        if name in self.plans:
-            plan = self.plans[name]
-            for begin, w in self._weights(name):
-                yield begin, *load(plan.scheme).fit_rows(w, plan.config, curvature)
-            return
         c = self.constants[name]
         prices = rate.learn_prices(*sample(self.checkpoint, name, curvature), c)
-        for begin, w in self._weights(name):
+        for begin, w in blocks_of(self.checkpoint, name):
             of_rows = curvature.rows(slice(begin, begin + len(w)))
             yield begin, *rate.quantize_rows(w, of_rows, c, prices)
 
-    def _weights(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """The first row of each block of a matrix, and its weights, float32 [n, cols]."""
-        rows, cols = self.checkpoint.shape(name)
-        step = max(1, BLOCK_WEIGHTS // cols)
-        for begin in range(0, rows, step):
-            yield begin, self.checkpoint.rows(name, begin, min(rows, begin + step))
+
+def blocks_of(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
+    """The first row of each block of a matrix, with its weights, float32 [n, cols]."""
+    rows, cols = checkpoint.shape(name)
+    step = max(1, BLOCK_WEIGHTS // cols)
+    for begin in range(0, rows, step):
+        yield begin, checkpoint.rows(name, begin, min(rows, begin + step))
 
 
 def sample(checkpoint: Checkpoint, name: str, curvature: Curvature) -> tuple[Tensor, Curvature]:

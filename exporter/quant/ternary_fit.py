@@ -1,33 +1,29 @@
 """Ternary levels of weights that were not trained for them, by what is known of their inputs.
 
 A row w of a matrix with inputs x loses (w - v)^T H (w - v), H = mean x x^T, where v are its
-quantized weights: levels -1, 0, 1 times the scale of their group. That is made small in three
-steps:
+quantized weights: levels -1, 0, 1 times the scale of their group. That is made small in two steps:
 
 1. Group after group, a scale is fitted to what feedback (exporter.quant.feedback) has left of the
    weights of the group, and its columns are rounded with feedback to all that follow.
 2. All scales of a row together become the least-squares solution for its levels.
-3. Each level in turn becomes the best one while all others stay (coordinate descent, as in
-   QuantEase, arXiv 2309.01885), SWEEPS times; step 2 follows each time.
+
+Coordinate descent on the levels afterwards makes this loss smaller still, and the model worse: see
+docs/quality.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from exporter.quant.feedback import BLOCK, Price, Rounding, round_with_feedback
+from exporter.quant.feedback import Price, Rounding, round_with_feedback
 from exporter.quant.rate import Curvature
 from exporter.quant.tensor import short_scales
 
 MOST = 1  # the largest level
 ROUNDS = 8  # of fitting a scale and its levels to each other
-SWEEPS = 2
-REFIT = (0.5, 2.0)  # how far least squares may take a scale at a time
-SMALLEST = 1e-30  # the scale of a group of zeros, until all is done
+REFIT = (0.5, 2.0)  # how far least squares may take a scale
+SMALLEST = 1e-30  # the scale of a group of zeros, until it gets none
 
 
 def fit_rows(w: Tensor, curvature: Curvature, group_size: int) -> tuple[Tensor, Tensor]:
@@ -35,26 +31,20 @@ def fit_rows(w: Tensor, curvature: Curvature, group_size: int) -> tuple[Tensor, 
 
     Of `curvature` only what is known of the inputs counts.
     """
-    levels, scales = _with_feedback(w, curvature, group_size)
-    loss = Loss(w, curvature.gram, group_size)
-    scales = loss.best_scales(levels, scales)
-    for _ in range(SWEEPS):
-        levels = loss.best_levels(levels, scales)
-        scales = loss.best_scales(levels, scales)
-    return levels.to(torch.int8), short_scales(loss.used(levels) * scales, up=False)
-
-
-def _with_feedback(w: Tensor, curvature: Curvature, group_size: int) -> tuple[Tensor, Tensor]:
-    """Levels float32 [n, cols] and scales float32 [n, groups] by step 1."""
-    rounding, cols, scales = Rounding.of(w), w.shape[1], []
+    cols = w.shape[1]
+    groups = [slice(i, min(i + group_size, cols)) for i in range(0, cols, group_size)]
+    rounding, scales = Rounding.of(w), torch.empty(len(w), len(groups))
     upper, worth = curvature.upper, curvature.errors
-    for begin in range(0, cols, group_size):
-        group = slice(begin, min(begin + group_size, cols))
-        scales.append(_fitted(rounding.rest[:, group], worth[group]))
+    for i, group in enumerate(groups):
+        fitted = _fitted(rounding.rest[:, group], worth[group])
+        scales[:, i] = fitted
         for now in rounding.blocks(upper, group.start, group.stop):
             price = Price.none(now.stop - now.start, MOST)
-            round_with_feedback(rounding.columns(now), upper[now, now], scales[-1], price)
-    return rounding.levels.float(), torch.stack(scales, 1)
+            round_with_feedback(rounding.columns(now), upper[now, now], fitted, price)
+    best = _best_scales(w, rounding.levels.float(), curvature.gram, groups)
+    limited = best.clamp(REFIT[0] * scales, REFIT[1] * scales)
+    scales = torch.where(_sums(rounding.levels.abs(), groups) > 0, limited, 0.0)
+    return rounding.levels, short_scales(scales, up=False)
 
 
 def _fitted(w: Tensor, worth: Tensor) -> Tensor:
@@ -67,56 +57,17 @@ def _fitted(w: Tensor, worth: Tensor) -> Tensor:
     return scales
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The loss of rows `w`, float32 [n, cols], with H = `gram`, float32 [cols, cols].
+def _best_scales(w: Tensor, levels: Tensor, gram: Tensor, groups: list[slice]) -> Tensor:
+    """The least-squares scales float32 [n, groups] of levels, float32 [n, cols]."""
+    products = torch.empty(len(w), len(groups), len(groups))
+    for i, group in enumerate(groups):
+        products[:, i] = _sums(levels[:, group] @ gram[group] * levels, groups)
+    power = products.diagonal(dim1=1, dim2=2)
+    power += power == 0  # a group of zeros may have any scale
+    best: Tensor = torch.linalg.solve(products, _sums(w @ gram * levels, groups))
+    return best
 
-    Each `group_size` weights of a row share a scale.
-    """
 
-    w: Tensor
-    gram: Tensor
-    group_size: int
-
-    def best_scales(self, levels: Tensor, scales: Tensor) -> Tensor:
-        """The least-squares scales float32 [n, groups] of levels, float32 [n, cols].
-
-        Each lies within REFIT of what it is in `scales`.
-        """
-        products = torch.empty(*scales.shape, scales.shape[1])
-        for group, begin in enumerate(range(0, levels.shape[1], self.group_size)):
-            part = slice(begin, begin + self.group_size)
-            products[:, group] = self._sums(levels[:, part] @ self.gram[part] * levels)
-        power = products.diagonal(dim1=1, dim2=2)
-        power += power == 0  # a group of zeros may have any scale
-        best: Tensor = torch.linalg.solve(products, self._sums(self.w @ self.gram * levels))
-        return best.clamp(REFIT[0] * scales, REFIT[1] * scales)
-
-    def best_levels(self, levels: Tensor, scales: Tensor) -> Tensor:
-        """Levels float32 [n, cols], each in turn the best for the scales and all other levels."""
-        cols = levels.shape[1]
-        # Columns are rows here: each of them is a run in memory.
-        steps = scales.repeat_interleave(self.group_size, 1)[:, :cols].T.contiguous()
-        best = levels.T.contiguous()
-        pull = self.gram @ (self.w.T - best * steps)  # half of the slope of the loss, downwards
-        for first in range(0, cols, BLOCK):
-            last = min(first + BLOCK, cols)
-            moved = torch.empty_like(best[first:last])
-            for j in range(first, last):
-                level = best[j] + pull[j] / self.gram[j, j] / steps[j]
-                level = level.round_().clamp_(-MOST, MOST)
-                moved[j - first] = (level - best[j]) * steps[j]
-                best[j] = level
-                pull[j + 1 : last].addr_(self.gram[j + 1 : last, j], moved[j - first], alpha=-1)
-            pull[last:].addmm_(self.gram[last:, first:last], moved, alpha=-1)
-        return best.T.contiguous()
-
-    def used(self, levels: Tensor) -> Tensor:
-        """Whether groups have levels that are not zero, bool [n, groups]."""
-        return self._sums(levels.abs()) > 0
-
-    def _sums(self, values: Tensor) -> Tensor:
-        """Sums over groups, float32 [n, groups], of float32 [n, cols]."""
-        missing = -values.shape[1] % self.group_size
-        groups: Tensor = F.pad(values, (0, missing)).unflatten(1, (-1, self.group_size))
-        return groups.sum(-1)
+def _sums(values: Tensor, groups: list[slice]) -> Tensor:
+    """Sums over groups of columns, [n, groups], of values [n, cols]."""
+    return torch.stack([values[:, group].sum(1) for group in groups], 1)

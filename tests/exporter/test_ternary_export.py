@@ -18,12 +18,12 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, UsageError
 from exporter.estimate import export_memory
-from exporter.quant import ternary
+from exporter.quant import plan
 from exporter.quant.calibration import Calibration, CalibrationText
-from exporter.quant.calibration_passes import Passes
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
 from exporter.quant.rules import Rule
+from exporter.quant.sequential import SequentialQuantizer
 from tests.support import ternary_models
 from tests.support.bundles import TEXT, no_progress, write_text_tokenizer
 from tests.support.checkpoints import write_llama
@@ -69,11 +69,12 @@ def test_the_package_passes_parity(fitted: Bundle) -> None:
 def test_levels_are_those_of_the_calibration(
     model: Path, text: Path, fitted: Bundle, tmp_path: Path
 ) -> None:
-    checkpoint, calibration = Checkpoint.open(model), Calibration(tmp_path)
+    checkpoint = Checkpoint.open(model)
     windows = CalibrationText("x", text.read_text()).windows(checkpoint)
-    Passes(checkpoint, windows, calibration, no_progress).run()
-    w = checkpoint.rows(DOWN, 0, checkpoint.shape(DOWN)[0])
-    levels, scales = ternary.fit_rows(w, ternary.Config(32), calibration.curvature(DOWN))
+    plans = plan.fitted(GROUPED, checkpoint)
+    quantizer = SequentialQuantizer(checkpoint, plans, windows, Calibration(tmp_path))
+    quantizer.calibrate(no_progress)
+    ((_, levels, scales),) = quantizer.blocks(DOWN)
     (entry,) = (t for t in fitted.manifest.tensors if t.name == DOWN)
     assert (entry.scheme, entry.group_size, entry.own_levels) == ("ternary", 32, False)
     assert entry.levels_crc32 == crc_of_levels(levels)
