@@ -25,10 +25,18 @@ from exporter.config import ExportConfig
 from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.quant import column_steps, int8, rate
-from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
+from exporter.quant.calibration import (
+    NONE,
+    Calibration,
+    CalibrationText,
+    Statistics,
+    Uncalibrated,
+)
 from exporter.quant.calibration_passes import Passes
-from exporter.quant.plan import names_at_rate
+from exporter.quant.plan import fitted, names_at_rate
+from exporter.quant.quantize import MatrixQuantizer
 from exporter.quant.rate_quantizer import RateQuantizer, sample
+from exporter.quant.sequential import SequentialQuantizer
 
 if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
@@ -43,17 +51,23 @@ CONSTANTS = "constants.json"
 
 @dataclass(frozen=True)
 class Allocation:
-    """The quantizer that meets a rate, and what the manifest says of it."""
+    """The quantizers of the matrices that are fitted, and what the manifest says of them.
 
-    quantizer: RateQuantizer
+    checkpoint: the model that computes the same as the given one, of which all else is taken.
+    constants: of the matrices at a rate, by name.
+    """
+
+    checkpoint: Checkpoint
+    quantizers: list[MatrixQuantizer]
+    constants: Mapping[str, float]
     bits_asked: float | None
     text: CalibrationText | None
     tokens: int
 
     def entry(self, matrices: Mapping[str, EncodedMatrix]) -> RateEntry:
         """The rate that coded matrices have come to."""
-        coded = [matrices[name] for name in self.quantizer.names]
-        constants = {*self.quantizer.constants.values()}
+        coded = [matrices[name] for quantizer in self.quantizers for name in quantizer.names]
+        constants = {*self.constants.values()}
         size = sum(m.blob_bytes + m.scales_bytes for m in coded)
         return RateEntry(
             bits_asked=self.bits_asked,
@@ -65,39 +79,69 @@ class Allocation:
         )
 
 
-def text_of(config: ExportConfig) -> CalibrationText | None:
+def text_of(config: ExportConfig, checkpoint: Checkpoint) -> CalibrationText | None:
     """The text that an export calibrates on, if any.
 
     Raises UsageError if it cannot be read.
     """
-    return CalibrationText.read(config.calibration) if config.quantization.at_rate else None
+    if not fitted(config.quantization, checkpoint):
+        return None
+    return CalibrationText.read(config.calibration)
 
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
     """Raises, before any work, UsageError or CheckpointError if a calibration cannot be done."""
-    if text := text_of(config):
+    if text := text_of(config, checkpoint):
         text.windows(checkpoint)
+    elif config.calibration not in (None, NONE):
+        raise UsageError(
+            "nothing is to be calibrated: all levels are the checkpoint's own",
+            hint="leave --calibration away",
+        )
 
 
 def allocate(
     checkpoint: Checkpoint, config: ExportConfig, folder: Path, progress: Progress
 ) -> Allocation | None:
-    """The allocation of an export; None where no rate is asked for.
+    """The allocation of an export; None where all its levels are rounded.
 
     What is measured for it lies in `folder`, and is not measured again where it is there already.
     Raises UsageError if the rate cannot be met.
     """
-    if not config.quantization.at_rate:
+    names, text = names_at_rate(config.quantization, checkpoint), text_of(config, checkpoint)
+    # What needs no rate is rounded where nothing is known of it.
+    plans = {} if text is None else fitted(config.quantization, checkpoint)
+    others = {name: plan for name, plan in plans.items() if name not in names}
+    if not names and not others:
         return None
-    names = names_at_rate(config.quantization, checkpoint)
-    text = text_of(config)
+    windows = None if text is None else text.windows(checkpoint)
+    made, constants, quantizers = checkpoint, dict[str, float](), list[MatrixQuantizer]()
+    if others and windows is not None:
+        sequential = SequentialQuantizer(checkpoint, others, windows, Calibration(folder))
+        sequential.calibrate(progress)
+        quantizers.append(sequential)
+    if names:
+        at_rate = _at_rate(checkpoint, config, windows, folder, progress)
+        made, constants = at_rate.checkpoint, {**at_rate.constants}
+        quantizers.append(at_rate)
+    tokens = 0 if windows is None else windows.numel()
+    asked = config.quantization.bits_per_weight
+    return Allocation(made, quantizers, constants, asked, text, tokens)
+
+
+def _at_rate(
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    windows: Tensor | None,
+    folder: Path,
+    progress: Progress,
+) -> RateQuantizer:
+    """The quantizer of the matrices at a rate, calibrated on windows of token ids, if any."""
     statistics: Statistics = Uncalibrated(checkpoint)
-    tokens = 0
-    if text is not None:
-        windows = text.windows(checkpoint)
+    if windows is not None:
         calibration = Calibration(folder)
         Passes(checkpoint, windows, calibration, progress).run()
-        tokens = windows.numel()
+        names = names_at_rate(config.quantization, checkpoint)
         checkpoint, statistics = column_steps.fold(checkpoint, names, calibration)
     known = folder / CONSTANTS
     if not known.is_file():  # a resumed export goes on with the same
@@ -106,8 +150,7 @@ def allocate(
         temporary.write_text(json.dumps(constants), encoding="utf-8")
         temporary.replace(known)
     constants = json.loads(known.read_text(encoding="utf-8"))
-    quantizer = RateQuantizer(checkpoint, statistics, constants)
-    return Allocation(quantizer, config.quantization.bits_per_weight, text, tokens)
+    return RateQuantizer(checkpoint, statistics, constants)
 
 
 def _constants(

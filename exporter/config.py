@@ -33,7 +33,8 @@ class ExportConfig:
     the loss is measured on; by default that of exporter.reference. `revision` is a branch, tag or
     commit of a model on the hub; `adapter` the folder or hub id of a LoRA adapter to merge.
     `size_bytes` stands for the `bits_per_weight` of the quantization: see `at_size`. `calibration`
-    is the text file that a rate is calibrated on, "none" for none; None is the text that ships.
+    is the text file that levels are fitted by (those at a rate, and ternary ones), "none" for none;
+    None is the text that ships.
     `save_plan` is a file for the plan that was found (exporter.quant.rules).
     Raises UsageError with everything that is wrong.
     """
@@ -79,8 +80,8 @@ class ExportConfig:
             "size_bytes excludes bits_per_weight and a plan": size is not None
             and (rate or bool(self.quantization.rules)),
             f"size_bytes must be a positive number, got {size}": size is not None and size < 1,
-            "calibration is for a rate: give bits_per_weight or size_bytes": (
-                self.calibration is not None and not rate and size is None
+            "calibration is for a rate, and for ternary without a sparsity: give one of them": (
+                self.calibration is not None and not self.quantization.is_fitted and size is None
             ),
             "raw codes have no rate: leave codec away": (
                 self.codec == "raw" and (rate or size is not None)

@@ -130,7 +130,7 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
     from exporter import allocation, staging
     from exporter.checkpoint import source_files
 
-    text = allocation.text_of(config)
+    text = allocation.text_of(config, checkpoint)
     return {
         "format": str(staging.FORMAT_VERSION),
         "codec": config.codec,
@@ -151,18 +151,18 @@ def _encode(
     from exporter.quant.quantize import quantize
 
     allocated = allocation.allocate(checkpoint, config, place.calibration, progress)
-    at_rate = None if allocated is None else allocated.quantizer
+    fitted = () if allocated is None else allocated.quantizers
     progress("quantize and code", 0, 0)
     work, finished = place.coded, encoded.finished(place.coded)
     tensors = quantize(
-        *(checkpoint, config.quantization, progress), scratch=work, skip=finished, at_rate=at_rate
+        *(checkpoint, config.quantization, progress), scratch=work, skip=finished, fitted=fitted
     )
     matrices = finished | encoded.encode_matrices(tensors, work, config.matrix_codec)
     ordered = {name: matrices[name] for name in checkpoint.names if name in matrices}
     rate = None if allocated is None else allocated.entry(ordered)
-    source = checkpoint if at_rate is None else at_rate.checkpoint
+    source = checkpoint if allocated is None else allocated.checkpoint
     if config.save_plan is not None:
-        constants = {} if at_rate is None else at_rate.constants
+        constants = {} if allocated is None else allocated.constants
         rules.write(config.save_plan, plan.found(config.quantization, checkpoint, constants))
     return encoded.EncodedModel(ordered, source.vectors(), rate)
 
@@ -176,7 +176,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
-    if allocation.text_of(config):
+    if allocation.text_of(config, checkpoint):
         needed += calibration_disk(checkpoint)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
     free = shutil.disk_usage(place.root).free

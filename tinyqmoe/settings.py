@@ -24,16 +24,16 @@ class ExportSettings(TypedDict, total=False):
     save_plan: a file for the plan that was found. group_size: weights that share a scale, a whole
     row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1.
     bits_per_weight: size of the coded int8 matrices, from 1.5 to 8, at the least loss. size_bytes:
-    that size as a whole, in its place. calibration: text file that the loss is estimated on, by
-    default one that ships, or "none". embedding: the same as scheme, for the embedding and the
-    head. formats: names of the packages, ("pte",) by default. context: positions of the KV cache,
-    by default 2048 or the model's own limit if that is less. codec: "auto", "lzw" or "raw".
-    activations: arithmetic of the products, "int16" or "float32". kv_cache: type of the keys and
-    values in the cache of a `.pte`, "float16", "float32" or "int8". chunk_bytes: largest weight
-    file of an ML Program, in bytes. with_native: whether the C++ sources of the operators are put
-    into the bundle. loss_text: a file in UTF-8 that the quantization loss is measured on; one
-    ships. revision: branch, tag or commit of a model on the hub. adapter: folder or hub id of a
-    LoRA adapter, merged into the weights.
+    that size as a whole, in its place. calibration: text file that the loss of such levels, and of
+    ternary ones, is estimated on, by default one that ships, or "none". embedding: the same as
+    scheme, for the embedding and the head. formats: names of the packages, ("pte",) by default.
+    context: positions of the KV cache, by default 2048 or the model's own limit if that is less.
+    codec: "auto", "lzw" or "raw". activations: arithmetic of the products, "int16" or "float32".
+    kv_cache: type of the keys and values in the cache of a `.pte`, "float16", "float32" or "int8".
+    chunk_bytes: largest weight file of an ML Program, in bytes. with_native: whether the C++
+    sources of the operators are put into the bundle. loss_text: a file in UTF-8 that the
+    quantization loss is measured on; one ships. revision: branch, tag or commit of a model on the
+    hub. adapter: folder or hub id of a LoRA adapter, merged into the weights.
     """
 
     scheme: str

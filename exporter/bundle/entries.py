@@ -275,11 +275,12 @@ class QuantizationLoss:
 
 @dataclass(frozen=True)
 class RateEntry:
-    """The rate that the weights were quantized at.
+    """The rate of the weights whose levels were fitted to what is known of them.
 
-    Bits per weight count codes, tables and scales of all matrices at the rate. bits_asked: of all
-    of them; None where a plan asks. constant: what the steps follow from; None where a plan has
-    several. text: the file that was calibrated on, if any, with `tokens` read of it.
+    Bits per weight count codes, tables and scales of all these matrices. bits_asked: of all of
+    them; None where a plan asks, or no rate was asked for. constant: what the steps follow from;
+    None where there are none, or a plan has several. text: the file that was calibrated on, if any,
+    with `tokens` read of it.
     """
 
     bits_asked: float | None
@@ -299,7 +300,7 @@ class Manifest:
     tools: dict[str, str]
     model: ModelEntry
     quantization: dict[str, Any]
-    rate: RateEntry | None  # where one was asked for
+    rate: RateEntry | None  # where one was asked for, or levels were fitted
     quantization_loss: QuantizationLoss
     interface: Interface
     network: Network

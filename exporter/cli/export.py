@@ -288,11 +288,11 @@ def demo(
 
         demo_chat(out, json_file)
         return
-    from exporter.demo import HELD_OUT, PROMPTS, SCHEMES
+    from exporter.demo import CALIBRATIONS, HELD_OUT, PROMPTS
 
     begin = time.monotonic()
     results = {}
-    for scheme in SCHEMES:
+    for scheme, calibration in CALIBRATIONS.items():
         bundle = _export(
             tinyqmoe.demo_model(),
             out / scheme,
@@ -300,6 +300,7 @@ def demo(
             formats=tinyqmoe.FORMATS,
             context=256,
             loss_text=HELD_OUT,
+            calibration=calibration,
             force=True,
         )
         results[scheme] = _demonstrate(bundle, PROMPTS[0], quiet=str(json_file) == "-")

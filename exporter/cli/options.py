@@ -209,7 +209,8 @@ CalibrationOption = Annotated[
     str | None,
     typer.Option(
         metavar="TEXTFILE|none",
-        help="What a rate is measured on; by default a text that ships with this tool.",
+        help="What levels at a rate, or ternary ones, are fitted to the model by; by default a "
+        "text that ships with this tool.",
     ),
 ]
 EmbeddingOption = Annotated[

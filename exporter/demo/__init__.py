@@ -11,7 +11,9 @@ PROMPTS = (
     "It was night, and Finn was in bed.",
     "One morning, Rosa and Leo found a blue lantern",
 )
-SCHEMES = ("int8", "ternary")  # what `tinyqmoe demo` exports
+# The schemes that `tinyqmoe demo` exports, with their calibrations. The model was trained to bear
+# rounding to ternary.
+CALIBRATIONS = {"int8": None, "ternary": "none"}
 CHAT = "Where does Mia live?"
 # Documents that the model was not trained on, for measuring what quantization costs.
 HELD_OUT = Path(__file__).parent / "held_out.txt"

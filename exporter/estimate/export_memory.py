@@ -18,10 +18,10 @@ from exporter.backends.package import kv_cache_values
 from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.estimate.bundle import estimate_bundle
-from exporter.estimate.rate import calibration_memory, rate_memory
+from exporter.estimate.rate import calibration_memory, fitting_memory
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.calibration import NONE
-from exporter.quant.plan import plan_matrix
+from exporter.quant.plan import fitted, plan_matrix
 from exporter.quant.tensor import effective_group_size
 from exporter.reference.loss import COMPARED_POSITIONS, head_positions
 from exporter.reference.loss_text import WINDOW_TOKENS
@@ -75,10 +75,12 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         ("this process before any work", peak_bytes()),
         (f"coding {name}", at + _coding(checkpoint, config, name)),
     ]
-    if config.quantization.at_rate:
-        if config.calibration != NONE:
-            found.append(("calibrating", at + calibration_memory(checkpoint)))
-        found.append(("quantizing at a rate", at + rate_memory(checkpoint)))
+    calibrated = config.calibration != NONE
+    plans = fitted(config.quantization, checkpoint)
+    if plans and calibrated:
+        found.append(("calibrating", at + calibration_memory(checkpoint)))
+    if plans and (calibrated or config.quantization.at_rate):
+        found.append(("fitting levels", at + fitting_memory(checkpoint, plans)))
     for kind in (registry.load(name).MEMORY for name in config.formats):
         found.append((kind.what, at + kind.making.n_bytes(checkpoint.config)))
         at += kind.left.n_bytes(checkpoint.config)

@@ -1,4 +1,4 @@
-"""The memory and the disk that quantization at a rate will take."""
+"""The memory and the disk that quantization by what is known of a model will take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from exporter.quant.calibration_passes import BACKWARD_WINDOWS, HEAD_TOKENS
 from exporter.quant.rate_quantizer import BLOCK_WEIGHTS, SAMPLE, SAMPLE_WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.quant.plan import MatrixPlan
 
 MB = 10**6
 LIBRARIES = 40 * MB  # what PyTorch's products, gradients and decompositions leave
@@ -34,15 +37,25 @@ def calibration_memory(checkpoint: Checkpoint) -> int:
     return LIBRARIES + 4 * max(layer, head)
 
 
-def rate_memory(checkpoint: Checkpoint) -> int:
-    """Memory of quantizing the largest matrix, in bytes: a factor, and a block or a sample."""
+def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
+    """Memory of fitting the largest of some matrices, in bytes.
+
+    At a rate it is that of a factor, and of a block or a sample of the weights. For a scale of
+    every group the Gram matrix is made of the factor, and there are products of all groups; the
+    weights of a layer are in memory as well.
+    """
+    layer = sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
 
     def of_matrix(name: str) -> int:
         weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
+        block = min(weights, BLOCK_WEIGHTS)
+        if not getattr(plans[name].config, "at_rate", False):
+            groups = -(-cols // plans[name].group_size(cols))
+            return 4 * layer + 16 * cols**2 + block * (32 + 8 * groups**2 // cols)
         sampled = max(min(weights, SAMPLE_WEIGHTS), weights // SAMPLE)
-        return 4 * cols**2 + 30 * max(min(weights, BLOCK_WEIGHTS), sampled)
+        return 4 * cols**2 + 30 * max(block, sampled)
 
-    return LIBRARIES + max(of_matrix(name) for name in _matrices(checkpoint))
+    return LIBRARIES + max(map(of_matrix, plans))
 
 
 def calibration_disk(checkpoint: Checkpoint) -> int:

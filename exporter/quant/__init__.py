@@ -22,7 +22,9 @@ SHARED = (
     "rate",
     "rate_quantizer",
     "rules",
+    "sequential",
     "tensor",
+    "ternary_fit",
 )
 
 

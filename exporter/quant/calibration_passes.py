@@ -249,7 +249,7 @@ class Passes:
 
         def outputs(what: str) -> Iterator[Tensor]:
             for x in self._states(what, layer).windows():
-                yield _finite(block(x, self.angles, self.start))
+                yield finite(block(x, self.angles, self.start))
             if what == INPUTS:  # the last ones: before the file of outputs gets its name
                 self._write_factors(grams)
 
@@ -356,7 +356,7 @@ class HeadStatistics:
         logits: float32 [1, n, vocab], in place of which their gradient is computed. The labels are
         drawn by `generator`; the squares are of all labels, weighted by their probability.
         """
-        p = _finite(logits)[0].softmax(-1)
+        p = finite(logits)[0].softmax(-1)
         self.shares += p.sum(0, dtype=torch.float64)
         self.squares += (p * (1 - p)).sum(0, dtype=torch.float64)
         labels = torch.multinomial(p, 1, generator=generator)
@@ -369,7 +369,7 @@ def mixed(sensitivity: Tensor, share: float) -> Tensor:
     return (1 - share) * sensitivity + share * sensitivity.mean()
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> Tensor:
     """The same values, if all are finite. Raises CheckpointError."""
     if x.isfinite().all():
         return x

@@ -10,7 +10,7 @@ from exporter.errors import UsageError
 from exporter.quant import load, supported
 from exporter.quant import rules as plans
 from exporter.quant.rules import AUTO, DEFAULT, Rule
-from exporter.quant.tensor import JsonConfig, SchemeConfig
+from exporter.quant.tensor import JsonConfig, SchemeConfig, is_fitted
 
 MIXED = "mixed"  # by the rules of a plan
 SETTINGS = ("group_size", "sparsity", "bits_per_weight")  # those that a scheme's `Config` may have
@@ -82,6 +82,13 @@ class QuantConfig(JsonConfig):
         return self.bits_per_weight is not None or any(
             getattr(rule.config, "at_rate", False) for rule in self.rules
         )
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether levels of some matrices are chosen by what is known of them."""
+        if self.rules:
+            return any(is_fitted(rule.config) for rule in self.rules)
+        return any(is_fitted(self.config_for(name)) for name in ("a layer's", EMBEDDING))
 
     def asked_for(self, name: str) -> str:
         """The scheme that is asked for a matrix, which may be AUTO."""

@@ -62,6 +62,11 @@ class Config(JsonConfig):
         """Whether levels are chosen for a size, and not by rounding."""
         return (self.bits_per_weight, self.constant) != (None, None)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether levels are chosen by what is known of a matrix."""
+        return self.at_rate
+
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -11,7 +11,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.quant import rules, ternary
 from exporter.quant.config import QuantConfig
 from exporter.quant.rules import AUTO, Rule
-from exporter.quant.tensor import SchemeConfig
+from exporter.quant.tensor import SchemeConfig, effective_group_size, is_fitted
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class MatrixPlan:
     scheme: str
     config: SchemeConfig
     own_levels: bool
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether levels are chosen by what is known of the matrix."""
+        return not self.own_levels and is_fitted(self.config)
+
+    def group_size(self, cols: int) -> int:
+        """The number of weights that share a scale, of a matrix with `cols` columns."""
+        return effective_group_size(self.config.group_size, cols)
 
 
 def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> MatrixPlan | None:
@@ -43,6 +52,12 @@ def names_at_rate(config: QuantConfig, checkpoint: Checkpoint) -> list[str]:
     """The matrices of which a number of bits per weight is asked."""
     plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
     return [n for n, p in plans.items() if p and getattr(p.config, "at_rate", False)]
+
+
+def fitted(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, MatrixPlan]:
+    """The matrices whose levels are chosen by what is known of them, with their plans."""
+    plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
+    return {n: p for n, p in plans.items() if p and p.is_fitted}
 
 
 def check(config: QuantConfig, checkpoint: Checkpoint) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +18,19 @@ from exporter.progress import Progress
 from exporter.quant import load
 from exporter.quant.config import QuantConfig
 from exporter.quant.plan import MatrixPlan, plan_matrix
-from exporter.quant.rate_quantizer import QuantizedBlock, RateQuantizer
-from exporter.quant.tensor import QuantizedTensor, effective_group_size
+from exporter.quant.rate_quantizer import QuantizedBlock
+from exporter.quant.tensor import QuantizedTensor
+
+
+class MatrixQuantizer(Protocol):
+    """A quantizer of matrices whose levels are chosen by what is known of them."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the matrices."""
+
+    def blocks(self, name: str) -> Iterator[QuantizedBlock]:
+        """The blocks of a matrix."""
 
 
 def quantize(
@@ -28,14 +40,14 @@ def quantize(
     *,
     scratch: Path | None = None,
     skip: Collection[str] = (),
-    at_rate: RateQuantizer | None = None,
+    fitted: Sequence[MatrixQuantizer] = (),
 ) -> Iterator[QuantizedTensor]:
     """All matrices in checkpoint order but those in `skip`, one at a time.
 
     The levels lie in a file that has no name, in the directory `scratch` (None: that of temporary
     files), and are memory-mapped: memory holds the scales of one matrix and a block of its weights.
-    `at_rate` quantizes the matrices that it names. `progress` gets weights done and weights in all.
-    Raises CheckpointError at a tensor that is not finite.
+    The `fitted` quantize the matrices that they name. `progress` gets weights done and weights in
+    all. Raises CheckpointError at a tensor that is not finite.
     """
     names = [name for name in checkpoint.names if config.scheme_for(name)]
     sizes = {name: math.prod(checkpoint.shape(name)) for name in names}
@@ -43,7 +55,7 @@ def quantize(
     for name in names:
         if name in skip:
             continue
-        given = at_rate.blocks(name) if at_rate and name in at_rate.names else None
+        given = next((q.blocks(name) for q in fitted if name in q.names), None)
         yield _quantize_tensor(checkpoint, name, config, given, scratch)
         done += sizes[name]
         if progress:
@@ -61,7 +73,7 @@ def _quantize_tensor(
     plan = plan_matrix(config, checkpoint, name)
     assert plan is not None  # the caller leaves out norms
     scheme, (rows, cols) = load(plan.scheme), checkpoint.shape(name)
-    group_size = effective_group_size(plan.config.group_size, cols)
+    group_size = plan.group_size(cols)
     scales = np.empty((rows, -(-cols // group_size)), np.float32)
     with tempfile.TemporaryFile(dir=scratch) as file:
         for begin, block_levels, block_scales in blocks or one_thread(

@@ -19,19 +19,19 @@ come close to the bound of any code is shown in WaterSIC (arXiv 2603.04956).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from exporter.quant.feedback import Rounding, round_with_feedback
+from exporter.quant.feedback import Price, Rounding, round_with_feedback
 from exporter.quant.tensor import short_scales
 
 LARGEST = 110  # of the levels that a weight gets before feedback, which may add to it
 MOST = 127
 DAMPING = 0.01  # of the mean of the diagonal of H, added to it
-BLOCK = 64  # columns whose errors are fed back among themselves first
 BIT = math.log(2) / 6  # what a bit is worth, in squared errors of levels
 REFIT = (0.7, 1.4)  # how far a scale may go from its step
 
@@ -61,6 +61,13 @@ class Curvature:
 
     upper: Tensor
     sensitivity: Tensor
+
+    @functools.cached_property
+    def gram(self) -> Tensor:
+        """H with its damping, float32 [cols, cols]."""
+        identity = torch.eye(len(self.upper))
+        inverse: Tensor = torch.linalg.solve_triangular(self.upper, identity, upper=True)
+        return inverse @ inverse.T
 
     @property
     def errors(self) -> Tensor:
@@ -151,12 +158,10 @@ def _with_feedback(
     """Levels int8 [n, cols], and errors E float32 [n, cols]: W - V = E U."""
     upper, spread = curvature.upper, curvature.errors
     bits = BIT * spread.mean() / spread
-    rounding = Rounding(w.clone(), torch.empty_like(w, dtype=torch.int8), torch.empty_like(w))
-    for begin in range(0, w.shape[1], BLOCK):
-        now, later = slice(begin, begin + BLOCK), slice(begin + BLOCK, None)
-        block = rounding.columns(now)
-        round_with_feedback(block, upper[now, now], steps, bits[now], prices.saved)
-        rounding.rest[:, later].addmm_(block.errors, upper[now, later], alpha=-1)
+    rounding = Rounding.of(w)
+    for now in rounding.blocks(upper, 0, w.shape[1]):
+        block, price = rounding.columns(now), Price(bits[now], prices.saved)
+        round_with_feedback(block, upper[now, now], steps, price)
         if isinstance(prices, LearntPrices):
             prices.learn(block.levels)
     return rounding.levels, rounding.errors

@@ -44,12 +44,17 @@ class RateQuantizer:
         curvature = self.statistics.curvature(name)
         c = self.constants[name]
         prices = rate.learn_prices(*sample(self.checkpoint, name, curvature), c)
-        rows, cols = self.checkpoint.shape(name)
-        step = max(1, BLOCK_WEIGHTS // cols)
-        for begin in range(0, rows, step):
-            end = min(rows, begin + step)
-            w = self.checkpoint.rows(name, begin, end)
-            yield begin, *rate.quantize_rows(w, curvature.rows(slice(begin, end)), c, prices)
+        for begin, w in blocks_of(self.checkpoint, name):
+            of_rows = curvature.rows(slice(begin, begin + len(w)))
+            yield begin, *rate.quantize_rows(w, of_rows, c, prices)
+
+
+def blocks_of(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
+    """The first row of each block of a matrix, with its weights, float32 [n, cols]."""
+    rows, cols = checkpoint.shape(name)
+    step = max(1, BLOCK_WEIGHTS // cols)
+    for begin in range(0, rows, step):
+        yield begin, checkpoint.rows(name, begin, min(rows, begin + step))
 
 
 def sample(checkpoint: Checkpoint, name: str, curvature: Curvature) -> tuple[Tensor, Curvature]:

@@ -160,3 +160,11 @@ class SchemeConfig(Protocol):
 
     @property
     def group_size(self) -> int | None: ...
+
+
+def is_fitted(config: SchemeConfig | None) -> bool:
+    """Whether levels are chosen by what is known of a matrix: its scheme says so, if it can.
+
+    None is the config of a vector.
+    """
+    return bool(getattr(config, "is_fitted", False))

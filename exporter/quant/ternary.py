@@ -4,7 +4,8 @@ Without `sparsity`, the rule of Ternary Weight Networks (Li et al., arXiv 1605.0
 |w| <= 0.7 mean |w| becomes zero, the scale is the mean |w| of the others. With `sparsity`, the
 smallest |w| become zero up to that fraction, which sets the rate in bits per weight; the scale is
 again the mean |w| of the kept, the least-squares optimum for any fixed set of kept weights. Scales
-are rounded to the 11 significant bits of half precision.
+are rounded to the 11 significant bits of half precision. Where something is known of the inputs of
+a matrix, and no `sparsity` is asked for, levels and scales are fitted to that: `ternary_fit`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exporter.quant import ternary_fit
+from exporter.quant.rate import Curvature
 from exporter.quant.tensor import (
     JsonConfig,
     by_group,
     dequantize,
+    effective_group_size,
     group_size_problems,
     short_scales,
 )
@@ -31,6 +35,7 @@ __all__ = [
     "Config",
     "dequantize",
     "expected_entropy",
+    "fit_rows",
     "quantize_rows",
     "zeros_per_group",
 ]
@@ -54,6 +59,11 @@ class Config(JsonConfig):
 
     def problems(self) -> list[str]:
         return group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether levels are fitted to the inputs of a matrix, so far as these are known."""
+        return self.sparsity is None
 
 
 def expected_entropy(config: Config) -> float:
@@ -96,6 +106,15 @@ def quantize_rows(w: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     return by_group(
         w, config.group_size, lambda groups: _with_support(groups, _largest(groups.abs(), sparsity))
     )
+
+
+def fit_rows(w: Tensor, config: Config, curvature: Curvature) -> tuple[Tensor, Tensor]:
+    """Levels int8 [n, cols] and scales float32 [n, groups] of weights float32 [n, cols].
+
+    They are those of little loss by `curvature`, which is that of all rows of the matrix.
+    """
+    size = effective_group_size(config.group_size, w.shape[1])
+    return ternary_fit.fit_rows(w, curvature, size)
 
 
 def _above_threshold(magnitude: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ from exporter.memory import peak_bytes
 from exporter.quant.config import QuantConfig
 model, out, format_name, quantization = sys.argv[1:]
 quantization = QuantConfig.from_dict(json.loads(quantization))
-config = pipeline.ExportConfig(quantization, formats=(format_name,))
+calibration = None if quantization.at_rate else "none"
+config = pipeline.ExportConfig(quantization, formats=(format_name,), calibration=calibration)
 def export(name, bound):
     pipeline.export(model, Path(out) / name, config, lambda *_: None, max_ram=bound)
 try:
@@ -250,7 +251,7 @@ def check_bound(model: Path, out: Path, format_name: str, **quantization: Any) -
 
 def test_a_bound_that_is_too_small_is_refused_before_work(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    config = ExportConfig(TERNARY)
+    config = ExportConfig(TERNARY, calibration="none")
     with pytest.raises(
         OutOfSpaceError, match=r"is too little: .* takes the process up to"
     ) as caught:
@@ -271,7 +272,7 @@ def test_the_estimate_follows_model_and_options(
         monkeypatch.setattr(export_memory, measured, lambda: 100 * MB)
 
     def most(path: Path, context: int = 64, **options: Any) -> export_memory.Stage:
-        config = ExportConfig(QuantConfig("ternary"), **options)
+        config = ExportConfig(QuantConfig("ternary"), calibration="none", **options)
         return max(
             export_memory.stages(Checkpoint.open(path), config, context),
             key=lambda stage: stage.n_bytes,

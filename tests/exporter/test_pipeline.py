@@ -222,7 +222,7 @@ def test_progress_names_every_stage_and_ends_it(
 
     monkeypatch.setattr(lowering, "emit", stop)
     seen: dict[str, tuple[int, int]] = {}
-    config = configs.ExportConfig(TERNARY, context=CONTEXT)
+    config = configs.ExportConfig(TERNARY, context=CONTEXT, calibration="none")
     with pytest.raises(LoweringBeginsError):
         pipeline.export(
             checkpoint,
@@ -332,7 +332,7 @@ def test_every_part_of_the_program_has_a_row(bundle: Bundle) -> None:
 
 
 def test_an_existing_out_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
-    config = configs.ExportConfig(TERNARY)
+    config = configs.ExportConfig(TERNARY, calibration="none")
     (tmp_path / "precious").write_text("x")
     with pytest.raises(UsageError, match="already exists"):
         pipeline.export(tmp_path / "no-such-model", tmp_path, config, lambda *_: None)

@@ -218,7 +218,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         (
             QuantConfig(),
             {"calibration": "none"},
-            "calibration is for a rate: give bits_per_weight or size_bytes",
+            "calibration is for a rate, and for ternary without a sparsity: give one of them",
         ),
     ):
         with pytest.raises(UsageError) as caught:

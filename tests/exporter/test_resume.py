@@ -54,7 +54,8 @@ MATRICES = 15
 
 
 def export(model: Path, out: Path, quantization: QuantConfig = TERNARY, **options: Any) -> Bundle:
-    config = ExportConfig(quantization, formats=(FORMAT,))
+    calibration = "none" if quantization.is_fitted else None
+    config = ExportConfig(quantization, (FORMAT,), calibration=calibration)
     return pipeline.export(model, out, config, no_progress, **options)
 
 
@@ -209,7 +210,7 @@ def test_a_damaged_fingerprint_is_as_none(
 def test_other_packages_can_be_made_of_the_same_matrices(
     model: Path, interrupted: Path, coded: list[str]
 ) -> None:
-    config = ExportConfig(TERNARY, formats=("mlprogram",), context=16)
+    config = ExportConfig(TERNARY, ("mlprogram",), context=16, calibration="none")
     made = pipeline.export(model, interrupted, config, no_progress, resume=True)
     made.verify()
     assert [a.format for a in made.manifest.artifacts] == ["mlprogram"]
@@ -368,7 +369,17 @@ def tinyqmoe(*arguments: str | Path) -> Any:
 
 
 def command(model: Path, out: Path, *options: str) -> Any:
-    given = ("--scheme", "ternary", "--allow-loss", "--target", "ios", "--coreml-format", FORMAT)
+    given = (
+        "--scheme",
+        "ternary",
+        "--calibration",
+        "none",
+        "--allow-loss",
+        "--target",
+        "ios",
+        "--coreml-format",
+        FORMAT,
+    )
     return tinyqmoe("export", model, out, *given, *options)
 
 
@@ -416,7 +427,7 @@ from exporter import pipeline
 from exporter.quant.config import QuantConfig
 
 def export(model, out, **options):
-    config = pipeline.ExportConfig(QuantConfig(scheme="ternary"), formats=("custom-op",))
+    config = pipeline.ExportConfig(QuantConfig("ternary"), ("custom-op",), calibration="none")
     pipeline.export(Path(model), Path(out), config, lambda *_: None, **options)
 
 export(sys.argv[1], sys.argv[2])  # imports everything

@@ -50,7 +50,12 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: Any) -> Bundle:
-    """`pipeline.export` without a progress bar."""
+    """`pipeline.export` without a progress bar.
+
+    Without a rate it does not calibrate: most models here have no tokenizer.
+    """
+    if quantization.is_fitted and not quantization.at_rate:
+        options = {"calibration": "none"} | options
     return pipeline.export(checkpoint, out, ExportConfig(quantization, **options), no_progress)
 
 

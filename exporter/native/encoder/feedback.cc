@@ -1,4 +1,4 @@
-// Rounding of weights to levels, with feedback of the errors (exporter/quant/rate.py has the formulas).
+// Rounding of weights to levels, with feedback of the errors (exporter/quant/feedback.py and rate.py have the formulas).
 #include <algorithm>
 #include <cmath>
 
@@ -6,14 +6,15 @@
 
 namespace {
 
-constexpr int kMost = 127;
+constexpr uint32_t kMost = 127;
 
 // The level of a weight in steps: the nearest, or one nearer zero where the bits that it saves are worth the loss.
-float choose(float x, float bit, const float* saved) {
-  const float level = std::min(std::max(std::nearbyint(x), -static_cast<float>(kMost)), static_cast<float>(kMost));
+float choose(float x, float bit, const float* saved, uint32_t most) {
+  const float limit = static_cast<float>(most);
+  const float level = std::min(std::max(std::nearbyint(x), -limit), limit);
   const float sign = static_cast<float>((level > 0) - (level < 0));
   const float loss = sign * (2 * (x - level) + sign);
-  return loss < bit * saved[static_cast<int>(level) + kMost] ? level - sign : level;
+  return loss < bit * saved[static_cast<int>(level) + static_cast<int>(most)] ? level - sign : level;
 }
 
 void round_row(const tinyqmoe_feedback_args& args, uint32_t row) {
@@ -23,7 +24,7 @@ void round_row(const tinyqmoe_feedback_args& args, uint32_t row) {
   const float step = args.steps[row];
   for (uint32_t j = 0; j < args.columns; ++j) {
     const float* const upper = args.upper + static_cast<uint64_t>(j) * args.upper_stride;
-    const float level = choose(rest[j] / step, args.bits[j], args.saved);
+    const float level = choose(rest[j] / step, args.bits[j], args.saved, args.most);
     const float error = (rest[j] - level * step) / upper[j];
     levels[j] = static_cast<int8_t>(level);
     errors[j] = error;
@@ -35,7 +36,7 @@ void round_row(const tinyqmoe_feedback_args& args, uint32_t row) {
 
 extern "C" tinyqmoe_status tinyqmoe_round_with_feedback(const tinyqmoe_feedback_args* args) {
   if (args == nullptr || args->rest == nullptr || args->upper == nullptr || args->steps == nullptr ||
-      args->bits == nullptr || args->saved == nullptr || args->levels == nullptr || args->errors == nullptr) {
+      args->bits == nullptr || args->saved == nullptr || args->levels == nullptr || args->errors == nullptr || args->most == 0 || args->most > kMost) {
     return TINYQMOE_BAD_ARGUMENT;
   }
   for (uint32_t row = 0; row < args->rows; ++row) round_row(*args, row);

@@ -142,7 +142,7 @@ def test_of_the_demo(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Of a smaller model in one format."""
     monkeypatch.setattr(library, "FORMATS", ("pte",))
     monkeypatch.setattr(library, "demo_model", lambda: checkpoint)
-    monkeypatch.setattr(exporter.demo, "SCHEMES", ("int8",))
+    monkeypatch.setattr(exporter.demo, "CALIBRATIONS", {"int8": None})
     assert set(written("demo", tmp_path / "demo")["bundles"]["int8"]["runs"]) == {"pte"}
 
 

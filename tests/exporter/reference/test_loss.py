@@ -171,7 +171,7 @@ def test_ids_are_random_without_a_tokenizer_that_fits(by_bytes: Tokenizer, vocab
 
 def test_a_text_of_the_users_is_measured(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Their words, and nobody else's. " * 80)
-    config = ExportConfig(TERNARY, context=16, loss_text=tmp_path / "mine.txt")
+    config = ExportConfig(TERNARY, calibration="none", context=16, loss_text=tmp_path / "mine.txt")
     bundle = pipeline.export(checkpoint, tmp_path / "out", config, no_progress)
     found = bundle.manifest.quantization_loss
     assert found.text == "mine.txt"
@@ -198,7 +198,9 @@ def test_a_text_that_cannot_be_used_is_refused_before_any_work(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UsageError, match=problem) as caught:
-        pipeline.export(checkpoint, out, ExportConfig(TERNARY, loss_text=file), no_progress)
+        pipeline.export(
+            checkpoint, out, ExportConfig(TERNARY, calibration="none", loss_text=file), no_progress
+        )
     assert str(file) in str(caught.value)
     assert not out.parent.exists()
     arguments = ["export", str(checkpoint), str(out), "--loss-text", str(file)]

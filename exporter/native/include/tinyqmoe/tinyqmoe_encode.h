@@ -60,8 +60,9 @@ typedef struct tinyqmoe_feedback_args {
   uint64_t upper_stride;
   const float* steps;     /* [rows], above zero */
   const float* bits;      /* [columns]: what a bit is worth, in squared steps */
-  const float* saved;     /* [255]: the bits that one step nearer zero saves, by level from -127 up */
-  int8_t* levels;         /* [rows], from -127 to 127 */
+  uint32_t most;          /* the largest level, from 1 to 127; the smallest is -most */
+  const float* saved;     /* [2 * most + 1]: the bits that one step nearer zero saves, by level from -most up */
+  int8_t* levels;         /* [rows], from -most to most */
   float* errors;          /* [rows]: errors divided by the diagonal of U */
 } tinyqmoe_feedback_args;
 
