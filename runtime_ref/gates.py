@@ -21,7 +21,11 @@ RENEW = "if the change is meant, take this bundle or its report as the new basel
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate with its limit, what was measured, and what to do where it failed."""
+    """A gate with its limit, what was measured, and what to do where it failed.
+
+    share: how much of the limit is used, 1 at the limit and more where it failed; None where the
+    limit is no single number, or 0. seconds: time on the clock of what was run for it.
+    """
 
     name: str
     limit: str
@@ -29,6 +33,7 @@ class Gate:
     passed: bool
     remedy: str
     seconds: float = 0.0
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,25 +114,33 @@ def limit_gates(facts: Facts, limits: Limits) -> list[Gate]:
             )
     loss = facts.loss
     if limits.max_kl is not None:
-        passed = loss.kl_mean <= limits.max_kl
-        gates.append(
-            Gate("KL", f"at most {limits.max_kl:g} nats", loss.kl_words, passed, LESS_LOSS)
-        )
+        gates.append(_kl_gate("KL", f"{limits.max_kl:g} nats", limits.max_kl, loss, LESS_LOSS))
     if limits.min_top1 is not None:
-        passed, measured = loss.top1_agreement >= limits.min_top1, f"{loss.top1_agreement:.4f}"
-        gates.append(
-            Gate("best token", f"at least {limits.min_top1:g}", measured, passed, LESS_LOSS)
-        )
+        least, top1 = limits.min_top1, loss.top1_agreement
+        text, measured = f"at least {least:g}", f"{top1:.4f}"
+        share = share_of(least, top1)
+        gates.append(Gate("best token", text, measured, top1 >= least, LESS_LOSS, share=share))
     if limits.max_perplexity_ratio is not None:
         most, ratio = limits.max_perplexity_ratio, facts.perplexity_ratio
-        gates.append(
-            Gate("perplexity ratio", f"at most {most:g}", f"{ratio:.4f}", ratio <= most, LESS_LOSS)
-        )
+        text, share = f"at most {most:g}", share_of(ratio, most)
+        name, measured = "perplexity ratio", f"{ratio:.4f}"
+        gates.append(Gate(name, text, measured, ratio <= most, LESS_LOSS, share=share))
     return gates
 
 
+def share_of(used: float, limit: float) -> float | None:
+    """Part of a limit that is used; None of nothing."""
+    return used / limit if limit > 0 else None
+
+
 def _at_most(name: str, limit: int, measured: int, remedy: str) -> Gate:
-    return Gate(name, f"at most {_bytes(limit)}", _bytes(measured), measured <= limit, remedy)
+    passed, share = measured <= limit, share_of(measured, limit)
+    return Gate(name, f"at most {_bytes(limit)}", _bytes(measured), passed, remedy, share=share)
+
+
+def _kl_gate(name: str, limit: str, most: float, loss: QuantizationLoss, remedy: str) -> Gate:
+    passed, share = loss.kl_mean <= most, share_of(loss.kl_mean, most)
+    return Gate(name, f"at most {limit}", loss.kl_words, passed, remedy, share=share)
 
 
 # ---- the baseline
@@ -146,9 +159,8 @@ def baseline_gates(before: Facts, now: Facts, tolerance: Tolerance) -> list[Gate
             hint="export both with the same --loss-text",
         )
     most = a.kl_mean + tolerance.kl
-    limit = f"at most {a.kl_mean:.4f} + {tolerance.kl:g} nats"
-    remedy = f"{LESS_LOSS}; {RENEW}"
-    gates = [Gate("KL since the baseline", limit, b.kl_words, b.kl_mean <= most, remedy)]
+    limit = f"{a.kl_mean:.4f} + {tolerance.kl:g} nats"
+    gates = [_kl_gate("KL since the baseline", limit, most, b, f"{LESS_LOSS}; {RENEW}")]
     for name, old in before.packages.items():
         if name not in now.packages:
             lack = f"{name} since the baseline"
@@ -163,9 +175,10 @@ def baseline_gates(before: Facts, now: Facts, tolerance: Tolerance) -> list[Gate
         for what, was, is_now, remedy in pairs:
             limit = f"at most {_bytes(was)} + {tolerance.percent:g} %"
             measured = f"{_bytes(is_now)} ({_percent(was, is_now)})"
-            passed = is_now <= was * (1 + tolerance.percent / 100)
-            label = f"{what} of {name} since the baseline"
-            gates.append(Gate(label, limit, measured, passed, f"{remedy}; {RENEW}"))
+            most = was * (1 + tolerance.percent / 100)
+            label, todo = f"{what} of {name} since the baseline", f"{remedy}; {RENEW}"
+            passed, share = is_now <= most, share_of(is_now, most)
+            gates.append(Gate(label, limit, measured, passed, todo, share=share))
     return gates
 
 

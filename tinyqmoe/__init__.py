@@ -39,6 +39,10 @@ from tinyqmoe.packages import expanded_bytes, open_bundle, open_runner
 from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 from tinyqmoe.signatures import sign, verify
+from tinyqmoe.sweep_jobs import jobs_text as emit_sweep
+from tinyqmoe.sweep_results import merge as merge_sweep
+from tinyqmoe.sweep_results import read_results as read_sweep
+from tinyqmoe.sweeping import CellEnd, sweep
 
 if TYPE_CHECKING:
     from exporter.apps.files import AppFiles
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from runtime_ref.reports.files import Judged
     from runtime_ref.residency import Mode, Residency
     from runtime_ref.server.limits import ServerLimits
+    from runtime_ref.sweep_table import SweepTable
 
 FORMATS = tuple(BACKENDS)
 """Names of all package formats, in the order in which they are made."""
@@ -68,6 +73,7 @@ __all__ = [
     "BundleCheck",
     "BundleError",
     "BundleParity",
+    "CellEnd",
     "CheckSettings",
     "CheckpointError",
     "CodecError",
@@ -98,6 +104,7 @@ __all__ = [
     "RunResult",
     "Runner",
     "ServerLimits",
+    "SweepTable",
     "TextStream",
     "TinyQMoEError",
     "UsageError",
@@ -108,6 +115,7 @@ __all__ = [
     "compare",
     "converse",
     "demo_model",
+    "emit_sweep",
     "evaluate",
     "examine_bundle",
     "expanded_bytes",
@@ -118,12 +126,15 @@ __all__ = [
     "generate",
     "hold_package",
     "listen",
+    "merge_sweep",
     "open_bundle",
     "open_runner",
     "read_check_file",
+    "read_sweep",
     "run_on_device",
     "serve",
     "sign",
+    "sweep",
     "verify",
 ]
 
@@ -144,6 +155,7 @@ _LAZY = {
     "RunResult": "runtime_ref.generate",
     "Runner": "runtime_ref.generate",
     "ServerLimits": "runtime_ref.server.limits",
+    "SweepTable": "runtime_ref.sweep_table",
     "TextStream": "runtime_ref.generate",
 }
 

@@ -21,6 +21,7 @@ _RANGES = {  # what a number is at least, and at most
     "max_kl": (0, math.inf),
     "min_top1": (0, 1),
     "max_perplexity_ratio": (0, math.inf),
+    "min_tokens_per_second_projected": (0, math.inf),
     "tolerance": (0, math.inf),
     "tolerance_kl": (0, math.inf),
 }
@@ -33,6 +34,7 @@ class CheckSettings:
     backend: backends or formats, "all" for those that ship. device: names of phones that each
     package must be predicted to fit. max_bytes: of the files of a package. max_dirty: predicted
     dirty memory of a run that streams, in bytes. max_kl: in nats. min_top1: share of positions.
+    min_tokens_per_second_projected: of decoding on each device, the lower end of the range.
     baseline: a bundle, or the JSON of a check. tolerance: of bytes and memory since the baseline,
     in percent; tolerance_kl: of the KL, in nats. Raises UsageError with all that is out of range.
     """
@@ -44,12 +46,16 @@ class CheckSettings:
     max_kl: float | None = None
     min_top1: float | None = None
     max_perplexity_ratio: float | None = None
+    min_tokens_per_second_projected: float | None = None
     baseline: str | Path | None = None
     tolerance: float = 1.0
     tolerance_kl: float = 0.001
 
     def __post_init__(self) -> None:
-        if problems := _range_problems(vars(self)):
+        problems = _range_problems(vars(self))
+        if self.min_tokens_per_second_projected is not None and not self.device:
+            problems.append("min-tokens-per-second-projected: it needs a device to project for")
+        if problems:
             raise UsageError("a check cannot be as it is asked for", problems=problems)
 
 

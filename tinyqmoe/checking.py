@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tinyqmoe.check_facts import facts_of, read_baseline
 from tinyqmoe.check_settings import CheckSettings
 from tinyqmoe.devices import FitVerdict, find_devices, fit
-from tinyqmoe.judging import check_parity
-from tinyqmoe.packages import choose_packages, open_bundle
+from tinyqmoe.judging import parity_side_by_side
+from tinyqmoe.packages import choose_packages, no_progress, open_bundle
+from tinyqmoe.speed_gates import speed_gates
 
 if TYPE_CHECKING:
     from exporter.bundle import Bundle
@@ -58,7 +59,9 @@ def check(
     """The gates of a bundle: parity, fit, limits, and what changed since a baseline.
 
     A gate that fails is no error: `passed` of the result says so. What takes no time comes first,
-    so that a wrong setting is told at once. Raises TinyQMoEError.
+    so that a wrong setting is told at once. Each package is run once, whatever the limits and
+    devices; only a projected speed needs runs of its own, after the others, which would slow it.
+    Raises TinyQMoEError.
     """
     from runtime_ref.gates import Limits, Tolerance, baseline_gates, limit_gates
 
@@ -70,10 +73,14 @@ def check(
     baseline = None if s.baseline is None else read_baseline(s.baseline, s.backend)
     if baseline is not None:
         gates += baseline_gates(baseline, facts, Tolerance(s.tolerance, s.tolerance_kl))
-    if devices:
-        gates += map(_fit_gate, fit(bundle, devices=devices, backends=s.backend))
-    verdict = check_parity(bundle, backends=s.backend, progress=progress)
-    return BundleCheck([*map(_parity_gate, verdict.reports), *gates], facts, baseline)
+    fits = fit(bundle, devices=devices, backends=s.backend) if devices else []
+    gates += map(_fit_gate, fits)
+    progress = progress or no_progress
+    parity = parity_side_by_side(bundle, s.backend, progress)
+    least = s.min_tokens_per_second_projected
+    if least is not None:
+        gates += speed_gates(bundle, [verdict.plan for verdict in fits], least, progress)
+    return BundleCheck([*map(_parity_gate, parity), *gates], facts, baseline)
 
 
 def _parity_gate(report: ParityReport) -> Gate:
@@ -96,7 +103,7 @@ def _parity_gate(report: ParityReport) -> Gate:
 
 def _fit_gate(verdict: FitVerdict) -> Gate:
     """The predicted fit of a package on a device, with what would help."""
-    from runtime_ref.gates import Gate
+    from runtime_ref.gates import Gate, share_of
     from runtime_ref.reports.tables import mb_text
 
     plan = verdict.plan
@@ -107,4 +114,5 @@ def _fit_gate(verdict: FitVerdict) -> Gate:
         "; ".join([f"{mb_text(dirty)} MB dirty predicted", *verdict.problems]),
         verdict.fits,
         "; ".join(verdict.advice) or "`tinyqmoe fit` shows who holds how much",
+        share=share_of(dirty, limit),
     )

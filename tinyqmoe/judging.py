@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tinyqmoe.devices import Devices, find_devices, plan_packages
+from tinyqmoe.own_commands import (
+    LIBRARIES_BYTES,
+    PASSED_OR_FAILED,
+    Processes,
+    Room,
+    all_cores,
+    side_by_side,
+)
 from tinyqmoe.packages import (
     ALL,
     choose_packages,
@@ -15,12 +26,13 @@ from tinyqmoe.packages import (
     no_progress,
     open_bundle,
     open_runner,
+    option_value,
     prepare,
 )
 from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
-    from exporter.bundle import Bundle
+    from exporter.bundle import Artifact, Bundle
     from exporter.progress import Progress
     from runtime_ref.device.run import DevicePlan
     from runtime_ref.generate import Runner
@@ -97,6 +109,54 @@ def check_parity(
         )
         judged.append(Judged(judge(bundle, runner, progress), None))
     return BundleParity(judged)
+
+
+def parity_side_by_side(
+    bundle: Bundle, backends: str | Sequence[str], progress: Progress
+) -> list[ParityReport]:
+    """Checks of packages as `check_parity` makes them, each in a process of its own.
+
+    As many run at once as there are cores, and as have room in memory by the forecast. Raises
+    TinyQMoEError.
+    """
+    from exporter.memory import available_bytes
+    from runtime_ref.device.sandbox_tasks import parity_report
+
+    chosen = choose_packages(bundle.manifest, backends)
+    if ALL in names(backends):
+        chosen += native_packages(bundle.manifest)
+    for artifact in chosen:
+        prepare(artifact, progress)
+    room, processes = Room(available_bytes()), Processes()
+    reports: dict[int, ParityReport] = {}
+    stage = "check parity, package by package"
+    progress(stage, 0, len(chosen))
+
+    def judge_apart(artifact: Artifact) -> dict[str, Any]:
+        with room.take(_forecast(bundle, artifact)), TemporaryDirectory() as folder:
+            file = Path(folder, "parity.json")
+            words = ["--backend", option_value(artifact), "--json", str(file)]
+            ended = processes.run(["parity", str(bundle.path), *words])
+            if ended.code not in PASSED_OR_FAILED:
+                raise ended.error(f"parity of {artifact.format}")
+            return dict(json.loads(file.read_bytes())["packages"][0])
+
+    def keep(place: int, plain: dict[str, Any]) -> None:
+        reports[place] = parity_report(plain)
+        progress(stage, len(reports), len(chosen))
+
+    jobs = [partial(judge_apart, artifact) for artifact in chosen]
+    side_by_side(jobs, processes, all_cores(), keep)
+    return [reports[place] for place in range(len(chosen))]
+
+
+def _forecast(bundle: Bundle, artifact: Artifact) -> int:
+    """The memory that a process takes which runs a package, in bytes: its own and that of files."""
+    from runtime_ref.device.prediction import predict
+    from runtime_ref.residency import Residency
+
+    predicted = predict(bundle.manifest, artifact, Residency())
+    return LIBRARIES_BYTES + predicted.dirty_bytes + predicted.clean_bytes
 
 
 def judge(bundle: Bundle, runner: Runner, progress: Progress) -> ParityReport:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.bundle import Bundle
+from exporter.bundle import BACKENDS, Bundle
 from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
@@ -94,6 +94,12 @@ def choose_packages(manifest: Manifest, wanted: str | Sequence[str] = ALL) -> li
     ]
     known = {ALL, *(name for a in there for name in (a.format, a.backend))}
     return there + [runners.package(manifest, name) for name in wanted if name not in known]
+
+
+def option_value(artifact: Artifact) -> str:
+    """The value of `--backend` that means one package: its backend, or its format of several."""
+    several = list(BACKENDS.values()).count(artifact.backend) > 1
+    return artifact.format if several else artifact.backend
 
 
 def native_packages(manifest: Manifest) -> list[Artifact]:

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from exporter.bundle import BACKENDS
 from exporter.errors import UsageError, require
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ MODULES = {
 FORMATS = tuple(MODULES)
 GET_TOOLS = "run `tinyqmoe doctor`; coremltools is for macOS and for Linux on x86-64 only"
 TARGETS = {"android": ("executorch",), "ios": ("coreml",)}  # the backends that suit a platform
+
+BOTH = "both"  # of the targets, and of the Core ML formats
+
+
+def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
+    """The package formats for a target; of several Core ML ones those that are asked for."""
+    backends = [b for name, bs in TARGETS.items() if target in (name, BOTH) for b in bs]
+    return tuple(
+        name
+        for name, backend in BACKENDS.items()
+        if backend in backends and (backend != "coreml" or coreml_format in (name, BOTH))
+    )
 
 
 def load(name: str) -> PackageFormat:

@@ -31,6 +31,7 @@ from exporter.cli import (
     run,
     serve,
     signals,
+    sweep,
     trust,
 )
 from exporter.cli import eval as evaluation
@@ -119,6 +120,8 @@ for command in (
     serve.serve,
     run.parity,
     check.check,
+    sweep.sweep,
+    sweep.report,
     compare.compare,
     bench.bench,
     devices.devices,

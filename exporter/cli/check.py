@@ -17,6 +17,7 @@ from exporter.cli.options import (
     JUnitOption,
     MarkdownOption,
     Packages,
+    report,
     size,
 )
 
@@ -52,6 +53,14 @@ MinTop1Option = Annotated[
 MaxRatioOption = Annotated[
     float | None, typer.Option(metavar="RATIO", help="Largest perplexity over the original's.")
 ]
+MinSpeedOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-tokens-per-second-projected",
+        metavar="SPEED",
+        help="Least projected speed of decoding on each --device.",
+    ),
+]
 BaselineOption = Annotated[
     str | None,
     typer.Option(metavar="BUNDLE|JSON", help="What may not get worse: a bundle, or its --json."),
@@ -66,6 +75,14 @@ ToleranceKLOption = Annotated[
 ]
 
 
+CheckHtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", callback=report, help="For a browser: one file with its plots."
+    ),
+]
+
+
 def check(
     bundle_path: BundleArgument,
     backend: CheckedBackendsOption = None,
@@ -75,12 +92,14 @@ def check(
     max_kl: MaxKLOption = None,
     min_top1: MinTop1Option = None,
     max_perplexity_ratio: MaxRatioOption = None,
+    min_tokens_per_second_projected: MinSpeedOption = None,
     baseline: BaselineOption = None,
     tolerance: ToleranceOption = None,
     tolerance_kl: ToleranceKLOption = None,
     config: ConfigOption = None,
     junit: JUnitOption = None,
     markdown: MarkdownOption = None,
+    html: CheckHtmlOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Judge a bundle by all gates of a team's CI: parity, fit, limits, and a baseline.
@@ -96,6 +115,7 @@ def check(
         "max_kl": max_kl,
         "min_top1": min_top1,
         "max_perplexity_ratio": max_perplexity_ratio,
+        "min_tokens_per_second_projected": min_tokens_per_second_projected,
         "baseline": baseline,
         "tolerance": tolerance,
         "tolerance_kl": tolerance_kl,
@@ -105,7 +125,7 @@ def check(
     with progress_bars() as progress:
         verdict = tinyqmoe.check(bundle, settings, progress=progress)
     emit(json_file, verdict.to_dict, lambda: _show(verdict))
-    _write_reports(verdict, junit, markdown)
+    _write_reports(verdict, junit, markdown, html)
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -130,11 +150,16 @@ def _show(verdict: tinyqmoe.BundleCheck) -> None:
 
 
 def _write_reports(
-    verdict: tinyqmoe.BundleCheck, junit: Path | None, markdown: Path | None
+    verdict: tinyqmoe.BundleCheck, junit: Path | None, markdown: Path | None, html: Path | None
 ) -> None:
     from runtime_ref.reports import gate_reports
 
+    judged = gate_reports.JudgedGates(
+        verdict.gates, verdict.changes, verdict.facts, verdict.baseline
+    )
     if markdown is not None:
-        gate_reports.write_markdown(verdict.gates, verdict.changes, verdict.facts, markdown)
+        gate_reports.write_markdown(judged, markdown)
     if junit is not None:
         gate_reports.write_junit(verdict.gates, junit)
+    if html is not None:
+        gate_reports.write_html(judged, html)

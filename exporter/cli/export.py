@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 import tinyqmoe
+from exporter.backends.registry import formats_of
 from exporter.cli.common import check_device_options, open_verified, show_fit
 from exporter.cli.console import emit, err_console, out_console, progress_bars
 from exporter.cli.options import (
@@ -47,7 +48,6 @@ from exporter.cli.options import (
     SizeOption,
     SparsityOption,
     TargetOption,
-    formats_of,
 )
 from exporter.cli.run import run_json, show_parity
 

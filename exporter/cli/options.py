@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exporter import quant
-from exporter.backends.registry import TARGETS
+from exporter.backends.registry import BOTH, TARGETS
 from exporter.bundle import BACKENDS, COREML_REAL, NATIVE
 from exporter.errors import UsageError, require_extra
 from exporter.memory import parse_size
 
-BOTH, ALL = "both", "all"
+ALL = "all"
 COREML_FORMATS = [name for name, backend in BACKENDS.items() if backend == "coreml"]
 PACKAGES = list(dict.fromkeys([NATIVE, *BACKENDS.values(), *COREML_FORMATS, COREML_REAL]))
 
@@ -38,16 +38,6 @@ else:
     Package = one_of("Package", PACKAGES)
     Packages = one_of("Packages", [ALL, *PACKAGES])
     Scheme = one_of("Scheme", ["auto", *quant.supported(), "mixed"])
-
-
-def formats_of(target: str, coreml_format: str) -> tuple[str, ...]:
-    """The package formats for a target; of several Core ML ones those that are asked for."""
-    backends = [b for name, bs in TARGETS.items() if target in (name, BOTH) for b in bs]
-    return tuple(
-        name
-        for name, backend in BACKENDS.items()
-        if backend in backends and (backend != "coreml" or coreml_format in (name, BOTH))
-    )
 
 
 class CodecChoice(enum.StrEnum):

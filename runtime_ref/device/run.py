@@ -116,9 +116,9 @@ def plan_run(
     residency = Residency(mode or "auto", budget_bytes=0 if mode in (None, "auto") else None)
     if residency.mode == "auto":
         streamed = predictions.predict(manifest, artifact, Residency()).dirty_bytes
-        residency = replace(
-            residency, budget_bytes=max(0, budget.dirty_bytes - streamed - reserve(streamed))
-        )
+        left = max(0, budget.dirty_bytes - streamed - reserve(streamed))
+        most = sum(t.form_bytes for t in predictions.coded_entries(manifest, artifact))
+        residency = replace(residency, budget_bytes=min(left, most))
     prediction = predictions.predict(manifest, artifact, residency)
     room = budget.available_bytes - prediction.dirty_bytes - reserve(prediction.dirty_bytes)
     if room < prediction.clean_bytes:
@@ -174,23 +174,46 @@ def _problems(report: SandboxReport, plan: DevicePlan) -> list[str]:
 
 
 def run_each(
-    bundle: Bundle, plans: Sequence[DevicePlan], task: str, progress: Progress
+    bundle: Bundle, plans: Sequence[DevicePlan], task: str, progress: Progress, **arguments: Any
 ) -> list[DeviceRun]:
-    """Runs of `task` for each plan, in their order.
+    """Runs of `task` for each plan, in their order; `arguments` are what it needs besides.
 
-    Devices that make no difference to the run share one, and have a verdict each.
+    The tightest device comes first: a run that stayed clear of its limits is that of every device
+    with larger ones too.
     """
-    done: dict[Any, SandboxReport] = {}
-    runs = []
-    for number, p in enumerate(plans, 1):
-        key = (p.artifact.format, p.budget.dirty_bytes, p.budget.available_bytes, p.residency)
-        if key not in done:
-            what = f"{number}/{len(plans)} {p.artifact.format} on {p.profile.title}"
-            done[key] = run(
-                bundle, p, task, {}, lambda phase, *n, what=what: progress(f"{what}: {phase}", *n)
+    done: dict[int, DeviceRun] = {}
+    tightest = sorted(range(len(plans)), key=lambda i: _limits(plans[i]))
+    for number, i in enumerate(tightest, 1):
+        p = plans[i]
+        what = f"{number}/{len(plans)} {p.artifact.format} on {p.profile.title}"
+        same = next((r.report for r in done.values() if _is_also_of(r, p)), None)
+        report = (
+            same
+            or run(
+                bundle,
+                p,
+                task,
+                arguments,
+                lambda phase, *n, what=what: progress(f"{what}: {phase}", *n),
             ).report
-        runs.append(DeviceRun(p, done[key], _problems(done[key], p)))
-    return runs
+        )
+        done[i] = DeviceRun(p, report, _problems(report, p))
+    return [done[i] for i in range(len(plans))]
+
+
+def _limits(plan: DevicePlan) -> tuple[int, int]:
+    """Limits of dirty memory and of all memory that can be had, in bytes."""
+    return plan.budget.dirty_bytes, plan.budget.available_bytes
+
+
+def _is_also_of(done: DeviceRun, plan: DevicePlan) -> bool:
+    """Whether a run would be the same on another plan's device."""
+    if (done.plan.artifact.format, done.plan.residency) != (plan.artifact.format, plan.residency):
+        return False
+    if _limits(done.plan) == _limits(plan):
+        return True
+    pairs = zip(_limits(done.plan), _limits(plan), strict=True)
+    return done.fits and not done.report.filled and all(a <= b for a, b in pairs)
 
 
 def project_speed(bundle: Bundle, done: DeviceRun) -> Projection | None:

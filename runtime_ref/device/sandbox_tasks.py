@@ -1,4 +1,4 @@
-"""Tasks that run in a sandbox: `generate`, `answer_calls` and `parity`.
+"""Tasks that run in a sandbox: `generate`, `decode`, `answer_calls` and `parity`.
 
 `sandbox.run("runtime_ref.device.sandbox_tasks:generate", ...)` runs one. Arguments are plain
 values. Common to both: `bundle`, a path; `format` of the artifact; `residency`, from `plain`.
@@ -88,6 +88,16 @@ def generate(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, 
         text = TextStream(bundle, watched, prompt, limits, sampling, tokenizer)
         result = asdict(text.result)
     return result | {"load_ms": (loaded - begin) * 1e3, "residency": _stats(runner)}
+
+
+def decode(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:
+    """`new_tokens` tokens, whatever they mean, and the milliseconds that they took."""
+    report_phase("load")
+    bundle = Bundle.open(Path(arguments["bundle"]))
+    runner, n = _open(bundle, arguments, report_phase), arguments["new_tokens"]
+    watched = _Watched(runner, 1, n, report_phase)
+    result = _tokens_only(watched, [0], n, Sampling(), ())
+    return result | {"residency": _stats(runner)}
 
 
 def answer_calls(arguments: dict[str, Any], report_phase: ReportPhase) -> dict[str, Any]:

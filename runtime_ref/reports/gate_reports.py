@@ -1,4 +1,4 @@
-"""Reports of gates: a table on a terminal, Markdown for a pull request, and JUnit.
+"""Reports of gates: a table on a terminal, Markdown for a pull request, HTML, and JUnit.
 
 A file is whole or not there; the OSError of a full disk or of a path that cannot be written goes to
 the caller.
@@ -7,6 +7,7 @@ the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,32 @@ from rich.table import Table
 
 from exporter.errors import require_extra
 from runtime_ref.gates import Change, Facts, Gate
+from runtime_ref.reports import gate_figures
 from runtime_ref.reports.atomic import write_whole
 from runtime_ref.reports.files import environment, xml_text
 from runtime_ref.reports.tables import columns
 
 CHANGE_HEAD = ("fact", "baseline", "now", "difference")
+
+
+@dataclass(frozen=True)
+class JudgedGates:
+    """Gates of a bundle with its facts, those of a baseline if there is one, and what changed."""
+
+    gates: Sequence[Gate]
+    changes: Sequence[Change]
+    facts: Facts
+    baseline: Facts | None
+
+    def content(self) -> dict[str, Any]:
+        """Values that the templates show, by name."""
+        return {
+            "gates": self.gates,
+            "failed": [gate for gate in self.gates if not gate.passed],
+            "head": CHANGE_HEAD,
+            "changes": [(c.name, c.before, c.now, c.difference) for c in self.changes],
+            "facts": self.facts,
+        }
 
 
 def gates_table(gates: Sequence[Gate]) -> Table:
@@ -43,15 +65,28 @@ def changes_table(changes: Sequence[Change]) -> Table:
     return table
 
 
-def write_markdown(
-    gates: Sequence[Gate], changes: Sequence[Change], facts: Facts, path: Path
-) -> None:
+def write_markdown(judged: JudgedGates, path: Path) -> None:
     """Writes a comment for a pull request: the verdict, what changed, then all gates."""
     template = environment(autoescape=False).get_template("gates.md")
-    failed = [gate for gate in gates if not gate.passed]
-    rows = [(c.name, c.before, c.now, c.difference) for c in changes]
-    text = template.render(gates=gates, failed=failed, head=CHANGE_HEAD, changes=rows, facts=facts)
-    write_whole(path, xml_text(text).encode())
+    write_whole(path, xml_text(template.render(judged.content())).encode())
+
+
+def write_html(judged: JudgedGates, path: Path) -> None:
+    """Writes the same with plots, in one file that needs no other.
+
+    Raises MissingComponentError.
+    """
+    require_extra("report", ("matplotlib",), "plots of gates")
+    plots = [
+        ("How much of each limit is used", gate_figures.shares_svg(judged.gates)),
+        (
+            "Size and memory of each package",
+            gate_figures.packages_svg(judged.facts, judged.baseline),
+        ),
+    ]
+    shown = [(title, svg) for title, svg in plots if svg is not None]
+    template = environment(autoescape=True).get_template("gates.html")
+    write_whole(path, xml_text(template.render(judged.content(), plots=shown)).encode())
 
 
 def write_junit(gates: Sequence[Gate], path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 FILES = sorted((ROOT / "ci").rglob("*.yml"))
 STAND_IN = """#!/bin/sh
 printf '%s\\n' "$(basename "$0")" "$@" >> calls
-for word in "$@"; do case "$last" in --markdown|--junit|--json) echo "$word" > "$word";; esac
+for word in "$@"; do case "$last" in --markdown|--html|--junit|--json) echo "$word" > "$word";; esac
 last=$word; done
 [ "$(basename "$0")" = tinyqmoe ] && exit "${CODE:-0}"
 exit 0
@@ -32,7 +32,7 @@ def run(script: str, folder: Path, **environment: str) -> tuple[int, list[str]]:
     """Exit code of a step in a folder as the services run it, and the words of its commands."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
-    for name in ("python", "tinyqmoe"):
+    for name in ("python", "python3", "tinyqmoe"):
         (tools / name).write_text(STAND_IN)
         (tools / name).chmod(0o755)
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
@@ -49,7 +49,7 @@ def judged(words: list[str]) -> list[str]:
 
 
 def test_every_file_says_that_it_has_not_run() -> None:
-    assert len(FILES) == 3
+    assert len(FILES) == 4
     for file in FILES:
         assert "never run on Git" in file.read_text(encoding="utf-8")
         assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
@@ -102,6 +102,45 @@ def test_the_example_gives_the_inputs_of_the_action() -> None:
     for device in job["strategy"]["matrix"]["device"]:
         options = step["with"]["options"].replace("${{ matrix.device }}", device)
         assert problem_of(["check", "BUNDLE", *options.split()]) is None
+
+
+@pytest.mark.parametrize("job", ["arm64", "macos"])
+def test_the_steps_of_other_runners_run(tmp_path: Path, job: str) -> None:
+    """With a stand-in for `python3`, which would make the environment that the others lie in."""
+    made = tmp_path / ".venv" / "bin"
+    made.mkdir(parents=True)
+    for name in ("python", "tinyqmoe"):
+        (made / name).write_text(STAND_IN)
+        (made / name).chmod(0o755)
+    described = parsed("github/runners-workflow.yml")["jobs"][job]
+    scripts = [step["run"] for step in described["steps"] if "run" in step]
+    for script in scripts:
+        code, words = run(script, tmp_path)
+        assert code == 0
+    assert words[:7] == ["python3", "-m", "venv", ".venv", "python", "-m", "pip"]
+    assert len(judged(words)) > 2
+
+
+# ---- pre-commit
+
+
+def hook() -> dict[str, Any]:
+    (found,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    return dict(found)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_hook_runs_its_command(tmp_path: Path, code: int) -> None:
+    script = f"{hook()['entry']} model --device iphone-13"  # as pre-commit appends `args`
+    got, words = run(script, tmp_path, CODE=str(code))
+    assert (got, judged(words)) == (code, ["check", "model", "--device", "iphone-13"])
+
+
+def test_the_hook_runs_when_a_bundle_or_its_gates_change() -> None:
+    wanted = re.compile(hook()["files"])
+    assert all(map(wanted.search, ("manifest.json", "model/manifest.json", "tinyqmoe.toml")))
+    assert not any(map(wanted.search, ("README.md", "web/manifest.json5", "my-tinyqmoe.toml")))
+    assert not hook()["pass_filenames"]
 
 
 # ---- GitLab

@@ -192,6 +192,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.cli": (
         (
             "tinyqmoe",
+            "exporter.backends.registry",
             "exporter.cli",
             "exporter.bundle",
             "exporter.codec",
@@ -233,6 +234,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
     "runtime_ref.gates": (("runtime_ref.memory", *RUNNER), ()),
+    "runtime_ref.sweep_table": (RUNNER, ()),
     "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
     # It names the runners' modules as text, and imports one when it is used.
     "runtime_ref.runners": (
@@ -255,6 +257,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "runtime_ref.reports",
             "runtime_ref.device",
             "runtime_ref.gates",
+            "runtime_ref.sweep_table",
             "runtime_ref.parity",
             "runtime_ref.memory",
             *RUNNER,

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from exporter.bundle import Bundle
-from runtime_ref.gates import Facts, Gate, PackageFacts, Tolerance, baseline_gates, changes
+from runtime_ref.gates import (
+    Facts,
+    Gate,
+    Limits,
+    PackageFacts,
+    Tolerance,
+    baseline_gates,
+    changes,
+    limit_gates,
+)
 from runtime_ref.reports import gate_reports
-from runtime_ref.reports.files import Judged
 from tests.support import bundles as shared
 from tests.support.command_line import one_error, strict_json, tinyqmoe
-from tests.support.reports import FAILED, HOSTILE, PHONE, parity
-from tinyqmoe import checking
-from tinyqmoe.judging import BundleParity
+from tests.support.reports import (
+    FAILED,
+    HOSTILE,
+    PHONE,
+    device_plan,
+    device_run,
+    figure,
+    parity,
+)
+from tinyqmoe import checking, speed_gates
 
 LOSS = shared.small_manifest().quantization_loss  # KL 0.1, best token 0.9, perplexity 10 to 11
 FACTS = Facts("small", "today", LOSS, "ab" * 32, {"pte": PackageFacts(1_000_000, 2_000_000)})
+
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="NOT TESTED: memory limits are enforced by the Linux kernel only",
+)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parity that passes at once: the gates of these tests are the others."""
-    verdict = BundleParity([Judged(parity(), None)])
-    monkeypatch.setattr(checking, "check_parity", lambda *_, **__: verdict)
+    monkeypatch.setattr(checking, "parity_side_by_side", lambda *_: [parity()])
 
 
 def document(bundle: Bundle, *options: str | Path) -> Any:
@@ -56,8 +78,7 @@ def test_parity_runs_and_is_timed(bundle: Bundle) -> None:
 def test_parity_that_fails_names_its_checks(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdict = BundleParity([Judged(parity(FAILED), None)])
-    monkeypatch.setattr(checking, "check_parity", lambda *_, **__: verdict)
+    monkeypatch.setattr(checking, "parity_side_by_side", lambda *_: [parity(FAILED)])
     result = tinyqmoe("check", bundle.path, "--json", "-")
     (gate,) = strict_json(result.stdout)["gates"]
     assert (result.exit_code, gate["passed"]) == (1, False)
@@ -90,6 +111,63 @@ def test_fit_is_a_gate_for_each_device(bundle: Bundle, monkeypatch: pytest.Monke
     small = replace(PHONE, limit_mb=figure, limit_with_entitlement_mb=None)
     monkeypatch.setattr(checking, "find_devices", lambda _: [small])
     assert failed(bundle, "--device", "phone") == ["fit of pte on phone"]
+
+
+def test_shares_say_how_much_of_a_limit_is_used() -> None:
+    limits = Limits(4_000_000, 1_000_000, 0.2, 0.45, 2.0)
+    shares = {gate.name: gate.share for gate in limit_gates(FACTS, limits)}
+    expected = {"bytes of pte": 0.25, "memory of pte": 2.0, "KL": 0.5, "best token": 0.5}
+    assert shares == pytest.approx(expected | {"perplexity ratio": 0.55})
+    (kl,) = limit_gates(FACTS, Limits(max_kl=0.0))
+    assert (kl.passed, kl.share) == (False, None)
+
+
+# ---- projected speed
+
+
+def project(cores: float | None, tokens: int, least: float) -> Gate:
+    """The gate of a run of `tokens` tokens in a tenth of a second on a phone with 20 GB/s."""
+    profile = replace(PHONE, performance_cores=None if cores is None else figure(cores))
+    result = {"prompt_tokens": [0], "tokens": [1] * tokens, "decode_ms": 100.0}
+    run = device_run(device_plan(profile=profile), result=result)
+    described: Any = SimpleNamespace(manifest=shared.small_manifest())
+    return speed_gates._speed_gate(described, run, least)
+
+
+def test_a_projected_speed_is_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    speed = 10 / 0.1 * 4 / 2  # cores of the phone over threads here: compute decides
+    passed = project(4, 11, speed * 0.99)
+    assert (passed.passed, passed.measured) == (True, "200.0 to 200.0 tokens/s projected")
+    assert passed.share == pytest.approx(0.99)
+    assert not project(4, 11, speed * 1.01).passed
+
+
+def test_a_speed_that_is_not_projected_is_no_success() -> None:
+    unknown = project(None, 11, 1)
+    assert not unknown.passed
+    assert "performance_cores of the device is not known" in unknown.measured
+    assert not project(4, 1, 1).passed
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_speed_needs_a_device_and_a_real_runtime(both: Bundle) -> None:
+    asked = ("check", both.path, "--min-tokens-per-second-projected", "1")
+    assert "it needs a device" in one_error(tinyqmoe(*asked), 2)
+    interpreted = (*asked, "--device", "iphone-13", "--backend", "mlprogram")
+    assert "no speed can be projected for mlprogram" in one_error(tinyqmoe(*interpreted), 2)
+
+
+@pytest.mark.usefixtures("quick")
+@linux
+def test_a_speed_is_measured_under_the_limit(bundle: Bundle) -> None:
+    asked = ("--device", "iphone-13", "--device", "iphone-15", "--min-tokens-per-second-projected")
+    assert failed(bundle, *asked, "0.001") == []
+    gates = document(bundle, *asked, "1e9")["gates"]
+    assert [gate["name"] for gate in gates if not gate["passed"]] == [
+        "speed of pte on iphone-13",
+        "speed of pte on iphone-15",
+    ]
 
 
 @pytest.mark.usefixtures("quick")
@@ -252,19 +330,20 @@ def test_a_baseline_that_is_not_there_is_told(bundle: Bundle, tmp_path: Path) ->
 
 GATES = [
     Gate("parity of x", "all", "3 of 3 checks", True, "export again", 2.5),
-    Gate("bytes of pte", "at most 1 MB", HOSTILE, False, "export smaller"),
+    Gate("bytes of pte", "at most 1 MB", HOSTILE, False, "export smaller", share=1.5),
 ]
+JUDGED = gate_reports.JudgedGates(GATES, changes(FACTS, FACTS), FACTS, FACTS)
 
 
 def test_markdown_has_the_verdict_then_what_changed(tmp_path: Path) -> None:
     file = tmp_path / "check.md"
-    gate_reports.write_markdown(GATES, changes(FACTS, FACTS), FACTS, file)
+    gate_reports.write_markdown(JUDGED, file)
     text = file.read_text(encoding="utf-8")
     assert text.startswith("**FAIL**: 1 of 2 gates of small\n")
     places = [text.index(part) for part in ("To do: export smaller", "| KL |", "<details>")]
     assert places == sorted(places)
     assert "<script>" not in text
-    gate_reports.write_markdown(GATES[:1], [], FACTS, file)
+    gate_reports.write_markdown(replace(JUDGED, gates=GATES[:1], changes=[]), file)
     assert file.read_text(encoding="utf-8").startswith("**PASS**: 1 of 1 gates of small\n")
 
 
@@ -281,12 +360,32 @@ def test_junit_has_times_and_the_failed_gate_in_words(tmp_path: Path) -> None:
     assert message.endswith("limit: at most 1 MB. To do: export smaller")
 
 
+def test_html_is_one_page_with_its_plots(tmp_path: Path) -> None:
+    file = tmp_path / "check.html"
+    gate_reports.write_html(JUDGED, file)
+    text = file.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=\"(?!#)", text), "it needs no other file"
+    drawn = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    shares, packages = ["".join(svg.itertext()) for svg in drawn]
+    assert "150 %" in shares
+    assert "parity of x" not in shares, "its limit is no number"
+    assert "2.0" in packages
+    assert "baseline" in packages
+    gate_reports.write_html(replace(JUDGED, gates=GATES[:1], changes=[], baseline=None), file)
+    assert file.read_text(encoding="utf-8").count("<svg") == 1
+    (tmp_path / "again.html").write_bytes(file.read_bytes())
+    gate_reports.write_html(replace(JUDGED, gates=GATES[:1], changes=[], baseline=None), file)
+    assert file.read_bytes() == (tmp_path / "again.html").read_bytes()
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_command_writes_all_reports_and_shows_the_remedy(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    files = [tmp_path / name for name in ("a.md", "a.xml", "a.json")]
-    options = ("--markdown", files[0], "--junit", files[1], "--json", files[2])
+    files = [tmp_path / name for name in ("a.md", "a.xml", "a.json", "a.html")]
+    names = ("--markdown", "--junit", "--json", "--html")
+    options = [word for pair in zip(names, files, strict=True) for word in pair]
     result = tinyqmoe("check", bundle.path, "--max-bytes", "1", *options)
     assert result.exit_code == 1
     assert "--bits-per-weight" in result.stdout
