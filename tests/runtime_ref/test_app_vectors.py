@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime_ref.prompts import PromptEncoder
 from tests.support.bundles import export
 from tests.support.golden import demo_answers, manifests, sampler
 from tests.support.paths import GOLDEN, ROOT
+from tinyqmoe.check_facts import facts_of
 
 
 @pytest.mark.parametrize("name", manifests.texts())
@@ -53,4 +55,9 @@ def test_the_demo_model_answers_as_the_golden_file_says(tmp_path: Path) -> None:
     bundle = export(model, tmp_path / "demo", quantization, context=demo_answers.CONTEXT)
     question = [{"role": "user", "content": demo_answers.QUESTION}]
     answers = demo_answers.answers(bundle, PromptEncoder(bundle).chat(question))
-    assert demo_answers.as_json(answers) == (GOLDEN / "demo.json").read_text("ascii")
+    golden = (GOLDEN / "demo.json").read_text("ascii")
+    assert demo_answers.as_json(answers) == golden
+    # The digest that "Check this model" of the apps says is that of `tinyqmoe check`.
+    digests = b"".join(bytes.fromhex(a["sha256"]) for a in json.loads(golden)["reference"])
+    facts = facts_of(bundle, [bundle.artifact("pte")])
+    assert facts.bits == hashlib.sha256(digests).hexdigest()

@@ -3,5 +3,5 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cmake -S "$here/.." -B "$1" --toolchain "$here/toolchain.cmake" -DCMAKE_BUILD_TYPE=Release
-cmake --build "$1" --target tinyqmoe --parallel
+cmake --build "$1" --target tinyqmoe --parallel 4
 ls -l "$1/tinyqmoe.wasm"

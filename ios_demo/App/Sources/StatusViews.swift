@@ -52,13 +52,19 @@ struct StatsBar: View {
             }
             Spacer()
             TimelineView(.periodic(from: .now, by: 1)) { _ in
-                Text("stats.memory \(megabytes(DeviceEvents.availableBytes()))")
+                Text("stats.memory \(megabytes(held)) \(megabytes(DeviceEvents.availableBytes()))")
             }
         }
         .font(.caption.monospacedDigit())
         .foregroundStyle(.secondary)
         .padding(.horizontal)
         .accessibilityElement(children: .combine)
+    }
+
+    /// Memory of the session and of expanded weights: what counts against the limit of iOS. Mapped weights do not.
+    private var held: Int {
+        let engine = app.chat.stats?.engine
+        return (engine?.kvCacheBytes ?? 0) + (engine?.bufferBytes ?? 0) + Int(clamping: Residency.statistics.dirtyBytes)
     }
 
     private func number(_ value: Double) -> String { value.formatted(.number.precision(.fractionLength(1))) }

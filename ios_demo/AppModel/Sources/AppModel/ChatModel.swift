@@ -32,6 +32,8 @@ public final class ChatModel {
     @ObservationIgnored private var answering: Task<Void, Never>?
     /// Which answer is shown: what comes of an earlier one is dropped.
     @ObservationIgnored private var turn = 0
+    /// How often the last question was answered: it moves the seed, so that another answer is another one.
+    @ObservationIgnored private var repeats: UInt64 = 0
 
     public init(conversations: Conversations, settings: SettingsModel, host: ModelHost) {
         (self.conversations, self.settings, self.host) = (conversations, settings, host)
@@ -56,7 +58,7 @@ public final class ChatModel {
     /// Answers the last question again.
     public func regenerate() {
         guard canRegenerate else { return }
-        ask { try conversations.retry(current) }
+        ask(repeats: repeats + 1) { try conversations.retry(current) }
     }
 
     /// Asks a question of the user in other words; what followed it is forgotten.
@@ -110,19 +112,24 @@ public final class ChatModel {
 
     private func show(_ conversation: Conversation) {
         stop()
-        (current, notes, stats) = (conversation, [], nil)
+        (current, notes, stats, repeats) = (conversation, [], nil, 0)
     }
 
     /// Changes the conversation, and lets the model answer it.
     @discardableResult
-    private func ask(_ change: () throws -> Conversation) -> Bool {
+    private func ask(repeats: UInt64 = 0, _ change: () throws -> Conversation) -> Bool {
         guard let model = host.model, attempt({ current = try change() }) else { return false }
         let now = settings.settings
-        let system = now.systemPrompt.isEmpty ? [] : [Message(.system, now.systemPrompt)]
+        let isUnused = !now.systemPrompt.isEmpty && !model.takesSystemPrompt
+        let system = now.systemPrompt.isEmpty || isUnused ? [] : [Message(.system, now.systemPrompt)]
+        var sampling = now.sampling
+        sampling.seed &+= repeats
         turn += 1
-        (answer, notes, stats, phase) = ("", [], nil, .reading(done: 0, total: 0))
+        (answer, stats, phase) = ("", nil, .reading(done: 0, total: 0))
+        notes = isUnused ? ["This model takes no system prompt: yours was left out."] : []
+        self.repeats = repeats
         tell(.generationStarted)
-        let replies = model.reply(system + current.messages, now.sampling, now.maxNewTokens)
+        let replies = model.reply(system + current.messages, sampling, now.maxNewTokens)
         answering = Task { [turn] in await follow(replies, turn) }
         return true
     }

@@ -6,6 +6,7 @@ public struct LoadedModel: Sendable {
     public typealias Replies = AsyncThrowingStream<Reply, any Error>
 
     public let manifest: Manifest
+    public let takesSystemPrompt: Bool
     public let reply: @Sendable ([Message], Sampling, _ maxNewTokens: Int) -> Replies
     public let setPause: @Sendable (Duration) async -> Void
     public let close: @Sendable () async -> Void
@@ -14,12 +15,13 @@ public struct LoadedModel: Sendable {
 
     public init(
         manifest: Manifest,
+        takesSystemPrompt: Bool,
         reply: @escaping @Sendable ([Message], Sampling, Int) -> Replies,
         setPause: @escaping @Sendable (Duration) async -> Void = { _ in },
         close: @escaping @Sendable () async -> Void = {},
         check: @escaping @Sendable (@escaping @Sendable (Int, Int) -> Void) async throws -> CheckReport
     ) {
-        self.manifest = manifest
+        (self.manifest, self.takesSystemPrompt) = (manifest, takesSystemPrompt)
         (self.reply, self.setPause, self.close, self.check) = (reply, setPause, close, check)
     }
 
@@ -27,6 +29,7 @@ public struct LoadedModel: Sendable {
     public init(_ session: Session, of bundle: ModelBundle, _ format: Package.Format, device: String) {
         self.init(
             manifest: session.manifest,
+            takesSystemPrompt: session.manifest.chat.takesSystemPrompt,
             reply: { session.reply(to: $0, sampling: $1, maxNewTokens: $2) },
             setPause: { await session.setPause($0) },
             // Where something is still computed, the memory goes with the last reference to the session.

@@ -72,6 +72,22 @@ final class ChatModelTests: XCTestCase {
     }
 
     @MainActor
+    func testAnotherAnswerTakesTheNextSeed() async throws {
+        let parts = try Parts()
+        parts.settings.settings.sampling.seed = .max
+        try await parts.load()
+        parts.chat.send("q")
+        await parts.chat.settle()
+        for _ in 1...2 {
+            parts.chat.regenerate()
+            await parts.chat.settle()
+        }
+        parts.chat.send("r")
+        await parts.chat.settle()
+        XCTAssertEqual(parts.script.seeds, [.max, 0, 1, .max])
+    }
+
+    @MainActor
     func testEditForgetsWhatFollowed() async throws {
         let parts = try Parts()
         try await parts.load()
@@ -125,6 +141,18 @@ final class ChatModelTests: XCTestCase {
         parts.settings.reset()
         XCTAssertEqual(parts.settings.settings.systemPrompt, "")
         XCTAssertEqual(parts.settings.settings.lastModel, "m")
+    }
+
+    @MainActor
+    func testASystemPromptThatTheModelDoesNotTakeIsLeftOutWithAWord() async throws {
+        let parts = try Parts(takesSystemPrompt: false)
+        parts.settings.settings.systemPrompt = "Be brief."
+        try await parts.load()
+        parts.script.says([text("a"), done()])
+        parts.chat.send("q")
+        await parts.chat.settle()
+        XCTAssertEqual(parts.script.asked, [[Message(.user, "q")]])
+        XCTAssertEqual(parts.chat.notes, ["This model takes no system prompt: yours was left out."])
     }
 
     @MainActor

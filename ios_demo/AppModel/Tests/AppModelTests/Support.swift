@@ -46,9 +46,11 @@ final class Script: @unchecked Sendable {
     private var failure: (any Error)?
     private var holds = false
     private var _asked: [[Message]] = []
+    private var _seeds: [UInt64] = []
     private var _calls: [String] = []
 
     var asked: [[Message]] { lock.withLock { _asked } }
+    var seeds: [UInt64] { lock.withLock { _seeds } }
     var calls: [String] { lock.withLock { _calls } }
 
     /// The replies to the next question; with `holds` the answer does not end by itself.
@@ -61,9 +63,10 @@ final class Script: @unchecked Sendable {
 
     func note(_ call: String) { lock.withLock { _calls.append(call) } }
 
-    func model(_ manifest: Manifest) -> LoadedModel {
+    func model(_ manifest: Manifest, takesSystemPrompt: Bool = true) -> LoadedModel {
         LoadedModel(
-            manifest: manifest, reply: { messages, _, _ in self.reply(messages) },
+            manifest: manifest, takesSystemPrompt: takesSystemPrompt,
+            reply: { messages, sampling, _ in self.reply(messages, sampling.seed) },
             setPause: { self.note("pause \($0)") }, close: { self.note("close") },
             check: { progress in
                 progress(1, 2)
@@ -71,9 +74,10 @@ final class Script: @unchecked Sendable {
             })
     }
 
-    private func reply(_ messages: [Message]) -> LoadedModel.Replies {
+    private func reply(_ messages: [Message], _ seed: UInt64) -> LoadedModel.Replies {
         let (now, holds, failure) = lock.withLock {
             _asked.append(messages)
+            _seeds.append(seed)
             return (replies.isEmpty ? [] : replies.removeFirst(), self.holds, self.failure)
         }
         return LoadedModel.Replies { continuation in
@@ -98,7 +102,10 @@ struct Parts {
     let host: ModelHost
     let chat: ChatModel
 
-    init(_ fixture: Fixture? = nil, available: Int = 4_000_000_000, openFails: (any Error)? = nil) throws {
+    init(
+        _ fixture: Fixture? = nil, available: Int = 4_000_000_000, takesSystemPrompt: Bool = true,
+        openFails: (any Error)? = nil
+    ) throws {
         let fixture = try fixture ?? Fixture()
         self.fixture = fixture
         settings = SettingsModel(file: SettingsFile(fixture.folders.settings))
@@ -109,7 +116,7 @@ struct Parts {
             open: { bundle, format in
                 script.note("open \(format.rawValue)")
                 if let openFails { throw openFails }
-                return script.model(bundle.manifest)
+                return script.model(bundle.manifest, takesSystemPrompt: takesSystemPrompt)
             })
         chat = ChatModel(
             conversations: try Conversations(folder: fixture.folders.conversations), settings: settings, host: host)

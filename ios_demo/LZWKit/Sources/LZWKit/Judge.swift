@@ -5,6 +5,8 @@ struct Judge {
     let engine: any Engine
     let gate: Gate
     let progress: (Int) -> Void
+    /// Digests of the exact logits, one after the other, each of an answer whose prompt was fed at once.
+    private(set) var exactDigests: [String] = []
     private var done = 0
 
     init(engine: any Engine, gate: Gate, progress: @escaping (Int) -> Void) {
@@ -23,7 +25,9 @@ struct Judge {
             }
             advance(answer.prompt.count + answer.tokens.count - 1)
             let what = "\(answer.prompt.count) + \(rows.count - 1) tokens, \(how)"
-            checks += [logits(what, rows)] + bits(what, answer, digest, rows.count)
+            let sha256 = digest.finish()
+            if answer.sha256 != nil, chunks.count == 1 { exactDigests.append(sha256) }
+            checks += [logits(what, rows)] + bits(what, answer, sha256, rows.count)
         }
         return checks + [try greedy(answer)]
     }
@@ -40,10 +44,9 @@ struct Judge {
             sqnrMedian: sqnrMedian, sqnrWorst: sqnr[0])
     }
 
-    private func bits(_ what: String, _ answer: Answer, _ digest: SHA256Digest, _ positions: Int) -> [Check] {
+    private func bits(_ what: String, _ answer: Answer, _ sha256: String, _ positions: Int) -> [Check] {
         guard let expected = answer.sha256 else { return [] }
-        var digest = digest
-        let same = digest.finish() == expected
+        let same = sha256 == expected
         let detail = same ? "" : "the logits have other bits than where the bundle was made"
         return [Check(verdict: .bits, what: what, passed: same, positions: positions, detail: detail)]
     }

@@ -18,6 +18,8 @@ public struct CheckReport: Codable, Equatable, Sendable {
     public let model: String
     public let device: String
     public let checks: [Check]
+    /// SHA-256 of the exact logits of all prompts, as `tinyqmoe check` says it; nil where the package is not exact.
+    public let bits: String?
 
     public var passed: Bool { !checks.isEmpty && checks.allSatisfy(\.passed) }
 
@@ -35,7 +37,8 @@ public struct CheckReport: Codable, Equatable, Sendable {
                 .joined(separator: "  ")
         }
         let bits = sameBits ? "The logits have the same bits as where the model was made." : "The bits of the logits were not confirmed."
-        return (["\(model) on \(device): \(passed ? "passed" : "FAILED")", bits] + lines).joined(separator: "\n")
+        let digest = self.bits.map { ["SHA-256 of the exact logits: \($0)"] } ?? []
+        return (["\(model) on \(device): \(passed ? "passed" : "FAILED")", bits] + digest + lines).joined(separator: "\n")
     }
 
     /// The report as JSON, to share.
@@ -77,6 +80,8 @@ public struct ModelCheck: Sendable {
         let total = answers.reduce(0) { $0 + $1.workTokens }
         var judge = Judge(engine: engine, gate: try Gate(package)) { done in progress(done, total) }
         let checks = try answers.flatMap { try judge.judge($0) }
-        return CheckReport(model: bundle.manifest.modelName, device: device, checks: checks)
+        let digests = judge.exactDigests
+        let bits = digests.isEmpty ? nil : SHA256Digest.of(digests: digests)
+        return CheckReport(model: bundle.manifest.modelName, device: device, checks: checks, bits: bits)
     }
 }

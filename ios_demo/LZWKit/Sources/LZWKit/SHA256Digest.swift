@@ -20,6 +20,16 @@ func hexadecimal(_ value: UInt32, digits: Int) -> String {
 }
 
 extension SHA256Digest {
+    /// SHA-256 of digests one after the other; all are hexadecimal digits.
+    static func of(digests: [String]) -> String {
+        var digest = SHA256Digest()
+        for text in digests {
+            let bytes = stride(from: 0, to: text.count, by: 2).map { UInt8(text.dropFirst($0).prefix(2), radix: 16)! }
+            bytes.withUnsafeBytes { digest.update($0) }
+        }
+        return digest.finish()
+    }
+
     /// SHA-256 of a file, as hexadecimal digits. `read` is told the bytes of each piece, and may throw to end it.
     static func of(_ file: URL, read: (Int) throws -> Void = { _ in }) throws -> String {
         let handle = try FileHandle(forReadingFrom: file)

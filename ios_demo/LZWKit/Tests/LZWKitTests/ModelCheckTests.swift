@@ -28,6 +28,10 @@ final class ModelCheckTests: XCTestCase {
         XCTAssertTrue(report.passed && report.sameBits)
         XCTAssertEqual(steps.last.0, steps.last.1)
         XCTAssertTrue(report.text.contains("same bits"))
+        let golden = try golden("demo.json")["reference"]!.array!.map { $0["sha256"]!.string! }
+        let bits = SHA256Digest.of(digests: golden)
+        XCTAssertEqual(report.bits, bits)
+        XCTAssertTrue(report.text.contains(bits))
         XCTAssertEqual(try JSONDecoder().decode(CheckReport.self, from: report.json()).checks.count, report.checks.count)
     }
 
@@ -42,6 +46,8 @@ final class ModelCheckTests: XCTestCase {
         let engine = try NativeEngine(ModelBundle.open(Paths.made("ternary")))
         let report = try ModelCheck(bundle, device: "test").run(engine) { _, _ in }
         XCTAssertFalse(report.passed || report.sameBits)
+        let native = try ModelCheck(bundle, device: "test").run(NativeEngine(bundle)) { _, _ in }
+        XCTAssertNotEqual(report.bits, native.bits)
         XCTAssertTrue(report.checks.filter { $0.verdict == .logits }.allSatisfy { !$0.passed })
         XCTAssertTrue(report.text.contains("FAILED"))
     }

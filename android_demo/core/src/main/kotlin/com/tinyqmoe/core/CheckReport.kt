@@ -20,8 +20,11 @@ data class Check(
     val detail: String = "",
 )
 
-/** All checks of a model on this device. */
-class CheckReport(val model: String, val device: String, val checks: List<Check>) {
+/**
+ * All checks of a model on this device. [bits] is the SHA-256 of the exact logits of all prompts, as `tinyqmoe check`
+ * says it.
+ */
+class CheckReport(val model: String, val device: String, val checks: List<Check>, val bits: String) {
     val passed: Boolean get() = checks.isNotEmpty() && checks.all { it.passed }
 
     /** Whether the logits have the same bits as where the bundle was made. */
@@ -32,6 +35,7 @@ class CheckReport(val model: String, val device: String, val checks: List<Check>
     fun text(): String {
         val lines = arrayListOf("$model on $device: ${if (passed) "passed" else "FAILED"}")
         lines += "The logits have ${if (sameBits) "the same bits as" else "OTHER bits than"} where the model was made."
+        lines += "SHA-256 of the exact logits: $bits"
         for (check in checks) lines += line(check)
         return lines.joinToString("\n")
     }
@@ -46,8 +50,8 @@ class CheckReport(val model: String, val device: String, val checks: List<Check>
     }
 
     /**
-     * The report as JSON with the names of `tinyqmoe parity --json`, to share. A figure that is not finite is
-     * null.
+     * The report as JSON with the names of `tinyqmoe parity --json`, and [bits], to share. A figure that is not
+     * finite is null.
      */
     fun json(): String =
         Json.write(
@@ -55,6 +59,7 @@ class CheckReport(val model: String, val device: String, val checks: List<Check>
                 "model" to model,
                 "device" to device,
                 "passed" to passed,
+                "bits" to bits,
                 "checks" to
                     checks.map { check ->
                         mapOf(

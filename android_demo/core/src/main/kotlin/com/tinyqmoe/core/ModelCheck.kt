@@ -21,6 +21,9 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
     private val gate = Gate.of(bundle.manifest.sessionPackage.kvType)
     private val vocab = bundle.manifest.model.vocab
 
+    /** Of the digests of the exact logits, each of an answer whose prompt was fed at once. */
+    private val exact = Hashes.sha256()
+
     /**
      * The report. [progress] is told the tokens that were run and those that will be. Forgets what the engine was fed.
      * Takes many seconds; it ends within a batch when its coroutine is cancelled. Throws [BundleError].
@@ -31,10 +34,11 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
                 val prompts = file.names.count { it.startsWith("prompt.") }
                 val total = (0 until prompts).sumOf { work(file, it) }
                 var done = 0
+                exact.reset()
                 val ran = { tokens: Int -> progress((done + tokens).also { done = it }, total) }
                 val checks = (0 until prompts).flatMap { judge(answer(file, it), ran) }
                 engine.trim(0)
-                CheckReport(bundle.name, device, checks)
+                CheckReport(bundle.name, device, checks, Hashes.hex(exact.digest()))
             }
         }
 
@@ -74,7 +78,9 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
             rows += feed(answer.prompt, chunks)
             for (token in answer.tokens.dropLast(1)) rows += next(token)
             checks += logitsCheck(what, answer, rows)
-            checks += bits(what, answer, rows)
+            val digest = digest(rows)
+            if (chunks.size == 1) exact.update(digest)
+            checks += bits(what, answer, rows.size, digest)
             ran(answer.prompt.size + answer.following)
         }
         return checks + greedy(answer).also { ran(answer.prompt.size + answer.following) }
@@ -118,16 +124,20 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
         return Check(Verdict.LOGITS, what, passed, rows.size, klMedian, kl.last(), sqnrMedian, sqnr.first())
     }
 
-    private fun bits(what: String, answer: Answer, rows: List<FloatArray>): Check {
+    private fun digest(rows: List<FloatArray>): ByteArray {
         val digest = Hashes.sha256()
         for (row in rows) {
             val bytes = ByteBuffer.allocate(row.size * Float.SIZE_BYTES).order(ByteOrder.LITTLE_ENDIAN)
             bytes.asFloatBuffer().put(row)
             digest.update(bytes.array())
         }
-        val same = Hashes.hex(digest.digest()) == answer.sha256
+        return digest.digest()
+    }
+
+    private fun bits(what: String, answer: Answer, positions: Int, digest: ByteArray): Check {
+        val same = Hashes.hex(digest) == answer.sha256
         val detail = if (same) "" else "the logits have other bits than where the bundle was made"
-        return Check(Verdict.BITS, what, same, rows.size, detail = detail)
+        return Check(Verdict.BITS, what, same, positions, detail = detail)
     }
 
     /** The tokens that the package generates on its own; it may leave the reference only where that is undecided. */

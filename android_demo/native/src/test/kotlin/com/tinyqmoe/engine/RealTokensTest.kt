@@ -114,6 +114,22 @@ class RealTokensTest {
         }
     }
 
+    @Test
+    fun theDigestIsThatOfTheGoldenAnswers() = runBlocking {
+        val digest = MessageDigest.getInstance("SHA-256")
+        for (answer in golden["reference"] as List<*>) {
+            val hex = (answer as Map<*, *>)["sha256"] as String
+            digest.update(hex.chunked(2) { it.toString().toInt(16).toByte() }.toByteArray())
+        }
+        val bundle = RealModel.demo.bundle
+        val report = check(bundle, NativeSession.open(bundle, EngineOptions()))
+        assertEquals(digest.digest().joinToString("") { "%02x".format(it) }, report.bits)
+        assertTrue(report.text(), report.bits in report.text())
+        assertEquals(report.bits, (Json.parse(report.json()) as Map<*, *>)["bits"])
+        val other = check(bundle, WrongEngine(NativeSession.open(bundle, EngineOptions()), 1e-5f))
+        assertNotEquals(other.bits, report.bits)
+    }
+
     private suspend fun check(bundle: Bundle, engine: Engine): CheckReport =
         engine.use { ModelCheck(bundle, it, "a JVM").run { _, _ -> } }
 

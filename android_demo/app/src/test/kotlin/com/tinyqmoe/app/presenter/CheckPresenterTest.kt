@@ -8,7 +8,7 @@ import kotlin.test.assertIs
 
 class CheckPresenterTest {
     private val models = FakeModels()
-    private val report = CheckReport("small", "here", emptyList())
+    private val report = CheckReport("small", "here", emptyList(), "")
 
     @Test
     fun `the model of the chat is closed while another is checked, and comes back`() = onOneThread {
