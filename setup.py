@@ -1,7 +1,7 @@
 """The C++ core, sessions and the encoder, one library with a C ABI that is opened with ctypes.
 
 All else is in pyproject.toml. The folders are the list of sources, here, in CMakeLists.txt and in
-runtime_ref/executorch/kernels.py.
+runtime_ref/executorch/kernels.py; `command_line` is here alone.
 """
 
 import os
@@ -11,7 +11,7 @@ from glob import glob
 from setuptools import Extension, setup
 
 NATIVE = "exporter/native"
-FOLDERS = ("core", "llm", "encoder")
+FOLDERS = ("core", "llm", "encoder", "command_line")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 THREADS = ["-pthread"]  # of a session
 

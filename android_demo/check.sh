@@ -73,7 +73,7 @@ real() {
     tinyqmoe parity "$folder/bundle" --backend native --json "$folder/parity.json"
 }
 
-tinyqmoe() { (cd "$ROOT" && PYTHONPATH="$ROOT" "$PYTHON" -c 'from exporter.cli.app import main; main()' "$@"); }
+tinyqmoe() { (cd "$ROOT" && PYTHONPATH="$ROOT" "$PYTHON" -c 'from exporter.cli.start import main; main()' "$@"); }
 
 demo_bundle() {
   [ -f "$OUT/demo/manifest.json" ] && newer "$OUT/demo/manifest.json" "$ROOT/exporter" && return 0

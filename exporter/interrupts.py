@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+INTERRUPTED, TERMINATED = 130, 143  # exit codes of SIGINT and SIGTERM
+
 asked = threading.Event()
 """Whether the process was asked to end: whatever is raised from then on follows from that."""
 

@@ -59,8 +59,7 @@ def export(
     with staged as place, _memory_errors():
         work = place.bundle
         _check_disk(checkpoint, config, place)
-        source_sha256 = source_files.hash_files(checkpoint.files, progress)
-        checkpoint.check_finite(progress)
+        source_sha256 = _read_weights(checkpoint, progress)
         encoded = _encode(checkpoint, config, place, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
@@ -140,6 +139,15 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
         **source_files.file_states(checkpoint.files),
     }
+
+
+def _read_weights(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
+    """SHA-256 of the files of the weights by name; values that are not finite are refused."""
+    from exporter.checkpoint import source_files
+
+    digests = source_files.hash_files(checkpoint.files, progress)
+    checkpoint.check_finite(progress)
+    return digests
 
 
 def _encode(

@@ -28,6 +28,7 @@ from exporter.cli import (
     compare,
     devices,
     export,
+    lost_pages,
     run,
     serve,
     signals,
@@ -164,7 +165,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    signals.obey()
+    lost_pages.end_with_message()
     try:
         app()
     except Exception:

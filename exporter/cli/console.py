@@ -25,9 +25,10 @@ from typer.core import TyperGroup
 from exporter import interrupts
 from exporter.cli.narrow import fit
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError
+from exporter.interrupts import INTERRUPTED
 
 DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
-INTERRUPTED, OUTPUT_CLOSED = 130, 141
+OUTPUT_CLOSED = 141
 DOCUMENT_VERSION = 1  # of what --json writes; it rises when a key changes its meaning or goes
 PLAIN_WIDTH = 120  # of tables where there is no terminal to measure
 

@@ -18,9 +18,8 @@ from types import FrameType
 from typing import NoReturn
 
 from exporter import interrupts
-from exporter.cli.console import INTERRUPTED
+from exporter.interrupts import INTERRUPTED, TERMINATED
 
-TERMINATED = 143
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 _asked_by: int = signal.SIGINT  # the first signal that came
 PATIENCE_SECONDS = 0.8  # for an exception to arrive where it is obeyed

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from exporter.codec.format import CodecId
 from exporter.errors import CodecError, MissingComponentError
+from exporter.native import library_file
 
 ABI_VERSION = 5
 REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
@@ -119,8 +120,8 @@ def copy_sources(target: Path) -> None:
 
     Raises OSError.
     """
-    unwanted = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "*.py", "tests", "fuzz")
-    shutil.copytree(native_dir(), target, ignore=unwanted)
+    unwanted = ("*.so", "*.o", "__pycache__", "*.py", "tests", "fuzz", "command_line")
+    shutil.copytree(native_dir(), target, ignore=shutil.ignore_patterns(*unwanted))
 
 
 _P = ctypes.c_void_p
@@ -154,14 +155,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled core, with the signatures of all its functions set."""
-    found = sorted(native_dir().glob("_tinyqmoe*.so"))
-    if not found:
+    file = library_file()
+    if file is None:
         raise MissingComponentError(f"the compiled codec is not in {native_dir()}", hint=REBUILD)
-    loaded = ctypes.CDLL(str(found[0]))
+    loaded = ctypes.CDLL(str(file))
     declare(loaded, _SIGNATURES, REBUILD)
     if (version := loaded.tinyqmoe_abi_version()) != ABI_VERSION:
         raise MissingComponentError(
-            f"{found[0].name} has ABI version {version}, expected {ABI_VERSION}", hint=REBUILD
+            f"{file.name} has ABI version {version}, expected {ABI_VERSION}", hint=REBUILD
         )
     return loaded
 

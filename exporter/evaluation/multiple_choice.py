@@ -21,6 +21,7 @@ from exporter.evaluation.statistics import Estimate, share
 from exporter.evaluation.text_encoder import TextEncoder, rendered
 
 BETWEEN = "\n\n"  # examples
+RENDERED_AT_ONCE = 500  # questions, in one child process
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,18 @@ class Prompts:
     template: ChatTemplate | None
     context: int
 
-    def asked(self, question: Question) -> Asked:
-        """A question as requests. Raises DataError for a choice that does not fit."""
-        text, before = prompt_text(question, self.template)
+    def asked(self, questions: Sequence[Question]) -> Iterator[Asked]:
+        """Questions as requests.
+
+        Raises DataError for a choice that does not fit, UsageError for a template that does not
+        render a question.
+        """
+        for begin in range(0, len(questions), RENDERED_AT_ONCE):
+            some = questions[begin : begin + RENDERED_AT_ONCE]
+            texts = prompt_texts(some, self.template)
+            yield from (self._asked(q, *text) for q, text in zip(some, texts, strict=True))
+
+    def _asked(self, question: Question, text: str, before: str) -> Asked:
         pairs = [self.encoder.pair(text, before + choice) for choice in question.choices]
         for choice, (_, scored) in zip(question.choices, pairs, strict=True):
             if not 0 < len(scored) <= self.context:
@@ -100,17 +110,26 @@ class Prompts:
         return Asked(question, requests, any(len(g + s) > most for g, s in pairs))
 
 
-def prompt_text(question: Question, template: ChatTemplate | None) -> tuple[str, str]:
-    """The text before the choices of a question, and what stands before each choice.
+def prompt_texts(
+    questions: Sequence[Question], template: ChatTemplate | None
+) -> list[tuple[str, str]]:
+    """The text before the choices of each question, and what stands before each choice.
 
     In a chat the description is the system prompt, and examples and question are one message.
     """
-    examples = "".join(f"{e.question} {e.answer}{BETWEEN}" for e in question.examples)
-    asked = examples + question.text
+    asked = [
+        "".join(f"{e.question} {e.answer}{BETWEEN}" for e in q.examples) + q.text for q in questions
+    ]
     if template is None:
-        return question.description + asked, " "
-    system = [{"role": "system", "content": question.description}] if question.description else []
-    return rendered(template, [*system, {"role": "user", "content": asked}]), ""
+        return [(q.description + text, " ") for q, text in zip(questions, asked, strict=True)]
+    conversations = [
+        [
+            *([{"role": "system", "content": q.description}] if q.description else []),
+            {"role": "user", "content": text},
+        ]
+        for q, text in zip(questions, asked, strict=True)
+    ]
+    return [(text, "") for text in rendered(template, conversations)]
 
 
 def answer(
@@ -141,7 +160,7 @@ def _answers(
     model: LanguageModel, questions: Sequence[Question], prompts: Prompts
 ) -> Iterator[Answers]:
     """Answers in the order of the questions, each as soon as it is computed."""
-    ours, models = itertools.tee(map(prompts.asked, questions))
+    ours, models = itertools.tee(prompts.asked(questions))
     rows = model.logits(request for asked in models for request in asked.requests)
     for asked in ours:
         scores = [

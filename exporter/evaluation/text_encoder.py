@@ -12,8 +12,10 @@ from exporter.chat import Message
 from exporter.chat_template import ChatTemplate, read_config, read_template
 from exporter.errors import DataError, UsageError
 from exporter.evaluation.language_model import ModelFacts
+from exporter.guarded import guarded
 
 TOKENIZER = "tokenizer.json"
+TRIAL = "A text."
 
 
 class TextEncoder:
@@ -100,7 +102,13 @@ class TextEncoder:
 
 
 def _read(file: Path) -> Tokenizer:
-    return Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    """The tokenizer in a file, parsed in a child process first. Raises DataError."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        guarded(lambda: len(Tokenizer.from_str(text).encode(TRIAL).ids))
+    except ValueError as error:
+        raise DataError(f"{file} is not a tokenizer: {error}", hint="export again") from None
+    return Tokenizer.from_str(text)
 
 
 def _first_token(config: dict[str, object]) -> str | None:
@@ -113,10 +121,16 @@ def _first_token(config: dict[str, object]) -> str | None:
     return None
 
 
-def rendered(template: ChatTemplate, messages: Sequence[Message]) -> str:
-    """Text of a conversation. Raises UsageError for a template that does not take it."""
+def rendered(template: ChatTemplate, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    """Texts of conversations, made in a child process: a template is a stranger's program.
+
+    Raises UsageError for a template that does not take one.
+    """
     try:
-        return template.render(messages)
+        texts: list[str] = guarded(
+            lambda: [template.render(messages) for messages in conversations]
+        )
+        return texts
     except ValueError as error:
         what = f"the chat template does not render a question: {error}"
         raise UsageError(what, hint="run without --chat, or give another --chat-template") from None

@@ -30,7 +30,7 @@ from exporter.progress import Progress
 from runtime_ref.device import memory_limits
 from runtime_ref.device.memory_limits import open_limit
 from runtime_ref.device.sandbox_report import SandboxReport
-from runtime_ref.device.sandbox_watch import Watch
+from runtime_ref.device.sandbox_watch import STEP_SECONDS, Watch
 
 # As allocators of phones: what is large is mapped by itself, and goes back when it is freed. One
 # heap for the first thread and one for all others: each of its own would take address space.
@@ -59,7 +59,8 @@ def run(
     the page cache first, so that the task pays for what it reads. `progress` is told the phases
     and, in them, what is done of how much. `dirty_limit_bytes`: a lower limit of anonymous memory
     alone, as Android 17 has it; no control group counts that apart, so the parent looks and kills.
-    Raises the TinyQMoEError the task raised; MissingComponentError where there is no Linux.
+    A child ends itself where one step of it takes longer than STEP_SECONDS. Raises the
+    TinyQMoEError the task raised; MissingComponentError where there is no Linux.
     """
     if not sys.platform.startswith("linux"):
         raise MissingComponentError(
@@ -74,6 +75,7 @@ def run(
             "files": [str(file.resolve()) for file in files_to_drop],
             "join": limit.join(),
             "parent": os.getpid(),
+            "step_seconds": STEP_SECONDS,
         }
         with _child(request, output) as (process, messages):
             watch = Watch(process.pid, limit, limit_bytes, dirty_limit_bytes, progress)

@@ -56,6 +56,7 @@ def main() -> None:
 
 def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
     """Result of the task in a request."""
+    signal.alarm(request["step_seconds"])  # ends the process, also in the middle of native code
     module_name, _, name = request["task"].partition(":")
     module = importlib.import_module(module_name)
     if hasattr(module, "prepare"):
@@ -65,6 +66,7 @@ def _work(request: dict[str, Any], messages: BinaryIO) -> dict[str, Any]:
     _tell(messages, joined=asdict(at_join), cached_bytes=sum(cached.values()))
 
     def report_phase(phase: str, done: int = 0, total: int = 0) -> None:
+        signal.alarm(request["step_seconds"])
         _tell(messages, phase=phase, done=done, total=total, counters=asdict(_own_counters()))
 
     result: dict[str, Any] = getattr(module, name)(request["arguments"], report_phase)

@@ -17,6 +17,7 @@ from runtime_ref.device.memory_limits import Counters, Limit, Usage, counters
 from runtime_ref.device.sandbox_report import PhaseStart, Sample, SandboxReport
 
 MAX_SAMPLES = 2000
+STEP_SECONDS = 1800  # between two messages of a child, which ends itself then by SIGALRM
 
 
 # Between two looks at a child there is the time it has had, divided by LOOKS, or the shortest.
@@ -208,6 +209,8 @@ def _ending(return_code: int) -> str:
     """How a child ended, from its return code."""
     if return_code >= 0:
         return f"the child ended with exit code {return_code} and without a result"
+    if return_code == -signal.SIGALRM:
+        return f"the child was at one step for longer than {STEP_SECONDS:,} seconds, and was ended"
     return (
         f"the child was ended by {signal.Signals(-return_code).name}, and not for the memory limit"
     )

@@ -13,6 +13,7 @@ from exporter.errors import TinyQMoEError
 from runtime_ref.generate import KeptPrefix, Limits, Runner, RunResult, Sampling, TextStream
 from runtime_ref.prompts import PromptEncoder
 
+CLOSE_SECONDS = 60.0
 LOOK_SECONDS = 0.25  # between two looks whether a client that waits is still there
 Told = str | RunResult | Exception
 
@@ -91,9 +92,12 @@ class GenerationQueue:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Ends the worker when the jobs that were submitted are done or cancelled."""
+        """Ends the worker when the jobs that were submitted are done or cancelled.
+
+        One that goes on for longer than CLOSE_SECONDS is left behind.
+        """
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from exporter import session as sessions
+from exporter.bundle import Bundle
+from exporter.codec.native import library
+from exporter.codec.native_residency import ResidencyManager
 from exporter.errors import BundleError, UsageError
 from exporter.session import Session
+from tests.support.bundles import edit_manifest, patch, place, read, tensor
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model, make_models
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, CONTEXT).tolist()
@@ -125,3 +133,102 @@ def test_weights_that_overflow_are_an_error(models: dict[str, Model], tmp_path: 
     with pytest.raises(BundleError, match=r"3 tokens at position 0 failed \(NON_FINITE\)"):
         session.feed([1, 2, 3])
     assert session.state().n_positions == 0
+
+
+# ---- what was changed
+
+
+class Options(ctypes.Structure):
+    """All of tinyqmoe_session_options, on a machine of 64 bits."""
+
+    _fields_ = (
+        *sessions._COptions._fields_,
+        ("engine", ctypes.c_int),
+        ("verify", ctypes.c_uint32),
+    )
+
+
+def verified(folder: Path) -> tuple[int, str]:
+    """Status and words of opening a bundle with `verify`."""
+    options = Options(struct_bytes=ctypes.sizeof(Options), bundle=os.fsencode(folder), verify=1)
+    handle, said = ctypes.c_void_p(), ctypes.create_string_buffer(1000)
+    own = ctypes.CDLL(library()._name)  # with signatures of its own
+    status = own.tinyqmoe_session_open(
+        ctypes.byref(options), ctypes.byref(handle), said, ctypes.c_uint64(1000)
+    )
+    own.tinyqmoe_session_close(handle)
+    return status, said.value.decode()
+
+
+BAD_PAYLOAD_CRC = 15
+MATRIX = "model.layers.0.mlp.gate_proj.weight"
+
+
+def test_verify_takes_what_was_exported(bundle: Bundle) -> None:
+    assert verified(bundle.path) == (0, "")
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_verify_finds_a_flipped_bit(copied: Bundle, where: str) -> None:
+    file = copied.path / "model.pte"
+    size = file.stat().st_size
+    at = {"first": 0, "middle": size // 2, "last": size - 1}[where]
+    patch(copied, at, bytes([read(copied, at, 1)[0] ^ 1]))
+    status, said = verified(copied.path)
+    assert status == BAD_PAYLOAD_CRC
+    assert said.startswith("model.pte has been changed: its SHA-256 is not that of manifest.json")
+
+
+def test_verify_finds_another_size_and_a_file_that_is_gone(copied: Bundle) -> None:
+    file = copied.path / "model.pte"
+    size = file.stat().st_size
+    os.truncate(file, size - 1)
+    said = f"model.pte has {size - 1} bytes, expected {size}: copy the bundle again"
+    assert verified(copied.path) == (BAD_PAYLOAD_CRC, said)
+    file.unlink()
+    assert verified(copied.path) == (
+        BAD_PAYLOAD_CRC,
+        "model.pte cannot be read: copy the bundle again",
+    )
+
+
+def test_verify_needs_the_digests(copied: Bundle) -> None:
+    edit_manifest(copied.path, lambda raw: raw.update(files=[]))
+    assert "model.pte has no size and SHA-256" in verified(copied.path)[1]
+    edit_manifest(copied.path, lambda raw: raw["artifacts"][0].update(files=[]))
+    assert "no artifact has places, vectors and files" in verified(copied.path)[1]
+
+
+@pytest.fixture
+def expanding(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Weights are expanded, into memory or into files."""
+    manager = ResidencyManager(library())
+    manager.set_budget((1 << 64) - 1 if request.param == "memory" else 0)
+    manager.set_cache_dir(None if request.param == "memory" else tmp_path)
+    yield
+    manager.set_cache_dir(None)
+    manager.set_budget(0)
+
+
+@pytest.mark.parametrize("expanding", ["memory", "files"], indirect=True)
+def test_a_damaged_payload_is_not_expanded(expanding: None, copied: Bundle) -> None:
+    """Its bytes are codes that can be read, of other weights."""
+    assert tensor(copied, MATRIX).codec == "base3"
+    end = place(copied, MATRIX).offset + place(copied, MATRIX).n_bytes // 64 * 32
+    payload = read(copied, end, 2)
+    patch(copied, end, bytes([(payload[0] + 1) % 243, payload[1]]))
+    session = Session(copied.path, 1, 8)
+    for _ in range(2):
+        with pytest.raises(BundleError, match="BAD_PAYLOAD_CRC"):
+            session.feed([1, 2, 3])
+    assert session.state().n_positions == 0
+
+
+@pytest.mark.parametrize("expanding", ["memory", "files"], indirect=True)
+def test_expanded_weights_have_the_same_bits(
+    expanding: None, bundle: Bundle, tmp_path: Path
+) -> None:
+    expanded = Session(bundle.path, 1, 8).feed([1, 2, 3]).tobytes()
+    ResidencyManager(library()).set_cache_dir(None)
+    ResidencyManager(library()).set_budget(0)
+    assert Session(bundle.path, 1, 8).feed([1, 2, 3]).tobytes() == expanded

@@ -34,7 +34,13 @@ HEAVY = (
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
 # fits counts.
-CODEC = ("exporter.codec", "exporter.errors", "exporter.real_files", "exporter.strict_json")
+CODEC = (
+    "exporter.codec",
+    "exporter.native",
+    "exporter.errors",
+    "exporter.real_files",
+    "exporter.strict_json",
+)
 MODELS = ("exporter.models", "exporter.bundle", "exporter.errors")
 CHECKPOINT = (
     "exporter.checkpoint",
@@ -143,7 +149,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "exporter.evaluation": (
-        ("exporter.evaluation", "exporter.chat_template", *REFERENCE),
+        ("exporter.evaluation", "exporter.chat_template", "exporter.guarded", *REFERENCE),
         ("numpy", "torch", "tokenizers", "matplotlib"),
     ),
     "exporter.allocation": (("exporter.encoded", *CONFIG), ("torch", "numpy")),
@@ -188,6 +194,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("rich",),
     ),
     "exporter.cli.line_editor": ((), ("prompt_toolkit",)),
+    # Before these nothing is imported that takes long.
+    "exporter.cli.start": (("exporter.cli.signals", "exporter.cli.app"), ()),
+    "exporter.cli.signals": (("exporter.interrupts",), ()),
     # For what is exported, run and judged a command calls the public interface and nothing below.
     "exporter.cli": (
         (
@@ -201,6 +210,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.evaluation.figure",
             "exporter.interrupts",
             "exporter.memory",
+            "exporter.native",
             "exporter.staging",
             "runtime_ref.coreml",
             "runtime_ref.doctor",

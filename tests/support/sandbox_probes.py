@@ -34,6 +34,13 @@ def anonymous(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]
     return {"n_bytes": STEP * len(pieces)}
 
 
+def hang(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
+    """Stays in native code, where Python's own handlers are not called."""
+    report_phase("hang")
+    ctypes.CDLL(None).sleep(60)
+    return {}
+
+
 def mapped_file(arguments: Arguments, report_phase: ReportPhase) -> dict[str, Any]:
     """Maps a file and reads every page of it `times` times, in the phase "read"."""
     total = 0

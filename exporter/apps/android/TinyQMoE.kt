@@ -9,7 +9,7 @@ internal object TinyQMoE {
         System.loadLibrary("tinyqmoe_jni")
     }
 
-    @JvmStatic external fun open(bundle: String, threads: Int): Long
+    @JvmStatic external fun open(bundle: String, threads: Int, verify: Boolean): Long
     @JvmStatic external fun feed(handle: Long, tokens: IntArray): FloatArray
     @JvmStatic external fun rewind(handle: Long, positions: Int)
     @JvmStatic external fun freeMemory(bytes: Long): Long
@@ -21,10 +21,11 @@ internal object TinyQMoE {
  *
  * @param folder the bundle's folder in the app's own files
  * @param threads 0: as many as the device has cores
- * @throws IOException in words, where a file is missing or does not fit
+ * @param verify compares size and SHA-256 of the package's files first: for the first time after a download
+ * @throws IOException in words, where a file is missing, was changed or does not fit
  */
-class Session(folder: String, threads: Int = 0) : Closeable {
-    private var handle = TinyQMoE.open(folder, threads)
+class Session(folder: String, threads: Int = 0, verify: Boolean = false) : Closeable {
+    private var handle = TinyQMoE.open(folder, threads, verify)
 
     /** Appends tokens, and returns the logits after the last of them. */
     fun feed(tokens: IntArray): FloatArray = TinyQMoE.feed(handle, tokens)

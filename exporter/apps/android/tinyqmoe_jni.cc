@@ -19,13 +19,14 @@ void refuse(JNIEnv* env, const char* said) {
 
 #define TINYQMOE_JNI(type, name) extern "C" JNIEXPORT type JNICALL Java_com_tinyqmoe_TinyQMoE_##name
 
-TINYQMOE_JNI(jlong, open)(JNIEnv* env, jclass, jstring bundle, jint threads) {
+TINYQMOE_JNI(jlong, open)(JNIEnv* env, jclass, jstring bundle, jint threads, jboolean verify) {
   const char* const folder = env->GetStringUTFChars(bundle, nullptr);
   if (folder == nullptr) return 0;
   tinyqmoe_session_options options = {};
   options.struct_bytes = sizeof options;
   options.bundle = folder;
   options.n_threads = static_cast<uint32_t>(threads);
+  options.verify = verify;
   tinyqmoe_session* session = nullptr;
   char said[1000] = "";
   const tinyqmoe_status status = tinyqmoe_session_open(&options, &session, said, sizeof said);

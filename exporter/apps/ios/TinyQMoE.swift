@@ -15,11 +15,13 @@ public actor Session {
     private let handle: OpaquePointer
     private let vocab: Int
 
-    /// Opens the bundle in a folder; 0 threads are as many as the device has cores.
-    public init(folder: String, threads: UInt32 = 0) throws {
+    /// Opens the bundle in a folder; 0 threads are as many as the device has cores. `verify` compares size and SHA-256
+    /// of the package's files first: for the first time after a download.
+    public init(folder: String, threads: UInt32 = 0, verify: Bool = false) throws {
         var options = tinyqmoe_session_options()
         options.struct_bytes = UInt64(MemoryLayout<tinyqmoe_session_options>.size)
         options.n_threads = threads
+        options.verify = verify ? 1 : 0
         var opened: OpaquePointer?
         var said = [CChar](repeating: 0, count: 1000)
         let status = folder.withCString { path in

@@ -13,6 +13,7 @@ namespace {
 enum class Target { kNone, kMemory, kFile };
 
 struct Expansion {
+  tinyqmoe_status damage;
   Target target;
   uint64_t settings;
   char path[kMaxPath];
@@ -22,6 +23,7 @@ struct Expansion {
 void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expansion) {
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   expansion->target = Target::kNone;
+  expansion->damage = entry->damage;
   expansion->settings = g_manager.settings;
   if (entry->gain <= 0 || entry->bad || entry->building || is_dirty(*entry)) return;
   if (entry->wanted && g_manager.stats.dirty_bytes + entry->copy_bytes <= g_manager.budget) {
@@ -35,18 +37,19 @@ void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expan
   entry->building = expansion->target != Target::kNone;
 }
 
-ExpandedCopy* new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes) {
+tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes, ExpandedCopy** out) {
   ExpandedCopy* const copy = new (std::nothrow) ExpandedCopy{map_memory(n_bytes), n_bytes, nullptr, true, 1, nullptr};
-  if (copy == nullptr) return nullptr;
+  if (copy == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   tinyqmoe_status status = copy->bytes == nullptr ? TINYQMOE_OUT_OF_MEMORY : expand_to_memory(coded, copy->bytes);
   if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
   if (status == TINYQMOE_OK) {
     mark_checked(*copy->tensor);  // decoding checked its levels
-    return copy;
+    *out = copy;
+    return TINYQMOE_OK;
   }
   if (copy->bytes != nullptr) unmap(copy->bytes, n_bytes);
   delete copy;
-  return nullptr;
+  return status;
 }
 
 ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const char* path, FileResult* result, bool* wrote) {
@@ -71,8 +74,10 @@ void keep(Entry* entry, ExpandedCopy* copy, bool is_wanted, Garbage* garbage) {
   g_manager.clean_plan_stale = true;
 }
 
-ExpandedCopy* expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded) {
-  ExpandedCopy* const copy = new_memory_copy(coded, entry->copy_bytes);
+// Without memory for a copy, products go on from the codes.
+tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** out) {
+  ExpandedCopy* copy = nullptr;
+  const tinyqmoe_status status = new_memory_copy(coded, entry->copy_bytes, &copy);
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
@@ -82,12 +87,16 @@ ExpandedCopy* expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded) {
   } else {
     g_manager.stats.dirty_bytes -= entry->copy_bytes;
     entry->bad = true;
+    if (status != TINYQMOE_OUT_OF_MEMORY) entry->damage = status;
     plan_budget(&garbage);
   }
-  return copy;
+  *out = copy;
+  return entry->damage;
 }
 
-ExpandedCopy* expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const Expansion& expansion) {
+// Without a file for a copy, products go on from the codes.
+tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const Expansion& expansion,
+                                 ExpandedCopy** out) {
   FileResult result;
   bool wrote;
   ExpandedCopy* const copy = new_file_copy(coded, expansion.path, &result, &wrote);
@@ -101,11 +110,13 @@ ExpandedCopy* expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const
     keep(entry, copy, same_folder && !entry->wanted, &garbage);
   } else if (result != FileResult::kBusy && same_folder) {
     entry->bad = result == FileResult::kBadBlob;
+    if (entry->bad) entry->damage = TINYQMOE_BAD_PAYLOAD_CRC;
     entry->bad_file = true;  // so that it is counted once, also when a new budget lets it try memory again
     ++g_manager.stats.file_failures;
     plan_budget(&garbage);
   }
-  return copy;
+  *out = copy;
+  return entry->damage;
 }
 
 }  // namespace
@@ -137,18 +148,20 @@ void Garbage::drop_copy(Entry* entry) {
 }
 
 void expand(const tinyqmoe_tensor& tensor) {
-  ExpandedCopy* const copy = make_copy(tensor.entry, tensor);
+  ExpandedCopy* copy = nullptr;
+  make_copy(tensor.entry, tensor, &copy);  // of damage the first product tells
   if (copy == nullptr) return;
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   garbage.unreference(copy);
 }
 
-ExpandedCopy* make_copy(Entry* entry, const tinyqmoe_tensor& coded) {
+tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** copy) {
   Expansion expansion;
   plan_expansion(entry, coded, &expansion);
-  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded);
-  return expansion.target == Target::kFile ? expand_into_file(entry, coded, expansion) : nullptr;
+  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded, copy);
+  if (expansion.target == Target::kFile) return expand_into_file(entry, coded, expansion, copy);
+  return expansion.damage;
 }
 
 }  // namespace tinyqmoe

@@ -113,7 +113,11 @@ tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** 
     delete use;
     return TINYQMOE_OUT_OF_MEMORY;
   }
-  use->copy = make_copy(use->entry, *tensor);
+  const tinyqmoe_status status = make_copy(use->entry, *tensor, &use->copy);
+  if (status != TINYQMOE_OK) {
+    delete use;
+    return status;
+  }
   prefetch(start_product(use));
   *out = use;
   return TINYQMOE_OK;

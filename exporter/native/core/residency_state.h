@@ -38,6 +38,7 @@ struct Entry {
   bool wanted;          // the budget holds its expanded copy
   bool building;
   bool bad;             // it did not expand: not tried again until a setting changes
+  tinyqmoe_status damage;  // why its payload could not be expanded: products fail, as codes would give other weights
   bool bad_file;        // nor into a file: not tried again until the folder is set
   ExpandedCopy* copy;
   PageRange pages;        // what its last product read; nothing where that was dirty memory
@@ -88,8 +89,9 @@ Entry* last_expanded();
 // Null: out of memory. What gives way to a new tensor is gone when this returns.
 Entry* register_tensor(const tinyqmoe_tensor& tensor);
 
-// The copy that this product should have and has not, with a reference. Null: the product takes what there is.
-ExpandedCopy* make_copy(Entry* entry, const tinyqmoe_tensor& coded);
+// *copy: that which this product should have and has not, with a reference. Null: the product takes what there is. Not
+// OK: the payload is damaged.
+tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** copy);
 
 // The order of use repeats with each token: what is not pinned is prefetched while what is before it is in use. Notes
 // the order, and returns what to prefetch now.

@@ -3,6 +3,7 @@
 #include <string_view>
 
 #include "pages.h"
+#include "sha256.h"
 
 namespace tinyqmoe {
 namespace {
@@ -65,7 +66,56 @@ const Json* find_artifact(const Json& manifest) {
   return nullptr;
 }
 
+// The entry of a file among those of the manifest, or null.
+const Json* find_file(const Json& manifest, const std::string& wanted) {
+  const Json* const files = manifest.find("files");
+  for (size_t i = 0; files != nullptr && i < files->items().size(); ++i) {
+    std::string path;
+    if (get_text(files->items()[i], "path", &path) && path == wanted) return &files->items()[i];
+  }
+  return nullptr;
+}
+
+// Empty, or what is wrong with a file of the package.
+std::string file_problem(const std::string& folder, const Json& manifest, const std::string& path) {
+  const Json* const entry = find_file(manifest, path);
+  uint64_t n_bytes = 0;
+  std::string expected;
+  if (entry == nullptr || !get_number(*entry, "n_bytes", &n_bytes) || !get_text(*entry, "sha256", &expected)) {
+    return "has no size and SHA-256 in manifest.json: export again";
+  }
+  MappedFile file;
+  if (!is_inside(path) || !file.open(folder + "/" + path)) return "cannot be read: copy the bundle again";
+  char digest[kSha256HexDigits];
+  if (file.size() != n_bytes) {
+    return "has " + std::to_string(file.size()) + " bytes, expected " + std::to_string(n_bytes) +
+           ": copy the bundle again";
+  }
+  sha256_hex(file.bytes(), file.size(), digest);
+  if (expected == std::string(digest, sizeof digest)) return "";
+  return "has been changed: its SHA-256 is not that of manifest.json: copy the bundle again";
+}
+
 }  // namespace
+
+bool verify_package(const std::string& folder, std::string* error) {
+  MappedFile text;
+  Json manifest;
+  if (!read_manifest(folder, &text, &manifest, error)) return false;
+  const Json* const artifact = find_artifact(manifest);
+  const Json* const files = artifact == nullptr ? nullptr : artifact->find("files");
+  for (size_t i = 0; files != nullptr && i < files->items().size(); ++i) {
+    std::string path;
+    const std::string problem =
+        files->items()[i].get(&path) ? file_problem(folder, manifest, path) : "is no text in manifest.json";
+    if (problem.empty()) continue;
+    *error = path + " " + problem;
+    return false;
+  }
+  if (files != nullptr && !files->items().empty()) return true;
+  *error = "manifest.json: no artifact has places, vectors and files: export again";
+  return false;
+}
 
 bool find_program(const std::string& folder, ProgramFile* out, std::string* error) {
   MappedFile text;

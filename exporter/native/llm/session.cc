@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bundle.h"
 #include "engine.h"
 
 struct tinyqmoe_session {
@@ -55,6 +56,9 @@ tinyqmoe_status open_engine(const tinyqmoe_session_options& options, std::unique
 
 tinyqmoe_status open(const tinyqmoe_session_options& options, std::unique_ptr<tinyqmoe_session>* out,
                      std::string* error) {
+  if (options.verify != 0 && options.bundle != nullptr && !verify_package(options.bundle, error)) {
+    return TINYQMOE_BAD_PAYLOAD_CRC;
+  }
   auto session = std::make_unique<tinyqmoe_session>();
   const tinyqmoe_status status = open_engine(options, &session->engine, error);
   if (status != TINYQMOE_OK) return status;

@@ -145,7 +145,7 @@ def test_wrong_input_of_a_run_is_2(
 
 # ---- on a terminal
 
-MAIN = "from exporter.cli.app import main; main()"
+MAIN = "from exporter.cli.start import main; main()"
 
 
 class Terminal:

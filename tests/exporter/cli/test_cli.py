@@ -259,12 +259,12 @@ def test_a_signal_lets_an_export_clean_up(
     """What is coded stays, and that is said."""
     script = (
         "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import "
-        "pipeline, staging\nfrom exporter.cli import app\n"
+        "pipeline, staging\nfrom exporter.cli import start\n"
         "def export(model, out, *args, **options):\n"
         "    with staging.staging_directory(out, {}, force=False, resume=False) as place:\n"
         f"        [(place.coded / f'{{i}}.json').touch() for i in range({coded})]\n"
         f"        os.kill(os.getpid(), {number:d})\n        time.sleep(60)\n"
-        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\napp.main()\n"
+        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\nstart.main()\n"
     )
     command = [sys.executable, "-c", script, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
@@ -332,12 +332,12 @@ def test_a_signal_is_obeyed_wherever_it_falls(
     work = textwrap.indent(MOMENTS[moment].replace("NUMBER", str(int(number))), 8 * " ")
     script = (
         "import os, signal, sys, time\nfrom pathlib import Path\nfrom exporter import "
-        "pipeline, staging\nfrom exporter.cli import app\n"
+        "pipeline, staging\nfrom exporter.cli import start\n"
         "def export(model, out, *args, **options):\n"
         "    with staging.staging_directory(out, {}, force=False, resume=False) as place:\n"
         "        (place.coded / '0.json').touch()\n"
         f"{work}\n"
-        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\napp.main()\n"
+        "pipeline.export = export\nsys.argv[1:] = ['export', 'model', sys.argv[1]]\nstart.main()\n"
     )
     command = [sys.executable, "-c", script, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False, timeout=50)
@@ -352,10 +352,25 @@ def test_a_signal_is_obeyed_wherever_it_falls(
         assert place.finished == 1
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("module", ["exporter.cli.app", "typer", "rich.console"])
+def test_a_signal_in_the_first_imports(number: int, code: int, module: str) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {number:d})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from exporter.cli.start import main\n"
+        "sys.argv[1:] = ['--version']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
 def test_a_bug_is_70_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app.signals, "obey", lambda: None)
     monkeypatch.setattr(app, "app", raising(ZeroDivisionError("oops")))
     with pytest.raises(SystemExit) as stopped:
         app.main()

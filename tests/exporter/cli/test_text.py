@@ -14,7 +14,7 @@ from tests.support.bundles import copy
 from tests.support.paths import ROOT
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-PROGRAM = [sys.executable, "-c", "from exporter.cli.app import main; main()"]
+PROGRAM = [sys.executable, "-c", "from exporter.cli.start import main; main()"]
 
 
 def run(*arguments: str | bytes | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:

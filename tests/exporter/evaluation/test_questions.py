@@ -9,7 +9,7 @@ import pytest
 
 from exporter.chat_template import ChatTemplate
 from exporter.errors import DataError, UsageError
-from exporter.evaluation.multiple_choice import prompt_text
+from exporter.evaluation.multiple_choice import prompt_texts
 from exporter.evaluation.questions import MMLU_COLUMNS, TASKS, find_tasks, limited
 
 HEADER = ",".join(MMLU_COLUMNS) + "\n"
@@ -47,11 +47,29 @@ def test_the_prompt_of_mmlu_is_that_of_the_harness(tmp_path: Path) -> None:
     )
     asked = "Which is 2 + 2?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
     about = "The following are multiple choice questions (with answers) about college maths.\n\n"
-    assert prompt_text(first, None) == (about + shots + asked, " ")
+    assert prompt_texts([first], None) == [(about + shots + asked, " ")]
     assert (first.choices, first.gold, second.gold) == (("A", "B", "C", "D"), 3, 0)
     assert (first.id, first.subject) == ("college_maths/0", "college_maths")
     chat = f"<system>{about}<user>{shots}{asked}<assistant>"
-    assert prompt_text(first, TEMPLATE) == (chat, "")
+    assert prompt_texts([first], TEMPLATE) == [(chat, "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ raise_exception('no') }}", "TemplateError: no"),
+        ("{% set x = 'x' * 40000000000 %}{{ messages }}", "memory"),
+        ("{{ none.one.two }}", "UndefinedError"),
+    ],
+)
+def test_a_template_that_does_not_render_is_one_error(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    write_lines(tmp_path, "arc_easy", ROW)
+    questions = TASKS["arc_easy"].read(tmp_path, 0)
+    with pytest.raises(UsageError, match="does not render a question") as caught:
+        prompt_texts(questions, ChatTemplate(text, {}))
+    assert reason.lower() in str(caught.value).lower()
 
 
 def test_mmlu_has_five_shots_and_no_norm() -> None:
@@ -66,11 +84,12 @@ def test_tasks_in_lines(name: str, end: str, tmp_path: Path) -> None:
     write_lines(tmp_path, name, ROW, "", {**ROW, "gold": 1})
     write_lines(tmp_path, f"{name}_train", {"query": "q", "choices": ["a", "b", "c"], "gold": 2})
     first, second = TASKS[name].read(tmp_path, 1)
-    assert prompt_text(first, None) == (f"q{end} c\n\n{ROW['query']}{end}", " ")
+    assert prompt_texts([first], None) == [(f"q{end} c\n\n{ROW['query']}{end}", " ")]
     assert (first.choices, first.gold, second.gold) == (("yes", "no"), 0, 1)
     (bare, _) = TASKS[name].read(tmp_path, 0)
-    assert prompt_text(bare, None)[0] == f"{ROW['query']}{end}"
-    assert prompt_text(bare, TEMPLATE) == (f"<user>{ROW['query']}{end}<assistant>", "")
+    plain, chat = (prompt_texts([bare], template) for template in (None, TEMPLATE))
+    assert plain == [(f"{ROW['query']}{end}", " ")]
+    assert chat == [(f"<user>{ROW['query']}{end}<assistant>", "")]
 
 
 def test_a_limit_is_of_each_subject(tmp_path: Path) -> None:

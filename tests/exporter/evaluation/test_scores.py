@@ -21,7 +21,7 @@ from exporter.errors import DataError
 from exporter.evaluation.evaluate import EvaluationConfig, Evaluator
 from exporter.evaluation.journal import Journal
 from exporter.evaluation.language_model import LanguageModel, Request, Row
-from exporter.evaluation.multiple_choice import Prompts, prompt_text
+from exporter.evaluation.multiple_choice import Prompts, prompt_texts
 from exporter.evaluation.questions import TASKS, Question
 from exporter.evaluation.running_text import read_text
 from exporter.evaluation.text_encoder import TextEncoder
@@ -100,7 +100,7 @@ class Slow:
 
 
 def expected_scores(slow: Slow, question: Question, chat: bool) -> list[float]:
-    text, before = prompt_text(question, None)
+    ((text, before),) = prompt_texts([question], None)
     if chat:
         shots = text[len(question.description) :]
         system = [{"role": "system", "content": question.description}]
@@ -151,19 +151,18 @@ def test_the_empty_query_is_scored_after_the_prefix_token(checkpoint: Path, data
     question = TASKS["hellaswag"].read(data, 0)[3]
     given, scored = encoder.pair("", " Everything")
     assert given == [BOS]
-    assert Prompts(encoder, None, 40).asked(question).requests[0] == Request(
-        tuple(given + scored), len(scored)
-    )
+    (asked,) = Prompts(encoder, None, 40).asked([question])
+    assert asked.requests[0] == Request(tuple(given + scored), len(scored))
 
 
 def test_what_does_not_fit_loses_tokens_on_the_left(checkpoint: Path, data: Path) -> None:
     encoder = TextEncoder(checkpoint, VOCAB)
     question = TASKS["mmlu"].read(data, 5)[0]
-    whole, cut = (Prompts(encoder, None, n).asked(question) for n in (2000, 30))
+    whole, cut = (next(Prompts(encoder, None, n).asked([question])) for n in (2000, 30))
     assert (whole.is_cut, cut.is_cut) == (False, True)
     assert [r.tokens[-31:] for r in whole.requests] == [r.tokens for r in cut.requests]
     with pytest.raises(DataError, match="question maths/0: 'A' adds 2 tokens"):
-        Prompts(encoder, None, 0).asked(question)
+        next(Prompts(encoder, None, 0).asked([question]))
 
 
 def test_flips_count_what_cancels_in_accuracy(checkpoint: Path, other: Path, data: Path) -> None:

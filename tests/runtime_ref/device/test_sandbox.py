@@ -397,6 +397,13 @@ def test_a_parent_that_is_killed_takes_the_child_with_it_and_the_next_run_cleans
     mine.rmdir()
 
 
+def test_a_child_that_hangs_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "STEP_SECONDS", 2)
+    report = probe("hang")
+    assert (report.outcome, report.phase) == ("failed", "hang")
+    assert "at one step for longer than" in report.detail
+
+
 def test_a_handler_of_sigterm_stays_or_comes_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     probe("locked")

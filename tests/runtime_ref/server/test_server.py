@@ -27,7 +27,7 @@ SLOW = (
     "import sys, time, runtime_ref.generate as g\nplain = g.KeptPrefix.forward\n"
     "def forward(self, tokens, position):\n"
     "    time.sleep(0.05)\n    return plain(self, tokens, position)\n"
-    "g.KeptPrefix.forward = forward\nfrom exporter.cli.app import main\nmain()"
+    "g.KeptPrefix.forward = forward\nfrom exporter.cli.start import main\nmain()"
 )
 
 

@@ -31,16 +31,18 @@ typedef struct tinyqmoe_session_options {
   tinyqmoe_kv_type kv_type;  /* part of the arithmetic; 0: the bundle's */
   tinyqmoe_isa isa;
   tinyqmoe_engine engine;
+  uint32_t verify;           /* not 0: first compare size and SHA-256 of the files of the package with manifest.json */
 } tinyqmoe_session_options;
 
 /* *out is null unless TINYQMOE_OK is returned. Then error (may be null) holds a sentence that says what is wrong with
- * which file or name, cut to error_bytes with its final zero. */
+ * which file or name, cut to error_bytes with its final zero. BAD_PAYLOAD_CRC: `verify` found a file that is not as in
+ * manifest.json; it reads all of them, so it is for the first time after a download. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_session_open(const tinyqmoe_session_options* options, tinyqmoe_session** out,
                                                    char* error, uint64_t error_bytes);
 
 /* Appends tokens. logits: float [vocab] after the last of them, or null, which is faster. On failure no position was
  * added. BAD_ARGUMENT: no tokens, or more than the context has room for; BAD_ID: a token outside the vocabulary;
- * NON_FINITE: the network's numbers overflowed. */
+ * NON_FINITE: the network's numbers overflowed. BAD_PAYLOAD_CRC: weights that were to be expanded are damaged. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_session_feed(tinyqmoe_session* session, const int32_t* tokens, uint32_t n_tokens,
                                                    float* logits);
 

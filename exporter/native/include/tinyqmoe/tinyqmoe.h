@@ -214,7 +214,8 @@ typedef struct tinyqmoe_form tinyqmoe_form;
 
 /* What to multiply with: an expanded copy, or the tensor itself. Acquire before a product, in one thread, and release
  * when all its parts are done; the tensor must stay open until then. May expand the tensor, which takes as long as
- * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. */
+ * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. BAD_PAYLOAD_CRC, BAD_CODE or
+ * another status of damaged bytes: it was to be expanded, which found them. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** form);
 TINYQMOE_API const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form);
 

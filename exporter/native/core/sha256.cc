@@ -1,0 +1,67 @@
+#include "sha256.h"
+
+#include <cstring>
+
+namespace tinyqmoe {
+namespace {
+
+constexpr uint64_t kBlockBytes = 64;
+
+// The first 32 bits of the fractions of the cube roots of the first 64 primes.
+constexpr uint32_t kRounds[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+uint32_t turned(uint32_t x, uint32_t n) { return x >> n | x << (32 - n); }
+
+uint32_t big_endian(const uint8_t* p) {
+  return uint32_t{p[0]} << 24 | uint32_t{p[1]} << 16 | uint32_t{p[2]} << 8 | uint32_t{p[3]};
+}
+
+void add_block(const uint8_t* block, uint32_t state[8]) {
+  uint32_t w[64];
+  for (uint32_t i = 0; i < 16; ++i) w[i] = big_endian(block + 4 * i);
+  for (uint32_t i = 16; i < 64; ++i) {
+    const uint32_t s0 = turned(w[i - 15], 7) ^ turned(w[i - 15], 18) ^ w[i - 15] >> 3;
+    const uint32_t s1 = turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10;
+    w[i] = w[i - 16] + s0 + w[i - 7] + s1;
+  }
+  uint32_t v[8];
+  std::memcpy(v, state, sizeof v);
+  for (uint32_t i = 0; i < 64; ++i) {
+    const uint32_t s1 = turned(v[4], 6) ^ turned(v[4], 11) ^ turned(v[4], 25);
+    const uint32_t s0 = turned(v[0], 2) ^ turned(v[0], 13) ^ turned(v[0], 22);
+    const uint32_t t1 = v[7] + s1 + ((v[4] & v[5]) ^ (~v[4] & v[6])) + kRounds[i] + w[i];
+    const uint32_t t2 = s0 + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
+    std::memmove(v + 1, v, 7 * sizeof *v);
+    v[4] += t1;
+    v[0] = t1 + t2;
+  }
+  for (uint32_t i = 0; i < 8; ++i) state[i] += v[i];
+}
+
+}  // namespace
+
+void sha256_hex(const uint8_t* bytes, uint64_t n_bytes, char out[kSha256HexDigits]) {
+  // The same of the square roots of the first 8 primes.
+  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                       0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  const uint64_t n_whole = n_bytes / kBlockBytes * kBlockBytes;
+  for (uint64_t at = 0; at < n_whole; at += kBlockBytes) add_block(bytes + at, state);
+  uint8_t last[2 * kBlockBytes] = {};
+  const uint64_t rest = n_bytes - n_whole;
+  if (rest > 0) std::memcpy(last, bytes + n_whole, rest);
+  last[rest] = 0x80;
+  const uint64_t end = rest + 9 <= kBlockBytes ? kBlockBytes : 2 * kBlockBytes;
+  for (uint32_t i = 0; i < 8; ++i) last[end - 1 - i] = static_cast<uint8_t>(8 * n_bytes >> 8 * i);
+  for (uint64_t at = 0; at < end; at += kBlockBytes) add_block(last + at, state);
+  for (uint32_t i = 0; i < kSha256HexDigits; ++i) out[i] = "0123456789abcdef"[state[i / 8] >> (28 - 4 * (i % 8)) & 15];
+}
+
+}  // namespace tinyqmoe
