@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path, PurePosixPath
 
 from exporter import real_files, strict_json
@@ -69,6 +70,8 @@ class Bundle:
             )
         ]
         problems += [f"{name} is not in the manifest" for name in self._strangers()]
+        beside = (MANIFEST, SIGNATURE)
+        problems += [f"{name} is a link" for name in real_files.links(self.path) if name in beside]
         if problems:
             raise BundleError(
                 f"{self.path} is damaged", problems=problems, hint="copy it again, or export again"
@@ -144,7 +147,8 @@ class Bundle:
         Raises BundleError if it points outside the bundle.
         """
         path = self.path / relative
-        if "\0" in relative or not path.resolve().is_relative_to(self.path.resolve()):
+        # Of a link to itself `Path.resolve` raises.
+        if "\0" in relative or not Path(realpath(path)).is_relative_to(realpath(self.path)):
             raise BundleError(f"{MANIFEST} names {relative!r}, which is outside the bundle")
         return path
 
@@ -196,6 +200,8 @@ def sha256(path: Path) -> str:
 
 def is_bundle(path: Path) -> bool:
     """Whether a directory has a manifest of this tool, of any schema version."""
+    if not (path / MANIFEST).is_file():
+        return False
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return isinstance(raw["schema_version"], int) and "tiny-qmoe" in raw["tools"]

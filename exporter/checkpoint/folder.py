@@ -185,11 +185,20 @@ def _hub_error(
 
 
 def check_fetched(folder: Path) -> None:
-    """Raises CheckpointError for files of which only a git-lfs pointer is there."""
+    """Raises CheckpointError for files of which only a git-lfs pointer is there, or that are none.
+
+    A read from a pipe or a device may never end.
+    """
     read = {*READ_FILES, *BESIDE}
+    named = [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS or f.name in read]
+    if strange := [f.name for f in named if f.exists() and not f.is_file()]:
+        raise CheckpointError(
+            f"{folder}: {', '.join(strange)}: no file, but a folder, pipe, socket or device",
+            hint=GET_ANOTHER,
+        )
     pointers = []
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and (file.suffix in WEIGHTS or file.name in read):
+    for file in named:
+        if file.is_file():
             with file.open("rb") as stream:
                 if stream.read(len(LFS_POINTER)) == LFS_POINTER:
                     pointers.append(file.name)

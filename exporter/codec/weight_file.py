@@ -295,7 +295,8 @@ def _check_places(coded: Path, template: Path, target: Path, work: Path) -> None
     A bundle may come from a stranger: nothing outside it may get into the package, and nothing
     outside the target may be written. Raises BundleError, UsageError.
     """
-    if found := [*real_files.links(template), *([coded.name] if coded.is_symlink() else [])]:
+    plain = not coded.exists() or (coded.is_file() and not coded.is_symlink())
+    if found := [*real_files.links(template), *([] if plain else [coded.name])]:
         raise BundleError(
             f"{template.parent} holds links where an expansion reads",
             problems=found,

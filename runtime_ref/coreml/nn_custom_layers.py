@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def _side_bytes(side_dir: Path, name: str, offset: int, n_bytes: int) -> NDArray
         or "\0" in name
         or not relative.parts
     )
-    if outside or not path.resolve().is_relative_to(side_dir.resolve()):
+    if outside or not Path(realpath(path)).is_relative_to(realpath(side_dir)):
         raise UnsupportedLayerError(f"its weights are in {name!r}, which points outside the bundle")
     if not path.is_file():
         raise UnsupportedLayerError(f"its weights are in {name}, which is absent")

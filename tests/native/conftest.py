@@ -8,7 +8,16 @@ import pytest
 
 from tests.support import wasm
 from tests.support.families import Model, make_models
-from tests.support.layer_tests import CXX, compile_tests, digest, run
+from tests.support.layer_tests import (
+    CXX,
+    SANITIZE,
+    compile_objects,
+    digest,
+    link,
+    llm_test_sources,
+    run,
+    sources_of,
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +27,34 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 
 
 @pytest.fixture(scope="session")
-def digests(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Of the parts, and of sessions over every family, each with all instruction sets of this
-    machine."""
+def library_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Objects of the core and of sessions, for this machine."""
     if CXX is None:
         pytest.skip("NO C++ COMPILER: the native tests did not run")
-    program = compile_tests(CXX, ["-O1"], tmp_path_factory.mktemp("native"))
+    folder = tmp_path_factory.mktemp("library")
+    return compile_objects(CXX, ["-O1"], sources_of("core", "llm"), folder)
+
+
+@pytest.fixture(scope="session")
+def digests(
+    models: dict[str, Model], library_objects: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """Of the parts, and of sessions over every family, each with all instruction sets of this
+    machine."""
+    assert CXX is not None
+    folder = tmp_path_factory.mktemp("native")
+    objects = compile_objects(CXX, ["-O1"], llm_test_sources(), folder)
+    program = link(CXX, ["-O1"], [*library_objects, *objects], folder / "tests")
     return digest(run(program)), digest(run(program, *(m.bundle for m in models.values())))
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Objects of the core and the encoder under the address and undefined-behaviour sanitizers."""
+    if CXX is None:
+        pytest.skip("NO C++ COMPILER: the native tests did not run")
+    sources = sources_of("core", "encoder")
+    return compile_objects(CXX, SANITIZE, sources, tmp_path_factory.mktemp("sanitized"))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter.codec.native import native_dir
+from tests.support.layer_tests import SANITIZE, compile_objects, link
 from tests.support.paths import GOLDEN
 
 CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -18,7 +19,6 @@ ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SIMDE = Path("/usr/include/simde")
 FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
-SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 needs_compiler = pytest.mark.skipif(
     CXX is None, reason="NO C++ COMPILER: the native tests did not run"
@@ -68,9 +68,10 @@ def run(*command: str | Path) -> str:
 
 
 @needs_compiler
-def test_under_sanitizers(tmp_path: Path) -> None:
+def test_under_sanitizers(sanitized: list[Path], tmp_path: Path) -> None:
     assert CXX is not None
-    program = compile_program(CXX, SANITIZE, test_sources(), tmp_path / "tests")
+    objects = compile_objects(CXX, SANITIZE, test_sources(), tmp_path)
+    program = link(CXX, SANITIZE, [*sanitized, *objects], tmp_path / "tests")
     assert "0 failures" in run(program, GOLDEN)
 
 
@@ -125,17 +126,6 @@ def test_avx512_in_emulation(tmp_path: Path) -> None:
     without = (kernels.name, "isa.cc")
     program = compile_program(CXX, flags, sources, tmp_path / "tests", without)
     assert "0 failures, instruction sets: 1 2 5\n" in run(program, GOLDEN)
-
-
-@needs_compiler
-@pytest.mark.long
-def test_fuzz(tmp_path: Path) -> None:
-    assert CXX is not None
-    root = native_dir()
-    sources = [root / "fuzz" / "fuzz_open_decode.cc", root / "tests" / "support.cc"]
-    program = compile_program(CXX, SANITIZE, sources, tmp_path / "fuzz")
-    seeds = sorted(GOLDEN.glob("*/*.tqlz"))
-    print(run(program, "120", *seeds))
 
 
 def test_cmake_builds_the_kernels_of_an_app(tmp_path: Path) -> None:

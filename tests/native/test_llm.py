@@ -17,11 +17,10 @@ from exporter.bundle import REFERENCE, Bundle
 from exporter.codec import native
 from tests.support.bundles import SHIPPED
 from tests.support.families import CONTEXT, FAMILIES, VOCABULARY, Model
-from tests.support.layer_tests import CXX, compile_tests, digest, run
+from tests.support.layer_tests import CXX, SANITIZE, compile_tests, digest, run
 
 ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLOAT16, FLOAT32, INT8 = 1, 2, 3
 
 pytestmark = pytest.mark.skipif(CXX is None, reason="NO C++ COMPILER: the native tests did not run")
@@ -186,6 +185,7 @@ def _artifact(manifest: dict[str, Any]) -> dict[str, Any]:
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no vectors": (lambda m: _artifact(m).pop("vectors"), "both places and vectors"),
+    "layers past memory": (lambda m: m["network"].update(layers=1 << 24), "model.layers.2"),
     "no network": (lambda m: m.pop("network"), "network"),
     "version": (lambda m: m["network"].update(version=1), "version"),
     "size": (lambda m: m["network"].update(hidden=0), "network.hidden"),

@@ -1,15 +1,32 @@
-"""Random edits of parsed JSON: what a stranger, a bad copy or a careless hand makes of it."""
+"""Random edits of files: what a stranger, a bad copy or a careless hand makes of them."""
 
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
 
+from hypothesis import strategies as st
+
 EXTREMES = (
     *(0, -1, 1, 2**31, 2**53, 2**63, 10**30, 0.5, -0.0, 1e300, True, None),
     *("", "..", "/", "a\x1b[31mb", "x" * 5000, [], {}, [[]], {"a": 1}),
+)
+# What is of the right form and means too much.
+TOKENS = (
+    *(
+        b"\xff" * 8,
+        b"\0" * 8,
+        b"\xff\xff\xff\x7f",
+        b"9" * 400,
+        b"[" * 2000,
+        b"\xc3\x28",
+        b'"',
+        b"{",
+    ),
+    *(b"-1", b"1e999", b"NaN", b"null", b"..", b"/", b"\\ud800", b"\x80" * 10, b"a" * 300),
 )
 Path = tuple[Any, ...]
 """The keys and indices that lead to a value."""
@@ -65,3 +82,30 @@ def _at(value: Any, path: Path) -> Any:
             return None
         value = value[step]
     return copy.deepcopy(value)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, good: bytes) -> bytes:
+    """Bytes of a good file after up to four changes: other bytes, some taken out or put in, cut."""
+    data = bytearray(good)
+    for _ in range(draw(st.integers(0, 4))):
+        # Half of the changes are near the beginning: headers matter most.
+        reach = min(len(data), 128) if draw(st.booleans()) else len(data)
+        at = draw(st.integers(0, reach))
+        new = draw(st.one_of(st.binary(max_size=8), st.sampled_from(TOKENS)))
+        kind = draw(st.sampled_from(("replace", "insert", "delete", "cut")))
+        if kind == "cut":
+            del data[at:]
+        else:
+            data[at : at + (0 if kind == "insert" else len(new))] = b"" if kind == "delete" else new
+    return bytes(data)
+
+
+def damaged_json(good: bytes) -> st.SearchStrategy[bytes]:
+    """The text of a JSON document after edits of its values, or of its bytes."""
+    value = json.loads(good)
+    places = list(paths(value))
+    texts = st.randoms(use_true_random=False).map(
+        lambda rng: json.dumps(edited(value, rng, places)[0]).encode()
+    )
+    return st.one_of(texts, damaged(good))

@@ -10,6 +10,7 @@ from pathlib import Path
 from exporter.codec.native import native_dir
 
 CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 
 
@@ -33,8 +34,12 @@ def compile_objects(compiler: str, flags: list[str], sources: list[Path], out: P
     return objects
 
 
+def sources_of(*folders: str) -> list[Path]:
+    return [s for name in folders for s in sorted((native_dir() / name).glob("*.cc"))]
+
+
 def library_sources() -> list[Path]:
-    return [s for name in ("core", "llm") for s in sorted((native_dir() / name).glob("*.cc"))]
+    return sources_of("core", "llm")
 
 
 def llm_test_sources() -> list[Path]:
@@ -43,7 +48,10 @@ def llm_test_sources() -> list[Path]:
 
 def compile_tests(compiler: str, flags: list[str], out: Path) -> Path:
     objects = compile_objects(compiler, flags, [*library_sources(), *llm_test_sources()], out)
-    program = out / "tests"
+    return link(compiler, flags, objects, out / "tests")
+
+
+def link(compiler: str, flags: list[str], objects: list[Path], program: Path) -> Path:
     subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(program)], check=True)
     return program
 

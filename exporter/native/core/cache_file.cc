@@ -38,7 +38,7 @@ bool is_copy_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
 }
 
 bool map_copy(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy) {
-  const File file{open(path, O_RDONLY | O_CLOEXEC)};
+  const File file{open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)};  // a pipe's would wait for a writer
   struct stat status;
   const uint64_t n_bytes = raw_blob_bytes(coded.info) + kHeaderBytes;
   if (file.fd < 0 || fstat(file.fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != n_bytes) return false;

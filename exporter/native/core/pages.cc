@@ -41,7 +41,7 @@ uint8_t* map_memory(uint64_t bytes) {
 void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }
 
 uint8_t* map_file(const char* path, uint64_t* bytes) {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);  // a pipe's would wait for a writer
   if (fd < 0) return nullptr;
   struct stat status;
   void* mapped = MAP_FAILED;

@@ -22,7 +22,7 @@ class Json {
 
   Kind kind() const { return kind_; }
   const std::vector<Json>& items() const { return items_; }  // of an array
-  const std::vector<std::pair<std::string, Json>>& members() const { return members_; }  // of an object
+  const std::vector<std::pair<std::string, Json>>& members() const { return members_; }  // of an object, by name
 
   // Null when this is no object or has no such member.
   const Json* find(std::string_view name) const;

@@ -48,9 +48,9 @@ bool Runner::find_weights(Bundle* bundle, std::string* error) {
   if (embedding_ == nullptr) missing = name;
   if (final_norm_ == nullptr) missing = "model.norm.weight";
   if (frequencies_ == nullptr) missing = "rope.frequencies";
-  layers_.resize(net_.layers);
   for (uint32_t i = 0; i < net_.layers && missing.empty(); ++i) {
-    find_layer(bundle, "model.layers." + std::to_string(i) + ".", &layers_[i], &missing);
+    layers_.emplace_back();  // one by one: the manifest may claim more than memory holds
+    find_layer(bundle, "model.layers." + std::to_string(i) + ".", &layers_.back(), &missing);
   }
   if (!missing.empty()) {
     *error = missing + " is missing, or of another shape than the network's";

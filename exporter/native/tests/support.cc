@@ -40,10 +40,6 @@ T get(const Bytes& blob, size_t offset) {
 
 void pad(Bytes* blob, size_t multiple) { blob->resize((blob->size() + multiple - 1) / multiple * multiple); }
 
-void require(tinyqmoe_status status) {
-  if (status != TINYQMOE_OK) throw std::runtime_error(tinyqmoe_status_name(status));
-}
-
 struct Sizes {
   uint32_t n_entries;
   uint32_t index_bytes;
@@ -165,34 +161,43 @@ Levels random_levels(const Spec& spec, Random& random) {
   return levels;
 }
 
-Bytes make_blob(const Spec& spec, const Levels& levels, Random& random) {
-  Bytes blob(64);
+tinyqmoe_status encode_blob(const Spec& spec, const Levels& levels, const RandomDictionary& dictionary, Bytes* blob) {
+  blob->assign(64, 0);
   Bytes payload(levels.size() * 20 / 8 + spec.rows);
   const tinyqmoe_encode_args args = {levels.data(),  spec.rows,      spec.cols,      static_cast<int8_t>(spec.level_min),
                                      spec.n_levels, spec.code_bits, payload.data(), payload.size()};
   Sizes sizes{};
   if (spec.codec == 1) {
-    const RandomDictionary dictionary = random_dictionary(spec, random);
     std::vector<uint32_t> row_bytes(spec.rows);
     const tinyqmoe_encode_dictionary tables = dictionary.of(spec);
-    require(tinyqmoe_encode_lzw(&args, &tables, row_bytes.data(), &sizes.payload_bytes));
-    blob.insert(blob.end(), dictionary.section.begin(), dictionary.section.end());
-    pad(&blob, 4);
-    const size_t index = blob.size();
-    append_index(row_bytes, &blob);
+    const tinyqmoe_status status = tinyqmoe_encode_lzw(&args, &tables, row_bytes.data(), &sizes.payload_bytes);
+    if (status != TINYQMOE_OK) return status;
+    blob->insert(blob->end(), dictionary.section.begin(), dictionary.section.end());
+    pad(blob, 4);
+    const size_t index = blob->size();
+    append_index(row_bytes, blob);
     sizes.n_entries = dictionary.n_entries;
-    sizes.index_bytes = static_cast<uint32_t>(blob.size() - index);
+    sizes.index_bytes = static_cast<uint32_t>(blob->size() - index);
   } else {
-    require(spec.codec == 0 ? tinyqmoe_encode_raw(&args) : tinyqmoe_encode_base3(&args));
+    const tinyqmoe_status status = spec.codec == 0 ? tinyqmoe_encode_raw(&args) : tinyqmoe_encode_base3(&args);
+    if (status != TINYQMOE_OK) return status;
     const uint64_t row_bytes = spec.codec == 0 ? (uint64_t{spec.cols} * spec.code_bits + 7) / 8 : (spec.cols + 4) / 5;
     sizes.payload_bytes = spec.rows * row_bytes;
   }
-  pad(&blob, 64);
-  put_header(&blob, spec, sizes);
-  blob.insert(blob.end(), payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(sizes.payload_bytes));
-  blob.resize(blob.size() + 16);
-  pad(&blob, 64);
-  reseal(&blob);
+  pad(blob, 64);
+  put_header(blob, spec, sizes);
+  blob->insert(blob->end(), payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(sizes.payload_bytes));
+  blob->resize(blob->size() + 16);
+  pad(blob, 64);
+  reseal(blob);
+  return TINYQMOE_OK;
+}
+
+Bytes make_blob(const Spec& spec, const Levels& levels, Random& random) {
+  Bytes blob;
+  const RandomDictionary dictionary = spec.codec == 1 ? random_dictionary(spec, random) : RandomDictionary{};
+  const tinyqmoe_status status = encode_blob(spec, levels, dictionary, &blob);
+  if (status != TINYQMOE_OK) throw std::runtime_error(tinyqmoe_status_name(status));
   return blob;
 }
 

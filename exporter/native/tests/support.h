@@ -56,8 +56,10 @@ RandomDictionary random_dictionary(const Spec& spec, Random& random);
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);
 
-// Encodes with the C interface and lays the blob out. What tinyqmoe_encode.h says is checked by the tests, so an
-// error here throws.
+// Encodes with the C interface and lays the blob out; the dictionary is for lzw. The status is the encoder's.
+tinyqmoe_status encode_blob(const Spec& spec, const Levels& levels, const RandomDictionary& dictionary, Bytes* blob);
+
+// The same with a random dictionary. What tinyqmoe_encode.h says is checked by the tests, so an error here throws.
 Bytes make_blob(const Spec& spec, const Levels& levels, Random& random);
 
 // Makes all three CRCs right again, as far as the header's offsets make sense.

@@ -377,6 +377,11 @@ void test_files() {
     start_again(folder);
     CHECK(model.multiplies() && model.is_expanded() && read_file(path) == good && only_file(folder.path) == path);
   }
+  g_context = "residency file is a pipe";
+  tinyqmoe_set_cache_dir(nullptr);
+  CHECK(unlink(path.c_str()) == 0 && mkfifo(path.c_str(), 0600) == 0);
+  start_again(folder);
+  CHECK(model.multiplies() && model.is_expanded() && read_file(path) == good);
   g_context = "residency file of another tensor";
   tinyqmoe_set_cache_dir(nullptr);
   CHECK(unlink(path.c_str()) == 0);

@@ -64,6 +64,19 @@ void test_doubles() {
   }
 }
 
+// So many members that comparing each with all others would take minutes.
+void test_many_members() {
+  g_context = "many members";
+  std::string text = "{";
+  for (int i = 0; i < 300000; ++i) text += "\"" + std::to_string(i) + "\":" + std::to_string(i) + ",";
+  Json json;
+  std::string error;
+  uint64_t number = 0;
+  CHECK(Json::parse(text + "\"x\":0}", &json, &error));
+  CHECK(json.find("299999")->get(&number) && number == 299999);
+  CHECK(!parses(text + "\"77\":0}"));
+}
+
 // Cut and changed documents: nothing may be read outside them.
 void test_damage(Random& random) {
   g_context = "damage";
@@ -85,6 +98,7 @@ void test_json() {
   test_grammar();
   test_values();
   test_doubles();
+  test_many_members();
   test_damage(random);
 }
 
