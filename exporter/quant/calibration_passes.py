@@ -34,7 +34,7 @@ from exporter.quant.rate import inverse_factor
 # are rare in it, and most of a vocabulary is.
 FLOOR, VOCABULARY_FLOOR = 0.01, 0.5
 HEAD_TOKENS = 128  # whose logits are in memory at a time
-BACKWARD_WINDOWS = 32  # at most, whose gradients are computed; spread evenly over all
+BACKWARD_WINDOWS = 64  # at most, whose gradients are computed; spread evenly over all
 # Files: inputs of layers, of the windows that go backward and of the others, and gradients of
 # inputs, by number; of every token its mean squared gradient as an output and its mean probability.
 INPUTS, OTHERS, GRADIENTS, OUTPUTS, SHARES = "inputs", "others", "gradients", "outputs", "shares"
