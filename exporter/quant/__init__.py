@@ -1,7 +1,8 @@
 """Quantization schemes, one file each, named as on the command line.
 
 Adding a scheme is adding a file with NAME, `Config`, LEVEL_MIN, N_LEVELS, `quantize_rows`,
-`dequantize` and `expected_entropy`; nothing is registered anywhere.
+`dequantize` and `expected_entropy`; nothing is registered anywhere. One whose `Config` says
+`is_fitted` has `fit_rows` too, which knows something of what a matrix is multiplied with.
 """
 
 from __future__ import annotations
