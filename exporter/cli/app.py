@@ -130,6 +130,7 @@ for command in (
     export.inspect,
     trust.sign,
     trust.verify,
+    trust.push,
     export.demo,
     doctor,
 ):
