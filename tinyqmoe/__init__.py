@@ -34,6 +34,7 @@ from tinyqmoe.devices import FitVerdict, find_devices, fit
 from tinyqmoe.evaluating import EvaluationSettings, compare, evaluate
 from tinyqmoe.exporting import demo_model, export
 from tinyqmoe.generation import DeviceGeneration, GenerationSettings, generate, run_on_device
+from tinyqmoe.hub import PushedBundle, push
 from tinyqmoe.judging import BundleParity, check_parity
 from tinyqmoe.packages import expanded_bytes, open_bundle, open_runner
 from tinyqmoe.serving import listen, serve
@@ -99,6 +100,7 @@ __all__ = [
     "OutOfSpaceError",
     "ParityReport",
     "Progress",
+    "PushedBundle",
     "QuantConfig",
     "Residency",
     "RunResult",
@@ -129,6 +131,7 @@ __all__ = [
     "merge_sweep",
     "open_bundle",
     "open_runner",
+    "push",
     "read_check_file",
     "read_sweep",
     "run_on_device",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.bundle import BACKENDS, Bundle
+from tinyqmoe.hub import bundle_place
 from tinyqmoe.settings import names
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ def no_progress(stage: str, done: int, total: int) -> None:
 def open_bundle(bundle: Bundle | str | Path) -> Bundle:
     """A bundle whose files all have the SHA-256 of its manifest.
 
-    One that is open is taken as it is. Raises BundleError.
+    One that is open is taken as it is; a path may be a hub id too, `owner/name[@revision]`. Raises
+    BundleError.
     """
     if isinstance(bundle, Bundle):
         return bundle
-    opened = Bundle.open(Path(bundle))
+    opened = Bundle.open(bundle_place(bundle))
     opened.verify()
     return opened
 
@@ -45,7 +47,7 @@ class PackageInUse:
     """
 
     def __init__(self, given: Bundle | str | Path, backend: str | None) -> None:
-        self.bundle = given if isinstance(given, Bundle) else Bundle.open(Path(given))
+        self.bundle = given if isinstance(given, Bundle) else Bundle.open(bundle_place(given))
         self.artifact = choose_package(self.bundle, backend)
         self._verified: Future[None] | None = None
         if not isinstance(given, Bundle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.bundle import Bundle
+from tinyqmoe.hub import bundle_place
 
 
 def verify(bundle: str | Path, *, public_key: str | Path | None = None) -> Bundle:
@@ -13,7 +14,7 @@ def verify(bundle: str | Path, *, public_key: str | Path | None = None) -> Bundl
     With `public_key`, a file in PEM, it also has a signature made with its private key, which is
     looked at first. Raises TinyQMoEError.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle_place(bundle))
     if public_key is not None:
         from exporter.bundle.signing import check_signature
 

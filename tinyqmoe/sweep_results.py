@@ -120,7 +120,8 @@ def _rows(
     own |= {"kl": loss["kl_mean"], "top1": loss["top1_agreement"], "perplexity_ratio": ratio}
     for form, package in facts["packages"].items():
         sizes = {"format": form, "n_bytes": package["n_bytes"]}
-        for device in [*devices] or [None]:
+        places: Sequence[str | None] = devices or [None]
+        for device in places:
             about = [c for c in cells if c["kind"] != EXPORT and c["device"] in (None, device)]
             measured = _measured(folder, about, form)
             if measured is not None:

@@ -131,6 +131,7 @@ for command in (
     export.inspect,
     trust.sign,
     trust.verify,
+    trust.push,
     export.demo,
     doctor,
 ):

@@ -144,7 +144,10 @@ JsonOption = Annotated[
     ),
 ]
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A directory made by `tinyqmoe export`.")
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="A directory made by `tinyqmoe export`, or a hub id of one."
+    ),
 ]
 SchemeOption = Annotated[
     Scheme,

@@ -1,7 +1,8 @@
-"""The commands that say who made a bundle: `sign` and `verify`."""
+"""The commands that pass a bundle on: `sign` and `push` it, and `verify` one that came."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,32 @@ def sign(
     """Sign a bundle, so that others can check who made it."""
     file = tinyqmoe.sign(bundle_path, key)
     emit(json_file, lambda: {"signature": str(file)}, lambda: typer.echo(file))
+
+
+def push(
+    bundle_path: BundleArgument,
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="A repository of the hub, owner/name.")
+    ],
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="NAME",
+            help="The base model's, such as apache-2.0; by default that of its card on the hub.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A repository that is made is private.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Put a bundle on the hub, with a model card that says what its manifest says.
+
+    `tinyqmoe run owner/name` then runs it anywhere, and so do the other commands.
+    """
+    pushed = tinyqmoe.push(bundle_path, repo, licence=licence, private=private)
+    emit(json_file, lambda: asdict(pushed), lambda: typer.echo(pushed.url))
 
 
 def verify(
