@@ -3,7 +3,8 @@ package com.tinyqmoe.core
 import com.sun.net.httpserver.HttpExchange
 import com.sun.net.httpserver.HttpServer
 import kotlinx.coroutines.CancellationException
-import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.async
+import kotlinx.coroutines.awaitAll
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import org.junit.After
@@ -182,22 +183,20 @@ class BundleImportTest {
     }
 
     @Test
-    fun twoImportsOfOneModelDoNoHarm() =
+    fun twoImportsOfOneModelDoNoHarm(): Unit =
         runBlocking {
-            val first = launch { BundleImport(HttpSource(address), store).run {} }
-            kotlinx.coroutines.yield() // the first one has begun, on another thread
-            val second =
-                try {
-                    BundleImport(HttpSource(address), store).run {}
-                    null
-                } catch (error: BundleError) {
-                    error.kind
-                }
-            assertTrue("$second", second == null || second == BundleError.Kind.BUSY)
-            first.join()
+            val kinds = List(2) { async { kindOfFailure { BundleImport(HttpSource(address), store).run {} } } }.awaitAll()
+            assertTrue("$kinds", null in kinds && kinds.all { it == null || it == BundleError.Kind.BUSY })
             store.list().single().bundle!!.verify()
             refused(BundleError.Kind.BUSY, "Kite") { store.importing("Kite") { store.importing("Kite") {} } }
-            first.cancelAndJoin()
+        }
+
+    private suspend fun kindOfFailure(work: suspend () -> Unit): BundleError.Kind? =
+        try {
+            work()
+            null
+        } catch (error: BundleError) {
+            error.kind
         }
 
     @Test
