@@ -275,6 +275,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("rich", "jinja2", "junitparser", "matplotlib"),
     ),
     "tinyqmoe": (OURS, ()),
+    "tinyqmoe.hub": (OURS, ("huggingface_hub", "platformdirs")),
 }
 
 # Besides the C++ standard library, the core and sessions ask the processor what it can do, and the

@@ -339,12 +339,12 @@ def test_markdown_has_the_verdict_then_what_changed(tmp_path: Path) -> None:
     file = tmp_path / "check.md"
     gate_reports.write_markdown(JUDGED, file)
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("**FAIL**: 1 of 2 gates of small\n")
+    assert text.startswith("**FAIL**: 1 of 2 gates of small passed\n")
     places = [text.index(part) for part in ("To do: export smaller", "| KL |", "<details>")]
     assert places == sorted(places)
     assert "<script>" not in text
     gate_reports.write_markdown(replace(JUDGED, gates=GATES[:1], changes=[]), file)
-    assert file.read_text(encoding="utf-8").startswith("**PASS**: 1 of 1 gates of small\n")
+    assert file.read_text(encoding="utf-8").startswith("**PASS**: 1 of 1 gates of small passed\n")
 
 
 def test_junit_has_times_and_the_failed_gate_in_words(tmp_path: Path) -> None:

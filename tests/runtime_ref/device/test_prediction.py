@@ -27,6 +27,7 @@ from runtime_ref.runners import open_runner, package
 from tests.support import bundles as shared
 from tests.support.bundles import TERNARY
 from tests.support.checkpoints import write_llama
+from tests.support.reports import device_plan, device_run
 
 MB = 10**6
 CONTEXT, TOKENS = 512, 128
@@ -376,3 +377,33 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return shared.export(
         model_path(), tmp_path_factory.mktemp("demo") / "ternary", TERNARY, context=256
     )
+
+
+# ---- runs that several devices share
+
+
+@pytest.mark.parametrize(
+    ("seen", "n_runs"),
+    [
+        ({}, 1),
+        ({"peak_group_bytes": 990 * MB}, 2),  # it was full: pages may have been evicted
+        ({"outcome": "killed", "result": None}, 2),
+        ({"peak_dirty_bytes": 1500 * MB}, 2),
+    ],
+)
+def test_a_run_that_stayed_clear_of_its_limit_is_that_of_larger_devices(
+    monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], n_runs: int
+) -> None:
+    small, large = device_plan(), device_plan(entitlement=True)
+    ran: list[run.DevicePlan] = []
+
+    def made_up(bundle: Any, plan: run.DevicePlan, *_: Any) -> run.DeviceRun:
+        ran.append(plan)
+        return device_run(plan, **seen)
+
+    monkeypatch.setattr(run, "run", made_up)
+    bundle: Any = None
+    runs = run.run_each(bundle, [large, small, small], "parity", lambda *_: None)
+    assert [r.plan for r in runs] == [large, small, small], "in their order"
+    assert ran[0] is small, "the tightest comes first"
+    assert len(ran) == n_runs
