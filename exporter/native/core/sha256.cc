@@ -32,18 +32,18 @@ void add_block(const uint8_t* block, uint32_t state[8]) {
     const uint32_t s1 = turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10;
     w[i] = w[i - 16] + s0 + w[i - 7] + s1;
   }
-  uint32_t v[8];
-  std::memcpy(v, state, sizeof v);
+  uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+  uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
   for (uint32_t i = 0; i < 64; ++i) {
-    const uint32_t s1 = turned(v[4], 6) ^ turned(v[4], 11) ^ turned(v[4], 25);
-    const uint32_t s0 = turned(v[0], 2) ^ turned(v[0], 13) ^ turned(v[0], 22);
-    const uint32_t t1 = v[7] + s1 + ((v[4] & v[5]) ^ (~v[4] & v[6])) + kRounds[i] + w[i];
-    const uint32_t t2 = s0 + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
-    std::memmove(v + 1, v, 7 * sizeof *v);
-    v[4] += t1;
-    v[0] = t1 + t2;
+    const uint32_t s1 = turned(e, 6) ^ turned(e, 11) ^ turned(e, 25);
+    const uint32_t s0 = turned(a, 2) ^ turned(a, 13) ^ turned(a, 22);
+    const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRounds[i] + w[i];
+    const uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
+    h = g, g = f, f = e, e = d + t1;
+    d = c, c = b, b = a, a = t1 + t2;
   }
-  for (uint32_t i = 0; i < 8; ++i) state[i] += v[i];
+  const uint32_t added[8] = {a, b, c, d, e, f, g, h};
+  for (uint32_t i = 0; i < 8; ++i) state[i] += added[i];
 }
 
 }  // namespace
