@@ -276,7 +276,7 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
     package, old = work / "new", work / "old"
     coded = np.memmap(bundle / recipe.coded_file, dtype=np.uint8, mode="r")
     _check_disk(recipe, package, target.parent)
-    shutil.copytree(template, package, dirs_exist_ok=True, symlinks=True)
+    _copy_template(template, package)
     for file in recipe.weight_files:
         path = package / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +287,14 @@ def expand(bundle: Path, recipe: Recipe, target: Path, progress: Callable[[int],
         os.rename(target, old)
     real_files.rename(package, target)
     shutil.rmtree(work)
+
+
+def _copy_template(template: Path, package: Path) -> None:
+    """Copies all files. The first error ends it: `shutil.copytree` makes one without a number of
+    all, by which a full disk is no longer known."""
+    for name in real_files.regular_files(template):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(template / name, package / name)
 
 
 def _check_places(coded: Path, template: Path, target: Path, work: Path) -> None:
