@@ -86,6 +86,7 @@ def quantized(manifest: Manifest, kind: str, folder: Path) -> Path:
 
     n = manifest.network
     shape = f"{n.layers}x{n.hidden}x{n.inner}-{n.heads}-{n.kv_heads}x{n.head_dim}-{n.vocab}"
+    shape += "-tied" * bool(manifest.model.config["tie_word_embeddings"])
     path, plain = folder / f"{shape}-{kind}.gguf", folder / f"{shape}-F16.gguf"
     if not path.exists():
         if not plain.exists():
