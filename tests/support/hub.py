@@ -45,7 +45,7 @@ def running_hub() -> Iterator[Hub]:
     """A hub on a free port of this machine."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -55,6 +55,11 @@ def running_hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Says nothing of a client that was killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,8 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(headers={"X-Error-Code": "EntryNotFound"})
             return
         content = there[1][name]
-        tag = hashlib.sha1(content).hexdigest()
-        self._send(content, {"ETag": f'"{tag}"', "X-Repo-Commit": there[0]})
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": there[0]}
+        asked = self.headers.get("Range")  # of a download that goes on where it was cut off
+        begin = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        if asked:
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        self._send(content[begin:], headers, 206 if asked else 200)
 
     def _tree(self, repo: str, revision: str) -> None:
         there = self.hub.files(repo, revision)
@@ -141,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             code = "RevisionNotFound" if known else "RepoNotFound"
             self._refuse(headers={"X-Error-Code": code})
             return
-        self._answer({"id": repo, "sha": there[0], "siblings": []})
+        siblings = [{"rfilename": name} for name in there[1]]
+        self._answer({"id": repo, "sha": there[0], "siblings": siblings})
 
     def _answer(self, value: Any, status: int = 200) -> None:
         self._send(json.dumps(value).encode(), {"Content-Type": "application/json"}, status)
