@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 
 SOURCE = Path(__file__).with_suffix(".c")
 CC = shutil.which("gcc") or shutil.which("clang")
+READY = "ready\n"  # of a worker that has run its first command
 NONE, KILL, FULL = 0, 1, 2  # kinds of faults, as in faults.c
 
 
@@ -69,6 +70,8 @@ def worker(folder: Path, *warm_up: str | Path, **environment: str) -> Iterator[W
         text=True,
         env=env,
     ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == READY
         yield Worker(process)
         assert process.stdin is not None
         process.stdin.close()
@@ -149,6 +152,7 @@ def _serve() -> None:
     torch.set_num_threads(1)  # a fork has no threads but its own
     with redirect_stdout(sys.stderr):
         assert command(*sys.argv[1:]) == 0
+    print(READY, end="", flush=True)
     for line in sys.stdin:
         read, write = os.pipe()
         child = os.fork()
