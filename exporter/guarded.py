@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-SECONDS = 60.0  # of the wall clock; the processor's are limited too
+SECONDS = 60.0  # of the processor
+WAIT = 5  # seconds of the wall clock for each of them: a busy machine gives fewer
 MEMORY_BYTES = 3 << 30  # that the child may map besides what the parent has
 MAX_RESULT_BYTES = 64 << 20
 MEMORY_STATUS = "/proc/self/statm"  # absent where there is no Linux: no limit of memory there
@@ -29,7 +30,7 @@ def guarded(
 ) -> Any:
     """The result of a function in a forked child, a value of JSON.
 
-    `memory_bytes` may be mapped besides what the parent has; None: as much as there is.
+    `seconds` are of the processor, and WAIT times as many of the wall clock. `memory_bytes` may be mapped besides what the parent has; None: as much as there is.
 
     Raises ValueError with the reason where the function raises anything, does not end in time,
     takes too much memory or ends the process.
@@ -42,15 +43,17 @@ def guarded(
         _run(work, write, seconds, memory_bytes)
     os.close(write)
     try:
-        answer = _read(read, time.monotonic() + seconds)
+        answer = _read(read, time.monotonic() + WAIT * seconds)
     finally:
         os.close(read)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
     if answer is None:
-        raise ValueError(f"it takes more than {seconds:.0f} seconds")
-    return _result(answer, status, seconds)
+        raise ValueError(f"it takes more than {WAIT * seconds:.0f} seconds")
+    if not answer and used.ru_utime + used.ru_stime > seconds:
+        raise ValueError(f"it takes more than {seconds:.0f} seconds of the processor")
+    return _result(answer, status)
 
 
 def _run(work: Callable[[], Any], write: int, seconds: float, memory_bytes: int | None) -> NoReturn:
@@ -107,7 +110,7 @@ def _read(descriptor: int, deadline: float) -> bytes | None:
     return None
 
 
-def _result(answer: bytes, status: int, seconds: float) -> Any:
+def _result(answer: bytes, status: int) -> Any:
     """The result in the words of a child that ended with a status. Raises ValueError."""
     try:
         said = json.loads(answer)
@@ -117,5 +120,5 @@ def _result(answer: bytes, status: int, seconds: float) -> Any:
     except (ValueError, TypeError, KeyError, RecursionError):
         ended = os.waitstatus_to_exitcode(status)
         name = signal.Signals(-ended).name if ended < 0 else f"the code {ended}"
-        reason = f"it ends the process with {name}, or takes more than the memory or time allowed"
+        reason = f"it ends the process with {name}, or takes more than the memory allowed"
     raise ValueError(reason)
