@@ -30,7 +30,8 @@ def guarded(
 ) -> Any:
     """The result of a function in a forked child, a value of JSON.
 
-    `seconds` are of the processor, and WAIT times as many of the wall clock. `memory_bytes` may be mapped besides what the parent has; None: as much as there is.
+    `seconds` are of the processor, and WAIT times as many of the wall clock. `memory_bytes` may be
+    mapped besides what the parent has; None: as much as there is.
 
     Raises ValueError with the reason where the function raises anything, does not end in time,
     takes too much memory or ends the process.
