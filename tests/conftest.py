@@ -22,10 +22,12 @@ def pytest_configure() -> None:
     """Prepares what the workers and the programs of tests inherit.
 
     Signals are the usual ones: under `nohup pytest &` they would inherit none. Threads of OpenMP
-    that wait sleep instead of spinning, as several workers share the cores.
+    that wait sleep instead of spinning, as several workers share the cores. Tables are as wide as
+    where there is no terminal, of which a worker inherits the width.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True)

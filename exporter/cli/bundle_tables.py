@@ -58,7 +58,7 @@ def summary_table(bundle: Bundle) -> Table:
             f"{bytes_text(m.model.source_bytes)} of weights",
         ),
         ("from", _origin(m.model.origin)),
-        *((f"SHA-256 of {name}", digest) for name, digest in m.model.source_sha256.items()),
+        *(("SHA-256", f"{sha[:16]}… of {name}") for name, sha in m.model.source_sha256.items()),
         ("weights", f"{8 * coded / weights:.3f} bits each with scales"),
         *_bits_by_kind(m),
         *_own_levels(m.tensors),

@@ -28,7 +28,17 @@ NEVER = 1 << 40  # an operation that is not reached
 BLOB = GOLDEN / "decode" / "int8_lzw_7x43.tqlz"
 # --force: what a kill came too late for is made again.
 EXPORT = (
-    *("--scheme", "ternary", "--allow-loss", "--context", "16", "--target", "both"),
+    *(
+        "--scheme",
+        "ternary",
+        "--calibration",
+        "none",
+        "--allow-loss",
+        "--context",
+        "16",
+        "--target",
+        "both",
+    ),
     *("--resume", "--force"),
 )
 PACKAGE = "model.mlpackage"

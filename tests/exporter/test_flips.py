@@ -12,6 +12,7 @@ from exporter import pipeline
 from exporter.bundle import BACKENDS, MANIFEST, Bundle, bundle_files
 from exporter.config import ExportConfig
 from exporter.errors import BundleError
+from exporter.quant.calibration import NONE
 from runtime_ref.coreml import expansion
 from tests.support.bundles import TERNARY, no_progress
 from tests.support.checkpoints import write_llama
@@ -31,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         num_key_value_heads=1,
         max_position_embeddings=32,
     )
-    config = ExportConfig(TERNARY, formats=tuple(BACKENDS), context=16)
+    config = ExportConfig(TERNARY, formats=tuple(BACKENDS), context=16, calibration=NONE)
     bundle = pipeline.export(model, folder / "out", config, no_progress)
     recipe = expansion.load_recipe(bundle, bundle.artifact("mlprogram"))
     expansion.expand(bundle, recipe, bundle.path / recipe.package, lambda done, total: None)

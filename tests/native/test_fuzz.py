@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import fuzzing
 from tests.support.fuzzing import CLANG, TARGETS
-from tests.support.layer_tests import CXX, SANITIZE, compile_objects, link, native_dir
+from tests.support.layer_tests import CXX, SANITIZE, compile_objects, link, native_dir, sources_of
 
 LONG_RUNS = 10_000_000  # of all targets together
 SHORT_RUNS = {
@@ -40,6 +40,7 @@ def replay(
         support = ["tests/support.cc", "fuzz/replay.cc", f"fuzz/fuzz_{name}.cc"]
         parts = [native_dir() / part for part in support]
         parts += [native_dir() / "llm" / "json.cc"] if name == "json" else []
+        parts += sources_of("encoder") if whole else []  # the others' library has it
         objects = compile_objects(CXX, flags, parts, tmp_path / "objects")
         library = library_objects if whole else sanitized
         return link(CXX, flags, [*objects, *library], tmp_path / "replay")

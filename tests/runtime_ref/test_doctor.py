@@ -78,8 +78,8 @@ def test_a_source_tree_that_was_never_installed(monkeypatch: pytest.MonkeyPatch)
     assert finding("tiny-qmoe-that-is-not-there").do == "pip install ."
 
 
-def test_no_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "native_dir", lambda: tmp_path)
+def test_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library_file", lambda: None)
     native.library.cache_clear()
     try:
         found = finding("C++ core")

@@ -83,6 +83,7 @@ tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, E
   entry->building = false;
   if (copy != nullptr) {
     ++g_manager.stats.expansions;
+    entry->damage = TINYQMOE_OK;
     keep(entry, copy, entry->wanted, &garbage);
   } else {
     g_manager.stats.dirty_bytes -= entry->copy_bytes;
@@ -107,6 +108,7 @@ tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, con
   if (copy != nullptr) {
     g_manager.stats.expansions += wrote;
     g_manager.stats.file_bytes += copy->n_bytes;
+    entry->damage = TINYQMOE_OK;
     keep(entry, copy, same_folder && !entry->wanted, &garbage);
   } else if (result != FileResult::kBusy && same_folder) {
     entry->bad = result == FileResult::kBadBlob;

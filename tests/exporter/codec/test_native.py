@@ -264,8 +264,8 @@ def test_arguments() -> None:
             tensor.decode_rows(isa=missing)  # type: ignore[arg-type]
 
 
-def test_library_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "native_dir", lambda: tmp_path)
+def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library_file", lambda: None)
     with pytest.raises(MissingComponentError, match="compiler"):
         native.library.__wrapped__()
     assert (

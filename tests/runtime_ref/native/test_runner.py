@@ -206,8 +206,8 @@ def test_a_bundle_whose_network_does_not_fit_is_refused(copied: Bundle) -> None:
 
 def test_a_missing_core_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     native.library.cache_clear()
-    monkeypatch.setattr(native, "native_dir", lambda: Path("nowhere"))
-    with pytest.raises(MissingComponentError, match="not in nowhere"):
+    monkeypatch.setattr(native, "library_file", lambda: None)
+    with pytest.raises(MissingComponentError, match="the compiled codec is not in"):
         tinyqmoe.open_runner(bundle, backend="native")
 
 
