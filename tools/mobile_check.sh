@@ -41,7 +41,7 @@ app() {
 # The library as apps link it, in one run of pytest, whose tests share their bundles.
 libraries() {
   local files=(tests/native/test_app_libraries.py tests/native/test_program_app.py tests/exporter/apps/test_files.py)
-  "$PYTHON" -m pytest -v -rs -m long -p no:cacheprovider --durations=0 --durations-min=1 "${files[@]}"
+  "$PYTHON" -m pytest -n0 -v -rs -m long -p no:cacheprovider --durations=0 --durations-min=1 "${files[@]}"
 }
 
 stage "the app for Android" app android_demo
