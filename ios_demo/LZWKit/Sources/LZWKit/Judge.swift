@@ -5,7 +5,7 @@ struct Judge {
     let engine: any Engine
     let gate: Gate
     let progress: (Int) -> Void
-    /// Digests of the exact logits, one after the other, each of an answer whose prompt was fed at once.
+    /// Digests of the exact logits, one after the other, each of one answer.
     private(set) var exactDigests: [String] = []
     private var done = 0
 
@@ -80,8 +80,9 @@ struct Judge {
         advance(count)
         var digest = SHA256Digest()
         got.withUnsafeBytes { digest.update($0) }
-        let what = "\(count) tokens: the whole context"
-        let rows = [logits(what, [Difference(answer.logits(0), got, gate)])] + bits(what, answer, digest, 1)
+        let what = "\(count) tokens: the whole context", sha256 = digest.finish()
+        if answer.sha256 != nil { exactDigests.append(sha256) }
+        let rows = [logits(what, [Difference(answer.logits(0), got, gate)])] + bits(what, answer, sha256, 1)
         let isRefused = (try? engine.feed([0], logits: false)) == nil
         return rows + [Check(verdict: .context, what: "token \(count + 1) is refused", passed: isRefused, positions: 1)]
     }

@@ -21,7 +21,7 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
     private val gate = Gate.of(bundle.manifest.sessionPackage.kvType)
     private val vocab = bundle.manifest.model.vocab
 
-    /** Of the digests of the exact logits, each of an answer whose prompt was fed at once. */
+    /** Of the digests of the exact logits, each of one answer. */
     private val exact = Hashes.sha256()
 
     /**
@@ -174,9 +174,11 @@ class ModelCheck(private val bundle: Bundle, private val engine: Engine, private
                 error.kind == BundleError.Kind.CONTEXT
             }
         val what = "$n tokens: the whole context"
+        val digest = digest(rows)
+        exact.update(digest)
         return listOf(
             logitsCheck(what, answer, rows),
-            bits(what, answer, rows),
+            bits(what, answer, rows.size, digest),
             Check(Verdict.CONTEXT, "token ${n + 1} is refused", refused, 1),
         )
     }
