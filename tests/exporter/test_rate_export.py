@@ -19,7 +19,7 @@ from exporter.errors import CheckpointError, UsageError
 from exporter.estimate.bundle import estimate_bundle
 from exporter.quant import calibration_passes, rate
 from exporter.quant.config import QuantConfig
-from tests.support.bundles import TEXT, export, no_progress, write_text_tokenizer
+from tests.support.bundles import TEXT, export, no_progress, write_text_model
 from tests.support.checkpoints import write_llama
 
 FORMATS = ("pte", "mlprogram", "custom-op")
@@ -27,12 +27,7 @@ FORMATS = ("pte", "mlprogram", "custom-op")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with a tokenizer."""
-    directory = tmp_path_factory.mktemp("rate") / "model"
-    shape = {"hidden_size": 64, "intermediate_size": 160, "max_position_embeddings": 48}
-    write_llama(directory, vocab_size=120, bos_token_id=0, eos_token_id=1, **shape)
-    write_text_tokenizer(directory, 120)
-    return directory
+    return write_text_model(tmp_path_factory.mktemp("rate") / "model")
 
 
 @pytest.fixture(scope="module")

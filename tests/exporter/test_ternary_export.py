@@ -25,7 +25,7 @@ from exporter.quant.quantize import quantize
 from exporter.quant.rules import Rule
 from exporter.quant.sequential import SequentialQuantizer
 from tests.support import ternary_models
-from tests.support.bundles import TEXT, no_progress, write_text_tokenizer
+from tests.support.bundles import TEXT, no_progress, write_text_model
 from tests.support.checkpoints import write_llama
 
 GROUPED = QuantConfig("ternary", group_size=32)
@@ -34,12 +34,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with a tokenizer."""
-    directory = tmp_path_factory.mktemp("fitted") / "model"
-    shape = {"hidden_size": 64, "intermediate_size": 160, "max_position_embeddings": 48}
-    write_llama(directory, vocab_size=120, bos_token_id=0, eos_token_id=1, **shape)
-    write_text_tokenizer(directory, 120)
-    return directory
+    return write_text_model(tmp_path_factory.mktemp("fitted") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from exporter.models.layers import Decoder
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
 from exporter.reference.model import QuantizedLayers, dequantized
+from tests.support.checkpoints import write_llama
 
 SHIPPED = Arithmetic("int16", "float16")  # of a `.pte` by default
 TEXT = (
@@ -57,6 +58,14 @@ def export(checkpoint: Path, out: Path, quantization: QuantConfig, **options: An
     if quantization.is_fitted and not quantization.at_rate:
         options = {"calibration": "none"} | options
     return pipeline.export(checkpoint, out, ExportConfig(quantization, **options), no_progress)
+
+
+def write_text_model(directory: Path) -> Path:
+    """A model of two layers with a tokenizer, for what is calibrated."""
+    shape = {"hidden_size": 64, "intermediate_size": 160, "max_position_embeddings": 48}
+    write_llama(directory, vocab_size=120, bos_token_id=0, eos_token_id=1, **shape)
+    write_text_tokenizer(directory, 120)
+    return directory
 
 
 def write_text_tokenizer(directory: Path, vocab_size: int) -> None:
