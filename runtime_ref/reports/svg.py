@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +26,12 @@ def svg_text(figure: Figure) -> str:
     import matplotlib as mpl
 
     written = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "tinyqmoe", "font.family": "sans-serif"}
-    with mpl.rc_context(settings):  # type: ignore[arg-type]  # its keys are literals
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "tinyqmoe",
+        "font.family": "sans-serif",
+    }
+    with mpl.rc_context(settings):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     text = written.getvalue()
     return text[text.index("<svg") :]
