@@ -42,11 +42,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
             "export again",
         )
     try:
-        # The library would refuse a path that the locale cannot write.
-        text = path.read_text(encoding="utf-8")
-        name = f"tokenizers {tokenizers.__version__} {hashlib.sha256(text.encode()).hexdigest()}"
-        try_once(name, lambda: Tokenizer.from_str(text).encode(TRIAL))
-        return Tokenizer.from_str(text)
+        # Not the path, which the library refuses where the locale cannot write it, and not a text,
+        # which is in memory twice.
+        content = path.read_bytes()
+        name = f"tokenizers {tokenizers.__version__} {hashlib.sha256(content).hexdigest()}"
+        try_once(name, lambda: Tokenizer.from_buffer(content).encode(TRIAL))
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{path} is not a tokenizer: {error}", hint="export again") from error
 

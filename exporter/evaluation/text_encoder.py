@@ -103,12 +103,12 @@ class TextEncoder:
 
 def _read(file: Path) -> Tokenizer:
     """The tokenizer in a file, parsed in a child process first. Raises DataError."""
-    text = file.read_text(encoding="utf-8")
+    content = file.read_bytes()
     try:
-        guarded(lambda: len(Tokenizer.from_str(text).encode(TRIAL).ids))
+        guarded(lambda: len(Tokenizer.from_buffer(content).encode(TRIAL).ids))
     except ValueError as error:
         raise DataError(f"{file} is not a tokenizer: {error}", hint="export again") from None
-    return Tokenizer.from_str(text)
+    return Tokenizer.from_buffer(content)
 
 
 def _first_token(config: dict[str, object]) -> str | None:

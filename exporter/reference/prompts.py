@@ -18,7 +18,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
+    return Tokenizer.from_buffer(path.read_bytes()) if path.is_file() else None
 
 
 def token_sequences(
