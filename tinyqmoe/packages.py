@@ -42,11 +42,13 @@ class PackageInUse:
 
     The files that all packages share are as the manifest says from the start; those of the package
     when `wait` has returned, before which nothing may read them. Of the others only the sizes are
-    compared. A bundle that was open is taken as it is. Raises BundleError, UsageError,
-    MissingComponentError.
+    compared. A file of the package that was hashed before and is untouched is not hashed again. A
+    bundle that was open is taken as it is. Raises BundleError, UsageError, MissingComponentError.
     """
 
     def __init__(self, given: Bundle | str | Path, backend: str | None) -> None:
+        from runtime_ref import known_files
+
         self.bundle = given if isinstance(given, Bundle) else Bundle.open(bundle_place(given))
         self.artifact = choose_package(self.bundle, backend)
         self._verified: Future[None] | None = None
@@ -54,7 +56,7 @@ class PackageInUse:
             self.bundle.verify(self.bundle.shared_files)
             thread = ThreadPoolExecutor(1)
             hashed = self.bundle.files_of(self.artifact)
-            self._verified = thread.submit(self.bundle.verify, hashed)
+            self._verified = thread.submit(known_files.verify, self.bundle, hashed)
             thread.shutdown(wait=False)
 
     def wait(self) -> None:

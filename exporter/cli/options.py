@@ -272,8 +272,8 @@ VerifyOption = Annotated[
     Verification,
     typer.Option(
         "--verify",
-        help="used: the SHA-256 of the files that the run reads, and the sizes of all; all: the "
-        "SHA-256 of every file of the bundle.",
+        help="used: the SHA-256 of the files that the run reads, unless they were hashed before "
+        "and are untouched, and the sizes of all; all: the SHA-256 of every file of the bundle.",
     ),
 ]
 AllowLossOption = Annotated[

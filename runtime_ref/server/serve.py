@@ -13,6 +13,7 @@ from runtime_ref.prompts import PromptEncoder
 from runtime_ref.server.app import make_app
 from runtime_ref.server.generation_queue import GenerationQueue
 from runtime_ref.server.limits import ServerLimits
+from runtime_ref.server.patience import PatientProtocol
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHUTDOWN_SECONDS = 2
@@ -42,7 +43,11 @@ def serve(
     hosts = LOOPBACK if host in LOOPBACK else None
     app = make_app(encoder, jobs, limits, hosts, log)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+        app,
+        http=PatientProtocol,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     try:
         uvicorn.Server(config).run(sockets=[listening])

@@ -113,6 +113,19 @@ def test_paths_that_are_named_exist(page: Path) -> None:
     assert not missing
 
 
+def test_the_tests_of_each_fault_exist() -> None:
+    """`FILE::NAME`, where a FILE that is left out is the one before it in the row."""
+    named = re.findall(r"\| (`[\w/]+\.py::.*) \|", prose_of(ROOT / "docs" / "security.md"))
+    assert named
+    for row in named:
+        file = ""
+        for span in SPAN.findall(row):
+            path, name = span.split("::")
+            file = path or file
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert f"def {name}(" in text, span
+
+
 def test_the_index_leads_to_every_page_of_docs() -> None:
     linked = set(LINK.findall(prose_of(ROOT / "docs" / "index.md")))
     assert {f.name for f in (ROOT / "docs").glob("*.md")} - linked == {"index.md"}

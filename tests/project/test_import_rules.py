@@ -224,11 +224,12 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("tokenizers",),
     ),
     "runtime_ref.trial": (("exporter.guarded",), ("platformdirs",)),
+    "runtime_ref.known_files": (("exporter.bundle",), ("platformdirs",)),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.server": (
         ("runtime_ref.server", "runtime_ref.prompts", "runtime_ref.generate", *RUNNER),
-        ("fastapi", "pydantic", "starlette", "uvicorn"),
+        ("fastapi", "pydantic", "starlette", "uvicorn", "h11"),
     ),
     "runtime_ref.residency": (RUNNER, ("platformdirs",)),
     "runtime_ref.memory": ((), ()),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from tests.support.command_line import one_error
 from tests.support.command_line import tinyqmoe as command
 
 ASK: Any = [{"role": "user", "content": "the cat"}]
-# Each token takes this long, so that an answer is there to be waited for.
+# Each token takes this long, so that an answer is there to be waited for; headers may take 5 s.
 SLOW = (
+    "from runtime_ref.server.patience import PatientProtocol as protocol\nprotocol.seconds = 5\n"
     "import sys, time, runtime_ref.generate as g\nplain = g.KeptPrefix.forward\n"
     "def forward(self, tokens, position):\n"
     "    time.sleep(0.05)\n    return plain(self, tokens, position)\n"
@@ -104,6 +107,13 @@ def test_a_seed_gives_the_text_of_run(server: Server, bundle: Bundle) -> None:
     assert server.chat(**options).choices[0].message.content == expected(bundle, **options).text
     texts = {server.chat(temperature=2.0).choices[0].message.content for _ in range(4)}
     assert len(texts) > 1, "without a seed each answer has another one"
+
+
+def test_a_client_that_says_nothing_is_not_waited_for(server: Server) -> None:
+    url = urllib.parse.urlsplit(server.address["url"])
+    with socket.create_connection((url.hostname, url.port), timeout=120) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\n")
+        assert client.recv(1) == b""
 
 
 def test_a_plain_completion(server: Server, bundle: Bundle) -> None:
