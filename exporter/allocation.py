@@ -6,6 +6,7 @@ through the quantizer and the codec themselves.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from exporter.quant.calibration import (
     Statistics,
     Uncalibrated,
 )
+from exporter.quant.calibration_cache import CalibrationCache
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.plan import fitted, names_at_rate
 from exporter.quant.quantize import MatrixQuantizer
@@ -101,12 +103,16 @@ def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
 
 
 def allocate(
-    checkpoint: Checkpoint, config: ExportConfig, folder: Path, progress: Progress
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    folder: Path,
+    cache: CalibrationCache | None,
+    progress: Progress,
 ) -> Allocation | None:
     """The allocation of an export; None where all its levels are rounded.
 
-    What is measured for it lies in `folder`, and is not measured again where it is there already.
-    Raises UsageError if the rate cannot be met.
+    What is measured for it lies in `folder`, or in the cache if it is the same at any rate, and is
+    not measured again where it is there already. Raises UsageError if the rate cannot be met.
     """
     names, text = names_at_rate(config.quantization, checkpoint), text_of(config, checkpoint)
     # What needs no rate is rounded where nothing is known of it.
@@ -121,7 +127,7 @@ def allocate(
         sequential.calibrate(progress)
         quantizers.append(sequential)
     if names:
-        at_rate = _at_rate(checkpoint, config, windows, folder, progress)
+        at_rate = _at_rate(checkpoint, config, windows, folder, cache, progress)
         made, constants = at_rate.checkpoint, {**at_rate.constants}
         quantizers.append(at_rate)
     tokens = 0 if windows is None else windows.numel()
@@ -134,13 +140,15 @@ def _at_rate(
     config: ExportConfig,
     windows: Tensor | None,
     folder: Path,
+    cache: CalibrationCache | None,
     progress: Progress,
 ) -> RateQuantizer:
     """The quantizer of the matrices at a rate, calibrated on windows of token ids, if any."""
     statistics: Statistics = Uncalibrated(checkpoint)
     if windows is not None:
-        calibration = Calibration(folder)
-        Passes(checkpoint, windows, calibration, progress).run()
+        own = contextlib.nullcontext(Calibration(folder))
+        with cache.calibration(checkpoint, windows) if cache else own as calibration:
+            Passes(checkpoint, windows, calibration, progress).run()
         names = names_at_rate(config.quantization, checkpoint)
         checkpoint, statistics = column_steps.fold(checkpoint, names, calibration)
     known = folder / CONSTANTS

@@ -27,6 +27,7 @@ from exporter.progress import Progress
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.encoded import EncodedModel
+    from exporter.quant.calibration_cache import CalibrationCache
     from exporter.staging import Fingerprint, StagingDirectory
 
 
@@ -39,28 +40,34 @@ def export(
     force: bool = False,
     resume: bool = False,
     max_ram: int | None = None,
+    calibration_cache: Path | None = None,
 ) -> Bundle:
     """Bundle made from a model at `out`: levels -> TQLZ blobs -> packages -> answers -> manifest.
 
     Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
-    interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
-    errors of exporter.errors.
+    interrupted export has coded. `max_ram` limits the memory of this process, in bytes.
+    `calibration_cache` is a folder of what is measured of a model at any rate. Raises the errors of
+    exporter.errors.
     """
     from exporter import manifest, staging
     from exporter.backends import registry
     from exporter.backends.package import PackageInput
     from exporter.checkpoint import source_files
+    from exporter.quant.calibration_cache import CalibrationCache, make_folder
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
+    if calibration_cache is not None:
+        make_folder(calibration_cache)
     checkpoint, config, context = _checked(model, config, progress, max_ram)
     fingerprint = _fingerprint(checkpoint, config)
     staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
     with staged as place, _memory_errors():
         work = place.bundle
-        _check_disk(checkpoint, config, place)
+        _check_disk(checkpoint, config, place, calibration_cache)
         source_sha256 = _read_weights(checkpoint, progress)
-        encoded = _encode(checkpoint, config, place, progress)
+        cache = calibration_cache and CalibrationCache(calibration_cache, source_sha256)
+        encoded = _encode(checkpoint, config, place, cache, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
         _copy_files(checkpoint, config, work)
@@ -151,14 +158,18 @@ def _read_weights(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
 
 
 def _encode(
-    checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory, progress: Progress
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    place: StagingDirectory,
+    cache: CalibrationCache | None,
+    progress: Progress,
 ) -> EncodedModel:
     """All matrices, those that `place` already has without coding them again."""
     from exporter import allocation, encoded
     from exporter.quant import plan, rules
     from exporter.quant.quantize import quantize
 
-    allocated = allocation.allocate(checkpoint, config, place.calibration, progress)
+    allocated = allocation.allocate(checkpoint, config, place.calibration, cache, progress)
     fitted = () if allocated is None else allocated.quantizers
     progress("quantize and code", 0, 0)
     work, finished = place.coded, encoded.finished(place.coded)
@@ -175,7 +186,9 @@ def _encode(
     return encoded.EncodedModel(ordered, source.vectors(), rate)
 
 
-def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
+def _check_disk(
+    checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory, cache: Path | None
+) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
     from exporter import allocation
@@ -184,13 +197,21 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
     needed = int((1 + 1.1 * len(config.formats)) * checkpoint.parameters) + largest + (64 << 20)
-    if allocation.text_of(config, checkpoint):
-        needed += calibration_disk(checkpoint)
     needed -= sum(file.stat().st_size for file in place.coded.iterdir())
-    free = shutil.disk_usage(place.root).free
+    if allocation.text_of(config, checkpoint):
+        measured = calibration_disk(checkpoint)
+        needed += measured
+        if cache is not None:
+            _check_free(cache, measured, "another --calibration-cache")
+    _check_free(place.root, needed, "another OUT")
+
+
+def _check_free(folder: Path, needed: int, other: str) -> None:
+    """Raises OutOfSpaceError if the disk of a folder has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutOfSpaceError(
-            f"the export may need {needed / 1e9:.1f} GB beside {place.root.parent}, "
+            f"the export may need {needed / 1e9:.1f} GB beside {folder.parent}, "
             f"{free / 1e9:.1f} GB are free",
-            hint="free space, or choose another OUT",
+            hint=f"free space, or choose {other}",
         )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 EXPORT, FIT = "export", "fit"  # kinds of cells besides the tasks
 BUNDLE, RESULT = "bundle", "result.json"  # what lies in the folder of a cell
-THE_BUNDLE, THE_RESULT = "{bundle}", "{result}"  # words of a command that stand for their places
+# Words of a command that stand for places.
+THE_BUNDLE, THE_RESULT, THE_CALIBRATIONS = "{bundle}", "{result}", "{calibrations}"
 PROMPT, NEW_TOKENS = "The", 32  # of a projected speed: what a token means does not change its cost
 
 
@@ -28,7 +29,8 @@ class Cell:
     """A command of ours, and the address of its result.
 
     kind: "export", "fit" or a task. words: of the command, in which THE_BUNDLE stands for the
-    bundle and THE_RESULT for the file of the result. device: that it is about, if it is.
+    bundle, THE_RESULT for the file of the result, and THE_CALIBRATIONS for the folder of what
+    exports of a model share. device: that it is about, if it is.
     """
 
     kind: str
@@ -41,10 +43,10 @@ class Cell:
         """Whether nothing may run beside it: its result is a time."""
         return self.kind == SPEED
 
-    def command(self, bundle: Path, result: Path) -> list[str]:
-        """The words of the command with the places of its bundle and its result."""
-        places = {THE_BUNDLE: str(bundle), THE_RESULT: str(result)}
-        return [places.get(word, word) for word in self.words]
+    def command(self, bundle: Path, result: Path, calibrations: Path) -> list[str]:
+        """The words of the command with its places."""
+        places = {THE_BUNDLE: bundle, THE_RESULT: result, THE_CALIBRATIONS: calibrations}
+        return [str(places.get(word, word)) for word in self.words]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def cells_of(plan: SweepPlan) -> list[BundleCells]:
         text = _file_digest(config.loss_text) if config.loss_text else None
         settings = {**planned.options, "loss-text": text, "calibration": _calibration(planned)}
         words = ("export", planned.model, THE_BUNDLE, *planned.words, "--allow-loss", "--resume")
+        words += ("--calibration-cache", THE_CALIBRATIONS)
         key = {"checkpoint": digest, "settings": settings, "versions": _versions()}
         export = Cell(EXPORT, _address(EXPORT, key), (*words, "--json", THE_RESULT))
         measures = tuple(_measures(plan, profiles, export.address))

@@ -3,6 +3,7 @@
     plan.json               what the plan asked for, with the address of each cell
     cells/ADDRESS/          a finished cell: cell.json, result.json, and the bundle of an export
     cells/.ADDRESS/         the same while its command runs; it takes its name by a rename
+    calibrations/           what exports of one model at several rates share; it may be removed
     failed/ADDRESS.json     why the last try of a cell failed
     locks/ADDRESS           held while a cell is made, by its process too
     results.sqlite          the table, made anew from all this
@@ -44,6 +45,11 @@ class SweepFolder:
     def unfinished(self, address: str) -> Path:
         """The folder in which a cell is made."""
         return self.root / "cells" / f".{address}"
+
+    @property
+    def calibrations(self) -> Path:
+        """The folder of calibrations (exporter.quant.calibration_cache)."""
+        return self.root / "calibrations"
 
     def failure(self, address: str) -> Path:
         """The file that says why a cell failed."""

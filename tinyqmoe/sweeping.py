@@ -94,7 +94,8 @@ class _Run:
         bundle = (place if cell.kind == EXPORT else made) / BUNDLE
         if cell.kind == EXPORT and bundle.exists():  # it was killed between bundle and result
             shutil.rmtree(bundle)
-        ended = self.processes.run(cell.command(bundle, place / RESULT), [lock])
+        words = cell.command(bundle, place / RESULT, self.folder.calibrations)
+        ended = self.processes.run(words, [lock])
         facts: dict[str, Any] = {"kind": cell.kind, "seconds": round(ended.seconds, 1)}
         if ended.code not in PASSED_OR_FAILED or not (place / RESULT).is_file():
             if self.processes.stopped:

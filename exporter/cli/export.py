@@ -20,6 +20,7 @@ from exporter.cli.options import (
     AllowLossOption,
     BitsOption,
     BundleArgument,
+    CalibrationCacheOption,
     CalibrationOption,
     ChunkBytesOption,
     CodecChoice,
@@ -69,6 +70,7 @@ def export(
     bits_per_weight: BitsOption = None,
     size: SizeOption = None,
     calibration: CalibrationOption = None,
+    calibration_cache: CalibrationCacheOption = None,
     embedding: EmbeddingOption = "auto",
     context: ContextOption = None,
     codec: CodecOption = CodecChoice.AUTO,
@@ -109,7 +111,8 @@ def export(
     )
     profiles = _profiles(device, device_file, entitlement)
     begin = time.monotonic()
-    bundle = _export(model, out, config=config, force=force, resume=resume, max_ram=max_ram)
+    place = {"force": force, "resume": resume, "calibration_cache": calibration_cache}
+    bundle = _export(model, out, config=config, max_ram=max_ram, **place)
     fits = _emit_export(bundle, profiles, entitlement, json_file)
     _say_spent(time.monotonic() - begin, max_ram)
     if _lost_too_much(bundle, allow_loss) or not fits:

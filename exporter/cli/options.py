@@ -206,6 +206,10 @@ CalibrationOption = Annotated[
         "text that ships with this tool.",
     ),
 ]
+CalibrationCacheOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep what the text shows for exports at other rates."),
+]
 EmbeddingOption = Annotated[
     Scheme,
     typer.Option(help="The same for the embedding and the head."),

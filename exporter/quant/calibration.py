@@ -61,7 +61,7 @@ def damaged(file: Path) -> CheckpointError:
     """The error of a file whose values are not those that were written."""
     return CheckpointError(
         f"{file} is damaged: its checksum is wrong",
-        hint="export again without --resume, which measures anew",
+        hint=f"remove {file.parent} and export again without --resume: it is measured anew",
     )
 
 
