@@ -1,4 +1,4 @@
-// One product of a blob under callgrind: LIBRARY BLOB N_TOKENS. What is counted is tinyqmoe_linear_x16 alone.
+// Some products of a blob, all alike: LIBRARY BLOB N_TOKENS N_PRODUCTS. What is counted is tinyqmoe_linear_x16 alone.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -27,7 +27,7 @@ void* aligned(uint64_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
+  if (argc != 5 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
   std::ifstream file(argv[2], std::ios::binary);
   const std::vector<char> blob{std::istreambuf_iterator<char>(file), {}};
   const uint32_t n_tokens = static_cast<uint32_t>(std::atoi(argv[3]));
@@ -44,5 +44,8 @@ int main(int argc, char** argv) {
   const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(tensor, n_tokens);
   const tinyqmoe_linear_args args = {tensor, scales.data(), info.cols, n_tokens, 0, info.rows, TINYQMOE_ISA_AUTO,
                                      aligned(scratch_bytes), scratch_bytes, y.data()};
-  return CORE(tinyqmoe_linear_x16)(&args, quantized, x_scales.data()) == TINYQMOE_OK ? 0 : 5;
+  const auto multiply = CORE(tinyqmoe_linear_x16);
+  for (int i = std::atoi(argv[4]); i > 0; --i) {
+    if (multiply(&args, quantized, x_scales.data()) != TINYQMOE_OK) return 5;
+  }
 }

@@ -28,7 +28,7 @@ REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++
 _VERIFY_PAYLOAD = 1
 PASSED_WEIGHTS = 1 << 21
 
-Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod"]
+Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod", "neon_i8mm"]
 _ISA_NUMBER: dict[str, int] = {
     "auto": 0,
     "scalar": 1,
@@ -36,6 +36,7 @@ _ISA_NUMBER: dict[str, int] = {
     "neon": 3,
     "neon_dotprod": 4,
     "avx512": 5,
+    "neon_i8mm": 7,
 }
 
 # Statuses that blame the caller and not the bytes; NON_FINITE and BAD_ID depend on data, so they
@@ -208,6 +209,7 @@ def available_isas() -> list[Isa]:
         2: ["scalar", "avx2"],
         3: ["scalar", "neon"],
         4: ["scalar", "neon", "neon_dotprod"],
+        7: ["scalar", "neon", "neon_dotprod", "neon_i8mm"],
         5: ["scalar", "avx2", "avx512"],
     }
     return by_best[best]

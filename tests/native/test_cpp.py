@@ -100,11 +100,11 @@ def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
     ARM_CXX is None or QEMU is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"
 )
 def test_on_aarch64(tmp_path: Path) -> None:
-    """NEON with sdot, and NEON of Armv8.0 alone."""
+    """NEON with smmla, with sdot, and of Armv8.0 alone."""
     assert ARM_CXX is not None
     assert QEMU is not None
     program = compile_program(ARM_CXX, ["-O1", "-static"], test_sources(), tmp_path / "tests")
-    for cpu, isas in (("max", "1 3 4"), ("cortex-a53", "1 3")):
+    for cpu, isas in (("max", "1 3 4 7"), ("cortex-a76", "1 3 4"), ("cortex-a53", "1 3")):
         assert f"0 failures, instruction sets: {isas}\n" in run(QEMU, "-cpu", cpu, program, GOLDEN)
 
 

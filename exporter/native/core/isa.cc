@@ -48,17 +48,22 @@ X86 x86_features() {
 #if defined(__aarch64__)
 #if defined(__linux__)
 // Old headers lack the names of the bits.
-constexpr unsigned long kDotprod = 1ul << 20, kCrc32 = 1ul << 7;
-bool has(unsigned long bit) { return (getauxval(AT_HWCAP) & bit) != 0; }
+struct Feature {
+  unsigned long word;
+  unsigned long bit;
+};
+constexpr Feature kDotprod{AT_HWCAP, 1ul << 20}, kI8mm{AT_HWCAP2, 1ul << 13}, kCrc32{AT_HWCAP, 1ul << 7};
+bool has(Feature feature) { return (getauxval(feature.word) & feature.bit) != 0; }
 #elif defined(__APPLE__)
-constexpr const char *kDotprod = "hw.optional.arm.FEAT_DotProd", *kCrc32 = "hw.optional.armv8_crc32";
+constexpr const char *kDotprod = "hw.optional.arm.FEAT_DotProd", *kI8mm = "hw.optional.arm.FEAT_I8MM",
+                     *kCrc32 = "hw.optional.armv8_crc32";
 bool has(const char* name) {
   int value = 0;
   size_t size = sizeof value;
   return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
 }
 #else
-constexpr bool kDotprod = false, kCrc32 = false;
+constexpr bool kDotprod = false, kI8mm = false, kCrc32 = false;
 bool has(bool known) { return known; }
 #endif
 #endif
@@ -71,8 +76,8 @@ const X86& x86() {
 #endif
 
 tinyqmoe_isa find_best() {
-  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_NEON_DOTPROD, TINYQMOE_ISA_NEON, TINYQMOE_ISA_AVX512,
-                                 TINYQMOE_ISA_AVX2, TINYQMOE_ISA_SIMD128}) {
+  for (const tinyqmoe_isa isa : {TINYQMOE_ISA_NEON_I8MM, TINYQMOE_ISA_NEON_DOTPROD, TINYQMOE_ISA_NEON,
+                                 TINYQMOE_ISA_AVX512, TINYQMOE_ISA_AVX2, TINYQMOE_ISA_SIMD128}) {
     if (kernels_for(isa) != nullptr) return isa;
   }
   return TINYQMOE_ISA_SCALAR;
@@ -90,6 +95,7 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON: return neon_kernels();
     case TINYQMOE_ISA_NEON_DOTPROD: return has(kDotprod) ? neon_dotprod_kernels() : nullptr;
+    case TINYQMOE_ISA_NEON_I8MM: return has(kDotprod) && has(kI8mm) ? neon_i8mm_kernels() : nullptr;
 #elif defined(__wasm_simd128__)
     case TINYQMOE_ISA_SIMD128: return simd128_kernels();
 #endif

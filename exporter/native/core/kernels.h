@@ -64,8 +64,6 @@ struct BatchTask {
   uint32_t n;
   uint32_t n_tokens;
   int64_t* sums;  // [n_tokens, kBatchRows], of level * x
-
-  const int16_t* whole(uint32_t token) const { return x.whole + token * (token_stride / sizeof(int16_t)); }
 };
 
 struct Kernels {
@@ -87,7 +85,7 @@ struct Kernels {
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);
 
-  // Many tokens at once. Null: `dot`, token by token, is as fast.
+  // Many tokens at once. Null: by `dot`, token by token.
   void (*dot_batch)(const BatchTask& task);
 
   // sums[r] = sum(w[r] * x) in the order of linear.h.
@@ -113,6 +111,7 @@ const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
+const Kernels* neon_i8mm_kernels();
 const Kernels* simd128_kernels();
 
 }  // namespace tinyqmoe

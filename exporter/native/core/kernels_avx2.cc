@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels_batch.h"
+
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
@@ -163,79 +165,43 @@ void dot(DotTask* task) { task->n_levels <= kNarrowLevels ? dot_narrow(task) : d
 // ---- many tokens ----
 
 // Levels as int16: what a strip's products come to still fits an int32.
-constexpr uint32_t kStrip = 512;
-static_assert(int64_t{kStrip} * 128 * kMostActivation <= INT32_MAX);
+struct Tile {
+  static constexpr uint32_t kColumns = 512;
+  static constexpr uint32_t kTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers
+  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
 
-constexpr uint32_t kBatchTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers
+  alignas(32) int16_t levels[kBatchRows][kColumns];
 
-using Strip = int16_t[kStrip];
-
-// n levels, and zeros to the next multiple of 16.
-AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min, Strip out) {
-  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(level_min));
-  const uint32_t body = n / 16 * 16;
-  for (uint32_t i = 0; i < body; i += 16) {
-    store32(out + i, _mm256_add_epi16(_mm256_cvtepu8_epi16(load16(offsets + i)), bias));
-  }
-  if (body == n) return;
-  store32(out + body, _mm256_setzero_si256());
-  for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
-}
-
-// The four sums of eight lanes each, added to `sums`.
-AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
-  const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-  store32(sums, _mm256_add_epi64(load32(sums), _mm256_cvtepi32_epi64(four)));
-}
-
-// kDotRows rows of a strip times kTokens tokens.
-template <uint32_t kTokens>
-AVX2_INLINE void add_strip(const Strip* w, const int16_t* const x[kTokens], uint32_t n, int64_t* sums) {
-  __m256i lanes[kTokens][kDotRows];
-  for (uint32_t t = 0; t < kTokens; ++t) {
-    for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm256_setzero_si256();
-  }
-  for (uint32_t i = 0; i < n; i += 16) {
-    __m256i v[kTokens];
-    for (uint32_t t = 0; t < kTokens; ++t) v[t] = load32(x[t] + i);
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      const __m256i levels = load32(w[r] + i);
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        lanes[t][r] = _mm256_add_epi32(lanes[t][r], _mm256_madd_epi16(levels, v[t]));
-        __asm__("" : "+x"(lanes[t][r]));  // stays in its register: gcc copies each sum every time, and spills one
-      }
-    }
-  }
-  for (uint32_t t = 0; t < kTokens; ++t) add_sums(lanes[t], sums + t * kBatchRows);
-}
-
-// Tokens from `first` on.
-template <uint32_t kTokens>
-AVX2_INLINE void add_tokens(const BatchTask& task, uint32_t first, uint32_t begin, uint32_t n, const Strip* w) {
-  const int16_t* x[kTokens];
-  for (uint32_t t = 0; t < kTokens; ++t) x[t] = task.whole(first + t) + begin;
-  for (uint32_t r = 0; r < task.n_rows; r += kDotRows) {
-    add_strip<kTokens>(w + r, x, n, task.sums + uint64_t{first} * kBatchRows + r);
-  }
-}
-
-// Rows become int16 a strip at a time, which then meets all tokens in the first cache.
-AVX2 void dot_batch(const BatchTask& task) {
-  alignas(32) Strip w[kBatchRows];
-  std::fill_n(task.sums, uint64_t{task.n_tokens} * kBatchRows, 0);
-  for (uint32_t begin = 0; begin < task.n; begin += kStrip) {
-    const uint32_t n = std::min(kStrip, task.n - begin);
+  AVX2 void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
     for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
-      widen_row(task.offsets[r] + begin, n, task.level_min, w[r]);
+      widen_row(task.offsets[r] + begin, n, task.level_min, levels[r]);
     }
-    uint32_t token = 0;
-    for (; token + kBatchTokens <= task.n_tokens; token += kBatchTokens) {
-      add_tokens<kBatchTokens>(task, token, begin, n, w);
-    }
-    for (; token < task.n_tokens; ++token) add_tokens<1>(task, token, begin, n, w);
   }
-}
+
+  template <uint32_t kMany>
+  AVX2 void add(const BatchPart& part) const {
+    const int16_t* x[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
+      __m256i lanes[kMany][kDotRows];
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm256_setzero_si256();
+      }
+      for (uint32_t i = 0; i < part.n; i += 16) {
+        __m256i v[kMany];
+        for (uint32_t t = 0; t < kMany; ++t) v[t] = load32(x[t] + i);
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          const __m256i w = load32(levels[first + r] + i);
+          for (uint32_t t = 0; t < kMany; ++t) {
+            lanes[t][r] = _mm256_add_epi32(lanes[t][r], _mm256_madd_epi16(w, v[t]));
+            __asm__("" : "+x"(lanes[t][r]));  // stays in its register: gcc copies each sum every time, and spills one
+          }
+        }
+      }
+      for (uint32_t t = 0; t < kMany; ++t) add_sums(lanes[t], part.sums(t, first));
+    }
+  }
+};
 
 }  // namespace
 
@@ -296,8 +262,8 @@ AVX2 void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int
 
 const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,       avx2::dot_packed, avx2::dot,
-      avx2::dot_batch,      avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
+      avx2::expand_phrases,       avx2::expand_base3, avx2::unpack,       avx2::dot_packed, avx2::dot,
+      multiply_tiles<avx2::Tile>, avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
   return &kernels;
 }
 

@@ -40,6 +40,25 @@ AVX2_INLINE __m256i plane(__m256i packed, int k) {
                           _mm256_set1_epi8((1 << kBits) - 1));
 }
 
+// n levels of a row, as int16, and zeros to the next multiple of 16.
+AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min, int16_t* out) {
+  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(level_min));
+  const uint32_t body = n / 16 * 16;
+  for (uint32_t i = 0; i < body; i += 16) {
+    store32(out + i, _mm256_add_epi16(_mm256_cvtepu8_epi16(load16(offsets + i)), bias));
+  }
+  if (body == n) return;
+  store32(out + body, _mm256_setzero_si256());
+  for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
+}
+
+// The four sums of eight lanes each, added to `sums`.
+AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
+  const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  store32(sums, _mm256_add_epi64(load32(sums), _mm256_cvtepi32_epi64(four)));
+}
+
 // Of the table of kernels.h, for rows without products; kernels_avx2_rows.cc.
 tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
                                uint8_t* out, uint64_t stride);

@@ -1,10 +1,13 @@
 // AVX-512 with VNNI: vpdpbusd adds four products of an unsigned offset and an element of a plane to an int32, so any
-// alphabet goes one road and nothing saturates. Rows become offsets as with AVX2.
+// alphabet goes one road and nothing saturates. Rows become offsets as with AVX2. Many tokens meet levels of 16 bits by
+// vpdpwssd, which adds two products to an int32.
 #if defined(__x86_64__)
 
 #include "kernels_avx2.h"
 
 #include <algorithm>
+
+#include "kernels_batch.h"
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define AVX512_INLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"), always_inline)) inline
@@ -58,13 +61,57 @@ AVX512 void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = 256 * int64_t{sum16(high[r])} + sum16(low[r]);
 }
 
+// As that of AVX2.
+struct Tile {
+  static constexpr uint32_t kColumns = 512;
+  static constexpr uint32_t kTokens = 4;
+  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
+
+  alignas(64) int16_t levels[kBatchRows][kColumns];
+
+  AVX512 void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
+    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
+      avx2::widen_row(task.offsets[r] + begin, n, task.level_min, levels[r]);
+      // To a multiple of 32; kColumns is one.
+      if (n % 32 != 0 && n % 32 <= 16) avx2::store32(levels[r] + n / 32 * 32 + 16, _mm256_setzero_si256());
+    }
+  }
+
+  template <uint32_t kMany>
+  AVX512 void add(const BatchPart& part) const {
+    const int16_t* x[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
+      __m512i lanes[kMany][kDotRows];
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm512_setzero_si512();
+      }
+      for (uint32_t i = 0; i < part.n; i += 32) {
+        __m512i v[kMany];
+        for (uint32_t t = 0; t < kMany; ++t) v[t] = _mm512_loadu_si512(x[t] + i);
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          const __m512i w = _mm512_loadu_si512(levels[first + r] + i);
+          for (uint32_t t = 0; t < kMany; ++t) lanes[t][r] = _mm512_dpwssd_epi32(lanes[t][r], w, v[t]);
+        }
+      }
+      for (uint32_t t = 0; t < kMany; ++t) {
+        __m256i halves[kDotRows];
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          halves[r] = _mm256_add_epi32(low_half(lanes[t][r]), high_half(lanes[t][r]));
+        }
+        avx2::add_sums(halves, part.sums(t, first));
+      }
+    }
+  }
+};
+
 }  // namespace
 }  // namespace avx512
 
 const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_phrases, avx2::expand_base3, avx2::unpack,       avx512::dot_packed, avx512::dot,
-      nullptr,              avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
+      avx2::expand_phrases,         avx2::expand_base3, avx2::unpack,       avx512::dot_packed, avx512::dot,
+      multiply_tiles<avx512::Tile>, avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
   return &kernels;
 }
 

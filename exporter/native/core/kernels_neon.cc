@@ -1,4 +1,5 @@
 // Armv8.0: products of 16 int8 as int16. Their sums in pairs are int32 already: two times -128 * -128 do not fit an int16.
+// Many tokens meet levels of 16 bits.
 #if defined(__aarch64__)
 
 #include <arm_neon.h>
@@ -13,7 +14,59 @@ inline int32x4_t dot16(int32x4_t acc, int8x16_t a, int8x16_t b) {
 
 }  // namespace
 
+#include "kernels_batch.h"
 #include "kernels_neon.h"
+
+namespace tinyqmoe {
+namespace {
+
+// What a strip's products come to still fits an int32.
+struct Tile {
+  static constexpr uint32_t kColumns = 512;
+  static constexpr uint32_t kTokens = 4;  // with kDotRows rows, sums, levels and activations are in registers
+  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
+
+  int16_t levels[kBatchRows][kColumns];
+
+  void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
+    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
+      const uint8_t* const offsets = task.offsets[r] + begin;
+      for (uint32_t i = 0; i < n; ++i) levels[r][i] = static_cast<int16_t>(offsets[i] + task.level_min);
+      std::fill(levels[r] + n, levels[r] + round_up(n, 8), 0);
+    }
+  }
+
+  template <uint32_t kMany>
+  void add(const BatchPart& part) const {
+    const int16_t* x[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
+      int32x4_t lanes[kMany][kDotRows];
+      for (auto& row : lanes) {
+        for (int32x4_t& lane : row) lane = vdupq_n_s32(0);
+      }
+      for (uint32_t i = 0; i < part.n; i += 8) {
+        int16x8_t v[kMany];
+        for (uint32_t t = 0; t < kMany; ++t) v[t] = vld1q_s16(x[t] + i);
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          const int16x8_t w = vld1q_s16(levels[first + r] + i);
+          for (uint32_t t = 0; t < kMany; ++t) {
+            lanes[t][r] = vmlal_s16(lanes[t][r], vget_low_s16(w), vget_low_s16(v[t]));
+            lanes[t][r] = vmlal_high_s16(lanes[t][r], w, v[t]);
+          }
+        }
+      }
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t r = 0; r < kDotRows; ++r) *part.sums(t, first + r) += vaddvq_s32(lanes[t][r]);
+      }
+    }
+  }
+};
+
+constexpr Kernels kNeon = neon_kernels_with(multiply_tiles<Tile>);
+
+}  // namespace
+}  // namespace tinyqmoe
 
 const tinyqmoe::Kernels* tinyqmoe::neon_kernels() { return &kNeon; }
 

@@ -231,8 +231,9 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kNeon = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
-                           nullptr,        dot_f32,      abs_max_bits, quantize};
+constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
+  return {expand_phrases, expand_base3, unpack, dot_packed, dot, dot_batch, dot_f32, abs_max_bits, quantize};
+}
 
 }  // namespace
 }  // namespace tinyqmoe

@@ -25,6 +25,86 @@ TARGET inline int32x4_t dot16(int32x4_t acc, int8x16_t a, int8x16_t b) { return 
 }  // namespace
 
 #include "kernels_neon.h"
+#include "kernels_neon_tile.h"
+
+namespace tinyqmoe {
+namespace {
+
+// Four columns of four rows in a vector, the first four rows before the others: sdot by a lane adds up each row in a lane
+// of its own.
+struct QuadOrder {
+  static constexpr uint32_t kRows = 8;
+
+  static void put(const int8x16_t rows[kRows], int8_t* out) {
+    for (uint32_t half = 0; half < kRows; half += 4, out += 16) {
+      int64x2_t even[2], odd[2];  // columns 0 to 3 and 8 to 11, and the others, of two rows
+      for (uint32_t pair = 0; pair < 2; ++pair) {
+        const int32x4_t a = vreinterpretq_s32_s8(rows[half + 2 * pair]);
+        const int32x4_t b = vreinterpretq_s32_s8(rows[half + 2 * pair + 1]);
+        even[pair] = vreinterpretq_s64_s32(vtrn1q_s32(a, b));
+        odd[pair] = vreinterpretq_s64_s32(vtrn2q_s32(a, b));
+      }
+      vst1q_s8(out, vreinterpretq_s8_s64(vtrn1q_s64(even[0], even[1])));
+      vst1q_s8(out + 2 * 16, vreinterpretq_s8_s64(vtrn1q_s64(odd[0], odd[1])));
+      vst1q_s8(out + 4 * 16, vreinterpretq_s8_s64(vtrn2q_s64(even[0], even[1])));
+      vst1q_s8(out + 6 * 16, vreinterpretq_s8_s64(vtrn2q_s64(odd[0], odd[1])));
+    }
+  }
+};
+
+// Sums of tokens and eight rows.
+template <uint32_t kMany>
+struct QuadSums {
+  int32x4_t high[kMany][2];
+  int32x4_t low[kMany][2];
+};
+
+// Four columns: lane kLane of sixteen activations of each token.
+template <int kLane, uint32_t kMany>
+TARGET __attribute__((always_inline)) inline void add_quad(const int8_t* levels, const int8x16_t high[kMany],
+                                                           const int8x16_t low[kMany], QuadSums<kMany>* sums) {
+  for (uint32_t h = 0; h < 2; ++h) {
+    const int8x16_t w = vld1q_s8(levels + 16 * (2 * kLane + h));
+    for (uint32_t t = 0; t < kMany; ++t) {
+      sums->high[t][h] = vdotq_laneq_s32(sums->high[t][h], w, high[t], kLane);
+      sums->low[t][h] = vdotq_laneq_s32(sums->low[t][h], w, low[t], kLane);
+    }
+  }
+}
+
+struct Tile : LevelTile<QuadOrder> {
+  static constexpr uint32_t kTokens = 4;
+
+  template <uint32_t kMany>
+  TARGET void add(const BatchPart& part) const {
+    for (uint32_t first = 0; first < part.task.n_rows; first += QuadOrder::kRows) {
+      const int8_t* w = levels[first / QuadOrder::kRows];
+      QuadSums<kMany> sums;
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t h = 0; h < 2; ++h) sums.high[t][h] = sums.low[t][h] = vdupq_n_s32(0);
+      }
+      for (uint32_t i = 0; i < part.n; i += 16, w += kBlockBytes) {
+        int8x16_t high[kMany], low[kMany];
+        for (uint32_t t = 0; t < kMany; ++t) {
+          high[t] = vld1q_s8(part.high(t) + i);
+          low[t] = vld1q_s8(part.low(t) + i);
+        }
+        add_quad<0, kMany>(w, high, low, &sums);
+        add_quad<1, kMany>(w, high, low, &sums);
+        add_quad<2, kMany>(w, high, low, &sums);
+        add_quad<3, kMany>(w, high, low, &sums);
+      }
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t h = 0; h < 2; ++h) add_planes(sums.high[t][h], sums.low[t][h], part.sums(t, first + 4 * h));
+      }
+    }
+  }
+};
+
+constexpr Kernels kNeon = neon_kernels_with(multiply_tiles<Tile>);
+
+}  // namespace
+}  // namespace tinyqmoe
 
 const tinyqmoe::Kernels* tinyqmoe::neon_dotprod_kernels() { return &kNeon; }
 

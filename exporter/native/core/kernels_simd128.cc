@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels_batch.h"
 #include "phrases.h"
 
 #pragma STDC FP_CONTRACT OFF
@@ -207,6 +208,47 @@ void dot(DotTask* task) {
   add_columns(last, 8, task->sums);
 }
 
+// ---- many tokens ----
+
+// Levels as int16: what a strip's products come to still fits an int32.
+struct Tile {
+  static constexpr uint32_t kColumns = 512;
+  static constexpr uint32_t kTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers of x86 too
+  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
+
+  alignas(16) int16_t levels[kBatchRows][kColumns];
+
+  void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
+    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
+      const uint8_t* const offsets = task.offsets[r] + begin;
+      for (uint32_t i = 0; i < n; ++i) levels[r][i] = static_cast<int16_t>(offsets[i] + task.level_min);
+      std::fill(levels[r] + n, levels[r] + round_up(n, 8), 0);
+    }
+  }
+
+  template <uint32_t kMany>
+  void add(const BatchPart& part) const {
+    const int16_t* x[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
+      v128_t lanes[kMany][kDotRows] = {};
+      for (uint32_t i = 0; i < part.n; i += 8) {
+        v128_t v[kMany];
+        for (uint32_t t = 0; t < kMany; ++t) v[t] = wasm_v128_load(x[t] + i);
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          const v128_t w = wasm_v128_load(levels[first + r] + i);
+          for (uint32_t t = 0; t < kMany; ++t) {
+            lanes[t][r] = wasm_i32x4_add(lanes[t][r], wasm_i32x4_dot_i16x8(w, v[t]));
+          }
+        }
+      }
+      for (uint32_t t = 0; t < kMany; ++t) {
+        for (uint32_t r = 0; r < kDotRows; ++r) *part.sums(t, first + r) += sum4(lanes[t][r]);
+      }
+    }
+  }
+};
+
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]) {
   v128_t p[kDotRows][2] = {};
   const uint32_t whole = n / 8 * 8;
@@ -263,8 +305,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
-                              nullptr,        dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {expand_phrases,       expand_base3, unpack,       dot_packed, dot,
+                              multiply_tiles<Tile>, dot_f32,      abs_max_bits, quantize};
 
 }  // namespace
 

@@ -38,7 +38,8 @@ const LayerKernels* layer_kernels_for(tinyqmoe_isa isa) {
     case TINYQMOE_ISA_AVX512: return layer_kernels_avx512();
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON:
-    case TINYQMOE_ISA_NEON_DOTPROD: return layer_kernels_neon();
+    case TINYQMOE_ISA_NEON_DOTPROD:
+    case TINYQMOE_ISA_NEON_I8MM: return layer_kernels_neon();
 #elif defined(__wasm_simd128__)
     case TINYQMOE_ISA_SIMD128: return layer_kernels_simd128();
 #endif

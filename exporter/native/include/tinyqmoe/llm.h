@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* What AUTO stands for in this header. Functions that take an instruction set accept each that the products have on this
- * machine; for the sdot form NEON's is used, and AVX2's needs F16C too, which all but emulated processors have. */
+ * machine; for the sdot and smmla forms NEON's is used, and AVX2's needs F16C too, which all but emulated processors have. */
 TINYQMOE_API tinyqmoe_isa tinyqmoe_llm_best_isa(void);
 
 /* RMSNorm of rows: m = sum16(x[i] * x[i]) / cols, r = 1 / sqrt(m + eps), y[i] = (x[i] * r) * weight[i]. A row is a

@@ -59,7 +59,8 @@ typedef enum tinyqmoe_isa {
   TINYQMOE_ISA_NEON = 3,         /* Armv8.0 */
   TINYQMOE_ISA_NEON_DOTPROD = 4, /* Armv8.2 sdot */
   TINYQMOE_ISA_AVX512 = 5,       /* with BW, VL and VNNI */
-  TINYQMOE_ISA_SIMD128 = 6       /* WebAssembly */
+  TINYQMOE_ISA_SIMD128 = 6,      /* WebAssembly */
+  TINYQMOE_ISA_NEON_I8MM = 7     /* Armv8.6 smmla, and sdot */
 } tinyqmoe_isa;
 
 typedef struct tinyqmoe_tensor tinyqmoe_tensor;
