@@ -66,7 +66,8 @@ def export(
         work = place.bundle
         _check_disk(checkpoint, config, place, calibration_cache)
         source_sha256 = _read_weights(checkpoint, progress)
-        cache = calibration_cache and CalibrationCache(calibration_cache, source_sha256)
+        folder = calibration_cache
+        cache = None if folder is None else CalibrationCache(folder, source_sha256)
         encoded = _encode(checkpoint, config, place, cache, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
