@@ -33,7 +33,7 @@ from exporter.quant.calibration import (
     Statistics,
     Uncalibrated,
 )
-from exporter.quant.calibration_cache import CalibrationCache
+from exporter.quant.calibration_cache import CalibrationCache, make_folder
 from exporter.quant.calibration_passes import Passes
 from exporter.quant.plan import fitted, names_at_rate
 from exporter.quant.quantize import MatrixQuantizer
@@ -93,6 +93,8 @@ def text_of(config: ExportConfig, checkpoint: Checkpoint) -> CalibrationText | N
 
 def check(config: ExportConfig, checkpoint: Checkpoint) -> None:
     """Raises, before any work, UsageError or CheckpointError if a calibration cannot be done."""
+    if config.calibration_cache is not None:
+        make_folder(config.calibration_cache)
     if text := text_of(config, checkpoint):
         text.windows(checkpoint)
     elif config.calibration not in (None, NONE):

@@ -35,7 +35,8 @@ class ExportConfig:
     `size_bytes` stands for the `bits_per_weight` of the quantization: see `at_size`. `calibration`
     is the text file that levels are fitted by (those at a rate, and ternary ones), "none" for none;
     None is the text that ships.
-    `save_plan` is a file for the plan that was found (exporter.quant.rules).
+    `calibration_cache` is a folder for what the text shows at any rate. `save_plan` is a file for
+    the plan that was found (exporter.quant.rules).
     Raises UsageError with everything that is wrong.
     """
 
@@ -52,6 +53,7 @@ class ExportConfig:
     adapter: str | None = None
     size_bytes: int | None = None
     calibration: str | None = None
+    calibration_cache: Path | None = None
     save_plan: Path | None = None
 
     def __post_init__(self) -> None:

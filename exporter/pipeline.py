@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,6 @@ from exporter.progress import Progress
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
     from exporter.encoded import EncodedModel
-    from exporter.quant.calibration_cache import CalibrationCache
     from exporter.staging import Fingerprint, StagingDirectory
 
 
@@ -40,35 +39,28 @@ def export(
     force: bool = False,
     resume: bool = False,
     max_ram: int | None = None,
-    calibration_cache: Path | None = None,
 ) -> Bundle:
     """Bundle made from a model at `out`: levels -> TQLZ blobs -> packages -> answers -> manifest.
 
     Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
-    interrupted export has coded. `max_ram` limits the memory of this process, in bytes.
-    `calibration_cache` is a folder of what is measured of a model at any rate. Raises the errors of
-    exporter.errors.
+    interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
+    errors of exporter.errors.
     """
     from exporter import manifest, staging
     from exporter.backends import registry
     from exporter.backends.package import PackageInput
     from exporter.checkpoint import source_files
-    from exporter.quant.calibration_cache import CalibrationCache, make_folder
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
-    if calibration_cache is not None:
-        make_folder(calibration_cache)
     checkpoint, config, context = _checked(model, config, progress, max_ram)
     fingerprint = _fingerprint(checkpoint, config)
     staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
     with staged as place, _memory_errors():
         work = place.bundle
-        _check_disk(checkpoint, config, place, calibration_cache)
+        _check_disk(checkpoint, config, place)
         source_sha256 = _read_weights(checkpoint, progress)
-        folder = calibration_cache
-        cache = None if folder is None else CalibrationCache(folder, source_sha256)
-        encoded = _encode(checkpoint, config, place, cache, progress)
+        encoded = _encode(checkpoint, config, place, source_sha256, progress)
         source = PackageInput(checkpoint, encoded, context, config, work)
         emitted = [registry.emit(name, source, progress) for name in config.formats]
         _copy_files(checkpoint, config, work)
@@ -162,14 +154,17 @@ def _encode(
     checkpoint: Checkpoint,
     config: ExportConfig,
     place: StagingDirectory,
-    cache: CalibrationCache | None,
+    source_sha256: Mapping[str, str],
     progress: Progress,
 ) -> EncodedModel:
     """All matrices, those that `place` already has without coding them again."""
     from exporter import allocation, encoded
     from exporter.quant import plan, rules
+    from exporter.quant.calibration_cache import CalibrationCache
     from exporter.quant.quantize import quantize
 
+    folder = config.calibration_cache
+    cache = None if folder is None else CalibrationCache(folder, source_sha256)
     allocated = allocation.allocate(checkpoint, config, place.calibration, cache, progress)
     fitted = () if allocated is None else allocated.quantizers
     progress("quantize and code", 0, 0)
@@ -187,9 +182,7 @@ def _encode(
     return encoded.EncodedModel(ordered, source.vectors(), rate)
 
 
-def _check_disk(
-    checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory, cache: Path | None
-) -> None:
+def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDirectory) -> None:
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
     from exporter import allocation
@@ -202,8 +195,8 @@ def _check_disk(
     if allocation.text_of(config, checkpoint):
         measured = calibration_disk(checkpoint)
         needed += measured
-        if cache is not None:
-            _check_free(cache, measured, "another --calibration-cache")
+        if config.calibration_cache is not None:
+            _check_free(config.calibration_cache, measured, "another --calibration-cache")
     _check_free(place.root, needed, "another OUT")
 
 

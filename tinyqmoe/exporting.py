@@ -22,7 +22,6 @@ def export(
     force: bool = False,
     resume: bool = False,
     max_ram: int | None = None,
-    calibration_cache: str | Path | None = None,
     progress: Progress | None = None,
     **settings: Unpack[ExportSettings],
 ) -> Bundle:
@@ -30,11 +29,11 @@ def export(
 
     `model` is a Hugging Face directory, a GGUF file or a hub id. The settings are those of
     `ExportSettings` (scheme, group_size, sparsity, bits_per_weight, size_bytes, calibration,
-    embedding, formats, context, codec, activations, chunk_bytes, with_native, loss_text, revision,
-    adapter), or all of them in one as `config`. `force` replaces a bundle that is at `out`;
-    `resume` goes on from what an interrupted export to `out` has finished; `max_ram` is the memory
-    that this process may take, in bytes; `calibration_cache` is a folder of what is measured of a
-    model at any rate. Nothing is at `out` unless all of it succeeded. Raises TinyQMoEError.
+    calibration_cache, embedding, formats, context, codec, activations, chunk_bytes, with_native,
+    loss_text, revision, adapter), or all of them in one as `config`. `force` replaces a bundle that
+    is at `out`; `resume` goes on from what an interrupted export to `out` has finished; `max_ram`
+    is the memory that this process may take, in bytes. Nothing is at `out` unless all of it
+    succeeded. Raises TinyQMoEError.
     """
     from exporter import pipeline
 
@@ -46,7 +45,6 @@ def export(
         force=force,
         resume=resume,
         max_ram=max_ram,
-        calibration_cache=None if calibration_cache is None else Path(calibration_cache),
     )
 
 

@@ -25,8 +25,9 @@ class ExportSettings(TypedDict, total=False):
     row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1.
     bits_per_weight: size of the coded int8 matrices, from 1.5 to 8, at the least loss. size_bytes:
     that size as a whole, in its place. calibration: text file that the loss of such levels, and of
-    ternary ones, is estimated on, by default one that ships, or "none". embedding: the same as
-    scheme, for the embedding and the head. formats: names of the packages, ("pte",) by default.
+    ternary ones, is estimated on, by default one that ships, or "none". calibration_cache: a folder
+    that keeps what this text shows, for exports at other rates. embedding: the same as scheme, for
+    the embedding and the head. formats: names of the packages, ("pte",) by default.
     context: positions of the KV cache, by default 2048 or the model's own limit if that is less.
     codec: "auto", "lzw" or "raw". activations: arithmetic of the products, "int16" or "float32".
     kv_cache: type of the keys and values in the cache of a `.pte`, "float16", "float32" or "int8".
@@ -38,6 +39,7 @@ class ExportSettings(TypedDict, total=False):
 
     scheme: str
     plan: str | Path | None
+    calibration_cache: str | Path | None
     save_plan: str | Path | None
     group_size: int | None
     sparsity: float | None
@@ -83,7 +85,7 @@ def export_config(
     quantization = QuantConfig(**{name: given.pop(name) for name in of_quantization})  # type: ignore[arg-type]
     if "formats" in given:
         given["formats"] = names(given["formats"])  # type: ignore[arg-type]
-    for name in ("loss_text", "save_plan"):
+    for name in ("loss_text", "save_plan", "calibration_cache"):
         if given.get(name) is not None:
             given[name] = Path(given[name])  # type: ignore[arg-type]
     return ExportConfig(quantization, **given)  # type: ignore[arg-type]

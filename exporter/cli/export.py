@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,23 +101,26 @@ def export(
         **_shares(bits_per_weight, size, calibration, plan, save_plan),
         formats=formats_of(target, coreml_format),
         context=context,
-        codec=codec.value,
-        activations=activations.value,
-        kv_cache=kv_cache.value,
+        **_chosen(codec=codec, activations=activations, kv_cache=kv_cache),
         chunk_bytes=chunk_bytes,
         with_native=with_native,
         loss_text=loss_text,
+        calibration_cache=calibration_cache,
         revision=revision,
         adapter=adapter,
     )
     profiles = _profiles(device, device_file, entitlement)
     begin = time.monotonic()
-    place = {"force": force, "resume": resume, "calibration_cache": calibration_cache}
-    bundle = _export(model, out, config=config, max_ram=max_ram, **place)
+    bundle = _export(model, out, config=config, force=force, resume=resume, max_ram=max_ram)
     fits = _emit_export(bundle, profiles, entitlement, json_file)
     _say_spent(time.monotonic() - begin, max_ram)
     if _lost_too_much(bundle, allow_loss) or not fits:
         raise typer.Exit(1)
+
+
+def _chosen(**choices: Enum) -> dict[str, Any]:
+    """The values of choices, by the names of their settings."""
+    return {name: choice.value for name, choice in choices.items()}
 
 
 def _schemes(
