@@ -190,7 +190,8 @@ def test_the_watchdog_does_not_limit_files(
     size = large_file.stat().st_size
     report = probe("mapped_file", files=(large_file,), file=str(large_file), times=10)
     assert (report.outcome, report.peak_group_bytes, report.refaulted_bytes) == ("ok", None, None)
-    assert report.peak_clean_bytes >= size > LIMIT > report.peak_dirty_bytes
+    # The system may take pages of the file back while it is read.
+    assert report.peak_clean_bytes > size / 2 > LIMIT > report.peak_dirty_bytes
 
 
 def test_one_large_allocation(mechanism: str) -> None:
