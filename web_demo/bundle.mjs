@@ -7,8 +7,6 @@ async function request(address) {
   return response;
 }
 
-export const fetchJson = async (address) => (await request(address)).json();
-
 // Names of the files with the weights: of the package that a session reads (exporter/native/llm/MANIFEST.md).
 function weightFiles(manifest) {
   const wanted = manifest.artifacts.find((a) => a.places !== undefined && Object.keys(a.vectors ?? {}).length > 0);
@@ -17,17 +15,20 @@ function weightFiles(manifest) {
   return [...new Set(places.map((place) => place.file))];
 }
 
-// The bundle at an address: its manifest, its tokenizer.json, and for Session.open a Map of names to pieces.
+const fetchText = async (address) => (await request(address)).text();
+
+// The bundle at an address: its manifest, the text of tokenizer.json, and for Session.open a Map of names to pieces.
 // `progress` is told the bytes that are there and those that will be.
 export async function fetchBundle(address, progress) {
   const base = address.replace(/\/*$/, "/");
-  const text = await (await request(`${base}manifest.json`)).text();
+  const text = await fetchText(`${base}manifest.json`);
   const manifest = JSON.parse(text);
-  const tokenizer = await fetchJson(`${base}tokenizer.json`);
+  const tokenizer = await fetchText(`${base}tokenizer.json`);
   const names = weightFiles(manifest);
   const size = (name) => manifest.files.find((file) => file.path === name).n_bytes;
   const total = names.reduce((sum, name) => sum + size(name), 0);
-  const files = new Map([["manifest.json", [new TextEncoder().encode(text)]]]);
+  const texts = Object.entries({ "manifest.json": text, "tokenizer.json": tokenizer });
+  const files = new Map(texts.map(([name, said]) => [name, [new TextEncoder().encode(said)]]));
   let done = 0;
   for (const name of names) {
     const pieces = [], before = done;

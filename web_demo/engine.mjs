@@ -11,11 +11,11 @@ export class Engine {
     const wasm = await fetch(new URL("tinyqmoe.wasm", import.meta.url));
     const module = await WebAssembly.compile(await wasm.arrayBuffer());
     const { manifest, tokenizer, files } = await fetchBundle(address, progress);
+    engine.session = await Session.open(module, files, { ...options, verify: true }); // it has just come
     engine.manifest = manifest;
-    engine.tokenizer = new Tokenizer(tokenizer);
+    engine.tokenizer = new Tokenizer(JSON.parse(tokenizer));
     engine.format = new ChatFormat(manifest.chat, new Date());
     engine.ends = new Set(manifest.interface.eos_token_ids);
-    engine.session = await Session.open(module, files, options);
     return engine;
   }
 

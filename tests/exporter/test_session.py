@@ -179,6 +179,15 @@ def test_verify_finds_a_flipped_bit(copied: Bundle, where: str) -> None:
     assert said.startswith("model.pte has been changed: its SHA-256 is not that of manifest.json")
 
 
+def test_verify_finds_a_changed_tokenizer(copied: Bundle) -> None:
+    """The app reads it."""
+    file = copied.path / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    status, said = verified(copied.path)
+    assert status == BAD_PAYLOAD_CRC
+    assert said.startswith("tokenizer.json has been changed: its SHA-256")
+
+
 def test_verify_finds_another_size_and_a_file_that_is_gone(copied: Bundle) -> None:
     file = copied.path / "model.pte"
     size = file.stat().st_size

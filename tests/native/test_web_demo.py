@@ -230,6 +230,22 @@ def test_what_a_conversation_refuses(
         shutil.rmtree(wrong)
 
 
+@pytest.mark.parametrize("name", ["model.pte", "tokenizer.json"])
+def test_a_file_that_was_changed_is_refused(
+    name: str, demo: Bundle, site: Path, address: str, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(demo.path, changed)
+    content = bytearray((changed / name).read_bytes())
+    content[-1] ^= 1
+    (changed / name).write_bytes(content)
+    (site / "changed").symlink_to(changed)
+    request = {"address": f"{address}/changed", "questions": ["a"]}
+    answer = ask(site, tmp_path, part="converse", **request)
+    (site / "changed").unlink()
+    assert f"{name} has been changed: its SHA-256" in answer["error"]
+
+
 # ---- in a browser ----
 
 

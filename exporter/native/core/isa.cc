@@ -1,5 +1,6 @@
 #include "crc32.h"
 #include "kernels.h"
+#include "sha256.h"
 
 #include <initializer_list>
 
@@ -19,15 +20,18 @@ namespace {
 // does not have.
 struct X86 {
   bool carryless = false;  // PCLMULQDQ and SSE4.1
+  bool sha256 = false;     // SHA, SSSE3 and SSE4.1
   bool avx2 = false;
   bool avx512 = false;  // F, BW, VL and VNNI
 };
 
 X86 x86_features() {
   constexpr unsigned kCarryless = (1u << 1) | (1u << 19);              // leaf 1, ecx
+  constexpr unsigned kSse = (1u << 9) | (1u << 19);                    // likewise: SSSE3, SSE4.1
   constexpr unsigned kOsXsave = 1u << 27;                              // likewise
   constexpr unsigned kAvx2 = (1u << 3) | (1u << 5) | (1u << 8);        // leaf 7, ebx: with BMI and BMI2
   constexpr unsigned kAvx512 = (1u << 16) | (1u << 30) | (1u << 31);  // leaf 7, ebx: F, BW, VL
+  constexpr unsigned kSha = 1u << 29;                                  // likewise
   constexpr unsigned kVnni = 1u << 11;                                 // leaf 7, ecx
   constexpr unsigned kYmm = 0x06;                                      // xcr0: what the system saves
   constexpr unsigned kZmm = 0xE6;
@@ -35,10 +39,12 @@ X86 x86_features() {
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return {};
   X86 has;
   has.carryless = (ecx & kCarryless) == kCarryless;
+  const bool sse = (ecx & kSse) == kSse;
   if ((ecx & kOsXsave) == 0) return has;
   unsigned xcr0, xcr0_high;
   __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return has;
+  has.sha256 = sse && (ebx & kSha) != 0;
   has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) == kAvx2;
   has.avx512 = has.avx2 && (xcr0 & kZmm) == kZmm && (ebx & kAvx512) == kAvx512 && (ecx & kVnni) != 0;
   return has;
@@ -52,18 +58,19 @@ struct Feature {
   unsigned long word;
   unsigned long bit;
 };
-constexpr Feature kDotprod{AT_HWCAP, 1ul << 20}, kI8mm{AT_HWCAP2, 1ul << 13}, kCrc32{AT_HWCAP, 1ul << 7};
+constexpr Feature kDotprod{AT_HWCAP, 1ul << 20}, kI8mm{AT_HWCAP2, 1ul << 13}, kCrc32{AT_HWCAP, 1ul << 7},
+    kSha2{AT_HWCAP, 1ul << 6};
 bool has(Feature feature) { return (getauxval(feature.word) & feature.bit) != 0; }
 #elif defined(__APPLE__)
 constexpr const char *kDotprod = "hw.optional.arm.FEAT_DotProd", *kI8mm = "hw.optional.arm.FEAT_I8MM",
-                     *kCrc32 = "hw.optional.armv8_crc32";
+                     *kCrc32 = "hw.optional.armv8_crc32", *kSha2 = "hw.optional.arm.FEAT_SHA256";
 bool has(const char* name) {
   int value = 0;
   size_t size = sizeof value;
   return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
 }
 #else
-constexpr bool kDotprod = false, kI8mm = false, kCrc32 = false;
+constexpr bool kDotprod = false, kI8mm = false, kCrc32 = false, kSha2 = false;
 bool has(bool known) { return known; }
 #endif
 #endif
@@ -105,8 +112,10 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
 
 #if defined(__x86_64__)
 bool has_carryless_product() { return x86().carryless; }
+bool has_sha256() { return x86().sha256; }
 #elif defined(__aarch64__)
 bool has_crc32() { return has(kCrc32); }
+bool has_sha256() { return has(kSha2); }
 #endif
 
 }  // namespace tinyqmoe

@@ -3,12 +3,8 @@
 #include <cstring>
 
 namespace tinyqmoe {
-namespace {
 
-constexpr uint64_t kBlockBytes = 64;
-
-// The first 32 bits of the fractions of the cube roots of the first 64 primes.
-constexpr uint32_t kRounds[64] = {
+const uint32_t kSha256Rounds[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -17,6 +13,10 @@ constexpr uint32_t kRounds[64] = {
     0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+namespace {
+
+constexpr uint64_t kBlockBytes = 64;
 
 uint32_t turned(uint32_t x, uint32_t n) { return x >> n | x << (32 - n); }
 
@@ -37,7 +37,7 @@ void add_block(const uint8_t* block, uint32_t state[8]) {
   for (uint32_t i = 0; i < 64; ++i) {
     const uint32_t s1 = turned(e, 6) ^ turned(e, 11) ^ turned(e, 25);
     const uint32_t s0 = turned(a, 2) ^ turned(a, 13) ^ turned(a, 22);
-    const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRounds[i] + w[i];
+    const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kSha256Rounds[i] + w[i];
     const uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
     h = g, g = f, f = e, e = d + t1;
     d = c, c = b, b = a, a = t1 + t2;
@@ -48,19 +48,25 @@ void add_block(const uint8_t* block, uint32_t state[8]) {
 
 }  // namespace
 
+void sha256_blocks(const uint8_t* blocks, uint64_t n_blocks, uint32_t state[8]) {
+  for (; n_blocks > 0; --n_blocks, blocks += kBlockBytes) add_block(blocks, state);
+}
+
 void sha256_hex(const uint8_t* bytes, uint64_t n_bytes, char out[kSha256HexDigits]) {
+  static const Sha256Blocks instructions = sha256_instructions();
+  const Sha256Blocks add_blocks = instructions == nullptr ? sha256_blocks : instructions;
   // The same of the square roots of the first 8 primes.
   uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   const uint64_t n_whole = n_bytes / kBlockBytes * kBlockBytes;
-  for (uint64_t at = 0; at < n_whole; at += kBlockBytes) add_block(bytes + at, state);
+  add_blocks(bytes, n_whole / kBlockBytes, state);
   uint8_t last[2 * kBlockBytes] = {};
   const uint64_t rest = n_bytes - n_whole;
   if (rest > 0) std::memcpy(last, bytes + n_whole, rest);
   last[rest] = 0x80;
   const uint64_t end = rest + 9 <= kBlockBytes ? kBlockBytes : 2 * kBlockBytes;
   for (uint32_t i = 0; i < 8; ++i) last[end - 1 - i] = static_cast<uint8_t>(8 * n_bytes >> 8 * i);
-  for (uint64_t at = 0; at < end; at += kBlockBytes) add_block(last + at, state);
+  add_blocks(last, end / kBlockBytes, state);
   for (uint32_t i = 0; i < kSha256HexDigits; ++i) out[i] = "0123456789abcdef"[state[i / 8] >> (28 - 4 * (i % 8)) & 15];
 }
 

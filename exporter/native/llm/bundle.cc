@@ -1,6 +1,7 @@
 #include "bundle.h"
 
 #include <string_view>
+#include <vector>
 
 #include "pages.h"
 #include "sha256.h"
@@ -8,6 +9,7 @@
 namespace tinyqmoe {
 namespace {
 
+constexpr const char* kTokenizer = "tokenizer.json";
 constexpr uint64_t kNetworkVersion = 2;
 constexpr uint64_t kMaxManifestBytes = 16u << 20;
 constexpr uint64_t kMaxSize = 1u << 24;  // of any dimension: products of two stay far below 2^64
@@ -76,7 +78,7 @@ const Json* find_file(const Json& manifest, const std::string& wanted) {
   return nullptr;
 }
 
-// Empty, or what is wrong with a file of the package.
+// Empty, or what is wrong with a file of the bundle.
 std::string file_problem(const std::string& folder, const Json& manifest, const std::string& path) {
   const Json* const entry = find_file(manifest, path);
   uint64_t n_bytes = 0;
@@ -104,17 +106,25 @@ bool verify_package(const std::string& folder, std::string* error) {
   if (!read_manifest(folder, &text, &manifest, error)) return false;
   const Json* const artifact = find_artifact(manifest);
   const Json* const files = artifact == nullptr ? nullptr : artifact->find("files");
+  std::vector<std::string> paths;
   for (size_t i = 0; files != nullptr && i < files->items().size(); ++i) {
-    std::string path;
-    const std::string problem =
-        files->items()[i].get(&path) ? file_problem(folder, manifest, path) : "is no text in manifest.json";
+    if (!files->items()[i].get(&paths.emplace_back())) {
+      *error = "manifest.json: a name in files is no text: export again";
+      return false;
+    }
+  }
+  if (paths.empty()) {
+    *error = "manifest.json: no artifact has places, vectors and files: export again";
+    return false;
+  }
+  if (find_file(manifest, kTokenizer) != nullptr) paths.push_back(kTokenizer);
+  for (const std::string& path : paths) {
+    const std::string problem = file_problem(folder, manifest, path);
     if (problem.empty()) continue;
     *error = path + " " + problem;
     return false;
   }
-  if (files != nullptr && !files->items().empty()) return true;
-  *error = "manifest.json: no artifact has places, vectors and files: export again";
-  return false;
+  return true;
 }
 
 bool find_program(const std::string& folder, ProgramFile* out, std::string* error) {

@@ -35,7 +35,8 @@ struct ProgramFile {
 // On failure *error says what is wrong.
 bool find_program(const std::string& folder, ProgramFile* out, std::string* error);
 
-// Compares size and SHA-256 of the files of the package that the runner reads with the manifest.
+// Compares size and SHA-256 of the files of the package that the runner reads, and of the tokenizer that an app reads,
+// with the manifest.
 bool verify_package(const std::string& folder, std::string* error);
 
 // A file's bytes, mapped for reading.

@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
       tests::test_golden(argv[1]);
       tests::test_random();
       tests::test_hostile();
+      tests::test_sha256();
     }
 #if !defined(__wasm__)  // where there are no threads, and no files to map
     tests::test_residency();

@@ -10,6 +10,7 @@ void test_random();
 void test_residency();
 void test_calls();
 void test_hostile();
+void test_sha256();
 
 }  // namespace tests
 

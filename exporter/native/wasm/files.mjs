@@ -1,10 +1,10 @@
-// The part of WASI that tinyqmoe.wasm calls, over files in memory that are read once, from front to back.
+// The part of WASI that tinyqmoe.wasm calls, over files in memory that are read from front to back.
 
 const BAD_FILE = 8, NO_ENTRY = 44, NOT_SUPPORTED = 58; // of WASI's errno
 const DIRECTORY = 3, REGULAR = 4; // of its filetype
 const ROOT = 3; // the descriptor of "/"
 
-// A file as the pieces it came in. A piece is let go when it was read, so that memory holds a model once.
+// A file as the pieces it came in, which is an array of its own. A piece is let go when it was read.
 class OpenFile {
   constructor(pieces) {
     this.size = pieces.reduce((sum, piece) => sum + piece.length, 0);
@@ -28,10 +28,10 @@ class OpenFile {
   }
 }
 
-// The imports of the module. `files` maps paths to arrays of Uint8Array, and loses what is opened; `memory` returns the
-// module's memory, which moves when it grows.
-export function wasiImports(files, memory) {
-  const open = new Map();
+// The imports of the module. `files` maps paths to arrays of Uint8Array, and loses what is opened for the last of `times`,
+// so that memory holds a model once; `memory` returns the module's memory, which moves when it grows.
+export function wasiImports(files, memory, times) {
+  const open = new Map(), opened = new Map();
   const view = () => new DataView(memory().buffer);
   const bytes = (at, n) => new Uint8Array(memory().buffer, at, n);
   // The vectors of a read or write, one after the other.
@@ -64,9 +64,11 @@ export function wasiImports(files, memory) {
       const name = new TextDecoder().decode(bytes(path, pathBytes).slice());
       const pieces = files.get(name);
       if (pieces === undefined) return NO_ENTRY;
-      files.delete(name);
+      const before = opened.get(name) ?? 0;
+      opened.set(name, before + 1);
+      if (before + 1 >= times) files.delete(name);
       const fd = ROOT + 1 + open.size;
-      open.set(fd, new OpenFile(pieces));
+      open.set(fd, new OpenFile([...pieces]));
       view().setUint32(out, fd, true);
       return 0;
     },

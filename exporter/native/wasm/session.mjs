@@ -1,20 +1,22 @@
 // A session in tinyqmoe.wasm: include/tinyqmoe/session.h says what each call does.
 import { wasiImports } from "./files.mjs";
 
-const OPTIONS_BYTES = 32, STATE_BYTES = 64, ERROR_BYTES = 1000; // of session.h, with pointers of 32 bits
+const OPTIONS_BYTES = 40, STATE_BYTES = 64, ERROR_BYTES = 1000; // of session.h, with pointers of 32 bits
 const MOST_FILE_BYTES = 2 ** 31 - 1; // of one object in this memory
 export const KV_TYPES = { float16: 1, float32: 2, int8: 3 };
 export const ISAS = { auto: 0, scalar: 1, simd128: 6 };
 
 export class Session {
   // An open session. `module` is a WebAssembly.Module, `files` a Map of paths in the bundle to arrays of Uint8Array,
-  // which the session takes. Throws an Error that says what is wrong with which file.
+  // which the session takes. With the option `verify` they are first compared with their SHA-256 in manifest.json, and
+  // tokenizer.json has to be among them. Throws an Error that says what is wrong with which file.
   static async open(module, files, options = {}) {
     const sizes = Array.from(files, ([name, pieces]) => [name, pieces.reduce((sum, piece) => sum + piece.length, 0)]);
     const large = sizes.filter(([, size]) => size > MOST_FILE_BYTES).map(([name, size]) => `${name} (${size})`);
     if (large.length > 0) throw new Error(`files of more than ${MOST_FILE_BYTES} bytes: ${large.join(", ")}`);
     const session = new Session();
-    const imports = wasiImports(files, () => session.exports.memory);
+    const times = options.verify ? 2 : 1; // that a file is opened
+    const imports = wasiImports(files, () => session.exports.memory, times);
     const instance = await WebAssembly.instantiate(module, { wasi_snapshot_preview1: imports });
     session.exports = instance.exports;
     session.exports._initialize();
@@ -24,11 +26,12 @@ export class Session {
     return session;
   }
 
-  #open({ context = 0, batchTokens = 0, kvType = 0, isa = 0 }) {
+  #open({ context = 0, batchTokens = 0, kvType = 0, isa = 0, verify = false }) {
     const bundle = this.#copy(new TextEncoder().encode("/\0"));
     const options = this.#take(OPTIONS_BYTES), out = this.#take(4), said = this.#take(ERROR_BYTES);
     this.#view().setBigUint64(options, BigInt(OPTIONS_BYTES), true);
-    [bundle, context, 1, batchTokens, kvType, isa].forEach((value, i) =>
+    const engine = 0; // the runner
+    [bundle, context, 1, batchTokens, kvType, isa, engine, Number(verify)].forEach((value, i) =>
       this.#view().setUint32(options + 8 + 4 * i, value, true),
     );
     const status = this.#call("session_open", options, out, said, BigInt(ERROR_BYTES));

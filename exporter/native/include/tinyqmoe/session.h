@@ -31,12 +31,12 @@ typedef struct tinyqmoe_session_options {
   tinyqmoe_kv_type kv_type;  /* part of the arithmetic; 0: the bundle's */
   tinyqmoe_isa isa;
   tinyqmoe_engine engine;
-  uint32_t verify;           /* not 0: first compare size and SHA-256 of the files of the package with manifest.json */
+  uint32_t verify;           /* not 0: first compare size and SHA-256 of the package's files with manifest.json */
 } tinyqmoe_session_options;
 
 /* *out is null unless TINYQMOE_OK is returned. Then error (may be null) holds a sentence that says what is wrong with
  * which file or name, cut to error_bytes with its final zero. BAD_PAYLOAD_CRC: `verify` found a file that is not as in
- * manifest.json; it reads all of them, so it is for the first time after a download. */
+ * manifest.json. It reads all files of the package and tokenizer.json, so it is for the first time after a download. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_session_open(const tinyqmoe_session_options* options, tinyqmoe_session** out,
                                                    char* error, uint64_t error_bytes);
 

@@ -1,6 +1,7 @@
 // Instead of core/isa.cc: this machine as one that has AVX-512.
 #include "crc32.h"
 #include "kernels.h"
+#include "sha256.h"
 
 namespace tinyqmoe {
 
@@ -15,6 +16,7 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
 }
 
 bool has_carryless_product() { return false; }
+bool has_sha256() { return false; }
 
 }  // namespace tinyqmoe
 
