@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "tinyqmoe/tinyqmoe.h"
@@ -28,8 +27,9 @@ void* aligned(uint64_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 
 
 int main(int argc, char** argv) {
   if (argc != 5 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
-  std::ifstream file(argv[2], std::ios::binary);
-  const std::vector<char> blob{std::istreambuf_iterator<char>(file), {}};
+  std::ifstream file(argv[2], std::ios::binary | std::ios::ate);
+  std::vector<char> blob(static_cast<size_t>(file.tellg()));
+  file.seekg(0).read(blob.data(), static_cast<std::streamsize>(blob.size()));
   const uint32_t n_tokens = static_cast<uint32_t>(std::atoi(argv[3]));
   tinyqmoe_tensor* tensor = nullptr;
   if (CORE(tinyqmoe_open)(blob.data(), blob.size(), TINYQMOE_VERIFY_PAYLOAD, &tensor) != TINYQMOE_OK) return 3;
