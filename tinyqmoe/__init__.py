@@ -41,9 +41,10 @@ from tinyqmoe.serving import listen, serve
 from tinyqmoe.settings import ExportSettings, export_config
 from tinyqmoe.signatures import sign, verify
 from tinyqmoe.sweep_jobs import jobs_text as emit_sweep
+from tinyqmoe.sweep_progress import CellEvent
 from tinyqmoe.sweep_results import merge as merge_sweep
 from tinyqmoe.sweep_results import read_results as read_sweep
-from tinyqmoe.sweeping import CellEnd, sweep
+from tinyqmoe.sweeping import sweep
 
 if TYPE_CHECKING:
     from exporter.apps.files import AppFiles
@@ -74,7 +75,7 @@ __all__ = [
     "BundleCheck",
     "BundleError",
     "BundleParity",
-    "CellEnd",
+    "CellEvent",
     "CheckSettings",
     "CheckpointError",
     "CodecError",

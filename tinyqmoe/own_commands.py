@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from exporter.errors import MissingComponentError, OutOfSpaceError, TinyQMoEError, UsageError
 
@@ -106,13 +106,20 @@ class Processes:
                 process.terminate()
 
 
+class Stoppable(Protocol):
+    """Something that runs what jobs wait for."""
+
+    def stop(self) -> None:
+        """Ends what runs, and lets nothing start."""
+
+
 def side_by_side(
     jobs: Sequence[Callable[[], T]],
-    processes: Processes,
+    running: Stoppable,
     workers: int,
     ended: Callable[[int, T], None],
 ) -> None:
-    """Runs jobs, which run commands by `processes`; `ended` gets the place and result of each.
+    """Runs jobs, which have commands run by `running`; `ended` gets the place and result of each.
 
     It is called in this thread, in the order in which they end. An exception of any of them, or one
     that comes to this thread, ends all.
@@ -126,7 +133,7 @@ def side_by_side(
                 for future in sorted(done, key=futures.__getitem__):
                     ended(futures[future], future.result())
         except BaseException:
-            processes.stop()
+            running.stop()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 

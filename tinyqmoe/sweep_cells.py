@@ -83,7 +83,7 @@ def cells_of(plan: SweepPlan) -> list[BundleCells]:
         settings = {**planned.options, "loss-text": text, "calibration": _calibration(planned)}
         words = ("export", planned.model, THE_BUNDLE, *planned.words, "--allow-loss", "--resume")
         words += ("--calibration-cache", THE_CALIBRATIONS)
-        key = {"checkpoint": digest, "settings": settings, "versions": _versions()}
+        key = {"checkpoint": digest, "settings": settings, "versions": versions()}
         export = Cell(EXPORT, _address(EXPORT, key), (*words, "--json", THE_RESULT))
         measures = tuple(_measures(plan, profiles, export.address))
         found.append(BundleCells(planned, export, measures, memory_bytes))
@@ -152,7 +152,7 @@ def _measures(plan: SweepPlan, profiles: Mapping[str, str], export: str) -> Iter
 
 
 def _measure(kind: str, words: tuple[str, ...], key: dict[str, Any], device: str | None) -> Cell:
-    return Cell(kind, _address(kind, {**key, "versions": _versions()}), words, device)
+    return Cell(kind, _address(kind, {**key, "versions": versions()}), words, device)
 
 
 # ---- addresses
@@ -163,7 +163,7 @@ def _address(kind: str, key: Mapping[str, Any]) -> str:
     return f"{kind}-{_digest(key)[:32]}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of what computes: the distributions that the manifest of a bundle names too."""
     from exporter.backends.registry import FORMATS, tools
 

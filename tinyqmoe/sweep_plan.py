@@ -52,7 +52,10 @@ _RULE: dict[str, Any] = {
 _TABLES: dict[str, Mapping[str, Any]] = {"model": _MODEL, "scheme": _SCHEME, "rule": _RULE}
 _COMMON = ("target", "coreml-format", "context", "calibration", "loss-text")  # of every export
 _OWN = ("scheme", "embedding", "group-size", "sparsity")
-_FILES = {("sweep", "loss-text"), ("sweep", "data"), ("model", "model"), ("model", "adapter")}
+_FILES = {
+    *(("sweep", key) for key in ("calibration", "loss-text", "data")),
+    *(("model", key) for key in ("model", "adapter")),
+}
 _NAMES = {str: "a text", int: "an integer", float: "a number", list: "a list"}
 
 

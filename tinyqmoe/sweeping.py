@@ -2,62 +2,90 @@
 
 from __future__ import annotations
 
-import shutil
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyqmoe.own_commands import (
-    PASSED_OR_FAILED,
-    Processes,
-    Room,
-    all_cores,
-    side_by_side,
-)
-from tinyqmoe.sweep_cells import BUNDLE, EXPORT, RESULT, BundleCells, Cell, cells_of, chosen
+from exporter.errors import UsageError
+from tinyqmoe.own_commands import side_by_side
+from tinyqmoe.sweep_cells import EXPORT, BundleCells, Cell, cells_of, chosen, versions
+from tinyqmoe.sweep_executors import EXECUTORS, Executor, LocalExecutor
 from tinyqmoe.sweep_folder import PLAN, SweepFolder, write_json
 from tinyqmoe.sweep_plan import SweepPlan, read_plan
+from tinyqmoe.sweep_progress import CellEvent, SweepProgress
 from tinyqmoe.sweep_results import merge, table_of
+from tinyqmoe.sweep_tasks import CellTask
 
 if TYPE_CHECKING:
     from runtime_ref.sweep_table import SweepTable
 
-# A thread for each process, whatever runs beside it: sums of floats follow the number of threads,
-# and the table must not.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+def sweep(
+    plan: SweepPlan | str | Path,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    executor: Executor | str = "local",
+    only: Sequence[str] = (),
+    told: Callable[[CellEvent], None] = lambda event: None,
+) -> SweepTable:
+    """The table of a plan, whose cells are made in the folder `out`; finished ones are taken.
 
-@dataclass(frozen=True)
-class CellEnd:
-    """The end of a cell, for those who watch: what it was, and how far the sweep is.
-
-    message: why it failed, empty where it did not. left_seconds: an estimate of what is left.
+    Each cell is a command in a process of its own, with one thread. `executor` is where: "local",
+    "ray" for tasks of a Ray cluster, or "slurm" for jobs by submitit. `workers` of "local" run at
+    once, as many as there are cores by default, and as have room in memory by the forecast. `only`
+    are the addresses of bundles, to make a part; `merge` then makes the file of results. `told`
+    hears of the begin and end of each cell. A cell that fails is a row with its message, and is
+    tried again by the next sweep. Raises TinyQMoEError where the plan is wrong, before any work.
     """
+    plan = plan if isinstance(plan, SweepPlan) else read_plan(Path(plan))
+    groups, folder = cells_of(plan), SweepFolder(Path(out).resolve())
+    wanted = chosen(groups, only)
+    where = _executor(executor, workers, folder.root)
+    folder.begin()
+    write_json(folder.root / PLAN, describe(plan, groups))
+    run = _Run(folder, where, _progress(folder, wanted, told))
+    jobs = [partial(run.group, group) for group in wanted]
+    side_by_side(jobs, where, where.at_once or len(jobs), lambda place, none: None)
+    return table_of(folder) if only else merge(out)
 
-    label: str
-    message: str
-    seconds: float
-    done: int
-    total: int
-    left_seconds: float
+
+def _executor(given: Executor | str, workers: int | None, out: Path) -> Executor:
+    """The executor that is given, or has this name. Raises UsageError, MissingComponentError."""
+    if given == "local":
+        return LocalExecutor(workers)
+    if workers is not None:
+        what = "workers are those of the executor local: a cluster has its own"
+        raise UsageError(what, hint="leave --workers away")
+    if not isinstance(given, str):
+        return given
+    if given not in EXECUTORS:
+        known = ", ".join(EXECUTORS)
+        raise UsageError(f"there is no executor {given!r}", hint=f"choose one of {known}")
+    return EXECUTORS[given](out)
+
+
+def _progress(
+    folder: SweepFolder, groups: Sequence[BundleCells], told: Callable[[CellEvent], None]
+) -> SweepProgress:
+    """The cells that are left, with the seconds that finished ones took."""
+    kinds = {cell.address: cell.kind for group in groups for cell in group.cells}
+    seconds: dict[str, list[float]] = {}
+    for address in [*kinds]:
+        if (found := folder.read(address)) is not None:
+            seconds.setdefault(kinds.pop(address), []).append(found[0]["seconds"])
+    return SweepProgress(kinds, seconds, told)
 
 
 @dataclass
 class _Run:
-    """A sweep that runs: its folder, and what its threads share."""
+    """A sweep that runs."""
 
     folder: SweepFolder
-    told: Callable[[CellEnd], None]
-    room: Room
-    total: int
-    processes: Processes = field(default_factory=lambda: Processes(ONE_THREAD))
-    done: int = 0
-    begun: float = field(default_factory=time.monotonic)
-    counting: threading.Lock = field(default_factory=threading.Lock)
+    executor: Executor
+    progress: SweepProgress
 
     def group(self, group: BundleCells) -> None:
         """Makes the cells of a bundle that are not finished, one after another.
@@ -71,81 +99,21 @@ class _Run:
                 return
 
     def cell(self, group: BundleCells, cell: Cell) -> None:
-        """Makes one cell, unless another process has made it meanwhile."""
-        needed = self.room.all_bytes if cell.alone else group.memory_bytes
-        with (
-            self.room.take(needed),
-            self.folder.lock(cell.address, lambda: self.processes.stopped) as lock,
-        ):
-            if self.folder.is_finished(cell.address):
-                return
-            begin = time.monotonic()
-            message = self.make(group, cell, lock)
-            what = f"{cell.kind} of {group.planned.label}"
-            what += f" on {cell.device}" if cell.device else ""
-            skipped = len(group.measures) if message and cell.kind == EXPORT else 0
-            self.tell(what, message, time.monotonic() - begin, 1 + skipped)
-
-    def make(self, group: BundleCells, cell: Cell, lock: int) -> str:
-        """Runs the command of a cell and publishes its result, or returns why it failed."""
-        place = self.folder.unfinished(cell.address)
-        place.mkdir(exist_ok=True)
-        made = self.folder.cell(group.export.address)
-        bundle = (place if cell.kind == EXPORT else made) / BUNDLE
-        if cell.kind == EXPORT and bundle.exists():  # it was killed between bundle and result
-            shutil.rmtree(bundle)
-        words = cell.command(bundle, place / RESULT, self.folder.calibrations)
-        ended = self.processes.run(words, [lock])
-        facts: dict[str, Any] = {"kind": cell.kind, "seconds": round(ended.seconds, 1)}
-        if ended.code not in PASSED_OR_FAILED or not (place / RESULT).is_file():
-            if self.processes.stopped:
-                raise InterruptedError("the sweep was stopped")
-            message = str(ended.error(cell.kind))
-            self.folder.fail(cell.address, {**facts, "code": ended.code, "message": message})
-            return message
-        if cell.kind == EXPORT:
-            facts["facts"] = _facts(bundle)
-        self.folder.publish(cell.address, facts)
-        return ""
-
-    def tell(self, label: str, message: str, seconds: float, n_cells: int) -> None:
-        """Says that a cell has ended, and with it those that need its result."""
-        with self.counting:
-            self.done += n_cells
-            spent, left = time.monotonic() - self.begun, max(0, self.total - self.done)
-            rest = spent / self.done * left
-            self.told(CellEnd(label, message, seconds, self.done, self.total, rest))
-
-
-def sweep(
-    plan: SweepPlan | str | Path,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    only: Sequence[str] = (),
-    told: Callable[[CellEnd], None] = lambda end: None,
-) -> SweepTable:
-    """The table of a plan, whose cells are made in the folder `out`; finished ones are taken.
-
-    Each cell is a command in a process of its own, with one thread. `workers` of them run at once,
-    as many as there are cores by default, and as have room in memory by the forecast. `only` are
-    the addresses of bundles, to make a part; `merge` then makes the file of results. `told` hears
-    of the end of each cell. A cell that fails is a row with its message, and is tried again by the
-    next sweep. Raises TinyQMoEError where the plan is wrong, before any work.
-    """
-    from exporter.memory import available_bytes
-
-    plan = plan if isinstance(plan, SweepPlan) else read_plan(Path(plan))
-    groups, folder = cells_of(plan), SweepFolder(Path(out))
-    wanted = chosen(groups, only)
-    folder.begin()
-    write_json(folder.root / PLAN, describe(plan, groups))
-    cells = {cell.address for group in wanted for cell in group.cells}
-    total = sum(not folder.is_finished(address) for address in cells)
-    run = _Run(folder, told, Room(available_bytes()), total)
-    jobs = [partial(run.group, group) for group in wanted]
-    side_by_side(jobs, run.processes, workers or all_cores(), lambda place, none: None)
-    return table_of(folder) if only else merge(out)
+        """Has one cell made, and notes why it failed, if it did."""
+        label = f"{cell.kind} of {group.planned.label}"
+        label += f" on {cell.device}" if cell.device else ""
+        task = CellTask(
+            *(self.folder.root, cell, group.export.address, label),
+            *(group.memory_bytes, versions()),
+        )
+        self.progress.begin(task)
+        made = self.executor.make(task)
+        skipped = list[str]()
+        if made.message:
+            facts = {"kind": cell.kind, "seconds": made.seconds, "message": made.message}
+            self.folder.fail(cell.address, facts)
+            skipped = [c.address for c in group.measures] if cell.kind == EXPORT else []
+        self.progress.end(task, made, skipped)
 
 
 def describe(plan: SweepPlan, groups: Sequence[BundleCells]) -> dict[str, Any]:
@@ -161,12 +129,3 @@ def describe(plan: SweepPlan, groups: Sequence[BundleCells]) -> dict[str, Any]:
         "devices": list(plan.devices),
         "rules": [asdict(rule) for rule in plan.rules],
     }
-
-
-def _facts(bundle: Path) -> dict[str, Any]:
-    """The facts of a bundle that the table has, so that it needs no bundle."""
-    from exporter.bundle import Bundle
-    from tinyqmoe.check_facts import facts_of
-
-    opened = Bundle.open(bundle)
-    return facts_of(opened, opened.manifest.artifacts).to_dict()

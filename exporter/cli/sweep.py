@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 import tinyqmoe
-from exporter.cli.console import emit, err_console, out_console
+from exporter.cli.console import emit, out_console
 from exporter.cli.options import JsonOption, MarkdownOption
 from exporter.cli.options import report as report_file
+from exporter.cli.sweep_progress import sweep_progress
 from exporter.errors import UsageError
 
 
@@ -20,6 +20,14 @@ class Jobs(enum.StrEnum):
     """The form of jobs that others start."""
 
     GITHUB_MATRIX = "github-matrix"
+    SLURM = "slurm"
+
+
+class Executors(enum.StrEnum):
+    """Where cells are made."""
+
+    LOCAL = "local"
+    RAY = "ray"
     SLURM = "slurm"
 
 
@@ -32,6 +40,12 @@ def sweep(
         int | None,
         typer.Option(min=1, help="Commands at once; by default as many as there are cores."),
     ] = None,
+    executor: Annotated[
+        Executors,
+        typer.Option(
+            help="local: processes here; ray: a running cluster; slurm: jobs by submitit."
+        ),
+    ] = Executors.LOCAL,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="A bundle of the plan, by --emit. Can be repeated."),
@@ -64,7 +78,9 @@ def sweep(
     if merge:
         table = tinyqmoe.merge_sweep(out, source or ())
     else:
-        table = tinyqmoe.sweep(plan, out, workers=workers, only=only or (), told=_tell)
+        options: dict[str, Any] = {"workers": workers, "executor": executor.value}
+        with sweep_progress() as told:
+            table = tinyqmoe.sweep(plan, out, **options, only=only or (), told=told)
     _emit_table(table, json_file)
 
 
@@ -91,18 +107,6 @@ def report(
     if html is not None:
         sweep_reports.write_html(table, html)
     _emit_table(table, json_file)
-
-
-def _tell(end: tinyqmoe.CellEnd) -> None:
-    """Says on stderr what has ended, how far the sweep is, and how long the rest may take."""
-    left = (
-        f"about {end.left_seconds / 60:.0f} min left"
-        if end.left_seconds >= 60
-        else (f"about {end.left_seconds:.0f} s left")
-    )
-    verdict = f"[red]failed[/]: {escape(end.message)}" if end.message else "done"
-    what = f"{end.done} of {end.total}, {left}: {escape(end.label)} {verdict}, {end.seconds:.0f} s"
-    err_console.print(what, highlight=False, soft_wrap=True)
 
 
 def _emit_table(table: tinyqmoe.SweepTable, json_file: Path | None) -> None:

@@ -30,6 +30,8 @@ HEAVY = (
     "prompt_toolkit",
     "fastapi",
     "cryptography",
+    "ray",
+    "submitit",
 )
 
 # What a part may import, of ours and of others, besides the standard library. The longest name that
@@ -277,6 +279,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "tinyqmoe": (OURS, ()),
     "tinyqmoe.hub": (OURS, ("huggingface_hub", "platformdirs")),
+    "tinyqmoe.sweep_executors": (OURS, ("ray", "submitit")),
 }
 
 # Besides the C++ standard library, the core and sessions ask the processor what it can do, and the

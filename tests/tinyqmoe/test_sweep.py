@@ -23,13 +23,17 @@ import pytest
 import tinyqmoe as library
 from exporter.bundle import Bundle
 from runtime_ref.reports import sweep_reports
+from runtime_ref.reports.sweep_plot import AXES, front
 from runtime_ref.sweep_table import Rule, SweepRow, SweepTable
 from tests.support.bundles import small_manifest
 from tests.support.command_line import one_error, strict_json, tinyqmoe
 from tests.support.reports import HOSTILE, row, shown
-from tinyqmoe import own_commands, sweeping
+from tinyqmoe import own_commands, sweep_tasks
 from tinyqmoe.own_commands import Ended, Processes, Room, side_by_side
+from tinyqmoe.sweep_cells import Cell
 from tinyqmoe.sweep_folder import CELL, SweepFolder
+from tinyqmoe.sweep_progress import SweepProgress
+from tinyqmoe.sweep_tasks import CellTask, Made
 
 STAND_IN = """#!/bin/sh
 for word in "$@"; do
@@ -102,7 +106,7 @@ def world(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (answers / "fit.json").write_text(json.dumps({"packages": fits}))
     (answers / "parity.json").write_text('{"passed": true}')
     monkeypatch.setattr(own_commands, "TINYQMOE", (str(tool),))
-    monkeypatch.setattr(sweeping, "_facts", facts)
+    monkeypatch.setattr(sweep_tasks, "_facts", facts)
     for name, value in (("ANSWERS", answers), ("LOG", tmp_path / "log"), ("SECONDS", 0)):
         monkeypatch.setenv(f"SWEEP_{name}", str(value))
     monkeypatch.setenv("SWEEP_FAILS", "nothing fails")
@@ -176,13 +180,15 @@ def test_a_failure_is_a_row_and_is_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWEEP_FAILS", "--bits-per-weight 4")
-    ends: list[library.CellEnd] = []
-    table = world.sweep(told=ends.append)
+    events: list[library.CellEvent] = []
+    table = world.sweep(told=events.append)
     (failed,) = table.failed
     assert (failed.bits, failed.message) == (4.0, "export: no luck today")
     assert len(table.rows) == 3 * 4 + 1
-    assert max(end.done for end in ends) == ends[-1].total == 24
-    assert [end.message for end in ends if end.message] == ["export: no luck today"]
+    assert max(event.done for event in events) == events[-1].total == 24
+    assert [event.message for event in events if event.message] == ["export: no luck today"]
+    assert {e.label for e in events if e.ended} == {e.label for e in events if not e.ended}
+    assert (events[0].left_seconds, events[-1].left_seconds) == (None, 0)
     monkeypatch.setenv("SWEEP_FAILS", "--device iphone-15")
     (*_, failed) = world.sweep().failed
     assert (failed.device, failed.message) == ("iphone-15", "fit: fit: no luck today")
@@ -195,8 +201,10 @@ def test_a_command_that_is_killed_is_a_row(world: World, monkeypatch: pytest.Mon
     monkeypatch.setenv("SWEEP_SECONDS", "0.3")
     killed: list[str] = []
 
-    def kill(end: library.CellEnd) -> None:
+    def kill(event: library.CellEvent) -> None:
         """Kills what runs when the first cell has ended."""
+        if not event.ended:
+            return
         running = {tuple(c) for c in world.calls("begin")} - {tuple(c) for c in world.calls("end")}
         for _, process, result in running if not killed else ():
             os.kill(int(process), signal.SIGKILL)
@@ -242,6 +250,21 @@ def test_an_export_that_was_killed_after_its_bundle_begins_anew(world: World) ->
     (half / "left").touch()
     world.sweep(only=[job["only"]])
     assert not (SweepFolder(world.out).cell(job["only"]) / "bundle" / "left").exists()
+
+
+def test_the_rest_is_estimated_by_the_kinds_of_cells(tmp_path: Path) -> None:
+    events: list[library.CellEvent] = []
+    kinds = {"a": "export", "b": "fit", "c": "fit", "d": "parity"}
+    progress = SweepProgress(kinds, {"export": [90.0, 110.0]}, events.append)
+    progress._begun -= 10  # one after another
+    for address, seconds in (("b", 2.0), ("c", 4.0), ("c", 0.0)):
+        task = CellTask(tmp_path, Cell("fit", address, ()), "a", address, 0, {})
+        progress.begin(task)
+        progress.end(task, Made("", seconds), [])
+    left = [event.left_seconds for event in events if event.ended]
+    assert left[0] == pytest.approx(100 + 2 + (90 + 110 + 2) / 3), "a fit, and a kind not known"
+    assert left[1] == left[2] == pytest.approx(100 + (90 + 110 + 2 + 4) / 4)
+    assert [event.done for event in events] == [0, 1, 1, 2, 2, 2], "each cell counts once"
 
 
 # ---- jobs of others
@@ -391,6 +414,13 @@ def test_a_rule_chooses(rule: Rule, place: int | None) -> None:
     assert chosen == (None if place is None else ROWS[place])
 
 
+def test_the_front_joins_what_no_other_beats() -> None:
+    sizes, _, speeds = AXES
+    assert front(ROWS, sizes) == [(4.0, 0.05), (6.0, 0.01)]
+    assert front(ROWS[:3], speeds) == [(10.0, 0.05), (9.0, 0.01)]
+    assert front(ROWS[4:], sizes) == []
+
+
 def test_reports(tmp_path: Path) -> None:
     table = SweepTable(ROWS, [Rule("for a", device="a", max_kl=0.02), Rule("for b", device="b")])
     assert row(shown(sweep_reports.rows_table(table)), "*")[1] == "m int8 at 6 b"
@@ -410,6 +440,14 @@ def test_reports(tmp_path: Path) -> None:
     assert "projected tokens/s" in "".join(ET.fromstring(plot).itertext())
     sweep_reports.write_html(SweepTable(ROWS[4:], []), html)
     assert "<svg" not in html.read_text(encoding="utf-8"), "nothing to draw"
+
+
+def test_a_column_with_nothing_in_it_is_left_out() -> None:
+    table = shown(sweep_reports.rows_table(SweepTable(ROWS[3:4], [])))
+    assert not {"tasks", "projected"} & {*table.split()}
+    judged = SweepTable([replace(ROWS[0], tasks={"arc_easy": 0.5})], [])
+    table = shown(sweep_reports.rows_table(judged))
+    assert {"tasks", "projected", "arc_easy"} <= {*table.split()}
 
 
 def test_report_draws_what_a_sweep_has_written(world: World, tmp_path: Path) -> None:
