@@ -43,6 +43,7 @@ OPEN_TENSORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "program_tensors_use": (None, (ctypes.c_void_p,)),
     "program_tensors_free": (None, (ctypes.c_void_p,)),
 }
+HEADERS = ("include", "core", "llm", "executorch")  # folders that a wheel has too
 PREBUILT = Path(__file__).parent / "prebuilt"  # what `prebuilt.py` makes, in a folder of its name
 FLAGS = (
     "-std=c++17",
@@ -119,7 +120,8 @@ def fingerprint() -> str:
     """Hexadecimal digits of a hash of the sources, the flags and the version of executorch."""
     digest = hashlib.sha256(" ".join((*FLAGS, *platform().flags)).encode())
     digest.update(f"executorch {importlib.metadata.version('executorch')}".encode())
-    for file in [*sources(), *sorted(native_dir().rglob("*.h"))]:
+    headers = [h for name in HEADERS for h in sorted((native_dir() / name).rglob("*.h"))]
+    for file in [*sources(), *headers]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
