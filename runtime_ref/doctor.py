@@ -110,6 +110,8 @@ def _core() -> str:
 def _compiler() -> str:
     from runtime_ref.executorch import kernels
 
+    if kernels.is_prebuilt():
+        return "not needed: this installation brings the ExecuTorch kernels"
     command = kernels.compiler()
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exporter.bundle import BACKENDS, NATIVE, Bundle, QuantizationLoss
 from exporter.errors import DataError
 from tinyqmoe.devices import is_bundle
+from tinyqmoe.hub import is_hub_id
 from tinyqmoe.packages import ALL, choose_packages, native_packages, open_bundle
 from tinyqmoe.settings import names
 
@@ -42,10 +43,11 @@ def facts_of(bundle: Bundle, artifacts: Sequence[Artifact]) -> Facts:
 def read_baseline(path: str | Path, backends: str | Sequence[str]) -> Facts:
     """The facts of a bundle, or of the JSON of a check, less the packages that nobody asks for.
 
-    Raises BundleError, and DataError for a file that is no such JSON.
+    `path` may be the id of a bundle on the hub. Raises BundleError, and DataError for a file that
+    is no such JSON.
     """
     wanted = names(backends)
-    if is_bundle(path) or Path(path).is_dir():
+    if is_bundle(path) or Path(path).is_dir() or is_hub_id(path):
         bundle = open_bundle(path)
         session = native_packages(bundle.manifest) if NATIVE in wanted else []
         facts = facts_of(bundle, [*choose_packages(bundle.manifest), *session])

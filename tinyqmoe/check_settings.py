@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import TinyQMoEError, UsageError
+from tinyqmoe.hub import is_hub_id
 from tinyqmoe.packages import ALL
 
 CHECK_FILE = "tinyqmoe.toml"
@@ -35,8 +36,9 @@ class CheckSettings:
     package must be predicted to fit. max_bytes: of the files of a package. max_dirty: predicted
     dirty memory of a run that streams, in bytes. max_kl: in nats. min_top1: share of positions.
     min_tokens_per_second_projected: of decoding on each device, the lower end of the range.
-    baseline: a bundle, or the JSON of a check. tolerance: of bytes and memory since the baseline,
-    in percent; tolerance_kl: of the KL, in nats. Raises UsageError with all that is out of range.
+    baseline: a bundle, also on the hub, or the JSON of a check. tolerance: of bytes and memory
+    since the baseline, in percent; tolerance_kl: of the KL, in nats. Raises UsageError with all
+    that is out of range.
     """
 
     backend: Sequence[str] = (ALL,)
@@ -62,8 +64,8 @@ class CheckSettings:
 def read_check_file(path: Path) -> dict[str, Any]:
     """The settings in `[check]` of a file, by the names of the fields of CheckSettings.
 
-    A baseline is relative to the folder of the file. Raises UsageError if there is no file,
-    TinyQMoEError with everything that is wrong in it.
+    A baseline is relative to the folder of the file, or a bundle on the hub. Raises UsageError if
+    there is no file, TinyQMoEError with everything that is wrong in it.
     """
     what, hint = f"{path} does not describe a check", "docs/ci.md says what such a file holds"
     if not path.is_file():
@@ -90,7 +92,9 @@ def read_check_file(path: Path) -> dict[str, Any]:
     if problems:
         raise TinyQMoEError(what, problems=problems, hint=hint)
     if "baseline" in values:
-        values["baseline"] = path.parent / values["baseline"]
+        beside = path.parent / values["baseline"]
+        if beside.exists() or not is_hub_id(values["baseline"]):
+            values["baseline"] = beside
     return values
 
 

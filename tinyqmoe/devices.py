@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from exporter.bundle import BACKENDS, MANIFEST, Bundle
 from exporter.errors import UsageError
+from tinyqmoe.hub import bundle_or_model
 from tinyqmoe.packages import ALL, choose_packages
 from tinyqmoe.settings import ExportSettings, export_config
 
@@ -77,6 +78,7 @@ def fit(
     from runtime_ref.device.run import advice
 
     profiles = find_devices(devices)
+    model_or_bundle = bundle_or_model(model_or_bundle)
     if is_bundle(model_or_bundle):
         if given := [*(["config"] if config else []), *settings]:
             what = f"{', '.join(given)} cannot be given for a bundle: it has its own"

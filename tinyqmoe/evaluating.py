@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from exporter.bundle import Bundle
 from exporter.errors import UsageError
 from tinyqmoe.devices import is_bundle
+from tinyqmoe.hub import bundle_or_model, known_name
 from tinyqmoe.packages import PackageInUse, no_progress, open_bundle
 from tinyqmoe.settings import names
 
@@ -109,7 +110,7 @@ def compare(
     from exporter.evaluation.evaluate import EvaluationConfig, Evaluator
     from exporter.evaluation.text_encoder import TextEncoder
 
-    given = [*([] if against is None else [against]), *models]
+    given = list(map(bundle_or_model, [*([] if against is None else [against]), *models]))
     if len(given) < 2:
         what = "a comparison takes the original and at least one other model"
         raise UsageError(what, hint="give two models, or one and --against ORIGINAL")
@@ -155,6 +156,7 @@ def open_model(
     progress: Progress = no_progress,
 ) -> Iterator[OpenedModel]:
     """A bundle or a checkpoint as a model that gives logits. Raises TinyQMoEError."""
+    model = bundle_or_model(model)
     if not is_bundle(model):
         if backend is not None or threads is not None:
             what = "a checkpoint has no packages: it is evaluated in PyTorch, in float32"
@@ -209,7 +211,7 @@ def _bundle_facts(bundle: Bundle, backend: str) -> ModelFacts:
 
     manifest = bundle.manifest
     return ModelFacts(
-        f"{bundle.path.resolve().name} ({backend})",
+        f"{known_name(bundle)} ({backend})",
         manifest.interface.context,
         manifest.interface.vocab_size,
         sum(t.blob_bytes + t.scales_bytes for t in manifest.tensors),

@@ -36,6 +36,34 @@ class PushedBundle:
     licence: str
 
 
+def is_hub_id(given: str | Path) -> bool:
+    """Whether this can be the id of a bundle on the hub: nothing on this machine, no JSON file."""
+    path = Path(given)
+    named = HUB_ID.fullmatch(str(given)) is not None
+    return named and path.suffix != ".json" and not path.exists()
+
+
+def bundle_or_model(given: Bundle | str | Path) -> Bundle | str | Path:
+    """The same, with the id of a bundle on the hub as its folder; a model stays as it is.
+
+    A repository with a manifest is a bundle. One that cannot be asked is left to those who read
+    checkpoints: they take it from the cache of the hub, or say why it cannot be had. Raises
+    BundleError where a bundle is there and cannot be taken, and OutOfSpaceError.
+    """
+    if isinstance(given, Bundle) or not is_hub_id(given):
+        return given
+    found = HUB_ID.fullmatch(str(given))
+    assert found is not None  # is_hub_id has seen to that
+    if _cached(found["repo"], found["revision"]) is not None:
+        return bundle_place(given)
+    try:
+        with _hub_errors(f"the hub cannot be asked for {given}") as api:
+            has_manifest = api.file_exists(found["repo"], MANIFEST, revision=found["revision"])
+    except BundleError:
+        return given
+    return bundle_place(given) if has_manifest else given
+
+
 def bundle_place(given: str | Path) -> Path:
     """The folder of a bundle: one of this machine, or that of a hub id, `owner/name[@revision]`.
 
@@ -48,9 +76,9 @@ def bundle_place(given: str | Path) -> Path:
     if path.exists() or found is None:
         return path
     repo, revision = found["repo"], found["revision"]
-    cache = _cache() / repo.replace("/", "--")
-    if revision and COMMIT.fullmatch(revision) and (cache / revision).is_dir():
-        return cache / revision
+    if (cached := _cached(repo, revision)) is not None:
+        return cached
+    cache = _cache(repo)
     with _hub_errors(f"there is no directory {given}, and of the hub {repo} cannot be had") as api:
         commit = str(api.repo_info(repo, revision=revision).sha)
         if not (cache / commit).is_dir():
@@ -58,10 +86,26 @@ def bundle_place(given: str | Path) -> Path:
     return cache / commit
 
 
-def _cache() -> Path:
+def known_name(bundle: Bundle) -> str:
+    """The name that people know a bundle by: its folder's, or its id where it is from the hub."""
+    folder = bundle.path.resolve()
+    repo = folder.parent.name.replace("--", "/", 1)
+    return repo if folder.parent == _cache(repo).resolve() else folder.name
+
+
+def _cache(repo: str) -> Path:
+    """The folder of a repository's commits in the user's cache."""
     import platformdirs
 
-    return platformdirs.user_cache_path("tiny-qmoe") / "bundles"
+    return platformdirs.user_cache_path("tiny-qmoe") / "bundles" / repo.replace("/", "--")
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The folder of a bundle that needs no network, as its commit is there; else None."""
+    if revision is None or not COMMIT.fullmatch(revision):
+        return None
+    folder = _cache(repo) / revision
+    return folder if folder.is_dir() else None
 
 
 def _fetch(api: HfApi, repo: str, commit: str, cache: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +29,8 @@ from exporter.cli.options import (
     SparsityOption,
     one_device_name,
 )
+from tinyqmoe.devices import is_bundle
+from tinyqmoe.hub import bundle_or_model
 
 
 def devices(
@@ -99,7 +100,8 @@ def fit(
     names = device or ([] if device_file else ["all"])
     settings = _export_settings(given)
     profiles = tinyqmoe.find_devices([*names, *(device_file or [])])
-    if settings and (Path(target) / "manifest.json").is_file():
+    found = bundle_or_model(target)
+    if settings and is_bundle(found):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise tinyqmoe.UsageError(
             f"{options} cannot be given for a bundle: it has its own",
@@ -107,7 +109,7 @@ def fit(
         )
     with progress_bars() as progress:
         verdicts = tinyqmoe.fit(
-            target,
+            found,
             devices=profiles,
             entitlement=entitlement,
             residency=residency_mode(residency),

@@ -1,8 +1,8 @@
-"""Library of ExecuTorch kernels, compiled on first need and loaded from one path.
+"""Library of ExecuTorch kernels, which a wheel brings, or which is compiled on first need.
 
-It is compiled against the installed executorch. The operators register themselves when the library
-is loaded, and a second copy of it would abort the process: hence one canonical path, named by a
-hash of the sources, the flags and the versions.
+It is compiled against the installed executorch, and loaded from one path. The operators register
+themselves when the library is loaded, and a second copy of it would abort the process: hence one
+canonical path, named by a hash of the sources, the flags and the versions.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ OPEN_TENSORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "program_tensors_use": (None, (ctypes.c_void_p,)),
     "program_tensors_free": (None, (ctypes.c_void_p,)),
 }
+HEADERS = ("include", "core", "llm", "executorch")  # folders that a wheel has too
+PREBUILT = Path(__file__).parent / "prebuilt"  # what `prebuilt.py` makes, in a folder of its name
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -62,15 +64,16 @@ class Platform:
     """The names and flags of shared libraries on a platform.
 
     suffix: of a library that a program is linked with. flags: how the linker makes one that is
-    loaded, and finds its own libraries.
+    loaded, and finds its own libraries. origin: the folder of a library, in its own search path.
     """
 
     suffix: str
     flags: tuple[str, ...]
+    origin: str
 
 
-LINUX = Platform(".so", ("-shared",))
-MACOS = Platform(".dylib", ("-dynamiclib", "-undefined", "dynamic_lookup"))
+LINUX = Platform(".so", ("-shared",), "$ORIGIN")
+MACOS = Platform(".dylib", ("-dynamiclib", "-undefined", "dynamic_lookup"), "@loader_path")
 
 
 def platform() -> Platform:
@@ -108,17 +111,38 @@ def sources() -> list[Path]:
     return found
 
 
-def library_path() -> Path:
-    """Path of the library for these sources, flags and versions, where it lies or will lie."""
+def library_name() -> str:
+    """Name of the library's file on this platform."""
+    return f"libtinyqmoe_executorch{platform().suffix}"
+
+
+def fingerprint() -> str:
+    """Hexadecimal digits of a hash of the sources, the flags and the version of executorch."""
     digest = hashlib.sha256(" ".join((*FLAGS, *platform().flags)).encode())
-    for version in ("executorch", "torch"):
-        digest.update(f"{version} {importlib.metadata.version(version)}".encode())
-    digest.update(_executorch_root().as_posix().encode())
-    for file in [*sources(), *sorted(native_dir().rglob("*.h"))]:
+    digest.update(f"executorch {importlib.metadata.version('executorch')}".encode())
+    headers = [h for name in HEADERS for h in sorted((native_dir() / name).rglob("*.h"))]
+    for file in [*sources(), *headers]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    cache = platformdirs.user_cache_path("tiny-qmoe")
-    name = f"libtinyqmoe_executorch{platform().suffix}"
-    return cache / "kernels" / digest.hexdigest()[:16] / name
+    return digest.hexdigest()[:16]
+
+
+def library_path() -> Path:
+    """Path of the library for these sources, flags and versions, where it lies or will lie.
+
+    It is the one that came with the package if that was made of the same.
+    """
+    root, ours = executorch_root(), fingerprint()
+    shipped = PREBUILT / ours / library_name()
+    if shipped.is_file():
+        return shipped
+    others = f"{ours} torch {importlib.metadata.version('torch')} {root.as_posix()}"
+    folder = hashlib.sha256(others.encode()).hexdigest()[:16]
+    return platformdirs.user_cache_path("tiny-qmoe") / "kernels" / folder / library_name()
+
+
+def is_prebuilt() -> bool:
+    """Whether the package brings the library, so that no compiler is needed."""
+    return library_path().is_relative_to(PREBUILT)
 
 
 def build() -> Path:
@@ -127,38 +151,43 @@ def build() -> Path:
     Raises MissingComponentError with the compiler's words.
     """
     target = library_path()
+    if is_prebuilt():
+        return target  # as safe from others as this file is
     library_cache.make_private(target.parent)
     with library_cache.locked(target.parent):
         if not target.is_file():
-            _compile(target)
+            with tempfile.TemporaryDirectory(dir=target.parent) as work:
+                built = Path(work) / target.name
+                compile_library(built, str(executorch_root() / "lib"))
+                library_cache.put(built, target)
         library_cache.check_unchanged(target)
     return target
 
 
-def _compile(target: Path) -> None:
-    """Compiles the library; it is there whole or not at all. Raises MissingComponentError."""
-    command = _command()
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        built = Path(work) / target.name
-        done = subprocess.run(
-            [*command, "-o", str(built)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=library_cache.LONGEST_SECONDS,
+def compile_library(built: Path, search_path: str) -> None:
+    """Compiles the library to `built`; executorch's are looked for in `search_path` when it loads.
+
+    Raises MissingComponentError.
+    """
+    command = _command(search_path)
+    done = subprocess.run(
+        [*command, "-o", str(built)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=library_cache.LONGEST_SECONDS,
+    )
+    if done.returncode != 0:
+        raise MissingComponentError(
+            f"the kernel library does not compile: {command[0]} ended with {done.returncode}",
+            problems=done.stderr.strip().splitlines()[-8:],
+            hint="run `tinyqmoe doctor`",
         )
-        if done.returncode != 0:
-            raise MissingComponentError(
-                f"the kernel library does not compile: {command[0]} ended with {done.returncode}",
-                problems=done.stderr.strip().splitlines()[-8:],
-                hint="run `tinyqmoe doctor`",
-            )
-        library_cache.put(built, target)
 
 
-def _command() -> list[str]:
+def _command(search_path: str) -> list[str]:
     """The command of the compiler, less its output. Raises MissingComponentError."""
-    root = _executorch_root()
+    root = executorch_root()
     include = root / "include"
     return [
         *compiler(),
@@ -170,7 +199,7 @@ def _command() -> list[str]:
         *("-isystem", str(include)),
         *("-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
         *map(str, sources()),
-        f"-Wl,-rpath,{root / 'lib'}",
+        f"-Wl,-rpath,{search_path}",
         *("-L", str(root / "lib")),
         *("-lexecutorch", "-lexecutorch_threadpool"),
     ]
@@ -203,7 +232,7 @@ def load() -> ctypes.CDLL:
     return loaded
 
 
-def _executorch_root() -> Path:
+def executorch_root() -> Path:
     """Folder of the installed executorch. Raises MissingComponentError."""
     library = f"libexecutorch{platform().suffix}"
     found = importlib.util.find_spec("executorch")

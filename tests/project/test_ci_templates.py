@@ -49,7 +49,7 @@ def judged(words: list[str]) -> list[str]:
 
 
 def test_every_file_says_that_it_has_not_run() -> None:
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     for file in FILES:
         assert "never run on Git" in file.read_text(encoding="utf-8")
         assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
@@ -119,6 +119,21 @@ def test_the_steps_of_other_runners_run(tmp_path: Path, job: str) -> None:
         assert code == 0
     assert words[:7] == ["python3", "-m", "venv", ".venv", "python", "-m", "pip"]
     assert len(judged(words)) > 2
+
+
+@pytest.mark.parametrize(
+    ("job", "built"),
+    [
+        ("wheels", ["cibuildwheel", "--archs", "auto64", "--output-dir", "dist"]),
+        ("sdist", ["build", "--sdist", "--outdir", "dist"]),
+    ],
+)
+def test_the_steps_of_the_builds_run(tmp_path: Path, job: str, built: list[str]) -> None:
+    described = parsed("github/wheels-workflow.yml")["jobs"][job]
+    scripts = [step["run"] for step in described["steps"] if "run" in step]
+    results = [run(script, tmp_path) for script in scripts]
+    assert [code for code, _ in results] == [0, 0]
+    assert results[-1][1][-len(built) :] == built
 
 
 # ---- pre-commit

@@ -1,5 +1,5 @@
 """The sdist and the wheel: what is in them, and that each works where nothing of the checkout is at
-hand."""
+hand, the wheel without a compiler too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime_ref.executorch import kernels
 from tests.support.paths import ROOT
 
 PACKAGES = ("exporter", "runtime_ref", "tinyqmoe")
@@ -37,9 +38,10 @@ print(native.__file__)
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """Without the variables by which a developer's shell could help out."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    helpful = ("PYTHONPATH", "VIRTUAL_ENV", "CC", "CXX")
+    env = {k: v for k, v in os.environ.items() if k not in helpful} | variables
     done = subprocess.run(
         [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
@@ -49,16 +51,25 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`python -m build`: the sdist from a copy of the checkout, then the wheel from the sdist, each
-    in isolation."""
+    """`python -m build`, in isolation: the sdist from a copy of the checkout, then the wheel from
+    the sdist and the kernels, which are those that the other tests load."""
     source = tmp_path_factory.mktemp("packaging") / "source"
-    for folder in ("exporter", "runtime_ref", "tinyqmoe", "tests", "benchmarks", "docs", ".ci"):
+    folders = ("exporter", "runtime_ref", "tinyqmoe", "tests", "benchmarks", "docs", ".ci")
+    for folder in folders:
         shutil.copytree(ROOT / folder, source / folder, ignore=NOT_SOURCE)
     for file in ROOT.iterdir():
         if file.is_file() and file.suffix in (".toml", ".md", ".in", ".py", ".cff", ""):
             shutil.copy(file, source)
-    out = source.parent / "dist"
-    run(sys.executable, "-m", "build", "--outdir", out, source, cwd=source.parent)
+    out, work = source.parent / "dist", source.parent
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", out, source, cwd=work)
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(work, filter="data")
+    tree = work / sdist.name.removesuffix(".tar.gz")
+    prebuilt = tree / kernels.PREBUILT.relative_to(ROOT) / kernels.fingerprint()
+    prebuilt.mkdir(parents=True)
+    shutil.copy(kernels.build(), prebuilt / kernels.library_name())
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", out, tree, cwd=work)
     return out
 
 
@@ -129,7 +140,9 @@ def test_the_wheel_holds_nothing_else(wheel: Path, wheel_names: list[str]) -> No
     assert [
         n for n in wheel_names if any(n.endswith(u) or (u in n and u != ".o") for u in unwanted)
     ] == []
-    assert sum(n.endswith(".so") for n in wheel_names) == 1
+    libraries = [n for n in wheel_names if n.endswith(".so")]
+    assert len(libraries) == 2
+    assert f"runtime_ref/executorch/prebuilt/{kernels.fingerprint()}/" in " ".join(libraries)
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 
 
@@ -159,32 +172,29 @@ def test_the_sdist_holds_sources_tests_and_papers(dist: Path) -> None:
     assert [n for n in names if n.endswith((".so", ".pyc", ".o"))] == []
 
 
-def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
-    """In a fresh environment that sees the dependencies installed here, and nothing of the
-    checkout."""
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
-    packages = Path(
-        run(
-            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path
-        ).strip()
-    )
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        wheel,
-        cwd=tmp_path,
-    )
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment that sees the dependencies installed here, and no checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     # A line in a .pth file adds the folder and does not follow its own .pth files, so an editable
     # install stays unseen.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    script = tmp_path / "venv" / "bin" / "tinyqmoe"
+    (packages_of(python) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "venv"
+
+
+def packages_of(python: Path) -> Path:
+    """The folder into which pip installs for an interpreter."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(run(python, "-c", code, cwd=python.parent).strip())
+
+
+def test_the_wheel_works_on_its_own(installed: Path, tmp_path: Path) -> None:
+    python, packages = installed / "bin" / "python", packages_of(installed / "bin" / "python")
+    script = installed / "bin" / "tinyqmoe"
     assert "export" in run(script, "--help", cwd=tmp_path)
     native_dir = Path(run(script, "native-dir", cwd=tmp_path).strip())
     assert native_dir.resolve() == (packages / "exporter" / "native").resolve()
@@ -192,3 +202,26 @@ def test_the_wheel_works_on_its_own(wheel: Path, tmp_path: Path) -> None:
     assert (native_dir / "include" / "tinyqmoe" / "session.h").is_file()
     assert "iphone-13" in run(script, "devices", cwd=tmp_path)
     assert Path(run(python, "-c", ROUND_TRIP, cwd=tmp_path).strip()).is_relative_to(packages)
+
+
+def test_the_kernels_of_the_wheel_need_no_compiler(installed: Path, tmp_path: Path) -> None:
+    """With an empty cache, and no program at all on the PATH."""
+    code = "from runtime_ref.executorch import kernels; print(kernels.load()._name)"
+    bare = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    loaded = run(installed / "bin" / "python", "-c", code, cwd=tmp_path, **bare).strip()
+    assert Path(loaded).is_relative_to(packages_of(installed / "bin" / "python"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_builds_of_a_release_take_the_executorch_that_is_required() -> None:
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (required,) = [d for d in described["project"]["dependencies"] if d.startswith("executorch")]
+    before = described["tool"]["cibuildwheel"]["before-build"]
+    assert f"pip install --no-deps {required}" in before
+
+
+@pytest.mark.long
+def test_the_demo_runs_from_the_wheel_without_a_compiler(installed: Path, tmp_path: Path) -> None:
+    bare = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    said = run(installed / "bin" / "tinyqmoe", "demo", cwd=tmp_path, **bare)
+    assert "All packages answer like the quantized models" in said

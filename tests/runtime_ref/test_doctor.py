@@ -56,6 +56,16 @@ def test_all_is_well_where_the_tests_run() -> None:
     assert "scalar" in finding("C++ core").found
 
 
+def test_no_compiler_is_needed_where_the_kernels_came_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not finding("C++ compiler").ok
+    monkeypatch.setattr(kernels, "library_path", lambda: kernels.PREBUILT / "of/kernels.so")
+    found = finding("C++ compiler")
+    assert (found.ok, found.found.split(":")[0]) == (True, "not needed")
+
+
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.metadata.version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.support.hub import Hub, running_hub
 from tinyqmoe.model_card import model_card
 
 REPO = "me/small-model"
+SECONDS = re.compile(r'"seconds": [\d.e-]+')
 
 
 @pytest.fixture
@@ -65,6 +67,62 @@ def test_a_bundle_that_was_pushed_is_a_bundle_everywhere(
     hub.asked.clear()
     assert tinyqmoe("verify", f"{REPO}@{folder.name}").exit_code == 0
     assert hub.asked == [], "a commit that is in the cache needs no network"
+
+
+def test_a_hub_id_is_a_bundle_where_a_model_could_be(
+    hub: Hub, copied: Bundle, checkpoint: Path, tmp_path: Path
+) -> None:
+    """`fit`, `eval`, `compare` and the baseline of `check` give what the folder gives."""
+    library.push(copied, REPO, licence="mit")
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat while the dog ran to the river " * 8)
+    asked = ("--text", text, "--window", "16", "--limit", "1")
+    for command in (
+        ("fit", REPO, "--device", "iphone-13", "--device", "pixel-6a"),
+        ("eval", REPO, *asked),
+        ("compare", checkpoint, REPO, *asked),
+    ):
+        local = [copied.path if word == REPO else word for word in command]
+        there, here = tinyqmoe(*command, "--json", "-"), tinyqmoe(*local, "--json", "-")
+        assert (there.exit_code, here.exit_code) == (0, 0), there.output
+        expected = here.stdout.replace('"copied (', f'"{REPO} (')
+        assert SECONDS.sub("", there.stdout) == SECONDS.sub("", expected)
+    settings = library.CheckSettings(backend=["native"], baseline=REPO)
+    checked = library.check(copied, settings)
+    assert checked.passed
+    assert all(change.before == change.now for change in checked.changes)
+
+
+def test_a_hub_id_without_a_manifest_is_a_model(hub: Hub, copied: Bundle) -> None:
+    """So is one that cannot be asked: what reads checkpoints says why it cannot be had."""
+    hub.commits[REPO] = []
+    hub.commit(REPO, {"README.md": b"weights are elsewhere"})
+    for given in (REPO, "me/nothing"):
+        said = one_error(tinyqmoe("fit", given, "--device", "iphone-13"), 3)
+        assert "manifest" not in said
+    said = one_error(tinyqmoe("check", copied.path, "--baseline", "me/nothing"), 3)
+    assert "of the hub me/nothing cannot be had" in said
+    said = one_error(tinyqmoe("check", copied.path, "--baseline", "release/check.json"), 3)
+    assert "the baseline release/check.json is not there" in said
+    assert not [path for path in hub.asked if "check.json" in path]
+
+
+def test_options_of_an_export_are_refused_for_a_bundle_on_the_hub(hub: Hub, copied: Bundle) -> None:
+    library.push(copied, REPO, licence="mit")
+    said = one_error(tinyqmoe("fit", REPO, "--scheme", "int8"), 2)
+    assert "--scheme cannot be given for a bundle" in said
+
+
+def test_a_baseline_on_the_hub_stands_in_the_file(copied: Bundle, tmp_path: Path) -> None:
+    """What lies beside the file comes first, and a name of a JSON file is never asked for."""
+    file = tmp_path / "tinyqmoe.toml"
+    for name, expected in (
+        (REPO, REPO),
+        (copied.path.name, copied.path),
+        ("release/check.json", tmp_path / "release" / "check.json"),
+    ):
+        file.write_text(f'[check]\nbaseline = "{name}"\n')
+        assert library.read_check_file(file)["baseline"] == expected
 
 
 def test_a_signature_goes_along(hub: Hub, copied: Bundle, tmp_path: Path) -> None:

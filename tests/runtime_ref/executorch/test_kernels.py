@@ -5,6 +5,7 @@ The compilers here are scripts.
 
 from __future__ import annotations
 
+import re
 import stat
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import MissingComponentError
-from runtime_ref.executorch import kernels
+from runtime_ref.executorch import kernels, prebuilt
 from runtime_ref.executorch.runtime import Runtime
 
 SCRIPT = """#!/bin/sh
@@ -26,7 +27,8 @@ while [ "$1" != "-o" ]; do shift; done
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, so that nothing is built yet."""
+    """An empty cache, so that nothing is built yet, and a package that brings nothing."""
+    monkeypatch.setattr(kernels, "PREBUILT", tmp_path / "packages/runtime_ref/executorch/prebuilt")
     monkeypatch.setattr(
         kernels.platformdirs, "user_cache_path", lambda name, **_: tmp_path / "cache" / name
     )
@@ -243,6 +245,58 @@ def test_libraries_are_named_and_linked_as_on_their_platform(
     called = compiler.log.read_text()
     assert f" {flag} " in called
     assert f"-L {executorch}/lib -lexecutorch -lexecutorch_threadpool -o " in called
+
+
+# ---- what a wheel brings
+
+
+@pytest.fixture
+def shipped(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library in the package, made by a compiler that is gone."""
+    compiler = use(monkeypatch, Compiler(tmp_path, 'echo "$*" > "$2"'))
+    compiler.path.write_text(compiler.path.read_text().replace("called", "called $*"))
+    kernels.PREBUILT.parent.mkdir(parents=True)
+    made = prebuilt.make()
+    assert made.is_relative_to(kernels.PREBUILT)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    return made
+
+
+def test_what_the_package_brings_needs_no_compiler(cache: Path, shipped: Path) -> None:
+    assert kernels.is_prebuilt()
+    assert kernels.build() == kernels.library_path() == shipped
+    assert files(cache) == [], "nothing is put into the cache"
+
+
+def test_what_the_package_brings_finds_executorch_beside_it(shipped: Path, tmp_path: Path) -> None:
+    """By a path that holds wherever pip puts both."""
+    called = (tmp_path / "log").read_text()
+    (search,) = re.findall(r"-rpath,\$ORIGIN/(\S+)", called)
+    assert (
+        shipped.parent / search
+    ).resolve() == tmp_path.resolve() / "packages" / "executorch" / "lib"
+
+
+def test_what_was_made_of_other_sources_is_not_taken(
+    cache: Path, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g"))
+    with pytest.raises(MissingComponentError, match="no-such-compiler"):
+        kernels.build()
+    use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"'))
+    assert kernels.build().is_relative_to(cache)
+    assert prebuilt.make() != shipped
+    assert files(kernels.PREBUILT) == [shipped.name], "the old one is gone"
+
+
+def test_a_library_that_cannot_be_made_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Compiler(tmp_path, 'echo half > "$2"; exit 3'))
+    kernels.PREBUILT.parent.mkdir(parents=True)
+    with pytest.raises(MissingComponentError, match="ended with 3"):
+        prebuilt.make()
+    assert list(kernels.PREBUILT.parent.iterdir()) == []
 
 
 # ---- the real library
