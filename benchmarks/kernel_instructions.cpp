@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
   const auto quantize = CORE(tinyqmoe_quantize_x16);
   if (quantize(x.data(), n_tokens, info.cols, TINYQMOE_ISA_AUTO, quantized, x_scales.data()) != TINYQMOE_OK) return 4;
   const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(tensor, n_tokens);
-  const tinyqmoe_linear_args args = {tensor, scales.data(), info.cols, n_tokens, 0, info.rows, TINYQMOE_ISA_AUTO,
+  const tinyqmoe_linear_args args = {tensor, scales.data(), TINYQMOE_SCALES_FLOAT32, info.cols, n_tokens, 0, info.rows,
+                                     TINYQMOE_ISA_AUTO,
                                      aligned(scratch_bytes), scratch_bytes, y.data()};
   const auto multiply = CORE(tinyqmoe_linear_x16);
   for (int i = std::atoi(argv[4]); i > 0; --i) {

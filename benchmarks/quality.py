@@ -38,6 +38,7 @@ from exporter.allocation import Search
 from exporter.bundle import EMBEDDING
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import encode
+from exporter.codec.scales import stored
 from exporter.quant import column_steps, int8, load
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
@@ -100,7 +101,7 @@ class Methods:
             levels = torch.cat([levels for _, levels, _ in blocks])
             scales = torch.cat([scales for _, _, scales in blocks])
             coded = encode(levels.numpy(), int8.LEVEL_MIN, int8.N_LEVELS, "smallest")
-            size += coded.blob.nbytes + 4 * scales.numel()
+            size += coded.blob.nbytes + stored(scales.numpy()).nbytes
             self.weights[name].copy_(levels.float() * scales)
         for name, vector in checkpoint.vectors().items():
             self.weights[name].copy_(vector)

@@ -22,6 +22,7 @@ from torch import Tensor
 from exporter.bundle import RateEntry
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec, encode
+from exporter.codec.scale_types import SCALE_BYTES
 from exporter.config import ExportConfig
 from exporter.errors import UsageError
 from exporter.progress import Progress
@@ -276,4 +277,4 @@ class Search:
         rows = self.checkpoint.shape(name)[0]
         by_row = header.payload_bytes + header.index_bytes
         tables = header.layout.total_bytes - by_row
-        return tables + by_row * rows / len(levels) + 4 * rows
+        return tables + by_row * rows / len(levels) + SCALE_BYTES["ue6m10"] * rows

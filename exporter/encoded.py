@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from exporter.codec.encoder import Codec, encode
 from exporter.codec.native import NativeTensor
+from exporter.codec.scale_types import SCALE_BYTES, ScaleType
+from exporter.codec.scales import STORED_AS, StoredScales, stored, type_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 class EncodedMatrix:
     """One weight matrix on disk.
 
-    `blob_path` holds TQLZ bytes, `scales_path` float32 [rows, n_groups].
+    `blob_path` holds TQLZ bytes, `scales_path` the scales [rows, n_groups] as `scale_type` says.
     """
 
     name: str
@@ -42,6 +44,7 @@ class EncodedMatrix:
     scheme: str
     n_levels: int
     group_size: int
+    scale_type: ScaleType
     codec: str
     code_bits: int
     cap: int
@@ -64,7 +67,7 @@ class EncodedMatrix:
 
     @property
     def scales_bytes(self) -> int:
-        return self.rows * self.n_groups * 4
+        return self.rows * self.n_groups * SCALE_BYTES[self.scale_type]
 
     @property
     def bits_per_weight(self) -> float:
@@ -79,11 +82,10 @@ class EncodedMatrix:
         """The blob, memory-mapped and opened by the C++ core."""
         return NativeTensor(self.blob())
 
-    def scales(self) -> NDArray[np.float32]:
-        """The scales, float32 [rows, n_groups], memory-mapped."""
-        return np.memmap(
-            self.scales_path, dtype=np.float32, mode="r", shape=(self.rows, self.n_groups)
-        )
+    def scales(self) -> StoredScales:
+        """The scales as they are stored, [rows, n_groups], memory-mapped."""
+        dtype, shape = STORED_AS[self.scale_type], (self.rows, self.n_groups)
+        return np.memmap(self.scales_path, dtype=dtype, mode="r", shape=shape)
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
     """
     blob_path, scales_path = _paths(work, tensor.name)
     coded = encode(tensor.levels, tensor.level_min, tensor.n_levels, codec, blob_path)
-    scales = np.ascontiguousarray(tensor.scales, dtype="<f4").data
-    scales_path.write_bytes(scales)
+    scales = stored(tensor.scales)
+    scales_path.write_bytes(scales.data)
     rows, cols = tensor.levels.shape
     matrix = EncodedMatrix(
         name=tensor.name,
@@ -116,13 +118,14 @@ def encode_matrix(tensor: QuantizedTensor, work: Path, codec: Codec) -> EncodedM
         scheme=tensor.scheme,
         n_levels=tensor.n_levels,
         group_size=tensor.group_size,
+        scale_type=type_of(scales),
         codec=coded.codec,
         code_bits=coded.code_bits,
         cap=coded.cap,
         entropy_bits=coded.entropy_bits,
         zeros=coded.zeros,
         levels_crc32=coded.levels_crc32,
-        scales_crc32=zlib.crc32(scales),
+        scales_crc32=zlib.crc32(scales.data),
         sizes_bytes=coded.sizes_bytes,
         own_levels=tensor.own_levels,
         blob_path=blob_path,

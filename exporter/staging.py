@@ -30,7 +30,7 @@ from exporter import interrupts, real_files
 from exporter.bundle import check_target
 from exporter.errors import MissingComponentError, OutOfSpaceError, UsageError
 
-FORMAT_VERSION = 3  # of this directory and of what lies in it
+FORMAT_VERSION = 4  # of this directory and of what lies in it
 LOCK, FINGERPRINT = "lock", "fingerprint.json"
 OURS = {LOCK, FINGERPRINT, f"{FINGERPRINT}.new", "calibration", "coded", "bundle", "old"}
 RESUME = "the same command with --resume goes on from there"

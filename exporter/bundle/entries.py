@@ -7,11 +7,11 @@ from typing import Any, Literal, cast
 
 from exporter.bundle.sealing import sealed
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # of the manifest: see exporter/bundle/signing.py
 PROGRAM = "model.pte"
-NETWORK_VERSION = 2  # of native/llm/MANIFEST.md
+NETWORK_VERSION = 3  # of native/llm/MANIFEST.md
 REFERENCE = "reference.safetensors"
 # Past them the best token is another one more often than not, and a chat model babbles.
 LARGE_KL, SMALL_AGREEMENT = 1.0, 0.5
@@ -31,8 +31,9 @@ COREML_REAL = "coreml-real"  # the backend that runs an ML Program in Core ML it
 class TensorEntry:
     """One matrix, the same in every package of the bundle.
 
-    `bits_per_weight` counts blob and scales. own_levels: levels and scales are those of the
-    checkpoint, which is ternary; nothing was quantized.
+    `bits_per_weight` counts blob and scales. scale_type: how the scales are stored, a ScaleType of
+    exporter.codec.scale_types; an ML Program has them in a form of its own. own_levels: levels and
+    scales are those of the checkpoint, which is ternary; nothing was quantized.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TensorEntry:
     scheme: str
     n_levels: int
     group_size: int
+    scale_type: str
     codec: str
     code_bits: int
     cap: int

@@ -38,10 +38,11 @@ def _place(a: Artifact, t: TensorEntry, place: Location) -> Iterator[str]:
         yield f"{where} has the form {place.form!r}, which is unknown"
     elif place.n_bytes != (expected := plain_bytes(place.form, t.rows * t.cols)):
         yield f"{where} has {place.n_bytes:,} bytes, expected {expected:,} of {place.form}"
-    # float32, float16 or a table of four float16; or the graph holds them.
-    whole = t.scales_bytes
-    if place.scales_bytes not in ((whole,) if a.vectors else (whole, whole // 2, 2 * whole, 0)):
-        yield f"{where} has {place.scales_bytes:,} bytes of scales, {whole:,} in float32"
+    # As they are stored, in float16 or a table of four float16; or the graph holds them.
+    # A group of no columns is named elsewhere.
+    stored, n = t.scales_bytes, t.rows * -(-t.cols // max(1, t.group_size))
+    if place.scales_bytes not in ((stored,) if a.vectors else (stored, 2 * n, 8 * n, 0)):
+        yield f"{where} has {place.scales_bytes:,} bytes of scales, {t.scale_type} has {stored:,}"
     if a.vectors and (place.form != "tqlz" or place.scales_offset % 4):
         yield f"{where} is not as a session reads it: a TQLZ blob, its scales on a multiple of 4"
     if place.scales_crc32 >= 1 << 32:

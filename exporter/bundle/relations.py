@@ -28,6 +28,7 @@ from exporter.bundle.entries import (
 )
 from exporter.bundle.network_shapes import matrix_shapes, optional_vector_sizes, vector_sizes
 from exporter.bundle.placement import placement_problems
+from exporter.codec.scale_types import SCALE_BYTES
 
 LARGEST_SIZE = 1 << 24  # of any dimension, as in native/llm/bundle.cc
 BOS_RULES = ("tokenizer", "none", "unknown")
@@ -173,7 +174,11 @@ def _tensor(t: TensorEntry) -> Iterator[str]:
     if not 1 <= t.group_size <= t.cols:
         yield f"{t.name}: group_size is {t.group_size}, expected 1 to {t.cols}"
         return
-    if t.scales_bytes != (scales := 4 * t.rows * math.ceil(t.cols / t.group_size)):
+    if t.scale_type not in SCALE_BYTES:
+        yield f"{t.name}: scale_type {t.scale_type!r} is unknown"
+        return
+    n_scales = t.rows * math.ceil(t.cols / t.group_size)
+    if t.scales_bytes != (scales := n_scales * SCALE_BYTES[t.scale_type]):
         yield f"{t.name}: scales_bytes is {t.scales_bytes:,}, expected {scales:,}"
     bits = 8 * (t.blob_bytes + t.scales_bytes) / (t.rows * t.cols)
     if abs(t.bits_per_weight - bits) > 1e-5 * bits:

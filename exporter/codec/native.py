@@ -20,15 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec.format import CodecId
+from exporter.codec.scale_types import ScaleType
+from exporter.codec.scales import StoredScales, type_of
 from exporter.errors import CodecError, MissingComponentError
 from exporter.native import library_file
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 REBUILD = "reinstall tiny-qmoe where a C++17 compiler is present (g++ or clang++)"
 _VERIFY_PAYLOAD = 1
 PASSED_WEIGHTS = 1 << 21
 
 Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "neon_dotprod", "neon_i8mm"]
+_SCALE_NUMBER: dict[ScaleType, int] = {"float32": 0, "ue6m10": 1}
 _ISA_NUMBER: dict[str, int] = {
     "auto": 0,
     "scalar": 1,
@@ -87,6 +90,7 @@ class _CEmbeddingArgs(ctypes.Structure):
     _fields_ = (
         ("tensor", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("scale_type", ctypes.c_int),
         ("group_size", ctypes.c_uint32),
         ("isa", ctypes.c_int),
         ("ids", ctypes.c_void_p),
@@ -99,6 +103,7 @@ class _CLinearArgs(ctypes.Structure):
     _fields_ = (
         ("tensor", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("scale_type", ctypes.c_int),
         ("group_size", ctypes.c_uint32),
         ("n_tokens", ctypes.c_uint32),
         ("row_begin", ctypes.c_uint32),
@@ -325,11 +330,13 @@ class NativeTensor:
         check(status, f"rows {begin}..{end} of a {self._where}")
         return levels
 
-    def _scales(self, scales: npt.ArrayLike, group_size: int) -> FloatArray:
+    def _scales(self, scales: npt.ArrayLike, group_size: int) -> StoredScales:
         if group_size < 1:
             raise ValueError(f"group_size must be positive, got {group_size}")
         shape = (self.info.rows, -(-self.info.cols // group_size))
-        array = np.ascontiguousarray(scales, np.float32)
+        given = np.asarray(scales)
+        dtype = np.uint16 if given.dtype == np.uint16 else np.float32
+        array = np.require(given, dtype, ["C", "A"])
         if array.shape != shape:
             raise ValueError(f"scales must be {shape}, got {array.shape}")
         return array
@@ -344,6 +351,7 @@ class NativeTensor:
         args = _CEmbeddingArgs(
             tensor=self._open_handle(),
             scales=factors.ctypes.data,
+            scale_type=_SCALE_NUMBER[type_of(factors)],
             group_size=group_size,
             isa=_ISA_NUMBER[isa],
             ids=index.ctypes.data,
@@ -424,6 +432,7 @@ class NativeTensor:
                         _CLinearArgs(
                             tensor=handle,
                             scales=factors.ctypes.data,
+                            scale_type=_SCALE_NUMBER[type_of(factors)],
                             group_size=group_size,
                             n_tokens=tokens,
                             row_begin=begin,

@@ -22,6 +22,7 @@ from exporter.bundle import (
 from exporter.codec.encoder import gain
 from exporter.codec.format import BASE3_DIGITS, LZW_CODE_BITS, align, packed_bytes
 from exporter.codec.growth import best_cap
+from exporter.codec.scale_types import SCALE_BYTES
 from exporter.codec.weight_file import plain_form
 from exporter.quant.plan import plan_matrix, summary
 from exporter.quant.tensor import effective_group_size
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from exporter.config import ExportConfig
 
 CODING_LOSS = 1.01  # phrases with their tables and index against entropy
+EXPECTED_SCALES = "ue6m10"  # a ternary checkpoint may have longer ones
 GRAPH_BYTES = 250_000  # of a program or a network, without weights
 
 
@@ -80,6 +82,7 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
         scheme=plan.scheme,
         n_levels=n_levels,
         group_size=group,
+        scale_type=EXPECTED_SCALES,
         codec=codec,
         code_bits=code_bits,
         cap=cap,
@@ -88,7 +91,7 @@ def _tensor(checkpoint: Checkpoint, config: ExportConfig, name: str) -> TensorEn
         zeros=0.0,
         levels_crc32=0,
         blob_bytes=align(64 + int(rows * packed_bytes(cols, 1) * bits), 64),
-        scales_bytes=4 * rows * -(-cols // group),
+        scales_bytes=SCALE_BYTES[EXPECTED_SCALES] * rows * -(-cols // group),
         sizes_bytes={},
         own_levels=plan.own_levels,
     )

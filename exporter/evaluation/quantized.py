@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from exporter import models
 from exporter.bundle import HEAD, Artifact, Bundle, Location, TensorEntry
 from exporter.checkpoint.names import untied
+from exporter.codec.scale_types import ScaleType
+from exporter.codec.scales import STORED_AS, StoredScales
 from exporter.errors import UsageError
 from exporter.evaluation.language_model import ModelFacts
 from exporter.evaluation.network import NetworkModel, PackedQuantizedLayers
@@ -30,16 +33,17 @@ class PlacedMatrix:
     rows: int
     cols: int
     group_size: int
+    scale_type: ScaleType
 
     def blob(self) -> NDArray[np.uint8]:
         """TQLZ blob, uint8 [blob_bytes], memory-mapped."""
         place = self.place
         return np.memmap(self.file, np.uint8, "r", place.offset, (place.n_bytes,))
 
-    def scales(self) -> NDArray[np.float32]:
-        """Scales, float32 [rows, n_groups], memory-mapped."""
-        shape = (self.rows, -(-self.cols // self.group_size))
-        return np.memmap(self.file, np.float32, "r", self.place.scales_offset or 0, shape)
+    def scales(self) -> StoredScales:
+        """Scales as they are stored, [rows, n_groups], memory-mapped."""
+        dtype, shape = STORED_AS[self.scale_type], (self.rows, -(-self.cols // self.group_size))
+        return np.memmap(self.file, dtype, "r", self.place.scales_offset, shape)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def _placed(bundle: Bundle, artifact: Artifact) -> PlacedModel:
     def matrix(entry: TensorEntry) -> PlacedMatrix:
         place = artifact.places[entry.name]
         file = bundle.file(place.file)
-        return PlacedMatrix(file, place, entry.rows, entry.cols, entry.group_size)
+        scale_type = cast(ScaleType, entry.scale_type)
+        return PlacedMatrix(file, place, entry.rows, entry.cols, entry.group_size, scale_type)
 
     vectors = {
         name: torch.from_numpy(np.fromfile(bundle.file(v.file), np.float32, v.n, offset=v.offset))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from exporter.bundle import Activations, Arithmetic
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
+from exporter.codec.scales import StoredScales, widened
 from exporter.errors import CheckpointError
 from exporter.models.layers import Decoder, TorchLayers
 
@@ -110,8 +111,8 @@ class CodedMatrix(Protocol):
     def blob(self) -> NDArray[np.uint8]:
         """TQLZ blob, uint8 [blob_bytes], memory-mapped."""
 
-    def scales(self) -> NDArray[np.float32]:
-        """Scales, float32 [rows, n_groups], memory-mapped."""
+    def scales(self) -> StoredScales:
+        """Scales as they are stored, [rows, n_groups], memory-mapped."""
 
 
 class CodedModel(Protocol):
@@ -154,7 +155,9 @@ class QuantizedLinear(nn.Module):
 
             def block(begin: int, end: int) -> None:
                 levels = torch.from_numpy(coded.decode_rows(begin, end))
-                y[:, begin:end] = multiply(levels, torch.tensor(self.scales[begin:end]))
+                y[:, begin:end] = multiply(
+                    levels, torch.from_numpy(widened(self.scales[begin:end]))
+                )
                 release(self.blob, self.scales)
 
             for_row_blocks(block, self.matrix.rows, self.matrix.cols)
@@ -265,7 +268,7 @@ class QuantizedLayers(TorchLayers):
 
         def row(i: int) -> Tensor:
             levels = torch.from_numpy(coded.decode_rows(i, i + 1)).float()
-            factors = torch.tensor(scales[i : i + 1])
+            factors = torch.from_numpy(widened(scales[i : i + 1]))
             release(blob, scales)  # rows lie far apart, and the system maps what is around them too
             return dequantized(levels, factors, matrix.group_size)[0]
 

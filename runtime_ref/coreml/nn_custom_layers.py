@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.codec.native import NativeTensor
+from exporter.codec.scale_types import SCALE_BYTES
+from exporter.codec.scales import STORED_AS, StoredScales, type_of
 from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers
 from runtime_ref.coreml.nn_wire_format import WEIGHT_FLOATS, WEIGHT_RAW, WeightFields
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 LINEAR, EMBEDDING = "LZWLinear", "LZWEmbedding"
 
 
-CONTRACT_VERSION = 2  # of the custom layers, see exporter/backends/coreml/custom_op.py
+CONTRACT_VERSION = 3  # of the custom layers, see exporter/backends/coreml/custom_op.py
 
 
 THREADS = 2
@@ -34,6 +36,7 @@ _PARAMETERS = {
     "cols": "intValue",
     "group_size": "intValue",
     "name": "stringValue",
+    "scale_type": "stringValue",
 }
 
 
@@ -106,36 +109,34 @@ def _parameters(layer: NeuralNetworkLayer) -> dict[str, Any]:
         )
     if values["group_size"] < 1:
         raise UnsupportedLayerError(f"group_size is {values['group_size']}")
+    if values["scale_type"] not in SCALE_BYTES:
+        raise UnsupportedLayerError(f"scale_type is {values['scale_type']!r}, which is unknown")
     return values
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Opened blob of a matrix, and its scales float32 [rows, n_groups].
-
-    The scales are as they lie in the file, which is not aligned.
-    """
+    """Opened blob of a matrix, and its scales [rows, n_groups] as they are stored."""
 
     tensor: NativeTensor
-    scales: NDArray[np.float32]
+    scales: StoredScales
     group_size: int
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.tensor.info.rows, self.tensor.info.cols, self.group_size
+    def form(self) -> tuple[int, int, int, str]:
+        """Rows, columns, group size, and type of the scales."""
+        info = self.tensor.info
+        return info.rows, info.cols, self.group_size, type_of(self.scales)
 
     def linear(self, x: NDArray[np.float32], int16_activations: bool) -> NDArray[np.float32]:
         """Product of x float32 [.., cols] and the matrix -> float32 [.., rows]."""
         multiply = self.tensor.linear_x16 if int16_activations else self.tensor.linear_f32
-        y = multiply(x.reshape(-1, x.shape[-1]), self._aligned_scales(), self.group_size, THREADS)
+        y = multiply(x.reshape(-1, x.shape[-1]), self.scales, self.group_size, THREADS)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def embedding(self, ids: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows of the matrix for ids, whole numbers [..] -> float32 [.., cols]."""
-        return self.tensor.embedding(whole_numbers(ids), self._aligned_scales(), self.group_size)
-
-    def _aligned_scales(self) -> NDArray[np.float32]:
-        return np.require(self.scales, requirements=["A"])
+        return self.tensor.embedding(whole_numbers(ids), self.scales, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,13 @@ class CustomLayers:
             matrix = self._shared(parameters["weights_of"], fields)
         else:
             matrix = self._matrices[layer.name] = self._own(parameters, fields)
-        stated = (parameters["rows"], parameters["cols"], parameters["group_size"])
-        if matrix.sizes != stated:
+        stated = tuple(parameters[name] for name in ("rows", "cols", "group_size", "scale_type"))
+        if matrix.form != stated:
             what = (
-                "its blob has {} rows and {} columns, groups of {}, its parameters say {}, {} "
-                "and {}"
+                "its blob has {} rows and {} columns, groups of {}, scales in {}, its parameters "
+                "say {}, {}, {} and {}"
             )
-            raise UnsupportedLayerError(what.format(*matrix.sizes, *stated))
+            raise UnsupportedLayerError(what.format(*matrix.form, *stated))
         return CustomLayer(matrix, parameters.get("int16_activations", False))
 
     def _shared(self, name: str, fields: Sequence[WeightFields]) -> _Matrix:
@@ -184,20 +185,23 @@ class CustomLayers:
 
     def _own(self, parameters: dict[str, Any], fields: Sequence[WeightFields]) -> _Matrix:
         blob, scales = (
-            self._from_file(parameters, fields) if "file" in parameters else _from_model(fields)
+            self._from_file(parameters, fields)
+            if "file" in parameters
+            else _from_model(parameters, fields)
         )
         tensor = NativeTensor(blob, verify=True)
         group_size = parameters["group_size"]
-        n_groups = -(-tensor.info.cols // group_size)
+        scale_type, n_groups = parameters["scale_type"], -(-tensor.info.cols // group_size)
         for what, data, expected in (
             ("blob", blob, tensor.info.total_bytes),
-            ("scales", scales, 4 * tensor.info.rows * n_groups),
+            ("scales", scales, SCALE_BYTES[scale_type] * tensor.info.rows * n_groups),
         ):
             if data.size != expected:
                 raise UnsupportedLayerError(
                     f"its {what} has {data.size:,} bytes, expected {expected:,}"
                 )
-        return _Matrix(tensor, scales.view("<f4").reshape(tensor.info.rows, n_groups), group_size)
+        typed: StoredScales = scales.view(STORED_AS[scale_type]).reshape(-1, n_groups)
+        return _Matrix(tensor, typed, group_size)
 
     def _from_file(
         self, parameters: dict[str, Any], fields: Sequence[WeightFields]
@@ -213,11 +217,14 @@ class CustomLayers:
         return [_side_bytes(self._side_dir, parameters["file"], *place) for place in places]
 
 
-def _from_model(fields: Sequence[WeightFields]) -> list[NDArray[np.uint8]]:
+def _from_model(
+    parameters: dict[str, Any], fields: Sequence[WeightFields]
+) -> list[NDArray[np.uint8]]:
     """Blob and scales of a layer that has them itself. Raises UnsupportedLayerError."""
-    kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [WEIGHT_FLOATS]]
+    scales = WEIGHT_FLOATS if parameters["scale_type"] == "float32" else WEIGHT_RAW
+    kinds, expected = [sorted(one) for one in fields], [[WEIGHT_RAW], [scales]]
     if kinds != expected:
         raise UnsupportedLayerError(
             f"its weights are in the fields {kinds} of WeightParams, expected {expected}"
         )
-    return [fields[0][WEIGHT_RAW], fields[1][WEIGHT_FLOATS]]
+    return [fields[0][WEIGHT_RAW], fields[1][scales]]

@@ -284,9 +284,9 @@ def test_the_manifest_says_where_each_matrix_is(which: str, request: pytest.Fixt
         levels = reference.decode(program[at.offset : at.offset + at.n_bytes])
         assert levels.shape == (entry.rows, entry.cols)
         assert np.mean(levels == 0) == pytest.approx(entry.zeros, abs=1e-6)
-        scales = np.frombuffer(program, "<f4", entry.scales_bytes // 4, at.scales_offset)
-        assert scales.size == entry.rows * -(-entry.cols // entry.group_size)
-        assert (scales > 0).all()
+        codes = np.frombuffer(program, "<u2", entry.scales_bytes // 2, at.scales_offset)
+        assert codes.size == entry.rows * -(-entry.cols // entry.group_size)
+        assert (entry.scale_type, (codes > 0).all()) == ("ue6m10", True)
         bits = 8 * (entry.blob_bytes + entry.scales_bytes) / (entry.rows * entry.cols)
         assert entry.bits_per_weight == pytest.approx(bits, abs=1e-6)
 

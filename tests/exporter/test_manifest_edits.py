@@ -83,6 +83,11 @@ EDITS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "a matrix twice": (put("tensors", 1, "name", KEY), "is listed twice"),
     "no group": (put("tensors", 1, "group_size", 0), "group_size is 0"),
     "other groups": (put("tensors", 1, "group_size", 4), "scales_bytes is 32, expected 64"),
+    "a type of scales": (put("tensors", 1, "scale_type", "e4m3"), "scale_type 'e4m3' is unknown"),
+    "shorter scales": (
+        put("tensors", 1, "scale_type", "ue6m10"),
+        "scales_bytes is 32, expected 16",
+    ),
     "bits": (put("tensors", 1, "bits_per_weight", 1.0), "bits_per_weight is 1.0"),
     "codec": (put("tensors", 1, "codec", "zip"), "codec 'zip'"),
     "zeros": (put("tensors", 1, "zeros", 1.5), "zeros is 1.5"),
@@ -144,7 +149,7 @@ def test_what_does_not_hold_is_named(tmp_path: Path, what: str) -> None:
 
 
 TEXTS = {
-    "a member twice": ('{"schema_version": 9, "schema_version": 9}', "there twice"),
+    "a member twice": ('{"schema_version": 10, "schema_version": 10}', "there twice"),
     "no number": ('{"schema_version": NaN}', "not JSON compliant"),
     "infinity": ('{"schema_version": 1e999}', "not JSON compliant"),
     "half a character": (r'{"schema_version": "\ud800"}', "surrogates not allowed"),

@@ -73,7 +73,7 @@ def test_levels_are_those_of_the_calibration(
     (entry,) = (t for t in fitted.manifest.tensors if t.name == DOWN)
     assert (entry.scheme, entry.group_size, entry.own_levels) == ("ternary", 32, False)
     assert entry.levels_crc32 == crc_of_levels(levels)
-    assert entry.scales_bytes == 4 * scales.numel()
+    assert (entry.scale_type, entry.scales_bytes) == ("ue6m10", 2 * scales.numel())
     rate = fitted.manifest.rate
     assert rate is not None
     assert (rate.text, rate.tokens) == ("text.txt", windows.numel())

@@ -210,6 +210,19 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no blob there": (lambda m: _artifact(m)["places"][Q].update(offset=0), Q),
     "cut blob": (lambda m: _artifact(m)["places"][Q].update(n_bytes=64), Q),
     "scales": (lambda m: _artifact(m)["places"][Q].update(scales_offset=None), Q),
+    "scales outside": (
+        lambda m: _artifact(m)["places"][Q].update(scales_offset=1 << 40),
+        f"{Q}: BAD_ARGUMENT",
+    ),
+    "crooked scales": (
+        lambda m: _artifact(m)["places"][Q].update(scales_offset=2),
+        f"{Q}: BAD_ARGUMENT",
+    ),
+    "no type of scales": (lambda m: m["tensors"][1].pop("scale_type"), "BAD_ARGUMENT"),
+    "unknown type of scales": (
+        lambda m: m["tensors"][1].update(scale_type="float16"),
+        "BAD_ARGUMENT",
+    ),
     "group": (lambda m: m["tensors"][1].update(group_size=0), "matrix"),
     "place without tensor": (lambda m: m["tensors"].pop(), "different matrices"),
 }

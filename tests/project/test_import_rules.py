@@ -97,6 +97,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "exporter.bundle",
             "exporter.codec.plain_bits",
+            "exporter.codec.scale_types",
             "exporter.errors",
             "exporter.real_files",
             "exporter.strict_json",

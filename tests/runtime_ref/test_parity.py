@@ -286,20 +286,23 @@ def test_two_matrices_of_a_layer_in_the_wrong_order(copied: Bundle) -> None:
     assert report.checks[0].passed
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.001, "bits"), (1.05, "bits"), (-1.0, "logits")])
-def test_one_wrong_scale(copied: Bundle, factor: float, verdict: str) -> None:
-    """Of one row of one matrix: what a gate with a tolerance may not see, the exact logits tell."""
+@pytest.mark.parametrize(("steps", "verdict"), [(1, "bits"), (50, "bits"), (3 << 10, "logits")])
+def test_one_wrong_scale(copied: Bundle, steps: int, verdict: str) -> None:
+    """Of one row of one matrix: what a gate with a tolerance may not see, the exact logits tell.
+
+    A code more is at most 0.1 % more; 1,024 codes double a scale.
+    """
     at = place(copied, "model.layers.1.mlp.down_proj.weight").scales_offset
-    scale = np.frombuffer(read(copied, at, 4), "<f4")
-    patch(copied, at, (scale * np.float32(factor)).astype("<f4").tobytes())
+    code = np.frombuffer(read(copied, at, 2), "<u2")
+    patch(copied, at, (code + np.uint16(steps)).astype("<u2").tobytes())
     report = judge(reseal(copied))
     assert {"scales", verdict} <= failed(report)
     assert report.checks[0].passed
 
 
-def test_a_nan_in_the_head(copied: Bundle) -> None:
-    """One logit of every position is not a number; tied weights put it into one row of the
-    embedding too."""
+def test_a_row_of_the_head_that_is_far_too_large(copied: Bundle) -> None:
+    """One logit of every position is the largest, or the smallest; tied weights put the row into
+    the embedding too."""
     entry = tensor(copied, EMBEDDING)
     prompt_tokens = set(
         itertools.chain(
@@ -308,7 +311,7 @@ def test_a_nan_in_the_head(copied: Bundle) -> None:
     )
     unused = next(i for i in range(entry.rows) if i not in prompt_tokens)
     at = place(copied, EMBEDDING).scales_offset
-    patch(copied, at + 4 * unused, np.array([np.nan], "<f4").tobytes())
+    patch(copied, at + 2 * unused, b"\xff\xff")  # the largest scale there is
     report = judge(reseal(copied))
     assert {"logits", "greedy"} <= failed(report)
     logits = [c for c in report.checks if c.verdict == "logits"]

@@ -24,6 +24,7 @@ from exporter.bundle.network_shapes import matrix_shapes, vector_sizes
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.codec.encoder import Codec
 from exporter.codec.format import align
+from exporter.codec.scales import widened
 from exporter.config import ExportConfig
 from exporter.encoded import EncodedModel, encode_matrices
 from exporter.models.config import rope_frequencies
@@ -138,7 +139,9 @@ def dequantized_state(parts: Parts) -> dict[str, torch.Tensor]:
     for name, matrix in parts.encoded.matrices.items():
         with matrix.open() as coded:
             levels = torch.from_numpy(coded.decode_rows()).float()
-        weights[name] = dequantized(levels, torch.tensor(matrix.scales()), matrix.group_size)
+        weights[name] = dequantized(
+            levels, torch.from_numpy(widened(matrix.scales())), matrix.group_size
+        )
     return weights
 
 
@@ -212,7 +215,7 @@ def sqnr_db(reference: np.ndarray, got: np.ndarray) -> float:
     return 10 * float(np.log10(signal / max(float(np.square(got - reference).sum()), 1e-30)))
 
 
-SMALL_NETWORK = bundles.Network(2, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5)
+SMALL_NETWORK = bundles.Network(3, 8, 16, 1, 2, 1, 4, 258, 16, 1e-5)
 SMALL_BLOB = 32  # bytes of every matrix of a small bundle, which is none
 
 
@@ -227,6 +230,7 @@ def _small_tensors(network: bundles.Network) -> list[TensorEntry]:
             scheme="int8",
             n_levels=255,
             group_size=cols,
+            scale_type="float32",
             codec="raw",
             code_bits=8,
             cap=0,

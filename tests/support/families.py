@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.codec.encoder import encode
+from exporter.codec.scales import stored, type_of
 
 CONTEXT, VOCABULARY = 64, 97
 
@@ -92,6 +93,8 @@ class Quantized:
         size = group or weight.shape[1]
         parts = weight.detach().split(size, 1)
         scales = torch.stack([p.abs().amax(1) / 127 for p in parts], 1)
+        if group:  # they are stored in 16 bits
+            scales = scales.half().float()
         levels = [torch.round(p / scales[:, [g]]) for g, p in enumerate(parts)]
         return cls(torch.cat(levels, 1), scales, size)
 
@@ -143,7 +146,7 @@ def quantize_model(model: Any, group: int | None) -> dict[str, Quantized]:
 def network_of(config: Any) -> dict[str, Any]:
     """The sizes of a model of transformers, as a manifest has them."""
     return {
-        "version": 2,
+        "version": 3,
         "hidden": config.hidden_size,
         "inner": config.intermediate_size,
         "layers": config.num_hidden_layers,
@@ -168,15 +171,16 @@ def write_bundle(folder: Path, model: Any, matrices: dict[str, Quantized]) -> No
     places, tensors = {}, []
     for name, matrix in matrices.items():
         blob = bytes(encode(matrix.levels.to(torch.int8).numpy(), -127, 255).blob)
-        scales = put(matrix.scales.numpy().tobytes())
+        scales = stored(matrix.scales.numpy())
+        scales_at = put(scales.tobytes())
         places[name] = {
             "file": "weights.bin",
             "form": "tqlz",
             "offset": put(blob),
             "n_bytes": len(blob),
-            "scales_offset": scales,
+            "scales_offset": scales_at,
         }
-        tensors.append({"name": name, "group_size": matrix.group})
+        tensors.append({"name": name, "group_size": matrix.group, "scale_type": type_of(scales)})
     named = {n: p for n, p in model.named_parameters() if n != "model.embed_tokens.weight"}
     # the biases that quantize_model put aside are no parameters of QuantizedLinear's own
     named |= {

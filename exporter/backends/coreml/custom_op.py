@@ -15,13 +15,14 @@ slots p to p + S of the cache. Those are one piece of memory, so an app can let 
 (`MLPredictionOptions.outputBackings`). S is 1 to `max_tokens`, and p + S at most C: one network
 reads the prompt and generates.
 
-Custom layers, version 2 of their contract:
+Custom layers, version 3 of their contract:
 - `LZWLinear`: x [S, cols] -> x W^T [S, rows]. `LZWEmbedding`: ids [S] -> rows of W [S, cols].
-- Weights: [0] `rawValue`, the TQLZ blob; [1] `floatValue`, the scales [rows, ceil(cols /
-  group_size)].
+- Weights: [0] `rawValue`, the TQLZ blob; [1] the scales [rows, ceil(cols / group_size)]:
+  `floatValue`, or `rawValue` where they have 16 bits.
 - Parameters: `version`, `rows`, `cols`, `group_size` (int), `name` (string, of the tensor in the
-  checkpoint); for LZWLinear `int16_activations` (bool): whether activations are quantized per token
-  as `tinyqmoe_linear_x16` does.
+  checkpoint), `scale_type` (string, of exporter/codec/scale_types.py); for LZWLinear
+  `int16_activations` (bool): whether activations are quantized per token as `tinyqmoe_linear_x16`
+  does.
 - A tied head has no weights but `weights_of` (string): the name of the layer before it that has
   them.
 - Where a protobuf would be too large for all weights, no layer has any, but: `file` (string,
@@ -267,7 +268,8 @@ def _layer_fragments(layer: NeuralNetworkLayer, matrix: EncodedMatrix | None) ->
     last.ClearField("className")
     first.className = layer.custom.className
     custom = [first.SerializeToString()]
-    for number, path in ((WEIGHT_RAW, matrix.blob_path), (WEIGHT_FLOATS, matrix.scales_path)):
+    scales = WEIGHT_FLOATS if matrix.scale_type == "float32" else WEIGHT_RAW
+    for number, path in ((WEIGHT_RAW, matrix.blob_path), (scales, matrix.scales_path)):
         custom += protobuf_stream.field(CUSTOM_WEIGHTS, protobuf_stream.field(number, [path]))
     custom.append(last.SerializeToString(deterministic=True))
     return [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LINEAR_CLASS, EMBEDDING_CLASS = "LZWLinear", "LZWEmbedding"
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 HIDDEN_SCORE = -3e4  # exp of it is 0, and half precision holds it
 
 
@@ -115,6 +115,7 @@ class NetworkBuilder:
             "rows": {"intValue": matrix.rows},
             "cols": {"intValue": matrix.cols},
             "group_size": {"intValue": matrix.group_size},
+            "scale_type": {"stringValue": matrix.scale_type},
         }
         description = f"{class_name} of Tiny-QMoE"
         params = {

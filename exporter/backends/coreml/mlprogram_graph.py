@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.backends.coreml import mlpackage
+from exporter.codec.scales import widened
 from exporter.codec.weight_file import plain_form
 from exporter.encoded import EncodedMatrix, EncodedModel
 from exporter.errors import ExportError
@@ -325,7 +326,7 @@ def half_scales(matrix: EncodedMatrix) -> NDArray[np.float16]:
 
     Raises ExportError where half precision cannot hold the weights.
     """
-    return half(matrix.name, np.asarray(matrix.scales()), largest_level=matrix.n_levels // 2)
+    return half(matrix.name, widened(matrix.scales()), largest_level=matrix.n_levels // 2)
 
 
 def half(name: str, values: NDArray[np.float32], *, largest_level: int = 1) -> NDArray[np.float16]:

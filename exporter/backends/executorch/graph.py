@@ -218,6 +218,7 @@ def bytes_of(vector: Tensor) -> bytes:
 _SCALAR_TYPES: dict[torch.dtype, Any] = {
     torch.uint8: lambda types: types.BYTE,
     torch.int8: lambda types: types.CHAR,
+    torch.uint16: lambda types: types.UINT16,
     torch.int64: lambda types: types.LONG,
     torch.float32: lambda types: types.FLOAT,
 }

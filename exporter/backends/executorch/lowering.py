@@ -13,7 +13,8 @@ core runtime and our kernels. `native/executorch` computes them; of those that a
   (uint8), and causal attention: float32 [1, S, H D] -> [1, S, H D];
 - `swiglu(gate, up)`, `add(x, y)` where y may be a bias [n], `last(x)`: [1, S, n] -> [1, n].
 
-`blob` is uint8 [n_bytes] (exporter/codec/FORMAT.md), `scales` float32 [rows, n_groups];
+`blob` is uint8 [n_bytes] (exporter/codec/FORMAT.md), `scales` float32 or uint16 [rows, n_groups]
+(exporter/codec/scales.py);
 `native/include/tinyqmoe/llm.h` says what the others compute. Blobs and scales are copied from the
 files of the encoded model into the program, so the weights are never in memory.
 """
@@ -32,6 +33,7 @@ from exporter.backends.executorch.exir import without_exporter
 from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value, bytes_of
 from exporter.backends.executorch.kv_cache import KV_TYPES, cache_bytes
 from exporter.bundle import HEAD, KVType
+from exporter.codec.scale_types import ScaleType
 from exporter.encoded import EncodedModel
 from exporter.errors import ExportError
 from exporter.models.config import ModelConfig, rope_frequencies
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 # This is the longest input of one call: activations are planned for it, and longer ones are no
 # faster.
 PREFILL_TOKENS = 128
+SCALE_TYPES: dict[ScaleType, torch.dtype] = {"float32": torch.float32, "ue6m10": torch.uint16}
 CACHE_ALIGNMENT = 64  # bytes that a cache has more than it needs: a runtime aligns to 16
 
 
@@ -187,7 +190,7 @@ class ProgramLayers:
             self._coded[name] = (
                 self.graph.constant(Constant(blob, (matrix.blob_bytes,), torch.uint8)),
                 self.graph.constant(
-                    Constant(scales, (matrix.rows, matrix.n_groups), torch.float32)
+                    Constant(scales, (matrix.rows, matrix.n_groups), SCALE_TYPES[matrix.scale_type])
                 ),
             )
         return self._coded[name]

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "scales.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -38,7 +39,7 @@ int32_t sum_of(const int16_t* x, uint32_t n) {
 struct Product {
   const tinyqmoe_tensor& tensor;
   const Kernels& kernels;
-  const float* scales;
+  Scales scales;
   uint32_t group_size;
   uint32_t n_groups;
   uint32_t n_tokens;
@@ -50,7 +51,7 @@ struct Product {
 
   uint32_t cols() const { return tensor.info.cols; }
   uint32_t group_end(uint32_t g) const { return std::min<uint64_t>(cols(), (uint64_t{g} + 1) * group_size); }
-  const float* scales_of(uint32_t row) const { return scales + uint64_t{row} * n_groups; }
+  float scale(uint32_t row, uint32_t g) const { return scales[uint64_t{row} * n_groups + g]; }
   float* y_at(uint32_t row, uint32_t token) const { return y + uint64_t{token} * tensor.info.rows + row; }
 };
 
@@ -98,11 +99,10 @@ struct X16Product : Product {
 
   // Adds a group of a row to what the groups before it gave.
   void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t acc, float* y) const {
-    const float scale = scales_of(row)[g];
     if (n_groups == 1) {
-      *y = static_cast<float>(acc) * (x_scales[token] * scale);
+      *y = static_cast<float>(acc) * (x_scales[token] * scale(row, g));
     } else {
-      const float term = static_cast<float>(acc) * scale;
+      const float term = static_cast<float>(acc) * scale(row, g);
       *y += term;
     }
   }
@@ -266,7 +266,7 @@ void multiply_floats(const Product& p, const float* const w[kDotRows], const flo
     float sums[kDotRows];
     p.kernels.dot_f32(group_w, x + begin, p.group_end(g) - begin, sums);
     for (uint32_t r = 0; r < n_rows; ++r) {
-      const float term = sums[r] * p.scales_of(row + r)[g];
+      const float term = sums[r] * p.scale(row + r, g);
       y[r] += term;
     }
   }
@@ -300,7 +300,7 @@ tinyqmoe_status check_call(const tinyqmoe_linear_args* args, const void* x, cons
     return TINYQMOE_BAD_ARGUMENT;
   }
   const bool rows_exist = args->row_begin <= args->row_end && args->row_end <= args->tensor->info.rows;
-  if (args->group_size == 0 || !rows_exist) return TINYQMOE_BAD_ARGUMENT;
+  if (args->group_size == 0 || !is_scale_type(args->scale_type) || !rows_exist) return TINYQMOE_BAD_ARGUMENT;
   if (reinterpret_cast<uintptr_t>(args->scratch) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
   *kernels = kernels_for(args->isa);
   if (*kernels == nullptr) return TINYQMOE_NO_ISA;
@@ -313,8 +313,9 @@ Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
   const uint32_t size = std::min(args.group_size, info.cols);
   const uint32_t n_groups = (info.cols + size - 1) / size;
   const Kernels& chosen = n_groups > 1 && size < kMinFastGroup ? *scalar_kernels() : kernels;
-  return {*args.tensor, chosen, args.scales, size, n_groups, args.n_tokens, args.row_begin, args.row_end,
-          scratch_layout(info, args.n_tokens), static_cast<uint8_t*>(args.scratch), args.y};
+  return {*args.tensor, chosen, {args.scales, args.scale_type}, size, n_groups, args.n_tokens,
+          args.row_begin, args.row_end, scratch_layout(info, args.n_tokens), static_cast<uint8_t*>(args.scratch),
+          args.y};
 }
 
 tinyqmoe_status check_raw(const Product& p) {

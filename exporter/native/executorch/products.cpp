@@ -22,9 +22,15 @@ struct ReleaseForm {
   void operator()(tinyqmoe_form* form) const { tinyqmoe_release(form); }
 };
 
-// Scales are [rows, ceil(cols / group_size)].
+tinyqmoe_scale_type scale_type(const Tensor& scales) {
+  return scales.scalar_type() == ScalarType::Float ? TINYQMOE_SCALES_FLOAT32 : TINYQMOE_SCALES_UE6M10;
+}
+
+// Scales are [rows, ceil(cols / group_size)], float32 or as uint16 those of TINYQMOE_SCALES_UE6M10.
 bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_size) {
-  if (!is_contiguous_float(scales) || scales.dim() != 2 || group_size <= 0) return false;
+  const bool known = scales.scalar_type() == ScalarType::Float || scales.scalar_type() == ScalarType::UInt16;
+  if (!known || !executorch::runtime::tensor_is_default_dim_order(scales)) return false;
+  if (scales.dim() != 2 || group_size <= 0) return false;
   const int64_t groups = (static_cast<int64_t>(info.cols) + group_size - 1) / group_size;
   return scales.size(0) == static_cast<int64_t>(info.rows) && scales.size(1) == groups;
 }
@@ -33,7 +39,8 @@ bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_s
 struct Product {
   const tinyqmoe_tensor* tensor;
   tinyqmoe_info info;
-  const float* scales;
+  const void* scales;
+  tinyqmoe_scale_type scale_type;
   uint32_t group_size;
   uint32_t n_tokens;
   const float* x;         // [n_tokens, cols]
@@ -46,7 +53,7 @@ struct Product {
     thread_local Kept kept;
     void* const scratch = kept.at_least(scratch_bytes);
     if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-    const tinyqmoe_linear_args args = {tensor, scales, group_size, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
+    const tinyqmoe_linear_args args = {tensor, scales, scale_type, group_size, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
                                        scratch, scratch_bytes, y};
     return quantized == nullptr ? tinyqmoe_linear_f32(&args, x) : tinyqmoe_linear_x16(&args, quantized, x_scales);
   }
@@ -125,7 +132,8 @@ Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Ten
                       InvalidArgument, out, "lzw_linear: x, scales or out do not fit a blob of %" PRIu32 " x %" PRIu32,
                       info.rows, info.cols);
   ET_KERNEL_CHECK(context, resize_like(x, 1, out_features, out), InvalidArgument, out);
-  product.scales = scales.const_data_ptr<float>();
+  product.scales = scales.const_data_ptr();
+  product.scale_type = scale_type(scales);
   product.group_size = static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols));
   product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
   product.x = x.const_data_ptr<float>();
@@ -148,7 +156,8 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
                       " x %" PRIu32, info.rows, info.cols);
   ET_KERNEL_CHECK(context, resize_like(ids, 0, embedding_dim, out), InvalidArgument, out);
   const tinyqmoe_embedding_args args = {tensor.get(),
-                                        scales.const_data_ptr<float>(),
+                                        scales.const_data_ptr(),
+                                        scale_type(scales),
                                         static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols)),
                                         TINYQMOE_ISA_AUTO,
                                         ids.const_data_ptr<int64_t>(),

@@ -30,7 +30,8 @@ Results read_everything(const tinyqmoe_tensor* tensor, const tinyqmoe_info& info
   results.floats = linear_f32(tensor, x, scales, group_size, 1, isa);
   const std::vector<int64_t> ids = {info.rows - 1};
   results.embedded.resize(info.cols);
-  const tinyqmoe_embedding_args args = {tensor, scales.data(), group_size, isa, ids.data(), 1, results.embedded.data()};
+  const tinyqmoe_embedding_args args = {tensor, scales.data(), TINYQMOE_SCALES_FLOAT32, group_size, isa,
+                                        ids.data(), 1, results.embedded.data()};
   const tinyqmoe_status status = tinyqmoe_embedding(&args);
   expect(results.decoded != TINYQMOE_OK || status == TINYQMOE_OK, "decode accepts, embedding rejects");
   return results;

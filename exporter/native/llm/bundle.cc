@@ -9,8 +9,8 @@
 namespace tinyqmoe {
 namespace {
 
+constexpr uint64_t kNetworkVersion = 3;
 constexpr const char* kTokenizer = "tokenizer.json";
-constexpr uint64_t kNetworkVersion = 2;
 constexpr uint64_t kMaxManifestBytes = 16u << 20;
 constexpr uint64_t kMaxSize = 1u << 24;  // of any dimension: products of two stay far below 2^64
 
@@ -179,7 +179,7 @@ bool Bundle::read_network(const Json& manifest, std::string* error) {
   const Json* const network = manifest.find("network");
   uint64_t version = 0;
   if (network == nullptr || !get_number(*network, "version", &version) || version != kNetworkVersion) {
-    *error = "manifest.json: network must be of version 2: export again, or use the runner of the bundle's release";
+    *error = "manifest.json: network must be of version 3: export again, or use the runner of the bundle's release";
     return false;
   }
   const std::pair<const char*, uint32_t*> sizes[] = {
@@ -283,11 +283,21 @@ tinyqmoe_status Bundle::read_matrix(const Json& place, const Json& tensor, Matri
   out->rows = info.rows;
   out->cols = info.cols;
   out->group_size = static_cast<uint32_t>(group_size);
-  const uint64_t groups = (info.cols + group_size - 1) / group_size;
-  out->scales = reinterpret_cast<const float*>(bytes_at(place, "scales_offset", info.rows * groups * sizeof(float)));
-  if (out->scales != nullptr && reinterpret_cast<uintptr_t>(out->scales) % alignof(float) == 0) return TINYQMOE_OK;
+  if (read_scales(place, tensor, out)) return TINYQMOE_OK;
   tinyqmoe_close(out->tensor);
   return TINYQMOE_BAD_ARGUMENT;
+}
+
+// Those of a matrix whose other members are known. False when they do not lie in a file of the bundle.
+bool Bundle::read_scales(const Json& place, const Json& tensor, Matrix* out) {
+  std::string type;
+  const bool is_float = get_text(tensor, "scale_type", &type) && type == "float32";
+  if (!is_float && type != "ue6m10") return false;
+  out->scale_type = is_float ? TINYQMOE_SCALES_FLOAT32 : TINYQMOE_SCALES_UE6M10;
+  const uint64_t groups = (uint64_t{out->cols} + out->group_size - 1) / out->group_size;
+  const uint64_t item_bytes = is_float ? sizeof(float) : sizeof(uint16_t);
+  out->scales = bytes_at(place, "scales_offset", out->rows * groups * item_bytes);
+  return out->scales != nullptr && reinterpret_cast<uintptr_t>(out->scales) % item_bytes == 0;
 }
 
 uint64_t Bundle::mapped_bytes() const {

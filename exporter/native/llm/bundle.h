@@ -20,7 +20,8 @@ struct Network {
 
 struct Matrix {
   tinyqmoe_tensor* tensor;
-  const float* scales;
+  const void* scales;
+  tinyqmoe_scale_type scale_type;
   uint32_t group_size;
   uint32_t rows;
   uint32_t cols;
@@ -92,6 +93,7 @@ class Bundle {
   bool read_vectors(const Json& artifact, std::string* error);
   tinyqmoe_status read_matrices(const Json& manifest, const Json& artifact, std::string* error);
   tinyqmoe_status read_matrix(const Json& place, const Json& tensor, Matrix* out);
+  bool read_scales(const Json& place, const Json& tensor, Matrix* out);
   const uint8_t* bytes_at(const Json& place, const char* offset_name, uint64_t n_bytes);
   const MappedFile* file(const std::string& name);
 

@@ -94,6 +94,7 @@ tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_t
   pool_->run(end - begin, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
     const tinyqmoe_linear_args args = {tensor,
                                        matrix.scales,
+                                       matrix.scale_type,
                                        matrix.group_size,
                                        n_tokens,
                                        begin + static_cast<uint32_t>(from),
@@ -108,7 +109,8 @@ tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_t
 }
 
 tinyqmoe_status Products::embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out) {
-  const tinyqmoe_embedding_args args = {matrix.tensor, matrix.scales, matrix.group_size, isa_, ids, n_ids, out};
+  const tinyqmoe_embedding_args args = {matrix.tensor, matrix.scales, matrix.scale_type, matrix.group_size,
+                                        isa_, ids, n_ids, out};
   return tinyqmoe_embedding(&args);
 }
 

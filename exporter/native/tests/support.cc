@@ -231,7 +231,7 @@ std::vector<int16_t> Quantized::token(uint32_t t) const {
   return q;
 }
 
-Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const StoredScales& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa) {
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor, &info);
@@ -245,22 +245,22 @@ Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats&
   const std::pair<uint32_t, uint32_t> parts[] = {{half, info.rows}, {0, half}};
   for (const auto& [begin, end] : parts) {
     if (product.status != TINYQMOE_OK) break;
-    const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          begin, end,
-                                       isa,    scratch.get(), bytes,      product.y.data()};
+    const tinyqmoe_linear_args args = {tensor, scales.values, scales.type, group_size, n_tokens, begin, end, isa,
+                                       scratch.get(), bytes, product.y.data()};
     product.status = tinyqmoe_linear_x16(&args, quantized.bytes(), x_scales.data());
   }
   return product;
 }
 
-Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const StoredScales& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa) {
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor, &info);
   Product product{TINYQMOE_OK, Floats(size_t{n_tokens} * info.rows)};
   const uint64_t bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
   const Aligned scratch = aligned(bytes);
-  const tinyqmoe_linear_args args = {tensor, scales.data(),  group_size, n_tokens,          0, info.rows,
-                                     isa,    scratch.get(), bytes,      product.y.data()};
+  const tinyqmoe_linear_args args = {tensor, scales.values, scales.type, group_size, n_tokens, 0, info.rows, isa,
+                                     scratch.get(), bytes, product.y.data()};
   product.status = tinyqmoe_linear_f32(&args, x.data());
   return product;
 }

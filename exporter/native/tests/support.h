@@ -67,6 +67,15 @@ void reseal(Bytes* blob);
 
 tinyqmoe_status open(const Bytes& blob, uint32_t flags, Tensor* out);
 
+// Scales of a matrix, wherever they are kept.
+struct StoredScales {
+  StoredScales(const Floats& floats) : values(floats.data()), type(TINYQMOE_SCALES_FLOAT32) {}
+  StoredScales(const void* stored, tinyqmoe_scale_type of) : values(stored), type(of) {}
+
+  const void* values;
+  tinyqmoe_scale_type type;
+};
+
 struct Product {
   tinyqmoe_status status;
   Floats y;  // [n_tokens, rows]
@@ -88,9 +97,9 @@ class Quantized {
 };
 
 // Quantizes x itself. Rows in two calls, to see that calls do not depend on each other.
-Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+Product linear_x16(const tinyqmoe_tensor* tensor, const Floats& x, const StoredScales& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa);
-Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const Floats& scales, uint32_t group_size,
+Product linear_f32(const tinyqmoe_tensor* tensor, const Floats& x, const StoredScales& scales, uint32_t group_size,
                    uint32_t n_tokens, tinyqmoe_isa isa);
 
 Bytes read_file(const std::string& path);

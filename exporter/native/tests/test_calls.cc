@@ -13,6 +13,7 @@ namespace tests {
 namespace {
 
 const Spec kSpec = {1, 12, 6, -1, 3, 40, 100};
+constexpr tinyqmoe_scale_type kFloats = TINYQMOE_SCALES_FLOAT32;
 
 uint32_t crc32_bit_by_bit(const Bytes& bytes) {
   uint32_t crc = 0xFFFFFFFFu;
@@ -83,11 +84,11 @@ void test_row_arguments(const tinyqmoe_tensor* tensor) {
   const Floats scales(kSpec.rows, 1.0f);
   Floats out(kSpec.cols);
   for (const int64_t id : {int64_t{-1}, int64_t{kSpec.rows}, INT64_MIN, INT64_MAX}) {
-    const tinyqmoe_embedding_args args = {tensor, scales.data(), kSpec.cols, any, &id, 1, out.data()};
+    const tinyqmoe_embedding_args args = {tensor, scales.data(), kFloats, kSpec.cols, any, &id, 1, out.data()};
     CHECK(tinyqmoe_embedding(&args) == TINYQMOE_BAD_ID);
   }
   const int64_t zero = 0;
-  const tinyqmoe_embedding_args no_group = {tensor, scales.data(), 0, any, &zero, 1, out.data()};
+  const tinyqmoe_embedding_args no_group = {tensor, scales.data(), kFloats, 0, any, &zero, 1, out.data()};
   CHECK(tinyqmoe_embedding(&no_group) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_embedding(nullptr) == TINYQMOE_BAD_ARGUMENT);
 }
@@ -103,7 +104,8 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   const float x_scale = 1.0f;
   Floats y(kSpec.rows);
   const auto call = [&](uint32_t group, uint32_t begin, uint32_t end, tinyqmoe_isa isa, void* space, uint64_t bytes) {
-    const tinyqmoe_linear_args args = {tensor, scales.data(), group, 1, begin, end, isa, space, bytes, y.data()};
+    const tinyqmoe_linear_args args = {tensor, scales.data(), kFloats, group, 1, begin, end, isa, space, bytes,
+                                       y.data()};
     return tinyqmoe_linear_x16(&args, x.bytes(), &x_scale);
   };
   const tinyqmoe_isa any = TINYQMOE_ISA_AUTO;
@@ -116,7 +118,8 @@ void test_linear_arguments(const tinyqmoe_tensor* tensor) {
   CHECK(call(100, 0, kSpec.rows + 1, any, scratch, needed) == TINYQMOE_BAD_ARGUMENT);
   CHECK(call(100, 0, kSpec.rows, missing_isa(), scratch, needed) == TINYQMOE_NO_ISA);
   CHECK(tinyqmoe_linear_x16(nullptr, x.bytes(), &x_scale) == TINYQMOE_BAD_ARGUMENT);
-  const tinyqmoe_linear_args args = {tensor, scales.data(), 100, 1, 0, kSpec.rows, any, scratch, needed, y.data()};
+  const tinyqmoe_linear_args args = {tensor, scales.data(), kFloats, 100, 1, 0, kSpec.rows, any, scratch, needed,
+                                     y.data()};
   CHECK(tinyqmoe_linear_x16(&args, static_cast<char*>(x.bytes()) + 2, &x_scale) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_linear_x16(&args, x.bytes(), nullptr) == TINYQMOE_BAD_ARGUMENT);
 }

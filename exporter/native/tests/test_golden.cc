@@ -112,11 +112,17 @@ void test_error(const Golden& golden, const Row& row) {
   if (tensor != nullptr) test_bad_rows(tensor.get(), expected, row.at("stage") == "verify");
 }
 
+StoredScales scales_of(const Row& row, const Bytes& stored) {
+  const bool is_float = row.at("scale_type") == "float32";
+  return {stored.data(), is_float ? TINYQMOE_SCALES_FLOAT32 : TINYQMOE_SCALES_UE6M10};
+}
+
 void test_linear(const Golden& golden, const Row& row) {
   g_context = row.at("blob");
   const Bytes blob = golden.file(row.at("blob"));
   const auto x = golden.array<float>(row.at("activations"));
-  const auto scales = golden.array<float>(row.at("scales"));
+  const Bytes stored = golden.file(row.at("scales"));
+  const StoredScales scales = scales_of(row, stored);
   const uint32_t n_tokens = number(row, "n_tokens");
   const uint32_t group_size = number(row, "group_size");
   Tensor tensor;
@@ -148,7 +154,8 @@ void test_embedding(const Golden& golden, const Row& row) {
   g_context = row.at("blob");
   const Bytes blob = golden.file(row.at("blob"));
   const auto ids = golden.array<int64_t>(row.at("ids"));
-  const auto scales = golden.array<float>(row.at("scales"));
+  const Bytes stored = golden.file(row.at("scales"));
+  const StoredScales scales = scales_of(row, stored);
   Tensor tensor;
   CHECK(open(blob, 0, &tensor) == TINYQMOE_OK);
   if (tensor == nullptr) return;
@@ -156,7 +163,7 @@ void test_embedding(const Golden& golden, const Row& row) {
   tinyqmoe_get_info(tensor.get(), &info);
   for (const tinyqmoe_isa isa : available_isas()) {
     Floats out(ids.size() * info.cols);
-    const tinyqmoe_embedding_args args = {tensor.get(), scales.data(), number(row, "group_size"), isa,
+    const tinyqmoe_embedding_args args = {tensor.get(), scales.values, scales.type, number(row, "group_size"), isa,
                                           ids.data(), ids.size(), out.data()};
     CHECK(tinyqmoe_embedding(&args) == TINYQMOE_OK);
     CHECK(crc32_of(out) == hex(row, "out_crc32"));

@@ -159,7 +159,8 @@ void test_rows(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& le
     const Floats scales = random_floats(size_t{spec.rows} * groups, 1.0f, random);
     const std::vector<int64_t> ids = {end - 1, begin, 0, spec.rows - 1, begin};
     Floats out(ids.size() * spec.cols);
-    const tinyqmoe_embedding_args args = {tensor, scales.data(), 43, isa, ids.data(), ids.size(), out.data()};
+    const tinyqmoe_embedding_args args = {tensor, scales.data(), TINYQMOE_SCALES_FLOAT32, 43, isa,
+                                          ids.data(), ids.size(), out.data()};
     CHECK(tinyqmoe_embedding(&args) == TINYQMOE_OK);
     Floats expected;
     for (const int64_t id : ids) {

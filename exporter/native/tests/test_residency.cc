@@ -487,7 +487,7 @@ Floats in_blocks(const Model& model, uint32_t* n_blocks) {
   for (*n_blocks = 0; tinyqmoe_form_next_rows(form.get(), &begin, &end); ++*n_blocks) {
     CHECK(begin == expected_begin && end > begin && end <= model.spec.rows);
     CHECK(begin % 32 == 0 && (end % 32 == 0 || end == model.spec.rows));
-    const tinyqmoe_linear_args args = {with, model.scales.data(), model.group_size, 2,
+    const tinyqmoe_linear_args args = {with, model.scales.data(), TINYQMOE_SCALES_FLOAT32, model.group_size, 2,
                                        begin, end, TINYQMOE_ISA_AUTO, scratch.get(), scratch_bytes, y.data()};
     CHECK(tinyqmoe_linear_f32(&args, model.x.data()) == TINYQMOE_OK);
     expected_begin = end;

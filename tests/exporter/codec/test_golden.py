@@ -13,6 +13,7 @@ import pytest
 from exporter.codec import reference
 from exporter.codec.encoder import encode
 from exporter.codec.native import Isa, NativeTensor, available_isas, quantize_x16
+from exporter.codec.scales import StoredScales
 from exporter.errors import CodecError
 from tests.support.golden.blobs import EXAMPLE
 from tests.support.golden.errors import STATUS_NUMBERS
@@ -155,9 +156,10 @@ def test_native_rejects_at_its_stage(row: Row, isa: Isa) -> None:
 # ---- Products and look-ups -----------------------------------------------------------------------
 
 
-def scales_of(row: Row, tensor: NativeTensor) -> npt.NDArray[np.float32]:
-    """float32 [rows, groups]."""
-    return np.fromfile(GOLDEN / row["scales"], "<f4").reshape(tensor.info.rows, -1)
+def scales_of(row: Row, tensor: NativeTensor) -> StoredScales:
+    """Scales as they are stored, [rows, groups]."""
+    dtype = {"float32": "<f4", "ue6m10": "<u2"}[row["scale_type"]]
+    return np.fromfile(GOLDEN / row["scales"], dtype).reshape(tensor.info.rows, -1)
 
 
 @pytest.mark.parametrize("isa", ISAS)

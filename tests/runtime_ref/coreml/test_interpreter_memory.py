@@ -111,9 +111,10 @@ def neural_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name=f"y{i}", input=[f"y{i - 1}" if i else "x"], output=[f"y{i}"]
         )
         layer.custom.className = "LZWLinear"
-        for key, value in {"version": 2, "rows": N, "cols": N, "group_size": N}.items():
+        for key, value in {"version": 3, "rows": N, "cols": N, "group_size": N}.items():
             layer.custom.parameters[key].intValue = value
         layer.custom.parameters["name"].stringValue = f"y{i}"
+        layer.custom.parameters["scale_type"].stringValue = "float32"
         layer.custom.parameters["int16_activations"].boolValue = False
         layer.custom.weights.add().rawValue = encoder.encode(
             levels(i), -127, 255, "raw"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter.codec import encoder
+from exporter.codec import encoder, scales
 from exporter.codec.native import NativeTensor
 from exporter.errors import BundleError, UsageError
 from exporter.quiet import quiet
@@ -142,9 +142,10 @@ def add_custom(
 ) -> None:
     layer = model.neuralNetwork.layers.add(name=name, input=[source], output=[name])
     layer.custom.className = class_name
-    for key, value in {"version": 2, "rows": rows, "cols": 8, "group_size": 8}.items():
+    for key, value in {"version": 3, "rows": rows, "cols": 8, "group_size": 8}.items():
         layer.custom.parameters[key].intValue = value
     layer.custom.parameters["name"].stringValue = name
+    layer.custom.parameters["scale_type"].stringValue = "float32"
     if class_name == "LZWLinear":
         layer.custom.parameters["int16_activations"].boolValue = False
     layer.custom.weights.add().rawValue = weights[0]
@@ -209,6 +210,15 @@ def without_weights(model: Any, i: int) -> Any:
 
 def stored(model: Any, i: int, which: int) -> Any:
     return model.neuralNetwork.layers[i].custom.weights[which]
+
+
+def in_16_bits(model: Any, i: int) -> None:
+    """Stores the scales of a layer, rounded to half precision, in 16 bits."""
+    weight = stored(model, i, 1)
+    codes = scales.stored(np.float32(np.float16(weight.floatValue)))
+    weight.ClearField("floatValue")
+    weight.rawValue = codes.tobytes()
+    parameter(model, i, "scale_type").stringValue = "ue6m10"
 
 
 def shared(model: Any, name: str, *, keep: bool = False) -> None:
@@ -322,16 +332,29 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
         "another type: int16_activations",
     ),
     "another version": (
-        lambda m: setattr(parameter(m, 1, "version"), "intValue", 3),
-        "version is 3, this computes 2",
+        lambda m: setattr(parameter(m, 1, "version"), "intValue", 2),
+        "version is 2, this computes 3",
     ),
     "groups of nothing": (
         lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 0),
         "group_size is 0",
     ),
+    "an unknown type of scales": (
+        lambda m: setattr(parameter(m, 1, "scale_type"), "stringValue", "float16"),
+        "scale_type is 'float16', which is unknown",
+    ),
+    "scales of another type": (
+        lambda m: setattr(parameter(m, 0, "scale_type"), "stringValue", "ue6m10"),
+        "in the fields [[30], [1]] of WeightParams, expected [[30], [30]]",
+    ),
+    "shared scales of another type": (
+        lambda m: (shared(m, "table"), in_16_bits(m, 0)),
+        "groups of 8, scales in ue6m10, its parameters say 6, 8, 8 and float32",
+    ),
     "other rows": (
         lambda m: setattr(parameter(m, 1, "rows"), "intValue", 7),
-        "its blob has 6 rows and 8 columns, groups of 8, its parameters say 7, 8 and 8",
+        "its blob has 6 rows and 8 columns, groups of 8, scales in float32, its parameters say 7, "
+        "8, 8 and float32",
     ),
     "smaller groups": (
         lambda m: setattr(parameter(m, 1, "group_size"), "intValue", 4),
@@ -387,6 +410,18 @@ def test_wrong_networks_are_refused_with_the_reason(name: str, tmp_path: Path) -
     with pytest.raises(BundleError) as caught:
         opened(model, tmp_path)
     assert problem in str(caught.value)
+
+
+def test_scales_in_16_bits(tmp_path: Path) -> None:
+    """The same numbers as in 32 bits give the same bits."""
+    model = small()
+    for i in range(2):
+        halves = np.float32(np.float16(stored(model, i, 1).floatValue))
+        stored(model, i, 1).floatValue[:] = halves.tolist()
+    wide = opened(model, tmp_path).predict({"ids": IDS})["head"]
+    for i in range(2):
+        in_16_bits(model, i)
+    assert np.array_equal(opened(model, tmp_path).predict({"ids": IDS})["head"], wide)
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:

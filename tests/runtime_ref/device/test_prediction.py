@@ -45,6 +45,7 @@ def entry(name: str, rows: int, cols: int, scheme: str = "ternary") -> TensorEnt
         scheme=scheme,
         n_levels=3 if coded else 255,
         group_size=cols,
+        scale_type="float32",
         codec="lzw" if coded else "raw",
         code_bits=12 if coded else 8,
         cap=14 if coded else 0,

@@ -80,7 +80,7 @@ def _tensor(name: str, rows: int, cols: int) -> TensorEntry:
     """A matrix of raw int8 levels, with a scale a row."""
     blob, scales = 64 + rows * cols, 4 * rows
     bits = round(8 * (blob + scales) / (rows * cols), 6)
-    coded = ("int8", 255, cols, "raw", 8, 0, bits, 6.5, 0.0, 7, blob, scales)
+    coded = ("int8", 255, cols, "float32", "raw", 8, 0, bits, 6.5, 0.0, 7, blob, scales)
     return TensorEntry(name, rows, cols, *coded, {"raw8": blob}, False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from tests.support.golden.blobs import CASES, Case
 from tests.support.golden.numbers import bell, uniform
 from tests.support.golden.tables import crc, write_table
 
-PRODUCTS = (  # case of decode.tsv, group_size
+PRODUCTS = (  # case of decode.tsv, group_size; every third has scales of 16 bits
     ("one_level_lzw", 1),
     ("ternary33_base3_7x43", 43),
     ("ternary33_raw2_7x43", 16),
@@ -84,10 +86,27 @@ def product(
     return x_scales[:, None] * total
 
 
-def draw_scales(seed: int, rows: int, cols: int, group_size: int) -> F32:
-    """float32 [rows, ceil(cols / group_size)] around 0.01."""
-    groups = -(-cols // group_size)
-    return (uniform(seed, rows * groups).reshape(rows, groups) * 0.01 + 0.005).astype(np.float32)
+@dataclass(frozen=True)
+class Scales:
+    """Scales of a product: how they are stored, and float32 [rows, ceil(cols / group_size)]."""
+
+    type: str
+    stored: bytes
+    values: F32
+
+
+def draw_scales(seed: int, rows: int, cols: int, group_size: int) -> Scales:
+    """Scales around 0.01, or of all sizes below 1 for every third seed: zero and the least too."""
+    shape = rows, -(-cols // group_size)
+    drawn = uniform(seed, math.prod(shape)).reshape(shape)
+    if seed % 3:
+        values = (drawn * 0.01 + 0.005).astype(np.float32)
+        return Scales("float32", values.astype("<f4").tobytes(), values)
+    codes = np.floor(drawn * (47 << 10)).astype("<u2")
+    codes.flat[:2] = 0, 1
+    exponent, mantissa = codes.astype(np.int64) // 1024 - 47, codes.astype(np.int64) % 1024
+    values = np.where(codes == 0, 0, np.ldexp(1 + mantissa / 1024, exponent)).astype(np.float32)
+    return Scales("ue6m10", codes.tobytes(), values)
 
 
 def make_products(out: Path) -> None:
@@ -102,14 +121,14 @@ def make_products(out: Path) -> None:
             draw_scales(seed, *levels.shape, group_size),
         )
         (out / f"{stem}.x.f32").write_bytes(x.astype("<f4").tobytes())
-        (out / f"{stem}.scales.f32").write_bytes(scales.astype("<f4").tobytes())
+        (out / f"{stem}.scales.{scales.type}").write_bytes(scales.stored)
         q, x_scales = quantize(x)
-        y = product(levels, scales, group_size, q, x_scales)
-        files = (f"decode/{name}.tqlz", f"{stem}.x.f32", f"{stem}.scales.f32")
-        lines.append((*files, group_size, len(x), crc(q), crc(y.astype("<f4"))))
+        y = product(levels, scales.values, group_size, q, x_scales)
+        files = (f"decode/{name}.tqlz", f"{stem}.x.f32", f"{stem}.scales.{scales.type}")
+        lines.append((*files, scales.type, group_size, len(x), crc(q), crc(y.astype("<f4"))))
     write_table(
         out / "linear.tsv",
-        "blob activations scales group_size n_tokens quantized_crc32 y_crc32",
+        "blob activations scales scale_type group_size n_tokens quantized_crc32 y_crc32",
         lines,
     )
     make_lookups(out, cases)
@@ -125,8 +144,11 @@ def make_lookups(out: Path, cases: dict[str, Case]) -> None:
         ids = np.array([0, rows - 1, rows // 2, 0, *(uniform(seed, 4) * rows)]).astype("<i8")
         scales = draw_scales(seed, rows, cols, group_size)
         (out / f"{stem}.ids.i64").write_bytes(ids.tobytes())
-        (out / f"{stem}.scales.f32").write_bytes(scales.astype("<f4").tobytes())
-        found = levels[ids].astype(np.float32) * np.repeat(scales, group_size, axis=1)[ids, :cols]
-        files = (f"decode/{name}.tqlz", f"{stem}.ids.i64", f"{stem}.scales.f32")
-        lines.append((*files, group_size, len(ids), crc(found.astype("<f4"))))
-    write_table(out / "embedding.tsv", "blob ids scales group_size n_ids out_crc32", lines)
+        (out / f"{stem}.scales.{scales.type}").write_bytes(scales.stored)
+        factors = np.repeat(scales.values, group_size, axis=1)
+        found = levels[ids].astype(np.float32) * factors[ids, :cols]
+        files = (f"decode/{name}.tqlz", f"{stem}.ids.i64", f"{stem}.scales.{scales.type}")
+        lines.append((*files, scales.type, group_size, len(ids), crc(found.astype("<f4"))))
+    write_table(
+        out / "embedding.tsv", "blob ids scales scale_type group_size n_ids out_crc32", lines
+    )

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define TINYQMOE_ABI_VERSION 5 /* 5: version 2 of the TQLZ format */
+#define TINYQMOE_ABI_VERSION 6 /* 6: scales in 16 bits */
 
 /* Pinned values: golden-error vectors and other languages name them. */
 typedef enum tinyqmoe_status {
@@ -102,9 +102,18 @@ TINYQMOE_API void tinyqmoe_get_info(const tinyqmoe_tensor* tensor, tinyqmoe_info
 TINYQMOE_API tinyqmoe_status tinyqmoe_decode_rows(const tinyqmoe_tensor* tensor, uint32_t row_begin,
                                                   uint32_t row_end, tinyqmoe_isa isa, int8_t* levels);
 
+/* How the scales of a matrix are stored. UE6M10 is unsigned, 16 bits: code 0 is 0, and any other code with exponent E, its
+ * upper 6 bits, and mantissa M, its lower 10, is 2^(E - 47) * (1 + M / 1024). Every such value is a float32, in which all
+ * is computed. */
+typedef enum tinyqmoe_scale_type {
+  TINYQMOE_SCALES_FLOAT32 = 0,
+  TINYQMOE_SCALES_UE6M10 = 1,
+} tinyqmoe_scale_type;
+
 typedef struct tinyqmoe_embedding_args {
   const tinyqmoe_tensor* tensor;
-  const float* scales; /* [rows, ceil(cols / group_size)] */
+  const void* scales; /* [rows, ceil(cols / group_size)], on a multiple of the bytes of one */
+  tinyqmoe_scale_type scale_type;
   uint32_t group_size; /* columns of a scale; above cols: one a row */
   tinyqmoe_isa isa;
   const int64_t* ids;  /* [n_ids], each a row of the tensor */
@@ -131,7 +140,8 @@ TINYQMOE_API uint64_t tinyqmoe_linear_scratch_bytes(const tinyqmoe_tensor* tenso
 /* Rows [row_begin, row_end) of y = W x: all but the activations. */
 typedef struct tinyqmoe_linear_args {
   const tinyqmoe_tensor* tensor;
-  const float* scales;    /* [rows, ceil(cols / group_size)] */
+  const void* scales;     /* [rows, ceil(cols / group_size)], on a multiple of the bytes of one */
+  tinyqmoe_scale_type scale_type;
   uint32_t group_size;    /* columns of a scale; above cols: one a row */
   uint32_t n_tokens;
   uint32_t row_begin;

@@ -11,13 +11,15 @@ public final class CodedMatrix: @unchecked Sendable {
     public let rows: Int
     public let cols: Int
     public let groupSize: Int
+    public let scaleType: LayerParameters.ScaleType
     private let tensor: OpaquePointer
     private let blob: PinnedBytes  // the tensor borrows these bytes
     private let scales: PinnedBytes
 
-    /// Opens a blob and checks it whole, by its checksums: nobody knows what a compiler did to it.
+    /// Opens the blob of a layer and checks it whole, by its checksums: nobody knows what a compiler did to it.
     /// Throws `LayerError`.
-    public init(name: String, blob: PinnedBytes, scales: PinnedBytes, groupSize: Int) throws {
+    public init(_ parameters: LayerParameters, blob: PinnedBytes, scales: PinnedBytes) throws {
+        let (name, groupSize) = (parameters.name, parameters.groupSize)
         var opened: OpaquePointer?
         let status = tinyqmoe_open(
             blob.bytes.baseAddress, UInt64(blob.count), UInt32(TINYQMOE_VERIFY_PAYLOAD), &opened)
@@ -27,9 +29,9 @@ public final class CodedMatrix: @unchecked Sendable {
         var info = tinyqmoe_info()
         tinyqmoe_get_info(opened, &info)
         (rows, cols) = (Int(info.rows), Int(info.cols))
-        (self.name, self.blob, self.groupSize) = (name, blob, groupSize)
-        self.scales = Self.aligned(scales)
-        let expected = 4 * rows * ((cols + groupSize - 1) / groupSize)
+        (self.name, self.blob, self.groupSize, scaleType) = (name, blob, groupSize, parameters.scaleType)
+        self.scales = Self.aligned(scales, to: scaleType.bytes)
+        let expected = scaleType.bytes * rows * ((cols + groupSize - 1) / groupSize)
         guard scales.count == expected else {
             throw LayerError(name, "its scales have \(scales.count) bytes, expected \(expected)")
         }
@@ -49,7 +51,8 @@ public final class CodedMatrix: @unchecked Sendable {
         while tinyqmoe_form_next_rows(form, &begin, &end) {
             var args = tinyqmoe_linear_args()
             args.tensor = tinyqmoe_form_tensor(form)
-            args.scales = scalePointer
+            args.scales = scales.bytes.baseAddress
+            args.scale_type = coreScaleType
             args.group_size = UInt32(groupSize)
             args.n_tokens = UInt32(tokens)
             args.y = y
@@ -62,7 +65,8 @@ public final class CodedMatrix: @unchecked Sendable {
         try ids.withUnsafeBufferPointer { ids in
             var args = tinyqmoe_embedding_args()
             args.tensor = tensor
-            args.scales = scalePointer
+            args.scales = scales.bytes.baseAddress
+            args.scale_type = coreScaleType
             args.group_size = UInt32(groupSize)
             args.ids = ids.baseAddress
             args.n_ids = UInt64(ids.count)
@@ -89,13 +93,13 @@ public final class CodedMatrix: @unchecked Sendable {
         try check(failure.status, layer: name, doing: "multiplying")
     }
 
-    private var scalePointer: UnsafePointer<Float>? {
-        scales.bytes.baseAddress?.assumingMemoryBound(to: Float.self)
+    private var coreScaleType: tinyqmoe_scale_type {
+        scaleType == .float32 ? TINYQMOE_SCALES_FLOAT32 : TINYQMOE_SCALES_UE6M10
     }
 
-    /// The same bytes where a float may lie: inside a file they need not be on a multiple of 4.
-    private static func aligned(_ scales: PinnedBytes) -> PinnedBytes {
-        let isAligned = UInt(bitPattern: scales.bytes.baseAddress) % 4 == 0
+    /// The same bytes where scales of so many bytes may lie: inside a file they need not be on a multiple of it.
+    private static func aligned(_ scales: PinnedBytes, to bytes: Int) -> PinnedBytes {
+        let isAligned = UInt(bitPattern: scales.bytes.baseAddress) % UInt(bytes) == 0
         return isAligned ? scales : PinnedBytes(Data(scales.bytes))
     }
 }

@@ -1,8 +1,8 @@
 import Foundation
 
-/// The parameters of a custom layer, as version 2 of the contract has them (docs/coreml.md).
+/// The parameters of a custom layer, as version 3 of the contract has them (docs/coreml.md).
 public struct LayerParameters: Equatable, Sendable {
-    public static let version = 2
+    public static let version = 3
 
     public enum Kind: String, Sendable {
         case linear = "LZWLinear"
@@ -16,10 +16,19 @@ public struct LayerParameters: Equatable, Sendable {
         case file(String, blob: Range<Int>, scales: Range<Int>)
     }
 
+    /// How the scales are stored (tinyqmoe_scale_type).
+    public enum ScaleType: String, Sendable {
+        case float32
+        case ue6m10
+
+        var bytes: Int { self == .float32 ? 4 : 2 }
+    }
+
     public let name: String
     public let rows: Int
     public let cols: Int
     public let groupSize: Int
+    public let scaleType: ScaleType
     public let int16Activations: Bool
     public let weights: Weights
 
@@ -31,10 +40,15 @@ public struct LayerParameters: Equatable, Sendable {
         rows = reader.take("rows", or: 0)
         cols = reader.take("cols", or: 0)
         groupSize = reader.take("group_size", or: 0)
+        let scales: String = reader.take("scale_type", or: "")
+        scaleType = ScaleType(rawValue: scales) ?? .float32
         int16Activations = kind == .linear ? reader.take("int16_activations", or: false) : false
         weights = Self.weights(&reader)
         if version != Self.version {
             reader.problems.append("version is \(version), this app computes version \(Self.version)")
+        }
+        if ScaleType(rawValue: scales) == nil {
+            reader.problems.append("scale_type \"\(scales)\" is unknown")
         }
         if min(rows, cols, groupSize) < 1 {
             reader.problems.append("\(rows) rows, \(cols) columns and groups of \(groupSize) are no matrix")

@@ -84,19 +84,19 @@ public final class ModelScope: @unchecked Sendable {
     private func open(
         _ parameters: LayerParameters, blob: PinnedBytes, scales: PinnedBytes
     ) throws -> CodedMatrix {
-        let matrix = try CodedMatrix(
-            name: parameters.name, blob: blob, scales: scales, groupSize: parameters.groupSize)
+        let matrix = try CodedMatrix(parameters, blob: blob, scales: scales)
         try require(matrix, parameters)
         lock.withLock { matrices[matrix.name] = matrix }
         return matrix
     }
 
     private func require(_ matrix: CodedMatrix, _ parameters: LayerParameters) throws {
-        let found = [matrix.rows, matrix.cols, matrix.groupSize]
-        let said = [parameters.rows, parameters.cols, parameters.groupSize]
+        let found = [matrix.rows, matrix.cols, matrix.groupSize, matrix.scaleType.bytes]
+        let said = [parameters.rows, parameters.cols, parameters.groupSize, parameters.scaleType.bytes]
         guard found == said else {
             throw LayerError(
-                parameters.name, "its matrix has rows, columns and group size \(found), its parameters say \(said)")
+                parameters.name,
+                "its matrix has rows, columns, group size and bytes of a scale \(found), its parameters say \(said)")
         }
     }
 

@@ -32,7 +32,7 @@ final class CodedLayerTests: XCTestCase {
             let ids = try Golden.values(vector["ids"]!, as: Int64.self).map(Float.init)
             let rows = try ModelScope(folder: Golden.folder).loading {
                 let layer = try CodedLayer(
-                    parameters(opened, group: Int(vector["group_size"]!)!), of: .embedding)
+                    parameters(opened, vector), of: .embedding)
                 try layer.setWeights([blob, Golden.data(vector["scales"]!)])
                 return try evaluate(layer, ids, shape: [ids.count])
             }
@@ -80,18 +80,19 @@ struct Product {
     let x: [Float]
     let tokens: Int
     let groupSize: Int
+    let vector: [String: String]
     let opened: OpenedBlob
 
     init(_ vector: [String: String]) throws {
         blob = try Golden.data(vector["blob"]!)
         scaleData = try Golden.data(vector["scales"]!)
         x = try Golden.values(vector["activations"]!, as: Float.self)
-        (tokens, groupSize) = (Int(vector["n_tokens"]!)!, Int(vector["group_size"]!)!)
+        (tokens, groupSize, self.vector) = (Int(vector["n_tokens"]!)!, Int(vector["group_size"]!)!, vector)
         opened = try OpenedBlob(blob)
     }
 
     func parameters(int16: Bool) -> [String: Any] {
-        var given = LZWCoreMLTests.parameters(opened, group: groupSize)
+        var given = LZWCoreMLTests.parameters(opened, vector)
         given["int16_activations"] = int16
         return given
     }
@@ -106,12 +107,12 @@ struct Product {
 
     /// The same in double precision, and the sum of magnitudes, by which an error is judged.
     func inDouble() throws -> [(sum: Double, magnitude: Double)] {
-        let scales = scaleData.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+        let scales = widened(scaleData, vector["scale_type"]!)
         let (rows, cols) = (opened.rows, opened.cols), groups = (cols + groupSize - 1) / groupSize
         return (0..<tokens).flatMap { token in
             (0..<rows).map { row in
                 let terms = (0..<cols).map { col in
-                    Double(opened.levels[row * cols + col]) * Double(scales[row * groups + col / groupSize])
+                    Double(opened.levels[row * cols + col]) * scales[row * groups + col / groupSize]
                         * Double(x[token * cols + col])
                 }
                 return (terms.reduce(0, +), terms.reduce(0) { $0 + abs($1) })
@@ -120,8 +121,22 @@ struct Product {
     }
 }
 
-func parameters(_ blob: OpenedBlob, group: Int) -> [String: Any] {
-    ["version": 2, "name": "w", "rows": blob.rows, "cols": blob.cols, "group_size": group]
+func parameters(_ blob: OpenedBlob, _ vector: [String: String]) -> [String: Any] {
+    [
+        "version": 3, "name": "w", "rows": blob.rows, "cols": blob.cols,
+        "group_size": Int(vector["group_size"]!)!, "scale_type": vector["scale_type"]!,
+    ]
+}
+
+/// The values of stored scales, by the formula of `tinyqmoe_scale_type`.
+func widened(_ stored: Data, _ type: String) -> [Double] {
+    if type == "float32" { return stored.withUnsafeBytes { $0.bindMemory(to: Float.self).map(Double.init) } }
+    return stored.withUnsafeBytes { bytes in
+        bytes.bindMemory(to: UInt16.self).map { code in
+            let exponent = Int(code >> 10) - 47, mantissa = Double(code & 1023) / 1024
+            return code == 0 ? 0 : Double(sign: .plus, exponent: exponent, significand: 1 + mantissa)
+        }
+    }
 }
 
 func evaluate(_ layer: CodedLayer, _ input: [Float], shape: [Int]) throws -> [Float] {

@@ -6,7 +6,8 @@ import XCTest
 /// What is wrong with a custom layer is said in words, and nothing is computed.
 final class LayerErrorTests: XCTestCase {
     private let good: [String: Any] = [
-        "version": 2, "name": "w", "rows": 4, "cols": 3, "group_size": 3, "int16_activations": true,
+        "version": 3, "name": "w", "rows": 4, "cols": 3, "group_size": 3, "scale_type": "ue6m10",
+        "int16_activations": true,
     ]
 
     func testGoodParametersAreRead() throws {
@@ -20,9 +21,10 @@ final class LayerErrorTests: XCTestCase {
         var bad = good
         bad["rows"] = "four"
         bad["cols"] = nil
-        bad["version"] = 3
+        bad["version"] = 2
         bad["colour"] = 1
-        for part in ["rows is no Int", "cols is missing", "version is 3", "colour is unknown", "update the app"] {
+        bad["scale_type"] = "half"
+        for part in ["scale_type \"half\"", "rows is no Int", "cols is missing", "version is 2", "colour is unknown", "update the app"] {
             assertFails(part) { _ = try LayerParameters(bad, of: .linear) }
         }
     }
@@ -116,7 +118,7 @@ final class LayerErrorTests: XCTestCase {
         let vector = try Golden.table("embedding.tsv")[1]
         let blob = try Golden.data(vector["blob"]!), opened = try OpenedBlob(blob)
         let layer = try ModelScope(folder: Golden.folder).loading {
-            let layer = try CodedLayer(parameters(opened, group: Int(vector["group_size"]!)!), of: .embedding)
+            let layer = try CodedLayer(parameters(opened, vector), of: .embedding)
             try layer.setWeights([blob, Golden.data(vector["scales"]!)])
             return layer
         }
@@ -127,10 +129,10 @@ final class LayerErrorTests: XCTestCase {
 
     func testWhatALayerFoundWrongIsThrownInPlaceOfCoreMLsError() {
         struct CoreMLError: Error {}
-        assertFails("version is 3") {
+        assertFails("version is 2") {
             try ModelScope(folder: Golden.folder).loading {
                 var bad = self.good
-                bad["version"] = 3
+                bad["version"] = 2
                 do { _ = try CodedLayer(bad, of: .linear) } catch { throw CoreMLError() }
             }
         }

@@ -60,7 +60,7 @@ public struct Manifest: Sendable {
     public static let tokenizerName = "tokenizer.json"
     public static let referenceName = "reference.safetensors"
     /// The version of the manifest that this kit reads.
-    public static let schemaVersion = 9
+    public static let schemaVersion = 10
 
     public let modelName: String
     public let parameters: Int

@@ -299,7 +299,7 @@ def test_codes_survive_coremltools_bit_for_bit(made: Made, tmp_path: Path) -> No
     for name, matrix in made.parts.encoded.matrices.items():
         blob, scales = stored[name]
         assert blob.rawValue == matrix.blob_path.read_bytes()
-        assert np.array_equal(np.float32(scales.floatValue), matrix.scales().reshape(-1))
+        assert scales.rawValue == matrix.scales_path.read_bytes()
 
 
 def test_package_opens_as_a_package(made: Made) -> None:
@@ -755,9 +755,9 @@ def test_stand_ins_change_nothing_but_weights(made: Made) -> None:
 
 def test_a_scale_that_is_cut_in_half_fails(raw: Parts, tmp_path: Path) -> None:
     """Packed numbers that end inside a number, far behind what a stand-in keeps."""
-    matrix = raw.encoded.matrices[GATE]
+    matrix = dataclasses.replace(raw.encoded.matrices[GATE], scale_type="float32")
     cut = tmp_path / "cut"
-    cut.write_bytes(matrix.scales_path.read_bytes() + b"\0\0")
+    cut.write_bytes(bytes(matrix.scales_bytes + 2))
     encoded = EncodedModel(
         raw.encoded.matrices | {GATE: dataclasses.replace(matrix, scales_path=cut)},
         raw.encoded.vectors,

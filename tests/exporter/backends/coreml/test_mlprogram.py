@@ -17,6 +17,7 @@ import torch
 from exporter.backends.coreml import mlpackage, mlprogram, mlprogram_graph, mlprogram_weights
 from exporter.backends.coreml.mlprogram import EmittedMLProgram
 from exporter.backends.coreml.mlprogram_graph import MLProgramConfig
+from exporter.codec.scales import stored, widened
 from exporter.codec.weight_file import expand
 from exporter.errors import ExportError, UsageError
 from exporter.models.llama import read_config
@@ -105,7 +106,7 @@ def dense(made: Made, name: str) -> np.ndarray:
     matrix = made.parts.encoded.matrices[name]
     with matrix.open() as coded:
         levels = torch.from_numpy(coded.decode_rows())
-    scales = np.repeat(np.asarray(matrix.scales()).astype(np.float16), matrix.group_size, axis=1)[
+    scales = np.repeat(widened(matrix.scales()).astype(np.float16), matrix.group_size, axis=1)[
         :, : matrix.cols
     ]
     return levels.numpy().astype(np.float16) * scales
@@ -212,7 +213,7 @@ def test_levels_lie_where_the_places_say(made: Made) -> None:
             place.scales_bytes,
             offset=place.scales_offset,
         ).view(np.float16)
-        scales = matrix.scales().astype(np.float16)
+        scales = widened(matrix.scales()).astype(np.float16)
         if place.form == "uint2":  # in a table of -scale, 0, scale, 0
             scales = np.stack([-scales, 0 * scales, scales, 0 * scales], axis=-1)
         assert np.array_equal(stored, scales.reshape(-1))
@@ -263,7 +264,8 @@ def test_groups_that_do_not_divide_are_refused_all_at_once() -> None:
 def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path, scale: float) -> None:
     parts = shared.encode(write_llama(tmp_path / "model"), tmp_path / "coded", INT8)
     matrix = parts.encoded.matrices["model.layers.1.mlp.up_proj.weight"]
-    np.full(matrix.rows * matrix.n_groups, scale, "<f4").tofile(matrix.scales_path)
+    scales = np.full(matrix.rows * matrix.n_groups, np.float16(scale), np.float32)
+    stored(scales).tofile(matrix.scales_path)
     with pytest.raises(
         ExportError, match=r"layers\.1\.mlp\.up_proj\.weight has scales or values up to"
     ):

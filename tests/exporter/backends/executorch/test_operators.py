@@ -18,6 +18,7 @@ from exporter.backends.executorch import lowering
 from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value
 from exporter.codec import encoder
 from exporter.codec.reference import decode
+from exporter.codec.scales import stored, type_of
 from exporter.models import layers
 from runtime_ref.executorch import kernels
 
@@ -42,6 +43,8 @@ def matrix(rows: int, cols: int, group_size: int, kind: str, codec: encoder.Code
     low, n = (-1, 3) if kind == "ternary" else (-127, 255)
     levels = rng.integers(low, low + n, (rows, cols), dtype=np.int8)
     scales = rng.uniform(0.01, 0.1, (rows, -(-cols // group_size))).astype(np.float32)
+    if codec == "lzw":  # they are stored in 16 bits
+        scales = scales.astype(np.float16).astype(np.float32)
     return Matrix(levels, scales, encoder.encode(levels, low, n, codec).blob, group_size)
 
 
@@ -124,10 +127,11 @@ class OneCall:
 
 def constants(graph: Graph, m: Matrix) -> tuple[Value, Value]:
     """Blob and scales in a program."""
-    scales = np.ascontiguousarray(m.scales, "<f4").tobytes()
+    scales = stored(m.scales)
+    dtype = lowering.SCALE_TYPES[type_of(scales)]
     return (
         graph.constant(Constant(m.blob.tobytes(), m.blob.shape, torch.uint8)),
-        graph.constant(Constant(scales, m.scales.shape, torch.float32)),
+        graph.constant(Constant(scales.tobytes(), m.scales.shape, dtype)),
     )
 
 

@@ -65,7 +65,7 @@ class Manifest internal constructor(
 
     companion object {
         /** The version of manifest.json that is read. */
-        const val SCHEMA_VERSION = 9
+        const val SCHEMA_VERSION = 10
         const val FILE = "manifest.json"
         const val TOKENIZER = "tokenizer.json"
         const val REFERENCE = "reference.safetensors"

@@ -1,0 +1,35 @@
+// Scales as they are stored, read in place: tinyqmoe_scale_type.
+#ifndef TINYQMOE_CORE_SCALES_H_
+#define TINYQMOE_CORE_SCALES_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "tinyqmoe/tinyqmoe.h"
+
+namespace tinyqmoe {
+
+// The float32 of a ue6m10 code: exponent and mantissa keep their order, and the bias of 47 becomes one of 127.
+inline float widen_ue6m10(uint16_t code) {
+  const uint32_t bits = code == 0 ? 0 : (uint32_t{code} << 13) + ((127u - 47u) << 23);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+struct Scales {
+  const void* values;
+  tinyqmoe_scale_type type;
+
+  float operator[](uint64_t i) const {
+    if (type == TINYQMOE_SCALES_FLOAT32) return static_cast<const float*>(values)[i];
+    return widen_ue6m10(static_cast<const uint16_t*>(values)[i]);
+  }
+};
+
+inline bool is_scale_type(tinyqmoe_scale_type type) {
+  return type == TINYQMOE_SCALES_FLOAT32 || type == TINYQMOE_SCALES_UE6M10;
+}
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_SCALES_H_
