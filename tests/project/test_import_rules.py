@@ -143,6 +143,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "exporter.encoded",
             "exporter.bundle",
             "exporter.chat_format",
+            "exporter.codec.scales",
             *QUANT,
         ),
         ("numpy",),
