@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from exporter.codec.encoder import Codec, encode
 from exporter.codec.native import NativeTensor
 from exporter.codec.scale_types import SCALE_BYTES, ScaleType
-from exporter.codec.scales import STORED_AS, StoredScales, stored, type_of
+from exporter.codec.scales import STORED_AS, StoredScales, stored, type_of, widened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +86,12 @@ class EncodedMatrix:
         """The scales as they are stored, [rows, n_groups], memory-mapped."""
         dtype, shape = STORED_AS[self.scale_type], (self.rows, self.n_groups)
         return np.memmap(self.scales_path, dtype=dtype, mode="r", shape=shape)
+
+    @property
+    def scales_fit_half(self) -> bool:
+        """Whether half precision holds every scale exactly."""
+        scales = widened(self.scales())
+        return np.array_equal(scales.astype(np.float16), scales)
 
 
 @dataclass(frozen=True)

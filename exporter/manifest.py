@@ -9,9 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from exporter import bundle as bundles
 from exporter.backends import registry
 from exporter.backends.package import network_entry
@@ -25,7 +22,6 @@ from exporter.bundle import (
 )
 from exporter.bundle.relations import relation_problems
 from exporter.chat_format import chat_format
-from exporter.codec.scales import widened
 from exporter.errors import ExportError
 from exporter.quant import plan
 
@@ -149,17 +145,13 @@ def _rounding_warnings(source: PackageInput, emitted: list[Emitted]) -> list[str
     """What becomes of the scales of a checkpoint in packages of half precision."""
     half = [e.artifact.path for e in emitted if e.artifact.activations == bundles.HALF]
     own = [m for m in source.encoded.matrices.values() if half and m.own_levels]
-    rounded = [m.name for m in own if not _fits_half(widened(m.scales()))]
+    rounded = [m.name for m in own if not m.scales_fit_half]
     if not rounded:
         return []
     return [
         f"{', '.join(half)}: half precision does not hold the scales of {len(rounded)} matrices "
         f"exactly, such as {rounded[0]}: they are rounded to 11 bits there"
     ]
-
-
-def _fits_half(scales: NDArray[np.float32]) -> bool:
-    return np.array_equal(scales.astype(np.float16), scales)
 
 
 def _ledger(work: Path, told_by_backends: list[LedgerRow]) -> list[LedgerRow]:
