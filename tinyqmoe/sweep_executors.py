@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class SlurmExecutor:
         if cluster == "slurm" and shutil.which("srun") is None:
             hint = "`--emit slurm` prints a script that can be taken to one"
             raise MissingComponentError("there is no srun: no Slurm cluster is here", hint=hint)
-        self._jobs = submitit.AutoExecutor(folder=out.resolve() / "slurm", cluster=cluster)
+        self._new_jobs = partial(submitit.AutoExecutor, out.resolve() / "slurm", cluster)
         self._started = _Started(lambda job: job.cancel())
         self._lost = submitit.core.utils.UncompletedJobError
 
@@ -121,15 +122,16 @@ class SlurmExecutor:
         return made
 
     def _submit(self, task: CellTask) -> Any:
-        """A job for a cell. Not for two threads at once: its parameters are set before."""
-        self._jobs.update_parameters(
+        """A job for a cell."""
+        jobs = self._new_jobs()
+        jobs.update_parameters(
             name=task.cell.address,
             cpus_per_task=1,
             mem_gb=task.memory_bytes / GB,
             timeout_min=JOB_MINUTES,
-            slurm_exclusive=True if task.cell.alone else None,
+            **({"slurm_exclusive": True} if task.cell.alone else {}),
         )
-        return self._jobs.submit(make_on_node, task)
+        return jobs.submit(make_on_node, task)
 
     def stop(self) -> None:
         self._started.stop()
