@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from exporter.codec.native import native_dir
+from tests.support.emulation import AVX512_FLAGS, SIMDE, avx512_sources
 from tests.support.layer_tests import SANITIZE, compile_objects, link
 from tests.support.paths import GOLDEN
 
 CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SIMDE = Path("/usr/include/simde")
 FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 
 needs_compiler = pytest.mark.skipif(
@@ -114,16 +114,9 @@ def test_on_aarch64(tmp_path: Path) -> None:
 def test_avx512_in_emulation(tmp_path: Path) -> None:
     """On any x86, by intrinsics in plain C++; where AVX-512 is, the other tests run it too."""
     assert CXX is not None
-    root = native_dir()
-    kernels = tmp_path / "kernels_avx512.cc"
-    text = (root / "core" / kernels.name).read_text()
-    targets = "avx512f,avx512bw,avx512vl,avx512vnni"
-    assert text.count(targets) == 2
-    emulation = root / "tests" / "emulation"
-    kernels.write_text(f'#include "{emulation / "avx512.h"}"\n{text.replace(targets, "avx2")}')
-    sources = [*test_sources(), kernels, emulation / "isa.cc"]
-    flags = ["-O1", "-mavx2", "-Wno-psabi", "-Wno-unused-parameter"]
-    without = (kernels.name, "isa.cc")
+    emulated = avx512_sources(tmp_path)
+    sources, without = [*test_sources(), *emulated], tuple(file.name for file in emulated)
+    flags = ["-O1", *AVX512_FLAGS]
     program = compile_program(CXX, flags, sources, tmp_path / "tests", without)
     assert "0 failures, instruction sets: 1 2 5\n" in run(program, GOLDEN)
 
