@@ -2,6 +2,8 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <set>
+#include <string>
 
 #include "check.h"
 #include "support.h"
@@ -42,6 +44,10 @@ void test_status_names() {
   g_context = "names";
   CHECK(tinyqmoe_abi_version() == TINYQMOE_ABI_VERSION);
   CHECK(std::strcmp(tinyqmoe_status_name(TINYQMOE_BAD_ROW_LENGTH), "BAD_ROW_LENGTH") == 0);
+  std::set<std::string> names;
+  for (int status = 0; status < 128; ++status) names.insert(tinyqmoe_status_name(static_cast<tinyqmoe_status>(status)));
+  const int of_bytes = TINYQMOE_BAD_LEVEL + 1, of_calls = TINYQMOE_NO_ISA - TINYQMOE_BAD_ARGUMENT + 1;
+  CHECK(static_cast<int>(names.size()) == of_bytes + of_calls + 1);  // each its own, and one for all other numbers
   CHECK(std::strcmp(tinyqmoe_status_name(static_cast<tinyqmoe_status>(999)), "UNKNOWN") == 0);
 }
 
