@@ -14,6 +14,7 @@ from types import ModuleType
 # Files here that are no scheme.
 SHARED = (
     "calibration",
+    "calibration_cache",
     "calibration_passes",
     "column_steps",
     "config",
