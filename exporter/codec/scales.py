@@ -36,6 +36,6 @@ def stored(scales: npt.NDArray[np.float32]) -> StoredScales:
 def widened(stored: StoredScales) -> npt.NDArray[np.float32]:
     """The values of stored scales."""
     if type_of(stored) == "float32":
-        return np.asarray(stored, np.float32)
+        return np.array(stored, np.float32)  # a copy: the file may not be written
     codes = np.asarray(stored, np.uint32)
     return np.where(codes == 0, np.uint32(0), (codes << DROPPED) + BIAS).view(np.float32)
