@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -78,6 +79,10 @@ def wait_for_cells(out: Path, n: int, driver: subprocess.Popen[bytes]) -> None:
 
 
 def commands_of(driver: int) -> Iterator[int]:
-    """The processes that a process has started from any of its threads."""
+    """The commands that run for a sweep, which any of its threads has started."""
     for children in Path(f"/proc/{driver}/task").glob("*/children"):
-        yield from map(int, children.read_text().split())
+        for process in map(int, children.read_text().split()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                if b"--json" in words:  # not so what has ended and is listed still
+                    yield process
