@@ -79,10 +79,10 @@ def wait_for_cells(out: Path, n: int, driver: subprocess.Popen[bytes]) -> None:
 
 
 def commands_of(driver: int) -> Iterator[int]:
-    """The commands that a sweep has started from any of its threads, and nothing else of it."""
+    """The commands that run for a sweep, which any of its threads has started."""
     for children in Path(f"/proc/{driver}/task").glob("*/children"):
         for process in map(int, children.read_text().split()):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-                if b"--json" in words:  # not so what has ended, or what reads a template
+                if b"--json" in words:  # not so what has ended and is listed still
                     yield process
