@@ -39,7 +39,7 @@ def test_the_commands_of_a_tutorial_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(page, "sh")
-    assert sum(block.count("tinyqmoe ") for block in blocks) >= 5
+    assert sum(block.count("tinyqmoe ") for block in blocks) >= 4
     for block in blocks:
         for line in block.splitlines() if "<<" not in block else []:
             run_command(line) if line.startswith("tinyqmoe ") else run_shell(line)
