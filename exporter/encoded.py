@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.codec.encoder import Codec, encode
-from exporter.codec.native import NativeTensor
+from exporter.codec.native import NativeTensor, crc32
 from exporter.codec.scale_types import SCALE_BYTES, ScaleType
 from exporter.codec.scales import STORED_AS, StoredScales, stored, type_of, widened
 
@@ -213,5 +213,5 @@ def _summary(path: Path) -> dict[str, int]:
     n_bytes = crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            n_bytes, crc = n_bytes + len(block), zlib.crc32(block, crc)
+            n_bytes, crc = n_bytes + len(block), crc32(block, crc)
     return {"n_bytes": n_bytes, "crc32": crc}

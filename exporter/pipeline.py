@@ -145,9 +145,9 @@ def _read_weights(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
     """SHA-256 of the files of the weights by name; values that are not finite are refused."""
     from exporter.checkpoint import source_files
 
-    digests = source_files.hash_files(checkpoint.files, progress)
-    checkpoint.check_finite(progress)
-    return digests
+    with source_files.hashed_beside(checkpoint.files) as digests:
+        checkpoint.check_finite(progress)
+        return digests.result()
 
 
 def _encode(

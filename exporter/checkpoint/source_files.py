@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from exporter.errors import CheckpointError
-from exporter.progress import Progress
 
 PIECE_BYTES = 4 << 20
 
@@ -18,22 +20,30 @@ def file_states(files: Mapping[str, Path]) -> dict[str, str]:
     return {name: f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in stats.items()}
 
 
-def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
-    """SHA-256 of each file in hex digits, read in pieces.
+def hash_files(files: Mapping[str, Path], stop: threading.Event) -> dict[str, str]:
+    """SHA-256 of each file in hex digits, read in pieces. After `stop` no more is read.
 
     Whatever reads them next finds them in the page cache.
     """
-    total, done = sum(file.stat().st_size for file in files.values()), 0
     found = {}
     for name, file in files.items():
         digest = hashlib.sha256()
         with file.open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
+            while not stop.is_set() and (piece := stream.read(PIECE_BYTES)):
                 digest.update(piece)
-                done += len(piece)
-                progress("hash the weights", done, total)
         found[name] = digest.hexdigest()
     return found
+
+
+@contextlib.contextmanager
+def hashed_beside(files: Mapping[str, Path]) -> Iterator[Future[dict[str, str]]]:
+    """What `hash_files` gives, computed in a thread until the block ends."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            yield thread.submit(hash_files, files, stop)
+        finally:
+            stop.set()
 
 
 def check_unchanged(files: Mapping[str, Path], states: Mapping[str, str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +226,7 @@ def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[n
     all_counts, crc = np.zeros(256, np.uint64), 0
     for _, _, block in _blocks(levels):
         all_counts += native_encoder.count_levels(block)
-        crc = zlib.crc32(block.data, crc)
+        crc = native.crc32(block, crc)
     counts = all_counts[level_min + 128 :][:n_levels]
     outside = levels.size - int(counts.sum())
     if outside:
@@ -330,7 +329,7 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
             part = native_encoder.encode_raw(
                 block, header.level_min, header.n_levels, header.code_bits
             )
-        payload_crc32 = zlib.crc32(part.data, payload_crc32)
+        payload_crc32 = native.crc32(part, payload_crc32)
         file.write(part.data)
     file.write(bytes(layout.total_bytes - file.tell()))
     head = np.zeros(layout.payload_offset, np.uint8)

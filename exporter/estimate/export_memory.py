@@ -23,7 +23,7 @@ from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.calibration import NONE
 from exporter.quant.plan import fitted, plan_matrix
 from exporter.quant.tensor import effective_group_size
-from exporter.reference.loss import COMPARED_POSITIONS, head_positions
+from exporter.reference.loss import compared_positions, head_positions
 from exporter.reference.loss_text import WINDOW_TOKENS
 from exporter.reference.model import BLOCK_WEIGHTS, PIECE_TOKENS
 from exporter.reference.prompts import new_tokens
@@ -154,7 +154,8 @@ def _loss(checkpoint: Checkpoint) -> int:
     """
     config = checkpoint.config
     n, vocab = min(config.max_position_embeddings, WINDOW_TOKENS), config.vocab_size
-    logits = 2 * 4 * min(n, head_positions(vocab)) * vocab + 6 * 8 * COMPARED_POSITIONS * vocab
+    compared = (os.cpu_count() or 1) * compared_positions(vocab)
+    logits = 2 * 4 * min(n, head_positions(vocab)) * vocab + 6 * 8 * compared * vocab
     return _model(checkpoint, n) + _cache_bytes(checkpoint, n) + logits
 
 

@@ -100,7 +100,8 @@ def round_symmetric(w: Tensor, largest: int) -> tuple[Tensor, Tensor]:
     w float32 [n, G, size] -> levels int8 [n, G, size], scales float32 [n, G]. A scale is rounded
     upwards, so that the largest weight keeps its level.
     """
-    scales = short_scales(w.abs().amax(-1) / largest, up=True)
+    most = torch.maximum(w.amax(-1), -w.amin(-1))  # max |w|, without a copy of w
+    scales = short_scales(most / largest, up=True)
     divisor = torch.where(scales == 0, 1.0, scales)  # a group of zeros keeps scale 0 and level 0
     levels = (w / divisor.unsqueeze(-1)).round_().clamp_(-largest, largest)
     return levels.to(torch.int8), scales

@@ -10,11 +10,14 @@ products of calls of many tokens: see exporter.reference.model.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporter import bundle as bundles
@@ -45,17 +48,23 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def answers(model: Decoder, prompt: Prompt) -> tuple[Tensor, Tensor]:
+def answers(model: Decoder, prompt: Prompt, draft: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Logits, float32 [max(new_tokens, 1), V], and the greedy token of each row, int64.
 
+    `draft`: tokens that may be those, computed together with the prompt. The first that differs
+    from the greedy token of its row is dropped, with all after it, so a draft only saves time.
     Raises CheckpointError if a logit is NaN or infinite.
     """
-    begin = prompt.n_repeated
+    begin, last = prompt.n_repeated, len(prompt.tokens) - 1
     if begin:
         repeat(model, prompt.tokens[0], begin)
-    logits = [model.logits(hidden_states(model, prompt.tokens[begin:], begin)[:, -1])[0]]
-    for step in range(1, prompt.new_tokens):
-        position = torch.tensor([len(prompt.tokens) + step - 1])
+    tokens = [*prompt.tokens, *draft[: max(prompt.new_tokens, 1) - 1]]
+    hidden = hidden_states(model, tokens[begin:], begin)[0, last - begin :]
+    rows = model.logits(hidden)
+    wrong = rows[:-1].argmax(-1) != torch.tensor(tokens[last + 1 :])
+    logits = list(rows[: 1 + int((~wrong).cumprod(0).sum())])
+    for step in range(len(logits), prompt.new_tokens):
+        position = torch.tensor([last + step])
         logits.append(model(logits[-1].argmax().reshape(1, 1), position)[0])
     stacked = finite(torch.stack(logits))
     return stacked, stacked.argmax(-1)
@@ -65,11 +74,13 @@ def reference_tensors(
     network: Callable[[Arithmetic], Decoder],
     arithmetics: Sequence[Arithmetic],
     prompts: Sequence[Prompt],
+    drafts: Sequence[Sequence[int]],
     progress: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """Prompts and their answers, by the names that they have in `reference.safetensors`.
 
-    `progress` is told the number of tokens computed.
+    `drafts` are the tokens that may follow each prompt: see `answers`. `progress` is told the
+    number of tokens computed.
 
     `prompt.N` int64 [S]; `ARITHMETIC.N.logits` float32 [n, V] and `ARITHMETIC.N.tokens` int64 [n],
     by the name of each arithmetic.
@@ -77,8 +88,8 @@ def reference_tensors(
     tensors = {f"prompt.{i}": torch.tensor(p.tokens) for i, p in enumerate(prompts)}
     for arithmetic in arithmetics:
         model = network(arithmetic)
-        for i, prompt in enumerate(prompts):
-            logits, tokens = answers(model, prompt)
+        for i, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True)):
+            logits, tokens = answers(model, prompt, draft)
             key = f"{arithmetic.name}.{i}"
             tensors |= {f"{key}.logits": logits, f"{key}.tokens": tokens}
             progress(len(prompt.tokens) + max(prompt.new_tokens, 1) - 1)
@@ -86,34 +97,80 @@ def reference_tensors(
     return tensors
 
 
+@dataclass(frozen=True)
+class ExactAnswer:
+    """What a session answers to a prompt.
+
+    tokens: those that follow it; sha256: the digest of the exact logits of all their positions.
+    """
+
+    tokens: list[int]
+    sha256: bytes
+
+
+def exact_answer(
+    session: Session,
+    prompt: Prompt,
+    progress: Callable[[int], None],
+    following: Sequence[int] | None = None,
+) -> ExactAnswer:
+    """The answer of a session that is fed `following` after a prompt, or its own greedy tokens.
+
+    `progress` is told the number of tokens computed.
+    """
+
+    def feed(tokens: Sequence[int]) -> NDArray[np.float32]:
+        logits = session.feed(tokens)
+        progress(len(tokens))
+        return logits
+
+    session.trim(0)
+    last = (len(prompt.tokens) - 1) // PIECE_TOKENS * PIECE_TOKENS
+    for begin in range(0, last, PIECE_TOKENS):  # an interrupt takes effect between two
+        feed(prompt.tokens[begin : begin + PIECE_TOKENS])
+    tokens: list[int] = []
+
+    def rows() -> Iterator[memoryview]:
+        piece: Sequence[int] = prompt.tokens[last:]
+        for step in range(max(prompt.new_tokens, 1)):
+            logits = feed(piece)
+            tokens.append(int(logits.argmax()) if following is None else following[step])
+            piece = tokens[-1:]
+            yield logits.data
+
+    return ExactAnswer(sha256=bundles.logits_sha256(rows()), tokens=tokens)
+
+
+def exact_answers(
+    bundle: Path, prompts: Sequence[Prompt], progress: Callable[[int], None]
+) -> list[ExactAnswer]:
+    """The answers of a session of a bundle, each with its own greedy tokens."""
+    session = open_session(bundle)
+    return [exact_answer(session, prompt, progress) for prompt in prompts]
+
+
 def exact_digests(
     bundle: Path,
     prompts: Sequence[Prompt],
-    tokens: Sequence[Tensor],
-    progress: Callable[[int], None],
+    given: Sequence[ExactAnswer],
+    tokens: Sequence[Sequence[int]],
 ) -> dict[str, Tensor]:
     """Digests of the exact logits of a session, `exact.N.sha256` uint8 [32].
 
     They are of the answers to prompts that are followed by `tokens`: of all positions where the
-    reference has logits, fed with its tokens. `progress` is told the number of tokens computed.
+    reference has logits, fed with its tokens. An answer `given` with the same tokens is taken.
     """
-    session = Session(bundle, os.cpu_count() or 1, PIECE_TOKENS)
-
-    def feed(tokens: Sequence[int]) -> memoryview:
-        logits = session.feed(tokens)
-        progress(len(tokens))
-        return logits.data
-
     digests = {}
-    for i, (prompt, following) in enumerate(zip(prompts, tokens, strict=True)):
-        session.trim(0)
-        last = (len(prompt.tokens) - 1) // PIECE_TOKENS * PIECE_TOKENS
-        for begin in range(0, last, PIECE_TOKENS):  # an interrupt takes effect between two
-            feed(prompt.tokens[begin : begin + PIECE_TOKENS])
-        pieces = [prompt.tokens[last:], *([token] for token in following[:-1].tolist())]
-        sha256 = bundles.logits_sha256(map(feed, pieces))
-        digests[f"exact.{i}.sha256"] = torch.frombuffer(bytearray(sha256), dtype=torch.uint8)
+    for i, (prompt, answer, following) in enumerate(zip(prompts, given, tokens, strict=True)):
+        if answer.tokens != following:
+            answer = exact_answer(open_session(bundle), prompt, lambda _: None, following)
+        digests[f"exact.{i}.sha256"] = torch.tensor(list(answer.sha256), dtype=torch.uint8)
     return digests
+
+
+def open_session(bundle: Path) -> Session:
+    """A session of a bundle on all cores, for prompts in pieces."""
+    return Session(bundle, os.cpu_count() or 1, PIECE_TOKENS)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -140,8 +197,8 @@ def answer_prompts(
     del tokenizer
     release_free_memory()  # now, and not at some time in what follows
     prompts = make_prompts(sequences, source.context, checkpoint.parameters, vocab_size)
-    exact = [a.arithmetic.name for a in artifacts if a.exact]
-    runs = len(arithmetics) + len(exact)
+    exact = next((a.arithmetic.name for a in artifacts if a.exact), None)
+    runs = len(arithmetics) + (exact is not None)
     total = runs * sum(len(p.tokens) + max(p.new_tokens, 1) - 1 for p in prompts)
     done = 0
 
@@ -154,10 +211,12 @@ def answer_prompts(
         return checkpoint.network(source.context, QuantizedLayers(encoded, arithmetic))
 
     advance(0)
-    tensors = reference_tensors(network, arithmetics, prompts, advance)
-    for name in exact:
-        following = [tensors[f"{name}.{i}.tokens"] for i in range(len(prompts))]
-        tensors |= exact_digests(source.work, prompts, following, advance)
+    given = [] if exact is None else exact_answers(source.work, prompts, advance)
+    drafts = [answer.tokens for answer in given] or [[]] * len(prompts)
+    tensors = reference_tensors(network, arithmetics, prompts, drafts, advance)
+    if exact is not None:
+        following = [tensors[f"{exact}.{i}.tokens"].tolist() for i in range(len(prompts))]
+        tensors |= exact_digests(source.work, prompts, given, following)
     write_tensors(tensors, source.work / bundles.REFERENCE)
     return texts, _measure_loss(source, arithmetics[0], measured_on, progress)
 

@@ -18,6 +18,7 @@ from exporter.reference.model import (
     QuantizedLayers,
     finite,
     hidden_states,
+    on_all_cores,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from exporter.reference.loss_text import LossText
 
 HEAD_LOGITS = 1 << 23  # that are in memory at a time, of one model
-COMPARED_POSITIONS = 8  # of them compared at a time, in float64
+COMPARED_LOGITS = 1 << 17  # about so many are compared at a time by each thread, in float64
 BLOCK_POSITIONS = 32  # in a row, whose mean is one sample of the standard error
 
 
@@ -80,18 +81,23 @@ def head_positions(vocab_size: int) -> int:
     return max(CORE_TOKENS, HEAD_LOGITS // vocab_size)
 
 
+def compared_positions(vocab_size: int) -> int:
+    """Number of positions that a thread compares at a time."""
+    return max(1, COMPARED_LOGITS // vocab_size)
+
+
 def _compare_window(
     models: Sequence[Decoder], window: Sequence[int], step: int
 ) -> tuple[Tensor, ...]:
     """What `_compare` gives for all positions of a window; logits are made by `step` positions."""
     hidden = [hidden_states(model, window) for model in models]
     following = torch.tensor([*window[1:], 0])
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
     for begin in range(0, len(window), step):
         part = slice(begin, begin + step)
         logits = [finite(m.logits(h[:, part]))[0] for m, h in zip(models, hidden, strict=True)]
-        rows = [x.split(COMPARED_POSITIONS) for x in (*logits, following[part])]
-        parts += [_compare(*block) for block in zip(*rows, strict=True)]
+        size = compared_positions(logits[0].shape[-1])
+        parts += on_all_cores(_compare, *(x.split(size) for x in (*logits, following[part])))
     kl, same, log_p, log_q = (torch.cat(column) for column in zip(*parts, strict=True))
     log_p[-1] = log_q[-1] = torch.nan  # nothing follows the last token
     return kl, same, log_p, log_q

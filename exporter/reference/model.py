@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from exporter.models.layers import Decoder, TorchLayers
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
+
+T = TypeVar("T")
 
 
 # The weights that a thread decodes at a time: 2 MiB as float32, which stays in its cache and heap.
@@ -232,23 +234,30 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
-def for_row_blocks(work: Callable[[int, int], None], rows: int, cols: int) -> None:
-    """Calls `work` with the range of each block of rows, on all cores.
+def on_all_cores(work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+    """What `work` returns for each item of the arguments, as by `map`, each from one thread.
 
-    Blocks are too small for several threads of PyTorch each, and are read and decoded by one.
+    The items are too small for several threads of PyTorch each.
     """
 
-    def block(ends: tuple[int, int]) -> None:
+    def one(*items: Any) -> T:
         with torch.inference_mode():  # it is a state of each thread
-            work(*ends)
+            return work(*items)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in _workers().map(block, row_blocks(rows, cols)):
-            pass  # an error is raised here
+        return list(_workers().map(one, *arguments))
     finally:
         torch.set_num_threads(threads)
+
+
+def for_row_blocks(work: Callable[[int, int], None], rows: int, cols: int) -> None:
+    """Calls `work` with the range of each block of rows, on all cores.
+
+    Each block is read and decoded by one thread.
+    """
+    on_all_cores(work, *zip(*row_blocks(rows, cols), strict=True))
 
 
 class QuantizedLayers(TorchLayers):

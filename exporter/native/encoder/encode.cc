@@ -38,6 +38,10 @@ namespace {
 void pack_raw(const int8_t* levels, const tinyqmoe_info& info, uint8_t* out) {
   const uint32_t per_byte = 8 / info.code_bits;
   const uint8_t bias = static_cast<uint8_t>(info.level_min);
+  if (per_byte == 1) {  // a loop that compilers make vectors of
+    for (uint32_t c = 0; c < info.cols; ++c) out[c] = static_cast<uint8_t>(static_cast<uint8_t>(levels[c]) - bias);
+    return;
+  }
   for (uint32_t c = 0; c < info.cols; c += per_byte) {
     uint32_t byte = 0;
     for (uint32_t k = 0; k < per_byte && c + k < info.cols; ++k) {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,34 +29,58 @@ def expected(folder: Path, pattern: str, prefix: str = "") -> dict[str, str]:
     return {prefix + file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 
-def hashed(checkpoint: Checkpoint) -> tuple[dict[str, str], list[tuple[int, int]]]:
-    """SHA-256 of the files of a checkpoint, and (bytes done, bytes in all) of the progress."""
-    told: list[tuple[int, int]] = []
-    digests = source_files.hash_files(checkpoint.files, lambda _, *done: told.append(done))
-    return digests, told
+def hashed(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint by name."""
+    with source_files.hashed_beside(checkpoint.files) as digests:
+        return digests.result()
 
 
 def test_one_digest_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_files, "PIECE_BYTES", 1000)
     write_llama(tmp_path, shards=3)
-    digests, told = hashed(Checkpoint.open(tmp_path))
+    digests = hashed(Checkpoint.open(tmp_path))
     assert digests == expected(tmp_path, "*.safetensors")
     assert len(digests) > 1
-    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
-    assert told[-1] == (size, size)
-    assert told == sorted(set(told))
+
+
+def test_an_error_beside_it_ends_the_hashing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def until_stopped(files: object, stop: threading.Event) -> dict[str, str]:
+        begun.set()
+        assert stop.wait(60)  # else the error below would be this one
+        return {}
+
+    def fail_beside() -> None:
+        with source_files.hashed_beside({}):
+            assert begun.wait(60)
+            raise ValueError("beside")
+
+    monkeypatch.setattr(source_files, "hash_files", until_stopped)
+    with pytest.raises(ValueError, match="beside"):
+        fail_beside()
+
+
+def test_nothing_is_read_after_a_stop(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    stop = threading.Event()
+    stop.set()
+    digests = source_files.hash_files(Checkpoint.open(tmp_path).files, stop)
+    assert set(digests.values()) == {hashlib.sha256(b"").hexdigest()}
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "x.gguf")
-    assert hashed(Checkpoint.open(tmp_path / "x.gguf"))[0] == expected(tmp_path, "x.gguf")
+    assert hashed(Checkpoint.open(tmp_path / "x.gguf")) == expected(tmp_path, "x.gguf")
 
 
 def test_an_adapter_beside_its_base(tmp_path: Path) -> None:
     base, adapter = write_plain(tmp_path / "base"), tmp_path / "adapter"
     adapter.mkdir()
     write_adapter(adapter)
-    digests, _ = hashed(Checkpoint.open(base, adapter=str(adapter)))
+    digests = hashed(Checkpoint.open(base, adapter=str(adapter)))
     files = expected(base, "*.safetensors") | expected(adapter, "adapter_*", "adapter/")
     assert digests == files
 

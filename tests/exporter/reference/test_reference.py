@@ -19,7 +19,13 @@ from exporter.errors import CheckpointError
 from exporter.quant.tensor import QuantizedTensor
 from exporter.reference import answers as reference_answers
 from exporter.reference import model as reference_model
-from exporter.reference.answers import answers, exact_digests, reference_tensors
+from exporter.reference.answers import (
+    ExactAnswer,
+    answers,
+    exact_answers,
+    exact_digests,
+    reference_tensors,
+)
 from exporter.reference.model import (
     BLOCK_WEIGHTS,
     CORE_TOKENS,
@@ -204,6 +210,23 @@ def test_answers_are_the_greedy_continuation(parts: Parts) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("n_right", range(6))
+def test_a_draft_changes_no_answer(parts: Parts, n_right: int) -> None:
+    prompt, vocab_size = Prompt((3, 4, 5), 6), parts.checkpoint.config.vocab_size
+    logits, tokens = answers(parts.reference(48, SHIPPED), prompt)
+    draft = [int(token) for token in tokens[:-1]]
+    if n_right < len(draft):
+        draft[n_right] = (draft[n_right] + 1) % vocab_size
+    calls: list[int] = []
+    model = parts.reference(48, SHIPPED)
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    drafted, same = answers(model, prompt, draft)
+    assert sqnr_db(logits.numpy(), drafted.numpy()) > 60  # sums in another order
+    assert same.tolist() == tokens.tolist()
+    assert len(calls) == 5 - n_right  # the tokens after the first wrong one, one by one
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("kv_type", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("n_repeated", [1, 20, 43])
 def test_a_repeated_token_is_computed_once(parts: Parts, n_repeated: int, kv_type: KVType) -> None:
@@ -272,7 +295,8 @@ def test_every_prompt_is_answered_in_each_arithmetic(parts: Parts) -> None:
     config = parts.checkpoint.config
     arithmetics = [SHIPPED, EXACT]
     network = functools.partial(parts.reference, 48)
-    tensors = reference_tensors(network, arithmetics, prompts, steps.append)
+    drafts = [[1], [], []]
+    tensors = reference_tensors(network, arithmetics, prompts, drafts, steps.append)
     expected = {f"prompt.{i}" for i in range(3)}
     answered = [(a.name, i) for a in arithmetics for i in range(3)]
     expected |= {f"{a}.{i}.{what}" for a, i in answered for what in ("logits", "tokens")}
@@ -299,20 +323,38 @@ def test_a_bundle_holds_what_its_model_answers(bundle: Bundle, parts: Parts) -> 
     assert tensors[f"{SHIPPED.name}.1.tokens"][:5].tolist() == tokens.tolist()
 
 
+def stored_answers(bundle: Bundle) -> tuple[dict[str, torch.Tensor], list[Prompt], list[list[int]]]:
+    """Tensors of `reference.safetensors`, its prompts, and the tokens that follow each."""
+    stored = load_file(bundle.path / REFERENCE)
+    n = sum(name.startswith("prompt.") for name in stored)
+    tokens = [stored[f"{SHIPPED.name}.{i}.tokens"].tolist() for i in range(n)]
+    full = len(stored[f"prompt.{n - 1}"])
+    prompts = [stored[f"prompt.{i}"].tolist() for i in range(n)]
+    counts = [0 if len(p) == full else len(t) for p, t in zip(prompts, tokens, strict=True)]
+    return stored, [Prompt(tuple(p), n) for p, n in zip(prompts, counts, strict=True)], tokens
+
+
 @pytest.mark.parametrize("piece", [1, 16, 47])
 def test_digests_are_of_every_prompt_in_pieces_of_any_size(
     bundle: Bundle, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_answers, "PIECE_TOKENS", piece)
-    stored = load_file(bundle.path / REFERENCE)
+    stored, prompts, tokens = stored_answers(bundle)
     steps: list[int] = []
-    n = sum(name.startswith("prompt.") for name in stored)
-    prompts = [Prompt(tuple(stored[f"prompt.{i}"].tolist()), 0) for i in range(n)]
-    tokens = [stored[f"{SHIPPED.name}.{i}.tokens"] for i in range(n)]
-    digests = exact_digests(bundle.path, prompts, tokens, steps.append)
+    given = exact_answers(bundle.path, prompts, steps.append)
+    digests = exact_digests(bundle.path, prompts, given, tokens)
     expected = {name: value for name, value in stored.items() if name.startswith("exact.")}
-    assert digests.keys() == expected.keys() == {f"exact.{i}.sha256" for i in range(n)}
+    assert [answer.tokens for answer in given] == tokens
+    assert digests.keys() == expected.keys() == {f"exact.{i}.sha256" for i in range(len(prompts))}
     assert all(torch.equal(digests[name], value) for name, value in expected.items())
     assert sum(steps) == sum(
         len(p.tokens) + len(t) - 1 for p, t in zip(prompts, tokens, strict=True)
     )
+
+
+def test_a_digest_is_of_the_tokens_of_the_reference(bundle: Bundle) -> None:
+    """Where a session would go on with another token."""
+    stored, prompts, tokens = stored_answers(bundle)
+    wrong = [ExactAnswer([-1], bytes(32)) for _ in prompts]
+    digests = exact_digests(bundle.path, prompts, wrong, tokens)
+    assert all(torch.equal(value, stored[name]) for name, value in digests.items())
