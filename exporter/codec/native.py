@@ -10,7 +10,6 @@ import functools
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -265,6 +264,12 @@ def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, Float
     return quantized.view(np.int16)[:, : array.shape[1]].copy(), scales
 
 
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for products, kept: starting them costs as much as a small product."""
+    return ThreadPoolExecutor(threads)
+
+
 class NativeTensor:
     """An opened blob.
 
@@ -424,28 +429,27 @@ class NativeTensor:
             handle = library().tinyqmoe_form_tensor(form)
             scratch_bytes = library().tinyqmoe_linear_scratch_bytes(handle, tokens)
             scratches = [_aligned(scratch_bytes) for _ in range(threads)]
-            with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-                each = pool.map if pool else map
-                for first, last in self._blocks(form, threads):
-                    step = -(-(last - first) // threads)
-                    jobs = [
-                        _CLinearArgs(
-                            tensor=handle,
-                            scales=factors.ctypes.data,
-                            scale_type=_SCALE_NUMBER[type_of(factors)],
-                            group_size=group_size,
-                            n_tokens=tokens,
-                            row_begin=begin,
-                            row_end=min(begin + step, last),
-                            isa=_ISA_NUMBER[isa],
-                            scratch=scratch.ctypes.data,
-                            scratch_bytes=scratch.size,
-                            y=y.ctypes.data,
-                        )
-                        for begin, scratch in zip(range(first, last, step), scratches, strict=False)
-                    ]
-                    for status in each(part, jobs):
-                        check(status, what)
+            each = _pool(threads).map if threads > 1 else map
+            for first, last in self._blocks(form, threads):
+                step = -(-(last - first) // threads)
+                jobs = [
+                    _CLinearArgs(
+                        tensor=handle,
+                        scales=factors.ctypes.data,
+                        scale_type=_SCALE_NUMBER[type_of(factors)],
+                        group_size=group_size,
+                        n_tokens=tokens,
+                        row_begin=begin,
+                        row_end=min(begin + step, last),
+                        isa=_ISA_NUMBER[isa],
+                        scratch=scratch.ctypes.data,
+                        scratch_bytes=scratch.size,
+                        y=y.ctypes.data,
+                    )
+                    for begin, scratch in zip(range(first, last, step), scratches, strict=False)
+                ]
+                for status in each(part, jobs):
+                    check(status, what)
         finally:
             library().tinyqmoe_release(form)
         return y

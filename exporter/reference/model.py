@@ -223,8 +223,10 @@ def dequantized(levels: Tensor, scales: Tensor, group_size: int) -> Tensor:
 
 
 def row_blocks(rows: int, cols: int) -> list[tuple[int, int]]:
-    """Ranges of rows of about BLOCK_WEIGHTS weights."""
-    step = max(1, BLOCK_WEIGHTS // cols)
+    """Equal ranges of rows of at most BLOCK_WEIGHTS weights, as many for each core."""
+    cores = os.cpu_count() or 1
+    rounds = -(-rows * cols // (cores * BLOCK_WEIGHTS))
+    step = -(-rows // (cores * rounds))
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
