@@ -79,6 +79,9 @@ struct Kernels {
   // Packed offsets of 2, 4 or 8 bits, plus bias, to out[0..cols). Returns the largest offset.
   uint8_t (*unpack)(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 
+  // Offsets of 2 or 4 bits to packed ones, from the lowest bits on. n is a multiple of what a byte holds.
+  void (*pack)(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
+
   // sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits.
   int64_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x);
 
@@ -113,6 +116,9 @@ const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();
 const Kernels* simd128_kernels();
+
+// Of the tables without a `pack` of their own.
+void pack_plain(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_KERNELS_H_
