@@ -105,17 +105,16 @@ __attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const 
 }
 
 AVX2 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
-  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
   const __m256i biases = _mm256_set1_epi8(static_cast<char>(bias));
   __m256i rests = _mm256_setzero_si256();
   uint32_t begin = 0;
-  for (; begin + kColumns <= cols; begin += kColumns, packed += kBase3Block) {
+  for (; begin + kBase3Columns <= cols; begin += kBase3Columns, packed += kBase3Block) {
     rests = _mm256_max_epu8(rests, put_digits(load32(packed), biases, out + begin));
   }
   const uint32_t left = cols - begin;
   const uint32_t n = (left + kBase3Digits - 1) / kBase3Digits;
   uint8_t last[kBase3Block] = {};
-  uint8_t digits[kColumns];
+  uint8_t digits[kBase3Columns];
   std::memcpy(last, packed, n);
   rests = _mm256_max_epu8(rests, put_digits(load32(last), biases, digits));
   for (uint32_t digit = 0, at = 0; at < left; ++digit, at += n) {

@@ -23,7 +23,7 @@ tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* row
 
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
   uint8_t largest = 0;
-  for (uint32_t begin = 0; begin < cols; begin += kBase3Block * kBase3Digits) {
+  for (uint32_t begin = 0; begin < cols; begin += kBase3Columns) {
     const uint32_t n = std::min(kBase3Block, (cols - begin + kBase3Digits - 1) / kBase3Digits);
     for (uint32_t i = 0; i < n; ++i) {
       uint8_t rest = *packed++;
@@ -98,8 +98,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,       pack_plain, dot_packed, dot,
-                             nullptr,        dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,  pack_plain,   dot_packed, nullptr,
+                             dot,            nullptr,      dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 

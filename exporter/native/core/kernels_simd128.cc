@@ -47,7 +47,7 @@ inline v128_t put_digits(v128_t v, v128_t bias, uint8_t* out) {
 }
 
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
-  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
+  constexpr uint32_t kColumns = kBase3Columns;
   const v128_t biases = wasm_u8x16_splat(bias);
   v128_t rests = wasm_u8x16_const_splat(0);
   uint32_t begin = 0;
@@ -292,8 +292,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases,       expand_base3, unpack,       pack_plain, dot_packed, dot,
-                              multiply_tiles<Tile>, dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {expand_phrases, expand_base3,         unpack,  pack_plain,   dot_packed, nullptr,
+                              dot,            multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 
