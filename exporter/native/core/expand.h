@@ -14,8 +14,8 @@ uint32_t raw_bits(uint32_t n_levels);
 // Bytes of the raw blob of a tensor with this header.
 uint64_t raw_blob_bytes(const tinyqmoe_info& info);
 
-// Writes that blob to zeroed memory, by these threads or (null) the calling one. Copies go by the CRCs of the header, so
-// the payload's is checked here.
+// Writes that blob, without its CRC, to zeroed memory, by these threads or (null) the calling one. Copies go by the CRCs
+// of the header, so the coded payload's is checked here.
 tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, uint8_t* blob);
 
 // Writes it to the start of an empty file, through small buffers. *written tells a file that could not be written

@@ -97,12 +97,12 @@ struct X16Product : Product {
   // What a sum over offsets lacks to be one over levels.
   int64_t correction(int32_t x_sum) const { return tensor.info.level_min * int64_t{x_sum}; }
 
-  // Adds a group of a row to what the groups before it gave.
-  void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t acc, float* y) const {
+  // Adds a group of a row, of this scale, to what the groups before it gave.
+  void add_group(float scale, uint32_t token, int64_t acc, float* y) const {
     if (n_groups == 1) {
-      *y = static_cast<float>(acc) * (x_scales[token] * scale(row, g));
+      *y = static_cast<float>(acc) * (x_scales[token] * scale);
     } else {
-      const float term = static_cast<float>(acc) * scale(row, g);
+      const float term = static_cast<float>(acc) * scale;
       *y += term;
     }
   }
@@ -136,7 +136,9 @@ void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, ui
     task.x_sum = p.x_sum(token, g);
     p.kernels.dot(&task);
     const int64_t correction = p.correction(task.x_sum);
-    for (uint32_t r = 0; r < n_rows; ++r) p.add_group(row0 + first + r, token, g, task.sums[r] + correction, y + r);
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      p.add_group(p.scale(row0 + first + r, g), token, task.sums[r] + correction, y + r);
+    }
   }
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
@@ -156,11 +158,13 @@ void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, u
     task.n_tokens = p.n_tokens;
     task.sums = sums;
     p.kernels.dot_batch(task);
+    float scales[kBatchRows];
+    for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(row0 + first + r, g);
     for (uint32_t t = 0; t < p.n_tokens; ++t) {
       for (uint32_t r = 0; r < task.n_rows; ++r) {
         const uint32_t row = row0 + first + r;
         float y = g == 0 ? 0.0f : *p.y_at(row, t);
-        p.add_group(row, t, g, sums[uint64_t{t} * kBatchRows + r], &y);
+        p.add_group(scales[r], t, sums[uint64_t{t} * kBatchRows + r], &y);
         *p.y_at(row, t) = y;
         if (g + 1 == p.n_groups) p.store_row(row, t, y);
       }
@@ -235,7 +239,7 @@ void multiply_packed(const X16Product& p) {
       const uint32_t begin = g * p.group_size;
       const int64_t sum = dot_packed_group(p, row + uint64_t{begin} * info.code_bits / 8, p.group_end(g) - begin,
                                            packed_x + uint64_t{begin} * 2);
-      p.add_group(r, 0, g, sum + p.correction(p.x_sum(0, g)), &y);
+      p.add_group(p.scale(r, g), 0, sum + p.correction(p.x_sum(0, g)), &y);
     }
     p.store_row(r, 0, y);
   }
@@ -273,7 +277,7 @@ void multiply_base3(const X16Product& p) {
     if (end - tail < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, end - tail));
     const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
     float y = 0.0f;
-    p.add_group(r, 0, 0, sum + correction, &y);
+    p.add_group(p.scale(r, 0), 0, sum + correction, &y);
     p.store_row(r, 0, y);
   }
 }

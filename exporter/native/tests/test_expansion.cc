@@ -75,12 +75,15 @@ void test_copies() {
     for (const bool in_threads : {false, true}) {
       Threads host;
       const tinyqmoe_threads* const threads = in_threads ? &host.threads : nullptr;
-      Bytes memory(expected.size());
-      CHECK(tinyqmoe::expand_to_memory(*tensor, threads, memory.data()) == TINYQMOE_OK && memory == expected);
       const TemporaryFile file;
       bool written = false;
       CHECK(tinyqmoe::expand_to_file(*tensor, threads, fileno(file.file), &written) == TINYQMOE_OK && written);
       CHECK(file.content(expected.size()) == expected);
+      Bytes memory(expected.size());
+      CHECK(tinyqmoe::expand_to_memory(*tensor, threads, memory.data()) == TINYQMOE_OK);
+      std::copy_n(expected.begin() + 52, 4, memory.begin() + 52);  // the CRC, which memory lacks,
+      std::copy_n(expected.begin() + 60, 4, memory.begin() + 60);  // and that of the header
+      CHECK(memory == expected);
       CHECK(host.n_parts == 0 || in_threads);
       CHECK(!in_threads || host.n_parts > 2);
     }
