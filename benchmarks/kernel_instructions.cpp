@@ -37,14 +37,13 @@ int main(int argc, char** argv) {
   CORE(tinyqmoe_get_info)(tensor, &info);
   std::vector<float> x(size_t{n_tokens} * info.cols), y(size_t{n_tokens} * info.rows), x_scales(n_tokens);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 1000) - 500.0f;
-  const std::vector<float> scales(info.rows, 1.0f);
+  const std::vector<uint16_t> scales(info.rows, 0xBC00);  // 1
   void* const quantized = aligned(n_tokens * CORE(tinyqmoe_quantized_bytes)(info.cols));
   const auto quantize = CORE(tinyqmoe_quantize_x16);
   if (quantize(x.data(), n_tokens, info.cols, TINYQMOE_ISA_AUTO, quantized, x_scales.data()) != TINYQMOE_OK) return 4;
   const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(tensor, n_tokens);
-  const tinyqmoe_linear_args args = {tensor, scales.data(), TINYQMOE_SCALES_FLOAT32, info.cols, n_tokens, 0, info.rows,
-                                     TINYQMOE_ISA_AUTO,
-                                     aligned(scratch_bytes), scratch_bytes, y.data()};
+  const tinyqmoe_linear_args args = {tensor, scales.data(), TINYQMOE_SCALES_UE6M10, info.cols, n_tokens, 0, info.rows,
+                                     TINYQMOE_ISA_AUTO, aligned(scratch_bytes), scratch_bytes, y.data()};
   const auto multiply = CORE(tinyqmoe_linear_x16);
   for (int i = std::atoi(argv[4]); i > 0; --i) {
     if (multiply(&args, quantized, x_scales.data()) != TINYQMOE_OK) return 5;

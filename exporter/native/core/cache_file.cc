@@ -59,16 +59,16 @@ bool is_at(const File& file, const char* path) {
          held.st_ino == there.st_ino;
 }
 
-FileResult fill(const tinyqmoe_tensor& coded, const File& file) {
+FileResult fill(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const File& file) {
   bool written = ftruncate(file.fd, 0) == 0;
   if (!written) return FileResult::kFailed;
-  if (expand_to_file(coded, file.fd, &written) != TINYQMOE_OK) return FileResult::kBadBlob;
+  if (expand_to_file(coded, threads, file.fd, &written) != TINYQMOE_OK) return FileResult::kBadBlob;
   written = written && write_at(file.fd, coded.header, kHeaderBytes, raw_blob_bytes(coded.info));
   return written && fsync(file.fd) == 0 ? FileResult::kMapped : FileResult::kFailed;
 }
 
 // One temporary name a copy, locked by who writes it: what a process left that was killed is overwritten by the next.
-FileResult write_copy(const tinyqmoe_tensor& coded, const char* path) {
+FileResult write_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path) {
   char temporary[kMaxPath + 4];
   std::snprintf(temporary, sizeof temporary, "%s.tmp", path);
   const File file{open(temporary, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
@@ -76,7 +76,7 @@ FileResult write_copy(const tinyqmoe_tensor& coded, const char* path) {
   if (flock(file.fd, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? FileResult::kBusy : FileResult::kFailed;
   // Who held the lock before may have renamed the file, and it is in use: not a byte of it may change.
   if (!is_at(file, temporary)) return FileResult::kBusy;
-  FileResult result = fill(coded, file);
+  FileResult result = fill(coded, threads, file);
   if (result == FileResult::kMapped && rename(temporary, path) != 0) result = FileResult::kFailed;
   if (result != FileResult::kMapped) unlink(temporary);
   return result;
@@ -90,10 +90,11 @@ void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPat
                 load<uint32_t>(coded.header + 52), coded.info.header_crc32);
 }
 
-FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy, bool* wrote) {
+FileResult open_cached(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+                       MappedCopy* copy, bool* wrote) {
   *wrote = false;
   if (map_copy(coded, path, copy)) return FileResult::kMapped;
-  const FileResult result = write_copy(coded, path);
+  const FileResult result = write_copy(coded, threads, path);
   if (result != FileResult::kMapped) return result;
   *wrote = true;
   return map_copy(coded, path, copy) ? FileResult::kMapped : FileResult::kFailed;

@@ -29,7 +29,8 @@ enum class FileResult {
 };
 
 // Opens and checks the copy's file; writes it first if it is missing, damaged or of another tensor.
-FileResult open_cached(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy, bool* wrote);
+FileResult open_cached(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+                       MappedCopy* copy, bool* wrote);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_CACHE_FILE_H_

@@ -42,7 +42,7 @@ void fill_first(Dictionary* d, const Codeword* codewords) {
   for (uint32_t entry = 0; entry < d->shape.n_entries; ++entry) {
     const Codeword& codeword = codewords[entry];
     if (codeword.bits == 0) continue;
-    for (uint32_t window = codeword.value; window < kWindows; window += 1u << codeword.bits) {
+    for (uint32_t window = codeword.value; window < kCodewordWindows; window += 1u << codeword.bits) {
       d->first[window] = static_cast<uint16_t>(entry << 4 | codeword.bits);
     }
     // Phrases of escapes are in no entry, but a round may end with one, and must not write past the end of a row.
@@ -50,23 +50,50 @@ void fill_first(Dictionary* d, const Codeword* codewords) {
   }
 }
 
-void fill_window(Dictionary* d, uint32_t window) {
-  const uint32_t cap = d->shape.cap;
-  uint8_t* const levels = d->windows + uint64_t{window} * entry_bytes(cap);
+// Puts the levels of a window and returns its control.
+uint32_t put_window(const Dictionary& d, uint32_t window, uint32_t room, uint8_t levels[kMaxCap]) {
   uint32_t bits = 0;
   uint32_t n = 0;
   for (;;) {
-    const uint32_t first = d->first[window >> bits];
-    const Phrase& phrase = d->phrases[first >> 4];
-    const bool whole = bits + (first & 15) <= kMaxCodeBits;
-    if (!whole || d->is_escape[first >> 4] || n + phrase.length > cap) break;
+    const uint32_t first = d.first[(window >> bits) & (kCodewordWindows - 1)];
+    const Phrase& phrase = d.phrases[first >> 4];
+    const bool whole = bits + (first & 15) <= window_bits(room);
+    if (!whole || d.is_escape[first >> 4] || n + phrase.length > room) return n << kControlBits | bits;
     std::memcpy(levels + n, phrase.offsets, phrase.length);
     n += phrase.length;
     bits += first & 15;
   }
-  d->most = std::max(d->most, n);
-  const uint16_t control = static_cast<uint16_t>(n << kControlBits | bits);
-  std::memcpy(levels + cap, &control, entry_bytes(cap) - cap);
+}
+
+// The room with which a look-up finds most, by some of the windows.
+uint32_t best_room(const Dictionary& d) {
+  constexpr uint32_t kSamples = 256;
+  uint32_t best = 0;
+  uint32_t most = 0;
+  for (const uint32_t room : {3u, 6u, 14u}) {
+    if (room < d.shape.cap) continue;
+    uint32_t n = 1;  // of the smallest that is allowed, even where samples hold nothing but escapes
+    uint8_t levels[kMaxCap];
+    for (uint32_t i = 0; i < kSamples; ++i) {
+      const uint32_t window = (i * 0x9E3779B1u) >> (32 - window_bits(room));  // spread evenly
+      n += put_window(d, window, room, levels) >> kControlBits;
+    }
+    if (n > most) best = room;
+    most = std::max(most, n);
+  }
+  return best;
+}
+
+void fill_windows(Dictionary* d) {
+  const uint32_t room = d->room, n_bytes = entry_bytes(room);
+  for (uint32_t window = 0; window < kTableBytes / n_bytes; ++window) {
+    uint8_t* const entry = d->windows + uint64_t{window} * n_bytes;
+    uint8_t levels[kMaxCap] = {};
+    const uint32_t control = put_window(*d, window, room, levels);
+    std::memcpy(entry, levels, room);
+    std::memcpy(entry + room, &control, n_bytes - room);
+    d->most = std::max(d->most, control >> kControlBits);
+  }
 }
 
 void destroy(Dictionary* d) {
@@ -76,9 +103,8 @@ void destroy(Dictionary* d) {
 
 // One block for all tables, of which every part starts on a multiple of its items' size.
 tinyqmoe_status allocate(const DictionaryShape& shape, Dictionary** out) {
-  const uint64_t window_bytes = uint64_t{kWindows} * entry_bytes(shape.cap);
-  const uint64_t bytes = window_bytes + kWindows * sizeof(uint16_t) + shape.n_entries * (sizeof(Phrase) + sizeof(bool)) +
-                         shape.section_bytes();
+  const uint64_t bytes = kTableBytes + kCodewordWindows * sizeof(uint16_t) +
+                         shape.n_entries * (sizeof(Phrase) + sizeof(bool)) + shape.section_bytes();
   Dictionary* d = new (std::nothrow) Dictionary{};
   if (d == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   d->windows = static_cast<uint8_t*>(::operator new(bytes, kAlignment, std::nothrow));
@@ -89,8 +115,8 @@ tinyqmoe_status allocate(const DictionaryShape& shape, Dictionary** out) {
   std::memset(d->windows, 0, bytes);
   d->shape = shape;
   d->most = 1;
-  d->first = reinterpret_cast<uint16_t*>(d->windows + window_bytes);
-  d->phrases = reinterpret_cast<Phrase*>(d->first + kWindows);
+  d->first = reinterpret_cast<uint16_t*>(d->windows + kTableBytes);
+  d->phrases = reinterpret_cast<Phrase*>(d->first + kCodewordWindows);
   d->is_escape = reinterpret_cast<bool*>(d->phrases + shape.n_entries);
   d->section = reinterpret_cast<uint8_t*>(d->is_escape + shape.n_entries);
   *out = d;
@@ -111,7 +137,8 @@ tinyqmoe_status build(const DictionaryShape& shape, const uint8_t* section, Dict
     return status;
   }
   fill_first(d, codewords);
-  for (uint32_t window = 0; window < kWindows; ++window) fill_window(d, window);
+  d->room = best_room(*d);
+  fill_windows(d);
   *out = d;
   return TINYQMOE_OK;
 }
@@ -126,15 +153,15 @@ uint16_t reversed(uint32_t value, uint32_t bits) {
 
 tinyqmoe_status read_codewords(const DictionaryShape& shape, const uint8_t* section, Codeword codewords[kMaxEntries]) {
   const uint8_t* const nibbles = section + shape.tree_bytes();
-  uint32_t used = 0;  // of kWindows
+  uint32_t used = 0;  // of kCodewordWindows
   for (uint32_t entry = 0; entry < (shape.n_entries + 1) / 2 * 2; ++entry) {
     const uint8_t bits = nibbles[entry / 2] >> (entry % 2 * 4) & 15;
     if (bits > kMaxCodeBits || (entry == shape.n_entries && bits != 0)) return TINYQMOE_BAD_DICTIONARY;
     if (entry == shape.n_entries) break;
     codewords[entry] = {0, bits};
-    if (bits > 0) used += kWindows >> bits;
+    if (bits > 0) used += kCodewordWindows >> bits;
   }
-  if (used != kWindows) return TINYQMOE_BAD_DICTIONARY;
+  if (used != kCodewordWindows) return TINYQMOE_BAD_DICTIONARY;
   uint32_t value = 0;
   for (uint32_t bits = 1; bits <= kMaxCodeBits; ++bits, value <<= 1) {
     for (uint32_t entry = 0; entry < shape.n_entries; ++entry) {

@@ -12,7 +12,7 @@ namespace tinyqmoe {
 constexpr uint32_t kMaxCap = 14;
 constexpr uint32_t kMaxEntries = 256;
 constexpr uint32_t kMaxCodeBits = 12;
-constexpr uint32_t kWindows = 1u << kMaxCodeBits;  // what the next kMaxCodeBits bits of a row can be
+constexpr uint32_t kCodewordWindows = 1u << kMaxCodeBits;  // what the next kMaxCodeBits bits of a row can be
 
 struct DictionaryShape {
   uint32_t cap;
@@ -40,21 +40,28 @@ struct Phrase {
   uint8_t length;  // of an escape phrase: with the level that follows the codeword
 };
 
-// What a look-up finds: up to cap levels, and last in the entry its control, which says how many they are and how many
-// bits they took. Shifts take a control as it is, since they look at its lowest kControlBits bits only.
+// What a look-up finds: levels, for 3, 6 or 14 of which an entry has room, and last in the entry its control, which says
+// how many they are and how many bits they took. Shifts take a control as it is, since they look at its lowest
+// kControlBits bits only.
 constexpr uint32_t kControlBits = 6;
-constexpr uint32_t entry_bytes(uint32_t cap) { return cap == 3 ? 4 : cap == 6 ? 8 : 16; }
-inline uint64_t control_of(const uint8_t* entry, uint32_t cap) {
-  return cap == 3 ? uint64_t{entry[3]} : uint64_t{load<uint16_t>(entry + cap)};
+constexpr uint32_t entry_bytes(uint32_t room) { return room == 3 ? 4 : room == 6 ? 8 : 16; }
+inline uint64_t control_of(const uint8_t* entry, uint32_t room) {
+  return room == 3 ? uint64_t{entry[3]} : uint64_t{load<uint16_t>(entry + room)};
 }
+
+// Bits of a row that a look-up sees: as many as make a table that a first cache holds, whatever the room.
+constexpr uint32_t kTableBytes = 1 << 15;
+constexpr uint32_t window_bits(uint32_t room) { return room == 3 ? 13 : room == 6 ? 12 : 11; }
+static_assert(entry_bytes(3) << window_bits(3) == kTableBytes && entry_bytes(14) << window_bits(14) == kTableBytes);
 
 struct Dictionary {
   DictionaryShape shape;
-  // Of every window: the phrases of the codewords that are whole in it, as many as fit in cap. Control 0: the first
-  // codeword is an escape. [kWindows][entry_bytes], 64-byte aligned.
+  uint32_t room;      // of an entry, at least cap: that with which a look-up finds most
+  // Of every window: the phrases of the codewords that are whole in it, as many as there is room for. Control 0: the first
+  // codeword is an escape, or too long. [1 << window_bits][entry_bytes], 64-byte aligned.
   uint8_t* windows;
   uint32_t most;      // levels that a look-up or an escape puts, at least 1
-  uint16_t* first;    // of every window: its first codeword, entry << 4 | bits
+  uint16_t* first;    // of every kMaxCodeBits bits: their first codeword, entry << 4 | bits
   Phrase* phrases;    // [n_entries]
   bool* is_escape;    // [n_entries]
   uint8_t* section;   // copy of the coded dictionary: the key under which tensors share this

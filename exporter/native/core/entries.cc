@@ -17,8 +17,8 @@ NoDestroy<Manager> g_manager_storage;
 // them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4
 // and 8 bits.
 constexpr double kRawNs[3] = {0.060, 0.081, 0.134};
-constexpr double kLzwNs[3] = {0.42, 1.01, 0.85};
-constexpr double kBase3Ns = 0.122;
+constexpr double kLzwNs[3] = {0.37, 0.56, 0.77};
+constexpr double kBase3Ns = 0.088;
 
 double gain_of(const tinyqmoe_info& info) {
   if (info.codec == kRaw) return 0.0;

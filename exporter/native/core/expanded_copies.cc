@@ -37,10 +37,12 @@ void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expan
   entry->building = expansion->target != Target::kNone;
 }
 
-tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes, ExpandedCopy** out) {
+tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, uint64_t n_bytes,
+                                ExpandedCopy** out) {
   ExpandedCopy* const copy = new (std::nothrow) ExpandedCopy{map_memory(n_bytes), n_bytes, nullptr, true, 1, nullptr};
   if (copy == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-  tinyqmoe_status status = copy->bytes == nullptr ? TINYQMOE_OUT_OF_MEMORY : expand_to_memory(coded, copy->bytes);
+  tinyqmoe_status status = TINYQMOE_OUT_OF_MEMORY;
+  if (copy->bytes != nullptr) status = expand_to_memory(coded, threads, copy->bytes);
   if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
   if (status == TINYQMOE_OK) {
     mark_checked(*copy->tensor);  // decoding checked its levels
@@ -52,9 +54,10 @@ tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, uint64_t n_bytes, 
   return status;
 }
 
-ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const char* path, FileResult* result, bool* wrote) {
+ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+                            FileResult* result, bool* wrote) {
   MappedCopy mapped;
-  *result = open_cached(coded, path, &mapped, wrote);
+  *result = open_cached(coded, threads, path, &mapped, wrote);
   if (*result != FileResult::kMapped) return nullptr;
   ExpandedCopy* const copy =
       new (std::nothrow) ExpandedCopy{mapped.bytes, mapped.n_bytes, mapped.tensor, false, 1, nullptr};
@@ -75,9 +78,10 @@ void keep(Entry* entry, ExpandedCopy* copy, bool is_wanted, Garbage* garbage) {
 }
 
 // Without memory for a copy, products go on from the codes.
-tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** out) {
+tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
+                                   ExpandedCopy** out) {
   ExpandedCopy* copy = nullptr;
-  const tinyqmoe_status status = new_memory_copy(coded, entry->copy_bytes, &copy);
+  const tinyqmoe_status status = new_memory_copy(coded, threads, entry->copy_bytes, &copy);
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
@@ -96,11 +100,11 @@ tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, E
 }
 
 // Without a file for a copy, products go on from the codes.
-tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const Expansion& expansion,
-                                 ExpandedCopy** out) {
+tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
+                                 const Expansion& expansion, ExpandedCopy** out) {
   FileResult result;
   bool wrote;
-  ExpandedCopy* const copy = new_file_copy(coded, expansion.path, &result, &wrote);
+  ExpandedCopy* const copy = new_file_copy(coded, threads, expansion.path, &result, &wrote);
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
@@ -151,18 +155,19 @@ void Garbage::drop_copy(Entry* entry) {
 
 void expand(const tinyqmoe_tensor& tensor) {
   ExpandedCopy* copy = nullptr;
-  make_copy(tensor.entry, tensor, &copy);  // of damage the first product tells
+  make_copy(tensor.entry, tensor, nullptr, &copy);  // of damage the first product tells
   if (copy == nullptr) return;
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   garbage.unreference(copy);
 }
 
-tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** copy) {
+tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
+                          ExpandedCopy** copy) {
   Expansion expansion;
   plan_expansion(entry, coded, &expansion);
-  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded, copy);
-  if (expansion.target == Target::kFile) return expand_into_file(entry, coded, expansion, copy);
+  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded, threads, copy);
+  if (expansion.target == Target::kFile) return expand_into_file(entry, coded, threads, expansion, copy);
   return expansion.damage;
 }
 

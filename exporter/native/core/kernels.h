@@ -21,6 +21,7 @@ constexpr uint32_t kPackedBlock = 32;
 // is the number of its bytes (FORMAT.md section 5).
 constexpr uint32_t kBase3Block = 32;
 constexpr uint32_t kBase3Digits = 5;
+constexpr uint32_t kBase3Columns = kBase3Block * kBase3Digits;
 constexpr uint32_t kBase3Codes = 243;  // 3^5
 
 // Largest |q| of the activations; 256 * 127, so that the high plane is in [-127, 127].
@@ -79,8 +80,14 @@ struct Kernels {
   // Packed offsets of 2, 4 or 8 bits, plus bias, to out[0..cols). Returns the largest offset.
   uint8_t (*unpack)(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 
+  // Offsets of 2 or 4 bits to packed ones, from the lowest bits on. n is a multiple of what a byte holds.
+  void (*pack)(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
+
   // sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits.
   int64_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x);
+
+  // sum(offset * x) over n_blocks whole blocks of a base-3 row, x from the first one's columns on. Null: decoded first.
+  int64_t (*dot_base3)(const uint8_t* packed, uint32_t n_blocks, const X16& x);
 
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);
@@ -113,6 +120,9 @@ const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();
 const Kernels* simd128_kernels();
+
+// Of the tables without a `pack` of their own.
+void pack_plain(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_KERNELS_H_

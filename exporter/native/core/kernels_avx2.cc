@@ -70,6 +70,47 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
+// ---- base 3 ----
+
+// The highest digit of 32 bytes less 128, floor(3 * v / 256): it reaches 1 at 86 and 2 at 171.
+AVX2_INLINE __m256i highest_digit(__m256i v) {
+  __m256i zero = _mm256_set1_epi8(85 - 128);
+  __asm__("" : "+x"(zero));  // one comparison: gcc makes two instructions of it where it knows the number
+  const __m256i at_least_one = _mm256_cmpgt_epi8(v, zero);
+  const __m256i at_least_two = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(170 - 128));
+  return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_setzero_si256(), at_least_one), at_least_two);
+}
+
+}  // namespace
+
+// Digits stay in registers. Three times what is 128 less is again 128 less, modulo 256.
+AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
+  constexpr uint32_t kBlocksPerFlush = int16_steps(3) / kBase3Digits;
+  const int8_t* x_high = x.high;
+  const int8_t* x_low = x.low;
+  __m256i high = _mm256_setzero_si256();
+  __m256i low = _mm256_setzero_si256();
+  for (uint32_t block = 0; block < n_blocks;) {
+    const uint32_t end = std::min(n_blocks, block + kBlocksPerFlush);
+    __m256i high_pairs = _mm256_setzero_si256();
+    __m256i low_pairs = _mm256_setzero_si256();
+    for (; block < end; ++block, packed += kBase3Block, x_high += kBase3Columns, x_low += kBase3Columns) {
+      __m256i v = _mm256_xor_si256(load32(packed), _mm256_set1_epi8(-128));
+      for (uint32_t digit = 0; digit < kBase3Digits; ++digit) {
+        const __m256i offsets = highest_digit(v);
+        v = _mm256_add_epi8(v, _mm256_add_epi8(v, v));
+        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(x_high + 32 * digit)));
+        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(x_low + 32 * digit)));
+      }
+    }
+    high = _mm256_add_epi32(high, widen(high_pairs));
+    low = _mm256_add_epi32(low, widen(low_pairs));
+  }
+  return 256 * int64_t{sum8(high)} + sum8(low);
+}
+
+namespace {
+
 // ---- products ----
 
 // Up to kNarrowLevels levels: offsets meet each plane, 32 at a time, and sums of two products add up as int16 for some
@@ -262,8 +303,10 @@ AVX2 void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int
 
 const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
-      avx2::expand_phrases,       avx2::expand_base3, avx2::unpack,       avx2::dot_packed, avx2::dot,
-      multiply_tiles<avx2::Tile>, avx2::dot_f32,      avx2::abs_max_bits, avx2::quantize};
+      avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
+      avx2::pack,           avx2::dot_packed,           avx2::dot_base3,
+      avx2::dot,            multiply_tiles<avx2::Tile>, avx2::dot_f32,
+      avx2::abs_max_bits,   avx2::quantize};
   return &kernels;
 }
 

@@ -64,8 +64,10 @@ tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* row
                                uint8_t* out, uint64_t stride);
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out);
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
+void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
+int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]);
 uint32_t abs_max_bits(const float* x, uint32_t n);
 void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* high, int8_t* low);

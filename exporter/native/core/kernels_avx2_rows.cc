@@ -73,6 +73,30 @@ AVX2 uint8_t unpack8(const uint8_t* packed, uint32_t n_blocks, uint8_t bias, uin
   return largest_of(largest);
 }
 
+// The other way. Two offsets become a pair, pairs the bytes; packing interleaves halves of 128 bits.
+AVX2_INLINE __m256i fours(const uint8_t* offsets) {
+  const __m256i pairs = _mm256_maddubs_epi16(load32(offsets), _mm256_set1_epi16(0x0401));
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x00100001));
+}
+
+AVX2 void pack2(const uint8_t* offsets, uint32_t n_blocks, uint8_t* packed) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (uint32_t block = 0; block < n_blocks; ++block, offsets += 128, packed += 32) {
+    const __m256i ab = _mm256_packus_epi32(fours(offsets), fours(offsets + 32));
+    const __m256i cd = _mm256_packus_epi32(fours(offsets + 64), fours(offsets + 96));
+    store32(packed, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order));
+  }
+}
+
+AVX2 void pack4(const uint8_t* offsets, uint32_t n_blocks, uint8_t* packed) {
+  const __m256i weights = _mm256_set1_epi16(0x1001);
+  for (uint32_t block = 0; block < n_blocks; ++block, offsets += 64, packed += 32) {
+    const __m256i a = _mm256_maddubs_epi16(load32(offsets), weights);
+    const __m256i b = _mm256_maddubs_epi16(load32(offsets + 32), weights);
+    store32(packed, _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xD8));
+  }
+}
+
 }  // namespace
 
 __attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
@@ -81,17 +105,16 @@ __attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const 
 }
 
 AVX2 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
-  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
   const __m256i biases = _mm256_set1_epi8(static_cast<char>(bias));
   __m256i rests = _mm256_setzero_si256();
   uint32_t begin = 0;
-  for (; begin + kColumns <= cols; begin += kColumns, packed += kBase3Block) {
+  for (; begin + kBase3Columns <= cols; begin += kBase3Columns, packed += kBase3Block) {
     rests = _mm256_max_epu8(rests, put_digits(load32(packed), biases, out + begin));
   }
   const uint32_t left = cols - begin;
   const uint32_t n = (left + kBase3Digits - 1) / kBase3Digits;
   uint8_t last[kBase3Block] = {};
-  uint8_t digits[kColumns];
+  uint8_t digits[kBase3Columns];
   std::memcpy(last, packed, n);
   rests = _mm256_max_epu8(rests, put_digits(load32(last), biases, digits));
   for (uint32_t digit = 0, at = 0; at < left; ++digit, at += n) {
@@ -109,6 +132,15 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   const uint8_t rest =
       scalar_kernels()->unpack(packed + uint64_t{n_blocks} * 32, code_bits, cols - done, bias, out + done);
   return std::max(largest, rest);
+}
+
+void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed) {
+  const uint32_t per_block = 32 * 8 / bits;
+  const uint32_t n_blocks = n / per_block;
+  const auto kernel = bits == 2 ? pack2 : pack4;
+  kernel(offsets, n_blocks, packed);
+  const uint32_t done = n_blocks * per_block;
+  pack_plain(offsets + done, n - done, bits, packed + uint64_t{n_blocks} * 32);
 }
 
 }  // namespace avx2

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "bytes.h"
 #include "kernels.h"
 
 namespace tinyqmoe {
@@ -42,6 +43,22 @@ void multiply_tiles(const BatchTask& task) {
     for (; token < task.n_tokens; ++token) tile.template add<1>({task, begin, n, token});
   }
 }
+
+// Levels as int16, for registers of eight: what a strip's products come to still fits an int32.
+struct WideTile {
+  static constexpr uint32_t kColumns = 512;
+  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
+
+  alignas(16) int16_t levels[kBatchRows][kColumns];
+
+  void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
+    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
+      const uint8_t* const offsets = task.offsets[r] + begin;
+      for (uint32_t i = 0; i < n; ++i) levels[r][i] = static_cast<int16_t>(offsets[i] + task.level_min);
+      std::fill(levels[r] + n, levels[r] + round_up(n, 8), 0);
+    }
+  }
+};
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_KERNELS_BATCH_H_

@@ -20,21 +20,8 @@ inline int32x4_t dot16(int32x4_t acc, int8x16_t a, int8x16_t b) {
 namespace tinyqmoe {
 namespace {
 
-// What a strip's products come to still fits an int32.
-struct Tile {
-  static constexpr uint32_t kColumns = 512;
+struct Tile : WideTile {
   static constexpr uint32_t kTokens = 4;  // with kDotRows rows, sums, levels and activations are in registers
-  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
-
-  int16_t levels[kBatchRows][kColumns];
-
-  void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
-    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
-      const uint8_t* const offsets = task.offsets[r] + begin;
-      for (uint32_t i = 0; i < n; ++i) levels[r][i] = static_cast<int16_t>(offsets[i] + task.level_min);
-      std::fill(levels[r] + n, levels[r] + round_up(n, 8), 0);
-    }
-  }
 
   template <uint32_t kMany>
   void add(const BatchPart& part) const {

@@ -34,7 +34,7 @@ inline uint8x16_t put_digits(uint8x16_t v, uint8x16_t bias, uint8_t* out, uint32
 }
 
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
-  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
+  constexpr uint32_t kColumns = kBase3Columns;
   const uint8x16_t biases = vdupq_n_u8(bias);
   uint8x16_t rests = vdupq_n_u8(0);
   uint32_t begin = 0;
@@ -232,7 +232,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
-  return {expand_phrases, expand_base3, unpack, dot_packed, dot, dot_batch, dot_f32, abs_max_bits, quantize};
+  return {expand_phrases, expand_base3, unpack,  pack_plain,   dot_packed, nullptr,
+          dot,            dot_batch,    dot_f32, abs_max_bits, quantize};
 }
 
 }  // namespace

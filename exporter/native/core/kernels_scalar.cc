@@ -23,7 +23,7 @@ tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* row
 
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
   uint8_t largest = 0;
-  for (uint32_t begin = 0; begin < cols; begin += kBase3Block * kBase3Digits) {
+  for (uint32_t begin = 0; begin < cols; begin += kBase3Columns) {
     const uint32_t n = std::min(kBase3Block, (cols - begin + kBase3Digits - 1) / kBase3Digits);
     for (uint32_t i = 0; i < n; ++i) {
       uint8_t rest = *packed++;
@@ -98,10 +98,26 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,       dot_packed, dot,
-                             nullptr,        dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,  pack_plain,   dot_packed, nullptr,
+                             dot,            nullptr,      dot_f32, abs_max_bits, quantize};
 
 }  // namespace
+
+// What an integer holds of offsets is moved together, in steps that compilers make vectors of.
+void pack_plain(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed) {
+  if (bits == 2) {
+    for (uint32_t i = 0; i < n / 4; ++i) {
+      const uint32_t four = load<uint32_t>(offsets + 4 * i);
+      const uint32_t pairs = four | four >> 6;
+      packed[i] = static_cast<uint8_t>((pairs & 15) | pairs >> 12);
+    }
+  } else {
+    for (uint32_t i = 0; i < n / 2; ++i) {
+      const uint16_t two = load<uint16_t>(offsets + 2 * i);
+      packed[i] = static_cast<uint8_t>(two | two >> 4);
+    }
+  }
+}
 
 const Kernels* scalar_kernels() { return &kScalar; }
 

@@ -47,7 +47,7 @@ inline v128_t put_digits(v128_t v, v128_t bias, uint8_t* out) {
 }
 
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out) {
-  constexpr uint32_t kColumns = kBase3Block * kBase3Digits;
+  constexpr uint32_t kColumns = kBase3Columns;
   const v128_t biases = wasm_u8x16_splat(bias);
   v128_t rests = wasm_u8x16_const_splat(0);
   uint32_t begin = 0;
@@ -210,21 +210,8 @@ void dot(DotTask* task) {
 
 // ---- many tokens ----
 
-// Levels as int16: what a strip's products come to still fits an int32.
-struct Tile {
-  static constexpr uint32_t kColumns = 512;
+struct Tile : WideTile {
   static constexpr uint32_t kTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers of x86 too
-  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
-
-  alignas(16) int16_t levels[kBatchRows][kColumns];
-
-  void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
-    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
-      const uint8_t* const offsets = task.offsets[r] + begin;
-      for (uint32_t i = 0; i < n; ++i) levels[r][i] = static_cast<int16_t>(offsets[i] + task.level_min);
-      std::fill(levels[r] + n, levels[r] + round_up(n, 8), 0);
-    }
-  }
 
   template <uint32_t kMany>
   void add(const BatchPart& part) const {
@@ -305,8 +292,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases,       expand_base3, unpack,       dot_packed, dot,
-                              multiply_tiles<Tile>, dot_f32,      abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {expand_phrases, expand_base3,         unpack,  pack_plain,   dot_packed, nullptr,
+                              dot,            multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 

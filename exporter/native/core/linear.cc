@@ -97,12 +97,12 @@ struct X16Product : Product {
   // What a sum over offsets lacks to be one over levels.
   int64_t correction(int32_t x_sum) const { return tensor.info.level_min * int64_t{x_sum}; }
 
-  // Adds a group of a row to what the groups before it gave.
-  void add_group(uint32_t row, uint32_t token, uint32_t g, int64_t acc, float* y) const {
+  // Adds a group of a row, of this scale, to what the groups before it gave.
+  void add_group(float scale, uint32_t token, int64_t acc, float* y) const {
     if (n_groups == 1) {
-      *y = static_cast<float>(acc) * (x_scales[token] * scale(row, g));
+      *y = static_cast<float>(acc) * (x_scales[token] * scale);
     } else {
-      const float term = static_cast<float>(acc) * scale(row, g);
+      const float term = static_cast<float>(acc) * scale;
       *y += term;
     }
   }
@@ -136,7 +136,9 @@ void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, ui
     task.x_sum = p.x_sum(token, g);
     p.kernels.dot(&task);
     const int64_t correction = p.correction(task.x_sum);
-    for (uint32_t r = 0; r < n_rows; ++r) p.add_group(row0 + first + r, token, g, task.sums[r] + correction, y + r);
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      p.add_group(p.scale(row0 + first + r, g), token, task.sums[r] + correction, y + r);
+    }
   }
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
@@ -156,11 +158,13 @@ void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, u
     task.n_tokens = p.n_tokens;
     task.sums = sums;
     p.kernels.dot_batch(task);
+    float scales[kBatchRows];
+    for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(row0 + first + r, g);
     for (uint32_t t = 0; t < p.n_tokens; ++t) {
       for (uint32_t r = 0; r < task.n_rows; ++r) {
         const uint32_t row = row0 + first + r;
         float y = g == 0 ? 0.0f : *p.y_at(row, t);
-        p.add_group(row, t, g, sums[uint64_t{t} * kBatchRows + r], &y);
+        p.add_group(scales[r], t, sums[uint64_t{t} * kBatchRows + r], &y);
         *p.y_at(row, t) = y;
         if (g + 1 == p.n_groups) p.store_row(row, t, y);
       }
@@ -235,8 +239,45 @@ void multiply_packed(const X16Product& p) {
       const uint32_t begin = g * p.group_size;
       const int64_t sum = dot_packed_group(p, row + uint64_t{begin} * info.code_bits / 8, p.group_end(g) - begin,
                                            packed_x + uint64_t{begin} * 2);
-      p.add_group(r, 0, g, sum + p.correction(p.x_sum(0, g)), &y);
+      p.add_group(p.scale(r, g), 0, sum + p.correction(p.x_sum(0, g)), &y);
     }
+    p.store_row(r, 0, y);
+  }
+}
+
+// The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
+// follows the row.
+struct LastBlock {
+  uint32_t column;  // its first
+  alignas(32) int8_t high[kBase3Columns] = {};
+  alignas(32) int8_t low[kBase3Columns] = {};
+
+  LastBlock(const X16& x, uint32_t cols) : column((cols - 1) / kBase3Columns * kBase3Columns) {
+    const uint32_t n = (cols - column + kBase3Digits - 1) / kBase3Digits;
+    for (uint32_t at = 0; at < cols - column; ++at) {
+      high[at / n * kBase3Block + at % n] = x.high[column + at];
+      low[at / n * kBase3Block + at % n] = x.low[column + at];
+    }
+  }
+
+  X16 x() const { return {nullptr, high, low}; }
+};
+
+// One token, one group, digits that are not stored. Past the last row nothing is read: its end is copied.
+void multiply_base3(const X16Product& p) {
+  const X16 x = p.x(0);
+  const LastBlock last(x, p.cols());
+  const uint32_t n_blocks = last.column / kBase3Columns;
+  const uint8_t* const end = p.tensor.payload + p.tensor.info.payload_bytes;
+  const int64_t correction = p.correction(p.x_sum(0, 0));
+  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
+    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
+    const uint8_t* tail = row + n_blocks * kBase3Block;
+    uint8_t copy[kBase3Block] = {};
+    if (end - tail < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, end - tail));
+    const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
+    float y = 0.0f;
+    p.add_group(p.scale(r, 0), 0, sum + correction, &y);
     p.store_row(r, 0, y);
   }
 }
@@ -244,6 +285,10 @@ void multiply_packed(const X16Product& p) {
 tinyqmoe_status multiply_x16(X16Product* p) {
   const tinyqmoe_info& info = p->tensor.info;
   if (!p->is_batch()) keep_x_sums(p);
+  if (info.codec == kBase3 && p->n_tokens == 1 && p->n_groups == 1 && p->kernels.dot_base3 != nullptr) {
+    multiply_base3(*p);
+    return TINYQMOE_OK;
+  }
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
   if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !whole_blocks) return multiply_blocks(*p);
   multiply_packed(*p);
@@ -318,9 +363,9 @@ Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
           args.y};
 }
 
-tinyqmoe_status check_raw(const Product& p) {
-  if (p.tensor.info.codec != kRaw) return TINYQMOE_OK;
-  return check_raw_rows(p.tensor, p.kernels, p.row_begin, p.row_end, p.scratch + p.at.rows);
+tinyqmoe_status check_levels(const Product& p) {
+  if (p.tensor.info.codec == kLzw) return TINYQMOE_OK;
+  return check_packed_rows(p.tensor, p.kernels, p.row_begin, p.row_end, p.scratch + p.at.rows);
 }
 
 }  // namespace
@@ -339,7 +384,7 @@ tinyqmoe_status tinyqmoe_linear_x16(const tinyqmoe_linear_args* args, const void
   if (x_scales == nullptr || reinterpret_cast<uintptr_t>(quantized) % 64 != 0) return TINYQMOE_BAD_ARGUMENT;
   if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
   tinyqmoe::X16Product product{tinyqmoe::make_product(*args, *kernels), quantized, x_scales, false};
-  const tinyqmoe_status checked = tinyqmoe::check_raw(product);
+  const tinyqmoe_status checked = tinyqmoe::check_levels(product);
   return checked == TINYQMOE_OK ? tinyqmoe::multiply_x16(&product) : checked;
 }
 
@@ -349,7 +394,7 @@ tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* args, const floa
   if (status != TINYQMOE_OK) return status;
   if (args->n_tokens == 0 || args->row_begin == args->row_end) return TINYQMOE_OK;
   const tinyqmoe::Product product = tinyqmoe::make_product(*args, *kernels);
-  const tinyqmoe_status checked = tinyqmoe::check_raw(product);
+  const tinyqmoe_status checked = tinyqmoe::check_levels(product);
   return checked == TINYQMOE_OK ? tinyqmoe::multiply_f32(product, x) : checked;
 }
 

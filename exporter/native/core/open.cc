@@ -188,7 +188,7 @@ tinyqmoe_status check_parts(const Header& header, uint64_t n_bytes, uint32_t fla
     status = acquire_dictionary(header.shape, bytes + kHeaderBytes, &tensor->dictionary);
     if (status == TINYQMOE_OK) status = read_index(header.index_bytes, tensor);
   }
-  if (info.codec == kRaw) {
+  if (info.codec != kLzw) {
     tensor->checked.reset(new (std::nothrow) std::atomic<bool>[n_tiles(info.rows)]());
     if (tensor->checked == nullptr) status = TINYQMOE_OUT_OF_MEMORY;
   }

@@ -22,6 +22,9 @@ namespace {
 // Linux reads no more than its read-ahead window at one request, however long the range; its default is this.
 constexpr uint64_t kRequestBytes = 128 << 10;
 
+// Of a large page, which lies on a multiple of that: memory that begins elsewhere has one less, and small ones instead.
+constexpr uint64_t kLargePageBytes = 2 << 20;
+
 }  // namespace
 
 uint64_t page_bytes() {
@@ -30,12 +33,20 @@ uint64_t page_bytes() {
 }
 
 uint8_t* map_memory(uint64_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const uint64_t whole = round_up(bytes, page_bytes());
+  const uint64_t slack = bytes < kLargePageBytes ? 0 : kLargePageBytes;
+  void* const memory = mmap(nullptr, whole + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
+  uint8_t* const mapped = static_cast<uint8_t*>(memory);
+  const uintptr_t at = reinterpret_cast<uintptr_t>(mapped);
+  const uint64_t before = slack == 0 ? 0 : round_up(at, slack) - at;
+  uint8_t* const begin = mapped + before;
+  if (before > 0) munmap(mapped, before);
+  if (slack > before) munmap(begin + whole, slack - before);
 #if defined(__linux__)
-  madvise(memory, bytes, MADV_HUGEPAGE);  // fewer faults while it is filled, fewer misses while it is read
+  madvise(begin, whole, MADV_HUGEPAGE);  // fewer faults while it is filled, fewer misses while it is read
 #endif
-  return static_cast<uint8_t*>(memory);
+  return begin;
 }
 
 void unmap(uint8_t* memory, uint64_t bytes) { munmap(memory, bytes); }

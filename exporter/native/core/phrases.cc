@@ -5,7 +5,7 @@ namespace tinyqmoe {
 
 tinyqmoe_status put_codeword(const Dictionary& dictionary, PhraseLane* lane) {
   const uint64_t window = lane->window();
-  const uint32_t first = dictionary.first[window & (kWindows - 1)];
+  const uint32_t first = dictionary.first[window & (kCodewordWindows - 1)];
   const uint32_t bits = first & 15;
   const Phrase& phrase = dictionary.phrases[first >> 4];
   const uint64_t room = static_cast<uint64_t>(lane->end - lane->out);

@@ -35,19 +35,19 @@ TINYQMOE_INLINE PhraseLane lane_of(const CodedRow& row, uint32_t cols, uint8_t* 
 
 // Rounds of kLookups look-ups that neither write past a row's end nor read past its last byte, however long or short the
 // codewords are.
-template <uint32_t kCap, uint32_t kLookups>
+template <uint32_t kRoom, uint32_t kLookups>
 TINYQMOE_INLINE uint64_t safe_rounds(const Dictionary& d, const PhraseLane& lane) {
-  constexpr int64_t kMostBits = kLookups * kMaxCodeBits + 8;  // the last look-up may be an escape
-  const int64_t levels = lane.end - lane.out - (entry_bytes(kCap) - d.most);
+  constexpr int64_t kMostBits = kLookups * std::max(window_bits(kRoom), kMaxCodeBits) + 8;  // the last may be an escape
+  const int64_t levels = lane.end - lane.out - (entry_bytes(kRoom) - d.most);
   const int64_t bits = static_cast<int64_t>(lane.end_bit - lane.bit);
   const uint32_t by_levels = static_cast<uint32_t>(std::max<int64_t>(levels, 0)) / (kLookups * d.most);
   const uint32_t by_bits = static_cast<uint32_t>(std::max<int64_t>(bits, 0)) / kMostBits;
   return std::min(by_levels, by_bits);
 }
 
-// Some rounds of kLanes rows side by side. At most four look-ups in each: their bits fit what the shift to a bit leaves
-// of 64. False: a row holds a level outside the alphabet.
-template <uint32_t kCap, uint32_t kLanes, uint32_t kLookups>
+// Some rounds of kLanes rows side by side. At most four look-ups in each: their bits fit what the shift to a bit and the
+// sentinel leave of 64. False: a row holds a level outside the alphabet.
+template <uint32_t kRoom, uint32_t kLanes, uint32_t kLookups>
 TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane* lanes) {
   constexpr uint64_t kSentinel = uint64_t{1} << 63;  // the zeros above it count the bits that were shifted out
   const uint8_t* const windows = d.windows;
@@ -59,9 +59,9 @@ TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane
     for (uint32_t k = 0; k < kLanes; ++k) bits[k] = lanes[k].window() | kSentinel;
     for (uint32_t i = 0; i < kLookups; ++i) {
       for (uint32_t k = 0; k < kLanes; ++k) {
-        const uint8_t* const entry = windows + (bits[k] & (kWindows - 1)) * entry_bytes(kCap);
-        std::memcpy(out[k], entry, entry_bytes(kCap));
-        control[k] = control_of(entry, kCap);
+        const uint8_t* const entry = windows + (bits[k] & ((1u << window_bits(kRoom)) - 1)) * entry_bytes(kRoom);
+        std::memcpy(out[k], entry, entry_bytes(kRoom));
+        control[k] = control_of(entry, kRoom);
         out[k] += control[k] >> kControlBits;
         bits[k] >>= control[k] % 64;
       }
@@ -80,32 +80,37 @@ TINYQMOE_INLINE bool put_rounds(const Dictionary& d, uint64_t rounds, PhraseLane
 }
 
 // All rounds that are safe.
-template <uint32_t kCap, uint32_t kLanes, uint32_t kLookups>
+template <uint32_t kRoom, uint32_t kLanes, uint32_t kLookups>
 TINYQMOE_INLINE bool put_all_rounds(const Dictionary& d, PhraseLane* lanes) {
   for (;;) {
-    uint64_t rounds = safe_rounds<kCap, kLookups>(d, lanes[0]);
-    for (uint32_t k = 1; k < kLanes; ++k) rounds = std::min(rounds, safe_rounds<kCap, kLookups>(d, lanes[k]));
+    uint64_t rounds = safe_rounds<kRoom, kLookups>(d, lanes[0]);
+    for (uint32_t k = 1; k < kLanes; ++k) rounds = std::min(rounds, safe_rounds<kRoom, kLookups>(d, lanes[k]));
     if (rounds == 0) return true;
-    if (!put_rounds<kCap, kLanes, kLookups>(d, rounds, lanes)) return false;
+    if (!put_rounds<kRoom, kLanes, kLookups>(d, rounds, lanes)) return false;
   }
 }
 
-template <uint32_t kCap, uint32_t kLanes>
+// Rows side by side until one is near its end, and then each alone.
+template <uint32_t kRoom, uint32_t kLanes>
 TINYQMOE_INLINE bool put_rows(const Dictionary& d, PhraseLane* lanes) {
-  return put_all_rounds<kCap, kLanes, 4>(d, lanes) && put_all_rounds<kCap, kLanes, 1>(d, lanes);
+  if (!put_all_rounds<kRoom, kLanes, 4>(d, lanes)) return false;
+  for (uint32_t k = 0; k < kLanes; ++k) {
+    if (!put_all_rounds<kRoom, 1, 1>(d, lanes + k)) return false;
+  }
+  return true;
 }
 
 // One row, or kDotRows of them side by side. What a row has wrong is found again codeword by codeword, in order.
-template <uint32_t kCap>
+template <uint32_t kRoom>
 TINYQMOE_INLINE tinyqmoe_status expand_phrases_of(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
                                                   uint8_t* out, uint64_t stride) {
   PhraseLane lanes[kDotRows];
   for (uint32_t k = 0; k < n; ++k) lanes[k] = lane_of(rows[k], cols, out + k * stride);
   bool fine = true;
   if (n == kDotRows) {
-    fine = put_rows<kCap, kDotRows>(d, lanes);
+    fine = put_rows<kRoom, kDotRows>(d, lanes);
   } else {
-    for (uint32_t k = 0; k < n && fine; ++k) fine = put_rows<kCap, 1>(d, lanes + k);
+    for (uint32_t k = 0; k < n && fine; ++k) fine = put_rows<kRoom, 1>(d, lanes + k);
   }
   for (uint32_t k = 0; k < n; ++k) {
     if (!fine) lanes[k] = lane_of(rows[k], cols, out + k * stride);
@@ -118,7 +123,7 @@ TINYQMOE_INLINE tinyqmoe_status expand_phrases_of(const Dictionary& d, const Cod
 // Of the table of kernels.h.
 TINYQMOE_INLINE tinyqmoe_status expand_phrases_any(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
                                                    uint8_t* out, uint64_t stride) {
-  switch (d.shape.cap) {
+  switch (d.room) {
     case 3: return expand_phrases_of<3>(d, rows, n, cols, out, stride);
     case 6: return expand_phrases_of<6>(d, rows, n, cols, out, stride);
     default: return expand_phrases_of<14>(d, rows, n, cols, out, stride);

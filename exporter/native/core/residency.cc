@@ -102,6 +102,11 @@ tinyqmoe_status tinyqmoe_stats(tinyqmoe_residency_stats* out) {
 }
 
 tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** out) {
+  return tinyqmoe_acquire_with_threads(tensor, nullptr, out);
+}
+
+tinyqmoe_status tinyqmoe_acquire_with_threads(const tinyqmoe_tensor* tensor, const tinyqmoe_threads* threads,
+                                              tinyqmoe_form** out) {
   if (out == nullptr) return TINYQMOE_BAD_ARGUMENT;
   *out = nullptr;
   if (tensor == nullptr) return TINYQMOE_BAD_ARGUMENT;
@@ -113,7 +118,7 @@ tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** 
     delete use;
     return TINYQMOE_OUT_OF_MEMORY;
   }
-  const tinyqmoe_status status = make_copy(use->entry, *tensor, &use->copy);
+  const tinyqmoe_status status = make_copy(use->entry, *tensor, threads, &use->copy);
   if (status != TINYQMOE_OK) {
     delete use;
     return status;

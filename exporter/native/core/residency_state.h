@@ -90,8 +90,9 @@ Entry* last_expanded();
 Entry* register_tensor(const tinyqmoe_tensor& tensor);
 
 // *copy: that which this product should have and has not, with a reference. Null: the product takes what there is. Not
-// OK: the payload is damaged.
-tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, ExpandedCopy** copy);
+// OK: the payload is damaged. threads: null for the calling one.
+tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
+                          ExpandedCopy** copy);
 
 // The order of use repeats with each token: what is not pinned is prefetched while what is before it is in use. Notes
 // the order, and returns what to prefetch now.

@@ -11,7 +11,7 @@ namespace {
 
 // What the digits of a base-3 row's last block are past its last level.
 bool ends_with_zeros(const uint8_t* packed, uint32_t cols) {
-  const uint32_t begin = (cols - 1) / (kBase3Block * kBase3Digits) * kBase3Block;  // the block's first byte
+  const uint32_t begin = (cols - 1) / kBase3Columns * kBase3Block;  // the block's first byte
   const uint32_t left = cols - begin * kBase3Digits;
   const uint32_t n = (left + kBase3Digits - 1) / kBase3Digits;
   for (uint32_t at = left; at < n * kBase3Digits; ++at) {
@@ -116,8 +116,8 @@ tinyqmoe_status check_rows(const tinyqmoe_tensor& tensor) {
   return TINYQMOE_OK;
 }
 
-tinyqmoe_status check_raw_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, uint32_t row_begin,
-                               uint32_t row_end, uint8_t* buffer) {
+tinyqmoe_status check_packed_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, uint32_t row_begin,
+                                  uint32_t row_end, uint8_t* buffer) {
   for (uint32_t row = row_begin / kTileRows * kTileRows; row < row_end; row += kTileRows) {
     std::atomic<bool>& checked = tensor.checked[row / kTileRows];
     if (checked.load(std::memory_order_relaxed)) continue;

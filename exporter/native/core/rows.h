@@ -42,12 +42,12 @@ tinyqmoe_status check_unused_bits(const tinyqmoe_tensor& tensor, const CodedRow&
 // Reads every row, for verification on open.
 tinyqmoe_status check_rows(const tinyqmoe_tensor& tensor);
 
-// The levels of the tiles of a raw tensor that hold the rows, unless they have been checked before: products do not look
-// again, since a level that was changed meanwhile enters sums and nothing else. buffer: a row's columns.
-tinyqmoe_status check_raw_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, uint32_t row_begin,
-                               uint32_t row_end, uint8_t* buffer);
+// The levels of the tiles of a raw or base-3 tensor that hold the rows, unless they have been checked before: products do
+// not look again, since a level that was changed meanwhile enters sums and nothing else. buffer: a row's columns.
+tinyqmoe_status check_packed_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, uint32_t row_begin,
+                                  uint32_t row_end, uint8_t* buffer);
 
-// For a raw tensor whose rows are known to be right.
+// For a tensor whose rows are known to be right.
 void mark_checked(const tinyqmoe_tensor& tensor);
 
 }  // namespace tinyqmoe

@@ -54,7 +54,7 @@ struct tinyqmoe_tensor {
   std::unique_ptr<tinyqmoe::Tile[]> tiles;  // codec lzw only
   const uint8_t* payload;
   uint64_t row_bytes;           // of every row; 0 for lzw
-  // Of each kTileRows rows of a raw blob, whether a product has checked them; see check_raw_rows.
+  // Of each kTileRows rows of a raw or base-3 blob, whether a product has checked them; see check_packed_rows.
   std::unique_ptr<std::atomic<bool>[]> checked;
   const tinyqmoe::Dictionary* dictionary;
   const uint8_t* bytes;         // of the whole blob, as far as info.total_bytes

@@ -79,9 +79,20 @@ struct Product {
   }
 };
 
+// ExecuTorch's threads, for what the core makes.
+void run_parts(void*, uint64_t n_parts, void (*work)(void* context, uint64_t part), void* context) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(context, static_cast<uint64_t>(i));
+    return TINYQMOE_OK;
+  };
+  if (share(static_cast<int64_t>(n_parts), 1, run) != TINYQMOE_OK) run(0, static_cast<int64_t>(n_parts));
+}
+
+constexpr tinyqmoe_threads kThreads = {nullptr, run_parts};
+
 tinyqmoe_status multiply(Product product, bool int16_activations) {
   tinyqmoe_form* acquired = nullptr;
-  const tinyqmoe_status found = tinyqmoe_acquire(product.tensor, &acquired);
+  const tinyqmoe_status found = tinyqmoe_acquire_with_threads(product.tensor, &kThreads, &acquired);
   if (found != TINYQMOE_OK) return found;
   const std::unique_ptr<tinyqmoe_form, ReleaseForm> form(acquired);
   product.tensor = tinyqmoe_form_tensor(acquired);

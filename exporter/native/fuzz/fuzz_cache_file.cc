@@ -62,7 +62,7 @@ class Cache {
   bool use(bool same_levels) {
     MappedCopy copy = {};
     bool wrote = false;
-    expect(tinyqmoe::open_cached(*tensor_, path_, &copy, &wrote) == FileResult::kMapped, "no copy is to be had");
+    expect(tinyqmoe::open_cached(*tensor_, nullptr, path_, &copy, &wrote) == FileResult::kMapped, "no copy is to be had");
     const Levels levels = levels_of(copy.tensor);
     expect(!same_levels || levels == levels_, "a copy has other levels");
     tinyqmoe_close(copy.tensor);

@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
     }
 #if !defined(__wasm__)  // where there are no threads, and no files to map
     tests::test_residency();
+    tests::test_expansion();
 #endif
   } catch (const std::exception& error) {
     std::printf("%s: %s\n", tests::g_context.c_str(), error.what());

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "check.h"
+#include "crc32.h"
 #include "support.h"
 #include "tensor.h"
 #include "tests.h"
@@ -37,6 +38,8 @@ void test_crc() {
     CHECK(crc32_of(bytes) == crc32_bit_by_bit(bytes));
     const uint32_t first = tinyqmoe_crc32(0, bytes.data(), n / 3);
     CHECK(tinyqmoe_crc32(first, bytes.data() + n / 3, n - n / 3) == crc32_of(bytes));
+    const uint32_t second = tinyqmoe_crc32(0, bytes.data() + n / 3, n - n / 3);
+    CHECK(tinyqmoe::crc_of_both(first, second, n - n / 3) == crc32_of(bytes));
   }
 }
 

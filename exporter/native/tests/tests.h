@@ -8,6 +8,7 @@ namespace tests {
 void test_golden(const std::string& folder);
 void test_random();
 void test_residency();
+void test_expansion();
 void test_calls();
 void test_hostile();
 void test_sha256();

@@ -228,6 +228,17 @@ typedef struct tinyqmoe_form tinyqmoe_form;
  * decoding it; no other tensor waits. OUT_OF_MEMORY only if not even the handle can be had. BAD_PAYLOAD_CRC, BAD_CODE or
  * another status of damaged bytes: it was to be expanded, which found them. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_acquire(const tinyqmoe_tensor* tensor, tinyqmoe_form** form);
+
+/* The threads of a host: run calls work(context, part) once for each part below n_parts, in any threads and order, and
+ * returns when all have returned. */
+typedef struct tinyqmoe_threads {
+  void* host; /* what run is called with */
+  void (*run)(void* host, uint64_t n_parts, void (*work)(void* context, uint64_t part), void* context);
+} tinyqmoe_threads;
+
+/* As tinyqmoe_acquire, where all threads of the host expand the tensor together. Null: the calling one. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_acquire_with_threads(const tinyqmoe_tensor* tensor, const tinyqmoe_threads* threads,
+                                                           tinyqmoe_form** form);
 TINYQMOE_API const tinyqmoe_tensor* tinyqmoe_form_tensor(const tinyqmoe_form* form);
 
 /* The rows to multiply next, until it returns false: all at once, or under a clean budget a block of them, whose pages
