@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import fuzzing
+from tests.support import fuzz_seeds, fuzzing, soak
 from tests.support.fuzzing import CLANG, TARGETS
 from tests.support.layer_tests import CXX, SANITIZE, compile_objects, link, native_dir, sources_of
 
@@ -50,25 +49,48 @@ def replay(
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_replay(name: str, replay: Callable[[str], Path], tmp_path: Path) -> None:
-    inputs = fuzzing.seeds(name)
-    assert inputs
-    command = [replay(name), str(SHORT_RUNS[name]), *inputs]
-    env = fuzzing.environment(tmp_path)
+    """Good seeds are accepted, so that inputs like them reach all of what is behind a check."""
+    program, env = replay(name), fuzzing.environment(tmp_path)
+    inputs, good = fuzzing.seeds(name), fuzzing.good_seeds(name)
+    assert good
+    assert set(good) <= set(inputs)
+    assert accepted(program, env, 0, good) == (len(good), len(good), 0, 0)
+    runs = SHORT_RUNS[name]
+    seeds, of_seeds, changes, of_changes = accepted(program, env, runs, inputs)
+    assert (of_seeds, of_changes) == (len(inputs), runs)
+    assert seeds >= len(good)
+    assert 0 < changes < runs
+
+
+def accepted(program: Path, env: dict[str, str], runs: int, inputs: list[Path]) -> tuple[int, ...]:
+    """What a replay of inputs and `runs` changes of them says: good ones and number of each."""
+    command = [program, str(runs), *inputs]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout == f"{SHORT_RUNS[name] + len(inputs)} runs\n"
+    return tuple(map(int, re.findall(r"\d+", result.stdout)))
+
+
+@pytest.mark.parametrize(
+    ("folder", "write"),
+    [(fuzz_seeds.BUNDLE, fuzz_seeds.write_bundle), (fuzz_seeds.ENCODE, fuzz_seeds.write_encode)],
+)
+def test_good_seeds_are_of_this_format(
+    folder: Path, write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        file.name: file.read_bytes() for file in folder.iterdir()
+    }
 
 
 @pytest.mark.long
 @pytest.mark.skipif(CLANG is None, reason="NO CLANG: libFuzzer did not run")
 def test_fuzz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All targets, guided by coverage; the counts are printed."""
+    """All targets, guided by coverage. libFuzzer draws a seed of its own for each slice."""
     for name, program in fuzzing.libfuzzer_programs(tmp_path).items():
-        runs, begin = round(TARGETS[name].share * LONG_RUNS), time.monotonic()
+        runs = soak.share(round(TARGETS[name].share * LONG_RUNS))
         said = fuzzing.fuzz(name, program, tmp_path / f"{name}-work", f"-runs={runs}")
         done = re.search(r"number_of_executed_units: (\d+)", said)
         assert done is not None
         assert int(done[1]) >= runs
-        with capsys.disabled():
-            seconds = time.monotonic() - begin
-            print(f"\nfuzz_{name}: {int(done[1]):,} executions in {seconds:.0f} s", end="")
+        soak.add(capsys, f"executions of fuzz_{name}", int(done[1]))

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.codec.native import native_dir
+from tests.support.fuzz_seeds import BUNDLE, CORPUS
 from tests.support.layer_tests import SANITIZE, compile_objects, link, sources_of
 from tests.support.paths import ROOT
 
 TESTS = ROOT / "tests"
-CORPUS = TESTS / "fuzz"
-BUNDLE = CORPUS / "bundle"  # what the manifests of the target "session" are about
-LARGEST_KEPT, MOST_KEPT = 256, 50  # bytes of an input in the corpus, and inputs of a target
 CLANG = shutil.which("clang++-19") or shutil.which("clang++")
 
 
@@ -29,14 +27,17 @@ CLANG = shutil.which("clang++-19") or shutil.which("clang++")
 class Target:
     """A program in exporter/native/fuzz.
 
-    parts: what it needs of native/, "core" or "llm/json.cc". seeds: patterns of files in tests/.
-    longest: of an input, in bytes. share: of the executions of a long run, by its speed.
+    parts: what it needs of native/, "core" or "llm/json.cc". good: patterns of files in tests/ that
+    it accepts. others: of more seeds. longest: of an input, in bytes. share: of the executions of a
+    long run, by its speed. kept: bytes of an input in the corpus, and number of inputs, at most.
     """
 
     parts: tuple[str, ...]
-    seeds: tuple[str, ...]
+    good: tuple[str, ...]
+    others: tuple[str, ...]
     longest: int
     share: float
+    kept: tuple[int, int] = (256, 50)
 
     def sources(self) -> list[Path]:
         """What it is linked with, its own files left out."""
@@ -46,17 +47,31 @@ class Target:
 
 CODEC = ("core", "encoder", "tests/support.cc")
 TARGETS = {
-    "open_decode": Target(CODEC, ("golden/decode/*", "golden/errors/*"), 8192, 0.02),
-    "cache_file": Target(CODEC, ("fuzz/cache_file/*",), 1024, 0.03),
-    "encode": Target(CODEC, ("fuzz/encode/*",), 600, 0.55),
-    "json": Target(("llm/json.cc",), ("golden/manifest/*", "fuzz/json/*"), 4096, 0.35),
-    "session": Target(("core", "llm"), ("fuzz/bundle/*.json", "fuzz/session/*"), 4096, 0.05),
+    "open_decode": Target(CODEC, ("golden/decode/*",), ("golden/errors/*",), 8192, 0.02),
+    "cache_file": Target(CODEC, ("fuzz/good/cache_file/*",), ("fuzz/cache_file/*",), 1024, 0.03),
+    "encode": Target(CODEC, ("fuzz/good/encode/*",), ("fuzz/encode/*",), 1024, 0.55),
+    "json": Target(
+        *(("llm/json.cc",), ("golden/manifest/good.json", "fuzz/bundle/*.json")),
+        *(("golden/manifest/*", "fuzz/json/*"), 4096, 0.35),
+    ),
+    "session": Target(
+        ("core", "llm"), ("fuzz/bundle/*.json",), ("fuzz/session/*",), 4096, 0.05, (4096, 20)
+    ),
 }
 
 
+def _files(patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in TESTS.glob(pattern)})
+
+
+def good_seeds(name: str) -> list[Path]:
+    """Inputs of a target that it accepts."""
+    return _files(TARGETS[name].good)
+
+
 def seeds(name: str) -> list[Path]:
-    """Inputs of a target that are in the repository."""
-    return sorted(file for pattern in TARGETS[name].seeds for file in TESTS.glob(pattern))
+    """All inputs of a target that are in the repository."""
+    return _files(TARGETS[name].good + TARGETS[name].others)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -118,11 +133,12 @@ def grow(name: str, program: Path, work: Path, seconds: int) -> None:
     foreign = {file.read_bytes() for file in seeds(name) if file.parent != CORPUS / name}
     shutil.rmtree(CORPUS / name, ignore_errors=True)
     (CORPUS / name).mkdir()
-    small = [f for f in kept.iterdir() if f.stat().st_size <= LARGEST_KEPT]
+    largest, most = TARGETS[name].kept
+    small = [f for f in kept.iterdir() if f.stat().st_size <= largest]
     new = sorted(
         (f for f in small if f.read_bytes() not in foreign), key=lambda f: f.stat().st_size
     )
-    for file in new[:: 1 + len(new) // MOST_KEPT]:
+    for file in new[:: 1 + len(new) // most]:
         shutil.copy(file, CORPUS / name)
 
 

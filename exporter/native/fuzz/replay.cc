@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   std::vector<Bytes> seeds;
   for (int i = 2; i < argc; ++i) seeds.push_back(read_file(argv[i]));
   for (const Bytes& seed : seeds) LLVMFuzzerTestOneInput(seed.data(), seed.size());
+  const size_t good_seeds = accepted();
   Random random(1);
   const int runs = std::atoi(argv[1]);
   for (int i = 0; i < runs; ++i) {
@@ -44,6 +45,6 @@ int main(int argc, char** argv) {
     mutate(&input, random);
     LLVMFuzzerTestOneInput(input.data(), input.size());
   }
-  std::printf("%zu runs\n", seeds.size() + static_cast<size_t>(runs));
+  std::printf("accepted: %zu of %zu seeds, %zu of %d changes\n", good_seeds, seeds.size(), accepted() - good_seeds, runs);
   return 0;
 }

@@ -16,6 +16,12 @@ inline void expect(bool holds, const char* what) {
   std::abort();
 }
 
+// Number of inputs that a target took for good ones, of which replay.cc tells.
+inline size_t& accepted() {
+  static size_t n = 0;
+  return n;
+}
+
 }  // namespace tests
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
