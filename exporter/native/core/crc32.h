@@ -1,5 +1,5 @@
-// Parts of CRC-32: of two pieces, and the steps that some processors have instructions for. Each goes on from a state, the complement of a CRC, over
-// n_bytes, a multiple of kCrcStep, and returns the next state.
+// Parts of CRC-32: that of two pieces, and the steps that some processors have instructions for. Each goes on from a
+// state, the complement of a CRC, over n_bytes, a multiple of kCrcStep, and returns the next state.
 #ifndef TINYQMOE_CORE_CRC32_H_
 #define TINYQMOE_CORE_CRC32_H_
 

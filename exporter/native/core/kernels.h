@@ -14,7 +14,7 @@ namespace tinyqmoe {
 
 constexpr uint32_t kDotRows = 4;
 
-// Packed rows are multiplied in blocks of 32 bytes, see pack_activations in linear.cc.
+// Packed rows are multiplied in blocks of 32 bytes, see pack_x in linear.cc.
 constexpr uint32_t kPackedBlock = 32;
 
 // A block of a base-3 row: up to 32 bytes, of which byte i holds the columns i, i + n, i + 2n, i + 3n and i + 4n, where n
@@ -82,6 +82,9 @@ struct Kernels {
 
   // Offsets of 2 or 4 bits to packed ones, from the lowest bits on. n is a multiple of what a byte holds.
   void (*pack)(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
+
+  // Activations for dot_packed: pack_x of linear.cc, which serves where this is null. cols: up to the last whole block.
+  void (*pack_x)(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
 
   // sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits.
   int64_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x);

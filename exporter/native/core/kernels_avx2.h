@@ -65,6 +65,7 @@ tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* row
 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t* out);
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
+void pack_x(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);

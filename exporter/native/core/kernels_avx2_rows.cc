@@ -88,6 +88,36 @@ AVX2 void pack2(const uint8_t* offsets, uint32_t n_blocks, uint8_t* packed) {
   }
 }
 
+// Sixteen bytes of each half, in this order.
+AVX2_INLINE __m256i shuffle16(__m256i v, __m128i order) {
+  return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(order));
+}
+
+// Of 128 bytes the bytes 0, 4, 8, ..., then 1, 5, 9, ... and so on, 64 bytes apart.
+AVX2_INLINE void put_fourths(const int8_t* x, int8_t* out) {
+  const __m128i by_place = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  __m256i v[4];  // of every 32 bytes: eight of each place
+  for (uint32_t k = 0; k < 4; ++k) {
+    v[k] = _mm256_permutevar8x32_epi32(shuffle16(load32(x + 32 * k), by_place), order);
+  }
+  const __m256i even_low = _mm256_unpacklo_epi64(v[0], v[1]), odd_low = _mm256_unpackhi_epi64(v[0], v[1]);
+  const __m256i even_high = _mm256_unpacklo_epi64(v[2], v[3]), odd_high = _mm256_unpackhi_epi64(v[2], v[3]);
+  store32(out, _mm256_permute2x128_si256(even_low, even_high, 0x20));
+  store32(out + 64, _mm256_permute2x128_si256(odd_low, odd_high, 0x20));
+  store32(out + 128, _mm256_permute2x128_si256(even_low, even_high, 0x31));
+  store32(out + 192, _mm256_permute2x128_si256(odd_low, odd_high, 0x31));
+}
+
+// Of 64 bytes the even ones, and the odd ones.
+AVX2_INLINE void put_halves(const int8_t* x, int8_t* out) {
+  const __m128i by_place = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const __m256i low = _mm256_permute4x64_epi64(shuffle16(load32(x), by_place), 0xD8);
+  const __m256i high = _mm256_permute4x64_epi64(shuffle16(load32(x + 32), by_place), 0xD8);
+  store32(out, _mm256_permute2x128_si256(low, high, 0x20));
+  store32(out + 64, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
 AVX2 void pack4(const uint8_t* offsets, uint32_t n_blocks, uint8_t* packed) {
   const __m256i weights = _mm256_set1_epi16(0x1001);
   for (uint32_t block = 0; block < n_blocks; ++block, offsets += 64, packed += 32) {
@@ -99,8 +129,10 @@ AVX2 void pack4(const uint8_t* offsets, uint32_t n_blocks, uint8_t* packed) {
 
 }  // namespace
 
-__attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
-                                    uint8_t* out, uint64_t stride) {
+__attribute__((target("avx2,bmi2,lzcnt"))) tinyqmoe_status expand_phrases(const Dictionary& dictionary,
+                                                                          const CodedRow* rows, uint32_t n,
+                                                                          uint32_t cols, uint8_t* out,
+                                                                          uint64_t stride) {
   return expand_phrases_any(dictionary, rows, n, cols, out, stride);
 }
 
@@ -121,6 +153,19 @@ AVX2 uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, ui
     std::memcpy(out + begin + at, digits + digit * kBase3Block, std::min(n, left - at));
   }
   return largest_of(rests);
+}
+
+AVX2 void pack_x(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed) {
+  const uint32_t columns = kPackedBlock * 8 / code_bits;
+  for (uint32_t i = 0; i < cols; i += columns, packed += 2 * columns) {
+    if (code_bits == 2) {
+      put_fourths(x.high + i, packed);
+      put_fourths(x.low + i, packed + 32);
+    } else {
+      put_halves(x.high + i, packed);
+      put_halves(x.low + i, packed + 32);
+    }
+  }
 }
 
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out) {

@@ -111,9 +111,9 @@ struct Tile {
 const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
-      avx2::pack,           avx512::dot_packed,           avx2::dot_base3,
-      avx512::dot,          multiply_tiles<avx512::Tile>, avx2::dot_f32,
-      avx2::abs_max_bits,   avx2::quantize};
+      avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
+      avx2::dot_base3,      avx512::dot,                  multiply_tiles<avx512::Tile>,
+      avx2::dot_f32,        avx2::abs_max_bits,           avx2::quantize};
   return &kernels;
 }
 

@@ -232,8 +232,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
-  return {expand_phrases, expand_base3, unpack,  pack_plain,   dot_packed, nullptr,
-          dot,            dot_batch,    dot_f32, abs_max_bits, quantize};
+  return {expand_phrases, expand_base3, unpack,    pack_plain, nullptr,      dot_packed,
+          nullptr,        dot,          dot_batch, dot_f32,    abs_max_bits, quantize};
 }
 
 }  // namespace

@@ -292,8 +292,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases, expand_base3,         unpack,  pack_plain,   dot_packed, nullptr,
-                              dot,            multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {expand_phrases, expand_base3, unpack,               pack_plain, nullptr,      dot_packed,
+                              nullptr,        dot,          multiply_tiles<Tile>, dot_f32,    abs_max_bits, quantize};
 
 }  // namespace
 

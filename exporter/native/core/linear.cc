@@ -198,7 +198,7 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
 // Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
 // j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
 template <uint32_t kPerByte>
-void pack_activations(const X16& x, uint32_t cols, int8_t* __restrict packed) {
+void pack_x_plain(const X16& x, uint32_t cols, int8_t* __restrict packed) {
   for (uint32_t block = 0; block < cols; block += kPackedBlock * kPerByte, packed += 2 * kPackedBlock * kPerByte) {
     for (uint32_t i = 0; i < kPackedBlock; ++i) {
       for (uint32_t j = 0; j < kPerByte; ++j) {
@@ -207,6 +207,12 @@ void pack_activations(const X16& x, uint32_t cols, int8_t* __restrict packed) {
       }
     }
   }
+}
+
+void pack_x(const X16Product& p, int8_t* packed) {
+  const uint32_t bits = p.tensor.info.code_bits;
+  const auto plain = bits == 2 ? pack_x_plain<4> : pack_x_plain<2>;
+  p.kernels.pack_x == nullptr ? plain(p.x(0), p.cols(), packed) : p.kernels.pack_x(p.x(0), p.cols(), bits, packed);
 }
 
 // n columns that start on a block. A block that goes on in the next row meets zeros there; past the last row nothing is
@@ -230,8 +236,7 @@ int64_t dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n,
 void multiply_packed(const X16Product& p) {
   const tinyqmoe_info& info = p.tensor.info;
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
-  const auto pack = info.code_bits == 2 ? pack_activations<4> : pack_activations<2>;
-  pack(p.x(0), p.cols(), packed_x);
+  pack_x(p, packed_x);
   for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
     const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
     float y = 0.0f;
