@@ -279,7 +279,8 @@ void multiply_base3(const X16Product& p) {
     const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
     const uint8_t* tail = row + n_blocks * kBase3Block;
     uint8_t copy[kBase3Block] = {};
-    if (end - tail < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, end - tail));
+    const uint64_t left = static_cast<uint64_t>(end - tail);
+    if (left < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, left));
     const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
     float y = 0.0f;
     p.add_group(p.scale(r, 0), 0, sum + correction, &y);
