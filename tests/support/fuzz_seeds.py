@@ -95,7 +95,7 @@ def write_bundle(folder: Path) -> None:
             {n: matrix for n, matrix in matrices.items() if n not in left_out},
             {n: place for n, place in vectors.items() if n not in left_out},
             kv_type,
-            weights.content,
+            bytes(weights.content),
         )
         (folder / name).write_text(json.dumps(content, separators=(",", ":")))
 
