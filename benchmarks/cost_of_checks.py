@@ -29,7 +29,10 @@ CHECKS = (
     ("exporter.checkpoint.source_files", ("hash_files", "check_unchanged")),
     ("exporter.guarded", ("guarded",)),
     ("exporter.strict_json", ("parse",)),
-    ("exporter.real_files", ("sync", "regular_files", "links", "unsafe_to_write")),
+    (
+        "exporter.real_files",
+        ("sync", "regular_files", "links", "unsafe_to_write", "is_private_folder"),
+    ),
     ("exporter.bundle.relations", ("relation_problems",)),
     ("exporter.bundle.sealing", ("digest",)),
     ("exporter.bundle.directory", ("sha256", "file_entries")),

@@ -7,6 +7,7 @@ package, or write through it. So folders are walked, and trusted, by what `lstat
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def unsafe_to_write(folder: Path) -> list[str]:
 def _names(file: Path) -> int:
     """Number of names that a file has in its file system."""
     return file.lstat().st_nlink
+
+
+def is_private(found: os.stat_result) -> bool:
+    """Whether only this user, and root, may write to a file or into a folder."""
+    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
+
+
+def is_private_folder(folder: Path) -> bool:
+    """Whether there is a real folder, into which only this user, and root, may write."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and is_private(found)
 
 
 def sync(folder: Path) -> None:

@@ -1,24 +1,21 @@
 """Files of bundles that were hashed on this machine before, and have not been touched since.
 
 A file counts as untouched while its device, inode, size and times are the same. The time of its
-last change (ctime) is set by the system whenever its bytes change, and no program can set it back.
-What is known is noted in a folder of the user's cache that nobody else may write to; files are
-hashed again where there is no such folder.
+last change (ctime) is set by the system when its bytes are written, and no program can set it back.
+Writes through a mapping are the exception: of those the system notes the first to a page, or none
+(tmpfs). So a file is known only while it belongs to this user or root, and nobody else may write to
+it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
 
-import platformdirs
-
+from exporter import real_files
 from exporter.bundle import Bundle
+from runtime_ref.notes import Notes
 
 # A file that changed later than this before it is hashed is not noted: clocks of file systems are
 # coarse, and another change at the same tick would not be seen.
@@ -30,36 +27,26 @@ def verify(bundle: Bundle, names: Collection[str]) -> None:
 
     Raises BundleError as `Bundle.verify`.
     """
-    folder = platformdirs.user_cache_path("tiny-qmoe") / "hashed"
+    notes = Notes("hashed")
     expected = {e.path: e.sha256 for e in [*bundle.manifest.files, *bundle.manifest.expanded]}
-    marks = {name: _mark(folder, bundle.path / name, expected[name]) for name in names}
-    known = {name for name, mark in marks.items() if mark and mark.exists()}
-    bundle.verify(set(names) - (known if _is_private(folder) else set()))
-    with contextlib.suppress(OSError):  # then they are hashed again
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for mark in marks.values():
-            if mark and not mark.exists():
-                mark.touch()
+    keys = {name: _key(bundle.path / name, expected[name]) for name in names}
+    bundle.verify({name for name, key in keys.items() if key is None or not notes.has(key)})
+    for name, key in keys.items():
+        # What changed while it was hashed is not noted.
+        if key is not None and key == _key(bundle.path / name, expected[name]):
+            notes.add(key)
 
 
-def _mark(folder: Path, file: Path, sha256: str) -> Path | None:
-    """The place of the note about a file as it is now; None if it is absent or changed just now."""
+def _key(file: Path, sha256: str) -> str | None:
+    """The key of the note that a file as it is now has a digest.
+
+    None if it is absent, changed just now, or others may write to it.
+    """
     try:
         found = file.stat()
     except OSError:
         return None
-    if found.st_ctime > time.time() - SETTLED_SECONDS:
+    if found.st_ctime > time.time() - SETTLED_SECONDS or not real_files.is_private(found):
         return None
     parts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    return folder / hashlib.sha256(f"{sha256} {parts}".encode()).hexdigest()
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether a folder is there, and nobody but its owner, this user, may write to it."""
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    return (
-        stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    )
+    return f"{sha256} {parts}"

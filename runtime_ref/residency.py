@@ -12,13 +12,15 @@ import ctypes
 import mmap
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
+from exporter import real_files
 from exporter.bundle import EMBEDDING, HEAD, Artifact, Bundle, TensorEntry
+from exporter.bundle.sealing import digest_of
 from exporter.codec.format import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -93,6 +95,16 @@ class Residency:
         if self.mode == "file" and self.cache_dir is None:
             return default_cache_dir()
         return self.cache_dir
+
+    def of(self, bundle: Bundle) -> Residency:
+        """The same, with a folder of a bundle's own in the folder of expanded forms.
+
+        A form is found by the header of what it was made from, whose CRC-32 another maker can meet
+        with other weights.
+        """
+        if self.folder is None:
+            return self
+        return replace(self, cache_dir=self.folder / digest_of(bundle.manifest.to_json()))
 
     @property
     def budget(self) -> int:
@@ -217,7 +229,8 @@ def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTen
     """Sets how the products of `library` find their weights, from the next product on.
 
     It makes the cache directory. `tensors`: those that will be multiplied, to see before anything
-    is written whether the disk holds their files. Raises OutOfSpaceError.
+    is written whether the disk holds their files. Raises OutOfSpaceError, and UsageError where
+    others may write to the cache directory.
     """
     folder = residency.folder
     if folder is not None:
@@ -230,15 +243,25 @@ def apply(library: ctypes.CDLL, residency: Residency, tensors: Sequence[CodedTen
 
 
 def _make_room(folder: Path, residency: Residency, tensors: Sequence[CodedTensor]) -> None:
-    """Makes the cache directory. Raises OutOfSpaceError if its files would not fit the disk."""
+    """Makes the cache directory.
+
+    Raises UsageError if others may write to it, OutOfSpaceError if its files would not fit the
+    disk.
+    """
     hint = "free disk space, give another cache directory, or choose another mode"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise OutOfSpaceError(
             f"the cache directory {folder} cannot be used: {error}", hint=hint
         ) from error
+    if not real_files.is_private_folder(folder):
+        raise UsageError(
+            f"expanded weights are not read from {folder}: others could change them, or it is a "
+            "link",
+            hint=f"remove it, or `chmod go-w {folder}`",
+        )
     in_memory = plan(tensors, residency.budget)
     missing = {t.file_name: t.file_bytes for t in tensors if t.gain > 0 and t.name not in in_memory}
     needed = sum(n for name, n in missing.items() if not (folder / name).is_file())

@@ -118,7 +118,7 @@ def open_runner(
     check_threads(artifact, threads)
     runner = module(artifact.format)
     if core := runner.core():
-        filed = residency.folder is not None
+        residency, filed = residency.of(bundle), residency.folder is not None
         tensors = residencies.coded_tensors(bundle, artifact) if filed else ()
         residencies.apply(core, residency, tensors)
     return runner.open(bundle, artifact, threads, progress)

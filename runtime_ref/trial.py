@@ -1,17 +1,14 @@
 """Trials: what native code does with a stranger's file, found out in a child process first.
 
-A trial that went well is noted in the user's cache folder, and is not made again on this machine.
+A trial that went well is noted, and is not made again on this machine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Callable
 
-import platformdirs
-
 from exporter.guarded import MEMORY_BYTES, SECONDS, guarded
+from runtime_ref.notes import Notes
 
 
 def try_once(
@@ -26,9 +23,8 @@ def try_once(
     `key` names all that the work depends on: contents and versions. Raises ValueError with the
     reason where it does not end well.
     """
-    name = hashlib.sha256(key.encode()).hexdigest()
-    mark = platformdirs.user_cache_path("tiny-qmoe") / "tried" / name
-    if mark.exists():
+    notes = Notes("tried")
+    if notes.has(key):
         return
 
     def done() -> bool:
@@ -36,6 +32,4 @@ def try_once(
         return True
 
     guarded(done, seconds, memory_bytes)
-    with contextlib.suppress(OSError):  # then it is tried again
-        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark.touch()
+    notes.add(key)

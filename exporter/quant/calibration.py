@@ -60,7 +60,7 @@ def _crc(file: BinaryIO, n_bytes: int) -> int:
 def damaged(file: Path) -> CheckpointError:
     """The error of a file whose values are not those that were written."""
     return CheckpointError(
-        f"{file} is damaged: its checksum is wrong",
+        f"{file} is missing or damaged",
         hint=f"remove {file.parent} and export again without --resume: it is measured anew",
     )
 
@@ -83,11 +83,14 @@ class Calibration:
         Raises CheckpointError if the file is not what was written.
         """
         path = self.folder / name
-        with path.open("rb") as file:
-            crc = _crc(file, path.stat().st_size - len(checksum(0)))
-            if file.read() != checksum(crc):
-                raise damaged(path)
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        try:
+            with path.open("rb") as file:
+                crc = _crc(file, path.stat().st_size - len(checksum(0)))
+                if file.read() != checksum(crc):
+                    raise damaged(path)
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise damaged(path) from error
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Writes a tensor, which is there whole or not at all."""

@@ -1,6 +1,7 @@
 """Calibrations that exports of one model at several rates share, in a folder of the user's.
 
-Each has a folder there, which is named by all that it depends on.
+Each has a folder there, which is named by all that it depends on. What lies there is believed, so
+nobody else may write to it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from exporter import real_files
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import UsageError
 from exporter.quant.calibration import Calibration
@@ -25,11 +27,17 @@ LOCK = "lock"  # in the folder of a calibration, held while it is measured
 
 def make_folder(folder: Path) -> None:
     """Makes the folder of a cache, if there is none. Raises UsageError."""
+    what = f"{folder} cannot be a cache of calibrations"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        what = f"{folder} cannot be a cache of calibrations: {error.strerror}"
-        raise UsageError(what, hint="give a folder as --calibration-cache") from error
+        hint = "give a folder as --calibration-cache"
+        raise UsageError(f"{what}: {error.strerror}", hint=hint) from error
+    if not real_files.is_private_folder(folder):
+        raise UsageError(
+            f"{what}: others could change what is in it, or it is a link",
+            hint=f"give a folder of your own as --calibration-cache, or `chmod go-w {folder}`",
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class CalibrationCache:
         Waits while another process does that.
         """
         folder = self.folder / self._key(checkpoint, windows)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (folder / LOCK).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield Calibration(folder)

@@ -56,9 +56,9 @@ def files_to_drop(bundle: Bundle, artifact: Artifact, residency: Residency) -> l
     package = bundle.file(artifact.path)
     files = [file for file in package.rglob("*") if file.is_file()] if package.is_dir() else []
     files += map(bundle.file, [*artifact.files, REFERENCE, "tokenizer.json"])
-    if residency.folder is not None:
+    if (folder := residency.of(bundle).folder) is not None:
         coded = residencies.coded_tensors(bundle, artifact)
-        files += [residency.folder / tensor.file_name for tensor in coded]
+        files += [folder / tensor.file_name for tensor in coded]
     return sorted({file for file in files if file.is_file()})
 
 

@@ -45,6 +45,7 @@ def serve(
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

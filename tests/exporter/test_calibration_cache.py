@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import zlib
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from exporter import allocation
 from exporter.allocation import Allocation
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
+from exporter.errors import CheckpointError
 from exporter.quant import calibration_passes
-from exporter.quant.calibration_cache import LOCK, CalibrationCache
+from exporter.quant.calibration import Calibration
+from exporter.quant.calibration_cache import LOCK, CalibrationCache, make_folder
 from exporter.quant.config import QuantConfig
 from tests.support.bundles import TEXT, no_progress, write_text_model
 from tests.support.command_line import one_error, tinyqmoe
@@ -111,6 +114,38 @@ def test_a_cache_that_is_no_folder_is_refused_before_work(model: Path, tmp_path:
     said = one_error(tinyqmoe("export", model, tmp_path / "out", *words), 2)
     assert "cannot be a cache of calibrations: File exists" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("others", [0o020, 0o002])
+def test_a_cache_that_others_may_write_is_refused(model: Path, tmp_path: Path, others: int) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o755 | others)
+    words = ("--bits-per-weight", "4", "--calibration-cache", cache)
+    said = one_error(tinyqmoe("export", model, tmp_path / "out", *words), 2)
+    assert "others could change what is in it" in said
+    assert f"chmod go-w {cache}" in said.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_is_the_user_s_own(model: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "new")
+    cache, windows = CalibrationCache(tmp_path / "new", {}), torch.zeros((1, 8), dtype=torch.int64)
+    with cache.calibration(Checkpoint.open(model), windows) as calibration:
+        assert {oct(f.stat().st_mode & 0o777) for f in (cache.folder, calibration.folder)} == {
+            oct(0o700)
+        }
+
+
+@pytest.mark.parametrize("content", [None, b"", b"abc", b"no array"])
+def test_a_foreign_file_of_a_calibration_is_one_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        crc = zlib.crc32(content).to_bytes(4, "little")
+        (tmp_path / "x").write_bytes(content + crc if len(content) > 3 else content)
+    with pytest.raises(CheckpointError, match="x is missing or damaged"):
+        Calibration(tmp_path).read("x")
 
 
 def test_a_full_disk_of_a_cache_is_told(

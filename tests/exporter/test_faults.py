@@ -1,7 +1,7 @@
 """Kills and full disks at every operation that changes a file: what is left, and what goes on.
 
 A normal run takes some operations of each kind of work. `-m long` takes all of them, and makes a
-thousand kills at random, some of them while what was killed goes on. The counts are printed.
+thousand kills at random, some of them while what was killed goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from exporter.bundle import Bundle, sha256
-from tests.support import faults
+from tests.support import faults, soak
 from tests.support.checkpoints import write_llama
 from tests.support.faults import FULL, KILL, NONE, End, Worker
 from tests.support.hub import running_hub
@@ -226,16 +226,16 @@ def test_every_operation(
     total = operations(work, tmp_path / "x", kind)
     for at in range(1, total + 1):
         cause(work, tmp_path / "x", at)
-    with capsys.disabled():
-        print(f"\n{type(work).__name__}: {fault} at each of {total} operations", end="")
+    soak.add(capsys, f"{fault} at every operation: {type(work).__name__.lower()}", total)
 
 
 @pytest.mark.long
 def test_random_kills(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A thousand in all; what goes on after one may be killed again."""
-    folder, rng, kills = tmp_path / "x", random.Random(0), 0
+    what = f"kill at random: {type(work).__name__.lower()}"
+    folder, rng, kills = tmp_path / "x", random.Random(soak.totals()[what]), 0
     total = operations(work, folder, KILL)
-    while kills < work.random_kills:
+    while kills < soak.share(work.random_kills):
         work.prepare(folder)
         while work.run(folder, KILL, rng.randint(1, total)).code == -signal.SIGKILL:
             kills += 1
@@ -243,5 +243,4 @@ def test_random_kills(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert work.run(folder, NONE, 0).code == 0
         work.check(folder, whole=True)
         shutil.rmtree(folder)
-    with capsys.disabled():
-        print(f"\n{type(work).__name__}: {kills} kills at random", end="")
+    soak.add(capsys, what, kills)

@@ -24,6 +24,7 @@ from exporter.errors import BundleError, TinyQMoEError
 from runtime_ref.coreml import expansion
 from runtime_ref.device import prediction
 from runtime_ref.residency import Residency
+from tests.support import soak
 from tests.support.bundles import copy, edit_manifest, write_small_bundle
 from tests.support.edits import edited, paths
 
@@ -212,8 +213,12 @@ def test_edited_manifests_are_refused_or_mean_the_same(both: Bundle, tmp_path: P
 
 
 @pytest.mark.long
-def test_many_edited_manifests(both: Bundle, tmp_path: Path) -> None:
-    check_edits(both, tmp_path / "edited", 20_000, seed=2)
+def test_many_edited_manifests(
+    both: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    what, n = "edited manifests", soak.share(20_000)
+    check_edits(both, tmp_path / "edited", n, seed=2 + soak.totals()[what])
+    soak.add(capsys, what, n)
 
 
 def test_edited_recipes_are_refused_or_make_the_same_package(both: Bundle, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Damaged files of every kind that is read: each is read, or refused with an error of ours.
 
-The examples of a normal run are the same every time; `-m long` makes many more and prints the
-counts.
+The examples of a normal run are the same every time; `-m long` makes many more.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from exporter import strict_json
 from exporter.bundle import DIGEST, MANIFEST, Bundle, sealed
@@ -26,7 +25,7 @@ from exporter.codec.weight_file import RECIPE_VERSION, Piece, Recipe, WeightFile
 from exporter.errors import TinyQMoEError
 from runtime_ref.coreml.mil_program import MLProgram
 from runtime_ref.coreml.package import BlobFile, CoreMLPackage, load_spec
-from tests.support import custom_op
+from tests.support import custom_op, soak
 from tests.support.bundles import Parts, write_small_bundle
 from tests.support.checkpoints import write_llama
 from tests.support.edits import damaged, damaged_json
@@ -192,17 +191,19 @@ READERS = {
 }
 
 
-def fuzz(reader: Reader, examples: int, folder: Path, request: pytest.FixtureRequest) -> int:
-    """Reads that many damaged files; returns their number."""
+def fuzz(
+    reader: Reader, examples: int, folder: Path, request: pytest.FixtureRequest, number: int
+) -> int:
+    """Reads that many damaged files; returns their number. Others for each number."""
     file, read = reader.make(folder, request)
     good = file.read_bytes()
     read()
     count = 0
 
+    @seed(number)
     @settings(
         max_examples=examples,
         deadline=None,
-        derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
@@ -222,7 +223,7 @@ def fuzz(reader: Reader, examples: int, folder: Path, request: pytest.FixtureReq
 def test_a_damaged_file_is_read_or_refused(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    assert fuzz(READERS[name], READERS[name].examples, tmp_path, request) > 1
+    assert fuzz(READERS[name], READERS[name].examples, tmp_path, request, 0) > 1
 
 
 @pytest.mark.long
@@ -233,6 +234,6 @@ def test_many_damaged_files(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    count = fuzz(READERS[name], READERS[name].long_examples, tmp_path, request)
-    with capsys.disabled():
-        print(f"\n{name}: {count:,} damaged files", end="")
+    what, examples = f"damaged files of {name}", soak.share(READERS[name].long_examples)
+    number = soak.totals()[what]
+    soak.add(capsys, what, fuzz(READERS[name], examples, tmp_path, request, number))

@@ -53,7 +53,13 @@ CHECKPOINT = (
     "exporter.quiet",
     *MODELS,
 )
-QUANT = ("exporter.quant", "exporter.chat_template", "exporter.codec.native", *CHECKPOINT)
+QUANT = (
+    "exporter.quant",
+    "exporter.chat_template",
+    "exporter.codec.native",
+    "exporter.real_files",
+    *CHECKPOINT,
+)
 CONFIG = ("exporter.config", *CODEC, *QUANT)
 REFERENCE = (
     "exporter.reference",
@@ -227,15 +233,19 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("exporter.chat_template", "runtime_ref.trial", *RUNNER),
         ("tokenizers",),
     ),
-    "runtime_ref.trial": (("exporter.guarded",), ("platformdirs",)),
-    "runtime_ref.known_files": (("exporter.bundle",), ("platformdirs",)),
+    "runtime_ref.notes": (("exporter.real_files",), ("platformdirs",)),
+    "runtime_ref.trial": (("runtime_ref.notes", "exporter.guarded"), ()),
+    "runtime_ref.known_files": (
+        ("runtime_ref.notes", "exporter.bundle", "exporter.real_files"),
+        (),
+    ),
     "runtime_ref.generate": (("runtime_ref.prompts", *RUNNER), ("numpy", "tokenizers")),
     "runtime_ref.conversation": (("runtime_ref.prompts", "runtime_ref.generate", *RUNNER), ()),
     "runtime_ref.server": (
         ("runtime_ref.server", "runtime_ref.prompts", "runtime_ref.generate", *RUNNER),
         ("fastapi", "pydantic", "starlette", "uvicorn", "h11"),
     ),
-    "runtime_ref.residency": (RUNNER, ("platformdirs",)),
+    "runtime_ref.residency": (("exporter.real_files", *RUNNER), ("platformdirs",)),
     "runtime_ref.memory": ((), ()),
     "runtime_ref.machine": ((), ("numpy",)),
     "runtime_ref.native": (("runtime_ref.native", *RUNNERS), ("numpy",)),

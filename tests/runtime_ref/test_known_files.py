@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,47 @@ def test_notes_that_others_may_write_are_not_believed(
     cache.chmod(0o777)
     verify(settled)
     assert hashed == [PROGRAM] * 2
+
+
+@pytest.mark.parametrize("others", [0o020, 0o002])
+def test_a_file_that_others_may_write_is_hashed_again(
+    settled: Bundle, hashed: list[str], others: int
+) -> None:
+    """They may have it mapped: what they write later changes no time."""
+    (settled.path / PROGRAM).chmod(0o644 | others)
+    verify(settled)
+    verify(settled)
+    assert hashed == [PROGRAM] * 2
+
+
+def test_a_file_of_another_user_is_hashed_again(
+    settled: Bundle, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.stat
+
+    def of_another(path: Path) -> os.stat_result:
+        parts = list(real(path))
+        parts[stat.ST_UID] = os.geteuid() + 1
+        return os.stat_result(parts, {"st_ctime": 0.0, "st_mtime_ns": 0, "st_ctime_ns": 0})
+
+    monkeypatch.setattr(Path, "stat", lambda path, **_: of_another(path))
+    verify(settled)
+    verify(settled)
+    assert hashed == [PROGRAM] * 2
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_noted(
+    settled: Bundle, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    original = directory.sha256
+
+    def slow(path: Path) -> str:
+        path.chmod(0o600)
+        return original(path)
+
+    monkeypatch.setattr(directory, "sha256", slow)
+    verify(settled)
+    assert not cache.exists()
 
 
 def test_a_damaged_file_is_not_noted(settled: Bundle, cache: Path) -> None:

@@ -192,6 +192,16 @@ def test_files_are_used_again_and_replaced_when_damaged(tmp_path: Path) -> None:
     assert stats(LIBRARY).expansions == done + 1
 
 
+@pytest.mark.parametrize("others", [0o020, 0o002])
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, others: int) -> None:
+    tmp_path.chmod(0o755 | others)
+    with pytest.raises(UsageError, match="others could change them") as caught:
+        apply(LIBRARY, Residency("file", cache_dir=tmp_path))
+    assert f"chmod go-w {tmp_path}" in caught.value.hint
+    tmp_path.chmod(0o755)
+    apply(LIBRARY, Residency("file", cache_dir=tmp_path))
+
+
 CHILD = """
 import json, resource, sys
 from pathlib import Path
@@ -275,7 +285,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("NOT TESTED on a file system that is full: mounting one needs root")
     yield folder

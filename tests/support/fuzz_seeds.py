@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from exporter.bundle import HEAD, NETWORK_VERSION, Network
 from exporter.bundle.network_shapes import matrix_shapes, optional_vector_sizes, vector_sizes
@@ -60,7 +61,9 @@ class Weights:
         """The place of a new matrix that is coded as `CODED` says, and the type of its scales."""
         codec, scale_type, alphabet = CODED[kind]
         levels = draw_levels(kind, shape, *alphabet, "bell")
-        values = np.full((shape[0], -(-shape[1] // GROUP)), 1 / 64, np.float32)
+        values: npt.NDArray[np.float32] = np.full(
+            (shape[0], -(-shape[1] // GROUP)), 1 / 64, dtype=np.float32
+        )
         kept = scales.stored(values) if scale_type == "ue6m10" else values
         blob = encode(levels, *alphabet, codec).blob.tobytes()
         place = {
@@ -95,7 +98,7 @@ def write_bundle(folder: Path) -> None:
             {n: matrix for n, matrix in matrices.items() if n not in left_out},
             {n: place for n, place in vectors.items() if n not in left_out},
             kv_type,
-            weights.content,
+            bytes(weights.content),
         )
         (folder / name).write_text(json.dumps(content, separators=(",", ":")))
 

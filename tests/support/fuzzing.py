@@ -51,8 +51,11 @@ TARGETS = {
     "cache_file": Target(CODEC, ("fuzz/good/cache_file/*",), ("fuzz/cache_file/*",), 1024, 0.03),
     "encode": Target(CODEC, ("fuzz/good/encode/*",), ("fuzz/encode/*",), 1024, 0.55),
     "json": Target(
-        *(("llm/json.cc",), ("golden/manifest/good.json", "fuzz/bundle/*.json")),
-        *(("golden/manifest/*", "fuzz/json/*"), 4096, 0.35),
+        ("llm/json.cc",),
+        good=("golden/manifest/good.json", "fuzz/bundle/*.json"),
+        others=("golden/manifest/*", "fuzz/json/*"),
+        longest=4096,
+        share=0.35,
     ),
     "session": Target(
         ("core", "llm"), ("fuzz/bundle/*.json",), ("fuzz/session/*",), 4096, 0.05, (4096, 20)

@@ -197,7 +197,7 @@ def test_a_damaged_tensor_is_told(tmp_path: Path, at: int) -> None:
     calibration.write("x", torch.arange(40.0))
     torch.testing.assert_close(calibration.read("x"), torch.arange(40.0))
     damage(tmp_path / "x", at)
-    with pytest.raises(CheckpointError, match="x is damaged: its checksum is wrong") as caught:
+    with pytest.raises(CheckpointError, match="x is missing or damaged") as caught:
         calibration.read("x")
     assert caught.value.hint.startswith(f"remove {tmp_path} and export again without --resume")
 

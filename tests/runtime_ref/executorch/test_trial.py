@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 import tinyqmoe
@@ -17,15 +18,10 @@ from tests.support.bundles import patch, place, reseal
 
 
 @pytest.fixture(autouse=True)
-def nothing_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Folders:
-        """In the place of platformdirs."""
-
-        @staticmethod
-        def user_cache_path(name: str) -> Path:
-            return tmp_path / "cache" / name
-
-    monkeypatch.setattr(trial, "platformdirs", Folders)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of notes, with nothing in it."""
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    return tmp_path / "cache" / "tiny-qmoe" / "tried"
 
 
 def test_a_program_that_crashes_is_one_message(
@@ -43,6 +39,14 @@ def test_a_program_that_went_well_is_tried_once(
     tinyqmoe.open_runner(bundle, backend="executorch")
     monkeypatch.setattr(ExecuTorchRunner, "forward", lambda *_: os.abort())
     tinyqmoe.open_runner(bundle, backend="executorch")
+
+
+def test_a_note_that_others_may_have_made_is_not_believed(cache: Path) -> None:
+    trial.try_once("key", lambda: None)
+    trial.try_once("key", os.abort)
+    cache.chmod(0o770)
+    with pytest.raises(ValueError, match="SIGABRT"):
+        trial.try_once("key", os.abort)
 
 
 def test_an_error_of_a_program_is_told_as_it_is(copied: Bundle) -> None:

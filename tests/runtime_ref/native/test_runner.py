@@ -19,6 +19,7 @@ from runtime_ref.native.package import native_package
 from runtime_ref.native.runner import NativeRunner
 from runtime_ref.residency import Residency
 from tests.support.bundles import (
+    copy,
     edit_manifest,
     no_progress,
     patch,
@@ -111,6 +112,22 @@ def test_threads_pieces_and_residency_make_no_difference_in_bits(
     for wanted in (Residency("expand"), Residency("file", cache_dir=tmp_path), Residency()):
         placed = runners.open_runner(bundle, package, wanted, no_progress)
         assert placed.forward(tokens, 0).tobytes() == expected
+
+
+def test_a_bundle_has_a_folder_of_its_own_for_expanded_weights(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """What another maker made with the same checksums does not come into it."""
+    wanted = Residency("file", cache_dir=tmp_path / "cache")
+    other = copy(bundle, tmp_path / "other")
+    edit_manifest(other.path, lambda raw: raw.update(prompts=["another"]))
+    for each in (bundle, Bundle.open(other.path), bundle):
+        runners.open_runner(each, native_package(each.manifest), wanted, no_progress)
+    folders = [wanted.of(each).folder for each in (bundle, Bundle.open(other.path))]
+    assert sorted((tmp_path / "cache").iterdir()) == sorted(folders)  # type: ignore[type-var]
+    names = [sorted(file.name for file in folder.iterdir()) for folder in folders if folder]
+    assert names[0] == names[1] != []
+    runners.open_runner(bundle, native_package(bundle.manifest), Residency(), no_progress)
 
 
 def test_a_position_may_be_said_again(bundle: Bundle) -> None:
