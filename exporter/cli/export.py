@@ -43,6 +43,7 @@ from exporter.cli.options import (
     NativeOption,
     OutArgument,
     PlanOption,
+    RecoverOption,
     ResumeOption,
     RevisionOption,
     SavePlanOption,
@@ -68,6 +69,7 @@ def export(
     save_plan: SavePlanOption = None,
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
+    recover: RecoverOption = 0,
     bits_per_weight: BitsOption = None,
     size: SizeOption = None,
     calibration: CalibrationOption = None,
@@ -98,6 +100,7 @@ def export(
     """
     config = tinyqmoe.export_config(
         **_schemes(scheme, group_size, sparsity, embedding),
+        recover=recover or None,
         **_shares(bits_per_weight, size, calibration, plan, save_plan),
         formats=formats_of(target, coreml_format),
         context=context,
