@@ -125,14 +125,16 @@ def allocate(
         return None
     windows = None if text is None else text.windows(checkpoint)
     made, constants, quantizers = checkpoint, dict[str, float](), list[MatrixQuantizer]()
-    if others and windows is not None:
-        sequential = SequentialQuantizer(checkpoint, others, windows, Calibration(folder))
-        sequential.calibrate(progress)
-        quantizers.append(sequential)
     if names:
         at_rate = _at_rate(checkpoint, config, windows, folder, cache, progress)
         made, constants = at_rate.checkpoint, {**at_rate.constants}
         quantizers.append(at_rate)
+    if others and windows is not None:
+        sequential = SequentialQuantizer(checkpoint, others, windows, Calibration(folder))
+        sequential.calibrate(progress)
+        # Norms have factors where all that reads them is at a rate, and are trained elsewhere.
+        made = sequential.with_trained_norms(made)
+        quantizers.append(sequential)
     tokens = 0 if windows is None else windows.numel()
     asked = config.quantization.bits_per_weight
     return Allocation(made, quantizers, constants, asked, text, tokens)

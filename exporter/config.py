@@ -77,6 +77,8 @@ class ExportConfig:
 
     def _rate_problems(self) -> list[str]:
         """Problems of the options that come with a rate; empty if there are none."""
+        from exporter.quant.calibration import NONE
+
         rate, size = self.quantization.at_rate, self.size_bytes
         checks = {
             "size_bytes excludes bits_per_weight and a plan": size is not None
@@ -84,6 +86,9 @@ class ExportConfig:
             f"size_bytes must be a positive number, got {size}": size is not None and size < 1,
             "calibration is for a rate, and for ternary without a sparsity: give one of them": (
                 self.calibration is not None and not self.quantization.is_fitted and size is None
+            ),
+            "recover trains on a text: leave calibration none away": (
+                self.quantization.recovers and self.calibration == NONE
             ),
             "raw codes have no rate: leave codec away": (
                 self.codec == "raw" and (rate or size is not None)

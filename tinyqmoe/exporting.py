@@ -28,12 +28,12 @@ def export(
     """The bundle made from a model, written to the directory `out`.
 
     `model` is a Hugging Face directory, a GGUF file or a hub id. The settings are those of
-    `ExportSettings` (scheme, group_size, sparsity, bits_per_weight, size_bytes, calibration,
-    calibration_cache, embedding, formats, context, codec, activations, chunk_bytes, with_native,
-    loss_text, revision, adapter), or all of them in one as `config`. `force` replaces a bundle that
-    is at `out`; `resume` goes on from what an interrupted export to `out` has finished; `max_ram`
-    is the memory that this process may take, in bytes. Nothing is at `out` unless all of it
-    succeeded. Raises TinyQMoEError.
+    `ExportSettings` (scheme, group_size, sparsity, recover, bits_per_weight, size_bytes,
+    calibration, calibration_cache, embedding, formats, context, codec, activations, chunk_bytes,
+    with_native, loss_text, revision, adapter), or all of them in one as `config`. `force` replaces
+    a bundle that is at `out`; `resume` goes on from what an interrupted export to `out` has
+    finished; `max_ram` is the memory that this process may take, in bytes. Nothing is at `out`
+    unless all of it succeeded. Raises TinyQMoEError.
     """
     from exporter import pipeline
 

@@ -22,7 +22,8 @@ class ExportSettings(TypedDict, total=False):
     scheme: how the matrices of the layers are quantized, "auto" by default: those that are ternary
     in the checkpoint as they are, others as "int8"; "mixed" is by the rules of `plan`, a JSON file.
     save_plan: a file for the plan that was found. group_size: weights that share a scale, a whole
-    row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1.
+    row by default. sparsity: share of zeros of ternary matrices, from 0 to below 1. recover: steps
+    of training of each ternary layer against the model's own, none by default.
     bits_per_weight: size of the coded int8 matrices, from 1.5 to 8, at the least loss. size_bytes:
     that size as a whole, in its place. calibration: text file that the loss of such levels, and of
     ternary ones, is estimated on, by default one that ships, or "none". calibration_cache: a folder
@@ -43,6 +44,7 @@ class ExportSettings(TypedDict, total=False):
     save_plan: str | Path | None
     group_size: int | None
     sparsity: float | None
+    recover: int | None
     bits_per_weight: float | None
     size_bytes: int | None
     calibration: str | None

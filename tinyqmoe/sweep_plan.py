@@ -24,6 +24,7 @@ _SCHEME: dict[str, Any] = {
     "embedding": str,
     "group-size": int,
     "sparsity": float,
+    "recover": int,
     RATES: (float, list),
 }
 _SWEEP: dict[str, Any] = {
@@ -51,7 +52,7 @@ _RULE: dict[str, Any] = {
 # Lists of tables, with their keys.
 _TABLES: dict[str, Mapping[str, Any]] = {"model": _MODEL, "scheme": _SCHEME, "rule": _RULE}
 _COMMON = ("target", "coreml-format", "context", "calibration", "loss-text")  # of every export
-_OWN = ("scheme", "embedding", "group-size", "sparsity")
+_OWN = ("scheme", "embedding", "group-size", "sparsity", "recover")
 _FILES = {
     *(("sweep", key) for key in ("calibration", "loss-text", "data")),
     *(("model", key) for key in ("model", "adapter")),

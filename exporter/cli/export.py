@@ -43,6 +43,7 @@ from exporter.cli.options import (
     NativeOption,
     OutArgument,
     PlanOption,
+    RecoverOption,
     ResumeOption,
     RevisionOption,
     SavePlanOption,
@@ -68,6 +69,7 @@ def export(
     save_plan: SavePlanOption = None,
     group_size: GroupSizeOption = None,
     sparsity: SparsityOption = None,
+    recover: RecoverOption = 0,
     bits_per_weight: BitsOption = None,
     size: SizeOption = None,
     calibration: CalibrationOption = None,
@@ -97,7 +99,7 @@ def export(
     not, or if quantization lost so much that the model says other things than the original.
     """
     config = tinyqmoe.export_config(
-        **_schemes(scheme, group_size, sparsity, embedding),
+        **_schemes(scheme, group_size, sparsity, embedding, recover),
         **_shares(bits_per_weight, size, calibration, plan, save_plan),
         formats=formats_of(target, coreml_format),
         context=context,
@@ -124,10 +126,10 @@ def _chosen(**choices: Enum) -> dict[str, Any]:
 
 
 def _schemes(
-    scheme: str, group_size: int | None, sparsity: float | None, embedding: str
+    scheme: str, group_size: int | None, sparsity: float | None, embedding: str, recover: int
 ) -> dict[str, Any]:
     """The settings of the schemes of layers and embedding."""
-    settings = {"group_size": group_size, "sparsity": sparsity}
+    settings = {"group_size": group_size, "sparsity": sparsity, "recover": recover or None}
     return {"scheme": scheme, "embedding": embedding, **settings}
 
 

@@ -182,6 +182,15 @@ GroupSizeOption = Annotated[
 SparsityOption = Annotated[
     float | None, typer.Option(help="Share of zeros of ternary matrices, from 0 to below 1.")
 ]
+RecoverOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="STEPS",
+        help="Steps of training of each ternary layer against the model's own: see "
+        "docs/quality.md.",
+    ),
+]
 BitsOption = Annotated[
     float | None,
     typer.Option(

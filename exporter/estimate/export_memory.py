@@ -18,7 +18,7 @@ from exporter.backends.package import kv_cache_values
 from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.estimate.bundle import estimate_bundle
-from exporter.estimate.rate import calibration_memory, fitting_memory
+from exporter.estimate.rate import calibration_memory, fitting_memory, recovery_memory
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.calibration import NONE
 from exporter.quant.plan import fitted, plan_matrix
@@ -81,6 +81,8 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         found.append(("calibrating", at + calibration_memory(checkpoint)))
     if plans and (calibrated or config.quantization.at_rate):
         found.append(("fitting levels", at + fitting_memory(checkpoint, plans)))
+    if config.quantization.recovers:
+        found.append(("training layers", at + recovery_memory(checkpoint)))
     for kind in (registry.load(name).MEMORY for name in config.formats):
         found.append((kind.what, at + kind.making.n_bytes(checkpoint.config)))
         at += kind.left.n_bytes(checkpoint.config)

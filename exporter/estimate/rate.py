@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MB = 10**6
 LIBRARIES = 40 * MB  # what PyTorch's products, gradients and decompositions leave
+# Values of a weight in training: itself, its gradient, what Adam keeps of it, its level, what the
+# layer computes with, and the gradients of both.
+IN_TRAINING = 10
 
 
 def calibration_memory(checkpoint: Checkpoint) -> int:
@@ -25,16 +28,26 @@ def calibration_memory(checkpoint: Checkpoint) -> int:
     It is that of a layer with what its gradients need, of its Gram matrices and of the largest
     being factored, or of the head with the logits of some tokens.
     """
-    config, tokens = checkpoint.config, min(WINDOW, checkpoint.config.max_position_embeddings)
-    weights = sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
+    config = checkpoint.config
     grams = sum(cols * cols for cols in _inputs(checkpoint))
     factoring = 8 * max(_inputs(checkpoint)) ** 2  # in float64, four of them
-    queries = config.num_attention_heads * config.head_dim
-    of_token = 12 * config.hidden_size + 8 * queries + 6 * config.intermediate_size
-    attention = 3 * config.num_attention_heads * tokens**2
-    layer = weights + grams + max(factoring, of_token * tokens + attention)
+    layer = _layer_weights(checkpoint) + grams + max(factoring, _layer_values(checkpoint))
     head = config.vocab_size * (config.hidden_size + 4 * HEAD_TOKENS) + factoring
     return LIBRARIES + 4 * max(layer, head)
+
+
+def _layer_values(checkpoint: Checkpoint) -> int:
+    """Number of values that the gradients of a layer need of a window, and of its attention."""
+    config, tokens = checkpoint.config, min(WINDOW, checkpoint.config.max_position_embeddings)
+    queries = config.num_attention_heads * config.head_dim
+    of_token = 12 * config.hidden_size + 8 * queries + 6 * config.intermediate_size
+    return of_token * tokens + 3 * config.num_attention_heads * tokens**2
+
+
+def recovery_memory(checkpoint: Checkpoint) -> int:
+    """Memory of training a layer, in bytes."""
+    values = IN_TRAINING * _layer_weights(checkpoint) + _layer_values(checkpoint)
+    return LIBRARIES + 4 * values
 
 
 def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
@@ -44,7 +57,7 @@ def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> i
     every group the Gram matrix is made of the factor, and there are products of all groups; the
     weights of a layer are in memory as well.
     """
-    layer = sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
+    layer = _layer_weights(checkpoint)
 
     def of_matrix(name: str) -> int:
         weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
@@ -61,7 +74,8 @@ def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> i
 def calibration_disk(checkpoint: Checkpoint) -> int:
     """Disk space of a calibration, in bytes: a factor for each input, and hidden states.
 
-    Those of the windows that go backward stay for all layers, those of the others for two.
+    Those of the windows that go backward stay for all layers, those of the others for two. Where
+    layers are trained there are those of all windows in two models, and levels: that is less.
     """
     config = checkpoint.config
     factors = config.num_hidden_layers * sum(cols * cols for cols in _inputs(checkpoint))
@@ -77,6 +91,11 @@ def _matrices(checkpoint: Checkpoint) -> list[str]:
 def _layer(checkpoint: Checkpoint) -> list[str]:
     """The matrices of a layer: all layers are alike."""
     return [name for name in _matrices(checkpoint) if name.startswith("model.layers.0.")]
+
+
+def _layer_weights(checkpoint: Checkpoint) -> int:
+    """Number of weights of the matrices of a layer."""
+    return sum(math.prod(checkpoint.shape(name)) for name in _layer(checkpoint))
 
 
 def _inputs(checkpoint: Checkpoint) -> list[int]:

@@ -23,6 +23,7 @@ SHARED = (
     "quantize",
     "rate",
     "rate_quantizer",
+    "recovery",
     "rules",
     "sequential",
     "tensor",

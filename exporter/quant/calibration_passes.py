@@ -25,7 +25,7 @@ from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig
-from exporter.models.layers import TorchLayers, rotate
+from exporter.models.layers import RMSNorm, TorchLayers, rotate
 from exporter.progress import Progress
 from exporter.quant.calibration import Calibration, checksum, damaged, input_of
 from exporter.quant.rate import inverse_factor
@@ -90,6 +90,7 @@ class HeldLayers(TorchLayers):
         super().__init__()
         self.checkpoint = checkpoint
         self.observe: Observer | None = None
+        self.norms: dict[str, RMSNorm] = {}
 
     def linear(self, name: str, out_features: int, in_features: int) -> nn.Module:
         return HeldLinear(self, name)
@@ -99,6 +100,9 @@ class HeldLayers(TorchLayers):
 
     def attention(self, config: ModelConfig, context: int) -> nn.Module:
         return CausalAttention(config.head_dim)
+
+    def norm(self, name: str, eps: float) -> nn.Module:
+        return self.norms.setdefault(name, RMSNorm(self.vector(name), eps))
 
     def vector(self, name: str) -> Tensor:
         return self.checkpoint.vector(name)
@@ -137,6 +141,15 @@ class States:
                 yield torch.frombuffer(bytearray(window), dtype=torch.float32).view(self.shape)
         if window != checksum(crc):
             raise damaged(self.path)
+
+    def window(self, number: int) -> Tensor:
+        """One window, float32; the checksum is that of all, and is not looked at."""
+        n_bytes = 4 * int(np.prod(self.shape))
+        with self.path.open("rb") as file:
+            file.seek(number * n_bytes)
+            return torch.frombuffer(bytearray(file.read(n_bytes)), dtype=torch.float32).view(
+                self.shape
+            )
 
     def write(self, windows: Iterator[Tensor]) -> None:
         """Writes all windows; the file is there whole or not at all."""

@@ -13,7 +13,8 @@ from exporter.quant.rules import AUTO, DEFAULT, Rule
 from exporter.quant.tensor import JsonConfig, SchemeConfig, is_fitted
 
 MIXED = "mixed"  # by the rules of a plan
-SETTINGS = ("group_size", "sparsity", "bits_per_weight")  # those that a scheme's `Config` may have
+# Those that a scheme's `Config` may have.
+SETTINGS = ("group_size", "sparsity", "bits_per_weight", "recover")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class QuantConfig(JsonConfig):
     sparsity: float | None = None
     embedding: str = AUTO
     bits_per_weight: float | None = None
+    recover: int | None = None
     rules: tuple[Rule, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +91,13 @@ class QuantConfig(JsonConfig):
         if self.rules:
             return any(is_fitted(rule.config) for rule in self.rules)
         return any(is_fitted(self.config_for(name)) for name in ("a layer's", EMBEDDING))
+
+    @property
+    def recovers(self) -> bool:
+        """Whether layers are trained after they are fitted."""
+        return self.recover is not None or any(
+            getattr(rule.config, "recover", None) for rule in self.rules
+        )
 
     def asked_for(self, name: str) -> str:
         """The scheme that is asked for a matrix, which may be AUTO."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.errors import UsageError
 from exporter.quant import rules, ternary
 from exporter.quant.config import QuantConfig
 from exporter.quant.rules import AUTO, Rule
@@ -29,6 +30,11 @@ class MatrixPlan:
     def is_fitted(self) -> bool:
         """Whether levels are chosen by what is known of the matrix."""
         return not self.own_levels and is_fitted(self.config)
+
+    @property
+    def recover(self) -> int:
+        """Steps of training of the layer of a matrix; 0 where there is none."""
+        return 0 if self.own_levels else getattr(self.config, "recover", None) or 0
 
     def group_size(self, cols: int) -> int:
         """The number of weights that share a scale, of a matrix with `cols` columns."""
@@ -61,9 +67,32 @@ def fitted(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, MatrixPlan]
 
 
 def check(config: QuantConfig, checkpoint: Checkpoint) -> None:
-    """Raises UsageError where the rules of a plan do not fit the matrices of a checkpoint."""
+    """Raises UsageError where a plan, or a training of layers, does not fit a checkpoint."""
     if config.rules:
         rules.check(config.rules, [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2])
+    if config.recovers:
+        _check_recovery(fitted(config, checkpoint))
+
+
+def _check_recovery(plans: Mapping[str, MatrixPlan]) -> None:
+    """Raises UsageError where no layer would be trained, or one with several numbers of steps."""
+    asked: dict[str, set[int]] = {}
+    for name in (n for n, plan in plans.items() if plan.recover and n not in (EMBEDDING, HEAD)):
+        layer = ".".join(name.split(".")[:3])  # model.layers.N
+        asked.setdefault(layer, set()).add(plans[name].recover)
+    if not asked:
+        raise UsageError(
+            "recover trains nothing here: no layer has matrices that get new ternary levels",
+            hint="leave recover away: levels that a checkpoint has of its own stay as they are",
+        )
+    problems = [
+        f"{layer} has {', '.join(map(str, sorted(steps)))}"
+        for layer, steps in asked.items()
+        if len(steps) > 1
+    ]
+    if problems:
+        what = "the matrices of a layer are trained together, with one number of steps"
+        raise UsageError(what, problems=problems, hint="give all of a layer the same recover")
 
 
 def found(
@@ -89,7 +118,8 @@ def _takes_own_levels(config: QuantConfig, name: str) -> bool:
     """Whether levels that a matrix has are wanted: nothing else was asked for by name."""
     asked = config.asked_for(name)
     settings = config.config_for(name)
-    return asked == AUTO or (asked == ternary.NAME and settings == ternary.Config())
+    trained = ternary.Config(recover=getattr(settings, "recover", None))
+    return asked == AUTO or (asked == ternary.NAME and settings == trained)
 
 
 def summary(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, Any]:

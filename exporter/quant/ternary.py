@@ -51,14 +51,20 @@ class Config(JsonConfig):
     """The settings of ternary.
 
     `group_size` weights share a scale (None: a row). `sparsity`: fraction of zeros in [0, 1); None:
-    the TWN rule.
+    the TWN rule. `recover`: steps of training of each layer after it is fitted; None: it is not.
     """
 
     group_size: int | None = None
     sparsity: float | None = None
+    recover: int | None = None
 
     def problems(self) -> list[str]:
-        return group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
+        problems = group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
+        if self.recover is not None and not (type(self.recover) is int and self.recover > 0):
+            problems.append(f"recover must be a positive number of steps; got {self.recover!r}")
+        if None not in (self.recover, self.sparsity):
+            problems.append("recover and sparsity exclude each other: training moves the zeros")
+        return problems
 
     @property
     def is_fitted(self) -> bool:

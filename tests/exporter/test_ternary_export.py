@@ -18,11 +18,11 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, UsageError
 from exporter.estimate import export_memory
-from exporter.quant import plan
+from exporter.quant import plan, sequential
 from exporter.quant.calibration import Calibration, CalibrationText
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
-from exporter.quant.rules import Rule
+from exporter.quant.rules import Rule, read
 from exporter.quant.sequential import SequentialQuantizer
 from tests.support import ternary_models
 from tests.support.bundles import TEXT, no_progress, write_text_model
@@ -148,6 +148,72 @@ def test_an_export_that_was_cut_off_gives_the_same_bytes(
     assert manifests[0] == manifests[1]
 
 
+@pytest.fixture(scope="module")
+def trained(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("trained") / "out"
+    return export(model, out, dataclasses.replace(GROUPED, recover=20), text)
+
+
+def test_a_trained_package_passes_parity(trained: Bundle) -> None:
+    """Its norms ship with it: the answers that parity compares with are of the trained ones."""
+    assert tinyqmoe.check_parity(trained).passed
+    assert trained.manifest.quantization["recover"] == 20
+
+
+@pytest.mark.parametrize("cut", ["a layer", "coding"])
+def test_training_that_was_cut_off_gives_the_same_bytes(
+    model: Path,
+    text: Path,
+    trained: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: str,
+) -> None:
+    owner, method = {
+        "a layer": (sequential.SequentialQuantizer, "_train"),
+        "coding": (encoded, "_write_record"),
+    }[cut]
+    real, calls = getattr(owner, method), 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    config = dataclasses.replace(GROUPED, recover=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(model, tmp_path / "out", config, text)
+    resumed = export(model, tmp_path / "out", config, text, resume=True)
+    manifests = [dataclasses.replace(b.manifest, created="") for b in (trained, resumed)]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_saved_plan_trains_again(
+    model: Path, text: Path, trained: Bundle, tmp_path: Path
+) -> None:
+    """One layer trained, beside matrices at a rate; its plan, replayed, gives the same bytes."""
+    rules = (
+        Rule("model.layers.0.*", "ternary", {"group_size": 16, "recover": 4}),
+        Rule("*", "int8", {"bits_per_weight": 4}),
+    )
+    plan_file = tmp_path / "plan.json"
+    first = export(
+        model, tmp_path / "a", QuantConfig("mixed", rules=rules), text, save_plan=plan_file
+    )
+    again = QuantConfig("mixed", rules=read(plan_file))
+    second = export(model, tmp_path / "b", again, text)
+    assert tinyqmoe.check_parity(first).passed
+    assert [t.levels_crc32 for t in first.manifest.tensors] == [
+        t.levels_crc32 for t in second.manifest.tensors
+    ]
+    weights = [[f for f in b.manifest.files if "mlpackage" in f.path] for b in (first, second)]
+    assert weights[0] == weights[1]
+
+
 def test_fitting_has_its_stage_of_memory(model: Path) -> None:
     def stages(**options: Any) -> dict[str, int]:
         config = ExportConfig(GROUPED, ("custom-op",), **options)
@@ -156,6 +222,27 @@ def test_fitting_has_its_stage_of_memory(model: Path) -> None:
 
     assert {"calibrating", "fitting levels"} < stages().keys()
     assert not {"calibrating", "fitting levels"} & stages(calibration="none").keys()
+
+
+def test_training_has_its_stage_of_memory(model: Path) -> None:
+    config = ExportConfig(dataclasses.replace(GROUPED, recover=5), ("custom-op",))
+    found = export_memory.stages(Checkpoint.open(model), config, 24)
+    assert "training layers" in [stage.what for stage in found]
+
+
+def test_training_without_a_text_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        ExportConfig(dataclasses.replace(GROUPED, recover=5), calibration="none")
+    assert caught.value.problems == ["recover trains on a text: leave calibration none away"]
+
+
+def test_there_is_nothing_to_train_of_a_ternary_checkpoint(text: Path, tmp_path: Path) -> None:
+    made = ternary_models.ternary_family(num_hidden_layers=1)
+    path = ternary_models.write_floats(tmp_path / "model", made, torch.float16)
+    with pytest.raises(UsageError, match="recover trains nothing here") as caught:
+        export(path, tmp_path / "out", QuantConfig("ternary", recover=5), text)
+    assert "leave recover away" in caught.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_without_a_tokenizer_is_refused_before_work(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from exporter.quant.calibration import Calibration
 from exporter.quant.config import QuantConfig
 from exporter.quant.rate import inverse_factor
 from exporter.quant.sequential import FACTOR, SequentialQuantizer
+from exporter.quant.tensor import dequantize
 from tests.support.bundles import no_progress
 from tests.support.checkpoints import write_family
 
@@ -59,6 +60,12 @@ def gram(dense: Any, name: str) -> torch.Tensor:
     return x.T @ x / len(x)
 
 
+def quantized(made: SequentialQuantizer, name: str) -> torch.Tensor:
+    """The weights of a matrix as they become, float32 [rows, cols]."""
+    size = made.plans[name].group_size(made.checkpoint.shape(name)[1])
+    return torch.cat([dequantize(levels, scales, size) for _, levels, scales in made.blocks(name)])
+
+
 @pytest.mark.parametrize("only", [None, "attention"])
 def test_inputs_are_those_of_a_model_whose_layers_before_are_fitted(
     model: Path, tmp_path: Path, only: str | None
@@ -82,7 +89,7 @@ def test_inputs_are_those_of_a_model_whose_layers_before_are_fitted(
             )
         with torch.no_grad():
             for name in (n for n in names if n in made.plans):
-                dense.get_parameter(name).copy_(made._quantized(name))
+                dense.get_parameter(name).copy_(quantized(made, name))
     if only is None:
         head = EMBEDDING if made.checkpoint.config.tie_word_embeddings else HEAD
         expected = inverse_factor(gram(dense, HEAD))
@@ -125,7 +132,7 @@ def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     model = write_family(tmp_path / "model", "llama")
     made = quantizer(model, tmp_path / "work")
     made.calibrate(no_progress)
-    state = made._inputs(2).path
+    state = made._states(sequential.INPUTS, 2).path
     data = bytearray(state.read_bytes())
     data[100] ^= 1
     state.write_bytes(data)

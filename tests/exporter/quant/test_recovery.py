@@ -1,0 +1,243 @@
+"""Layers that are trained after they are fitted, judged by transformers' dense models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from exporter.checkpoint.checkpoint import Checkpoint
+from exporter.errors import CheckpointError, UsageError
+from exporter.quant import plan, sequential
+from exporter.quant.calibration import Calibration
+from exporter.quant.config import QuantConfig
+from exporter.quant.recovery import LatentMatrix, relative_errors
+from exporter.quant.rules import Rule
+from exporter.quant.sequential import LEVELS, TRAINED, SequentialQuantizer
+from tests.support.bundles import no_progress
+from tests.support.checkpoints import write_family
+
+WINDOWS, TOKENS, STEPS = 3, 20, 30
+SHAPES: list[tuple[str, dict[str, Any], int | None]] = [
+    ("llama", {}, 16),
+    ("llama", {"tie_word_embeddings": False, "num_hidden_layers": 3, "attention_bias": True}, None),
+    ("qwen3", {"num_key_value_heads": 4, "intermediate_size": 33}, 20),
+]
+
+
+def windows() -> torch.Tensor:
+    return torch.randint(100, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def quantizer(model: Path, folder: Path, config: QuantConfig) -> SequentialQuantizer:
+    checkpoint = Checkpoint.open(model)
+    folder.mkdir(exist_ok=True)
+    plans = plan.fitted(config, checkpoint)
+    return SequentialQuantizer(checkpoint, plans, windows(), Calibration(folder))
+
+
+def layer_outputs(model: Any) -> list[torch.Tensor]:
+    """What each layer of a dense model makes of all windows, float32 [windows, tokens, hidden]."""
+    found: dict[int, torch.Tensor] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, y, i=i: found.__setitem__(i, y))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        model(windows(), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [y[0] if isinstance(y, tuple) else y for _, y in sorted(found.items())]
+
+
+def drifts(path: Path, made: SequentialQuantizer) -> list[float]:
+    """The mean over tokens of each layer's squared error by its squared norm."""
+    dense: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    expected = layer_outputs(dense)
+    checkpoint = made.with_trained_norms(made.checkpoint)
+    with torch.no_grad():
+        for name in checkpoint.names:
+            if name in made.names:
+                parts = [dequantized(made, name, *part[1:]) for part in made.blocks(name)]
+                dense.get_parameter(name).copy_(torch.from_numpy(np.concatenate(parts)))
+            elif len(checkpoint.shape(name)) == 1:
+                dense.get_parameter(name).copy_(checkpoint.vector(name))
+    pairs = zip(layer_outputs(dense), expected, strict=True)
+    return [float(((y - z).square().sum(-1) / z.square().sum(-1)).mean()) for y, z in pairs]
+
+
+def dequantized(
+    made: SequentialQuantizer, name: str, levels: torch.Tensor, scales: torch.Tensor
+) -> np.ndarray:
+    size = made.plans[name].group_size(levels.shape[1])
+    return levels.numpy() * np.repeat(scales.numpy(), size, axis=1)[:, : levels.shape[1]]
+
+
+@pytest.mark.parametrize(("family", "options", "size"), SHAPES)
+def test_every_layer_comes_closer_to_the_given_one(
+    tmp_path: Path, family: str, options: dict[str, Any], size: int | None
+) -> None:
+    model = write_family(tmp_path / "model", family, **options)
+    found = []
+    for steps in (None, STEPS):
+        config = QuantConfig("ternary", group_size=size, recover=steps)
+        made = quantizer(model, tmp_path / f"work-{steps}", config)
+        made.calibrate(no_progress)
+        found.append(drifts(model, made))
+    fitted, trained = found
+    assert all(after < 0.9 * before for before, after in zip(fitted, trained, strict=True))
+    for name in made.names:
+        ((_, levels, scales),) = made.blocks(name)
+        assert levels.dtype == torch.int8
+        assert set(levels.unique().tolist()) <= {-1, 0, 1}
+        mantissas = np.frexp(scales.numpy())[0] * 2**11
+        assert (mantissas == np.rint(mantissas)).all()
+
+
+def latent(size: int) -> tuple[LatentMatrix, torch.Tensor, torch.Tensor]:
+    """A matrix before training, with its levels int8 [4, 10] and scales float32 [4, n]."""
+    generator = torch.Generator().manual_seed(size)
+    w = torch.randn(4, 10, generator=generator)
+    levels = torch.randint(-1, 2, w.shape, generator=generator).to(torch.int8)
+    levels[2] = 0
+    scales = torch.randint(1, 5, (4, -(-10 // size)), generator=generator) / 4
+    scales[2] = 0
+    return LatentMatrix.of(w, levels, scales, size), levels, scales
+
+
+@pytest.mark.parametrize("size", [3, 5, 10])
+def test_a_matrix_begins_as_it_was_fitted(size: int) -> None:
+    matrix, levels, scales = latent(size)
+    found_levels, found_scales = matrix.finished()
+    assert torch.equal(found_levels, levels)
+    used = torch.stack([part.any(1) for part in levels.split(size, 1)], 1)
+    assert torch.equal(found_scales, torch.where(used, scales, 0.0))
+    expected = levels.numpy() * np.repeat(scales.numpy(), size, axis=1)[:, :10]
+    assert np.array_equal(matrix.quantized().numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [3, 10])
+def test_gradients_pass_through_the_rounding(size: int) -> None:
+    """Those of latent weights are g s, those of a scale's logarithm the sum of g w."""
+    matrix = latent(size)[0].to(torch.device("cpu"))
+    g = torch.randn(4, 10, generator=torch.Generator().manual_seed(3))
+    w = matrix.quantized()
+    (g * w).sum().backward()
+    assert matrix.weights.grad is not None
+    assert matrix.logs.grad is not None
+    s = np.repeat(matrix.scales.numpy(), size, axis=1)[:, :10]
+    np.testing.assert_allclose(matrix.weights.grad.numpy(), g.numpy() * s, rtol=1e-6)
+    products = (g * w).detach().numpy()
+    expected = [products[:, i : i + size].sum(1) for i in range(0, 10, size)]
+    np.testing.assert_allclose(
+        matrix.logs.grad.numpy(), np.stack(expected, 1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_token_of_a_large_norm_counts_as_any_other() -> None:
+    expected = torch.tensor([[100.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    found = expected + torch.tensor([[10.0, 0.0], [0.1, -0.1], [0.0, 0.0]])
+    np.testing.assert_allclose(relative_errors(found, expected).numpy(), [0.01, 0.01, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("call", range(1, 7))
+def test_training_that_was_cut_off_gives_the_same_bytes(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each layer the inputs in both models are written; it is cut off in each of the files."""
+    model = write_family(tmp_path / "model", "llama")
+    config = QuantConfig("ternary", group_size=16, recover=4)
+    quantizer(model, tmp_path / "whole", config).calibrate(no_progress)
+    real, calls = sequential.States.write, 0
+
+    def write(self: Any, values: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            next(iter(values))
+            raise KeyboardInterrupt
+        real(self, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequential.States, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            quantizer(model, tmp_path / "cut", config).calibrate(no_progress)
+    quantizer(model, tmp_path / "cut", config).calibrate(no_progress)
+    files = [{f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_progress_counts_layers_and_steps(tmp_path: Path) -> None:
+    model = write_family(tmp_path / "model", "llama")
+    told: list[tuple[str, int, int]] = []
+    made = quantizer(model, tmp_path / "work", QuantConfig("ternary", recover=4))
+    made.calibrate(lambda *values: told.append(values))
+    assert told == [("calibrate", done, 11) for done in range(1, 12)]
+
+
+def test_what_no_rule_trains_stays(tmp_path: Path) -> None:
+    """Of the first layer all is trained; of the second a matrix, so that its norms are as given."""
+    model = write_family(tmp_path / "model", "llama")
+    rules = (
+        Rule("model.layers.0.*", "ternary", {"recover": 5}),
+        Rule("*.1.mlp.down_proj.weight", "ternary", {"group_size": 16, "recover": 5}),
+        Rule("*.1.mlp.up_proj.weight", "ternary", {"group_size": 16}),
+        Rule("*", "int8"),
+    )
+    made = quantizer(model, tmp_path / "work", QuantConfig("mixed", rules=rules))
+    made.calibrate(no_progress)
+    trained = [name for name in made.checkpoint.names if made.calibration.has(f"{name}.{LEVELS}")]
+    assert trained == [
+        *(n for n in made.checkpoint.names if ".0." in n and n.endswith("proj.weight")),
+        "model.layers.1.mlp.down_proj.weight",
+    ]
+    norms = made.with_trained_norms(made.checkpoint).vectors()
+    changed = [n for n, v in norms.items() if not torch.equal(v, made.checkpoint.vector(n))]
+    assert changed == [n for n in made.checkpoint.names if ".0." in n and n.endswith("norm.weight")]
+    assert [n for n in norms if made.calibration.has(f"{n}.{TRAINED}")] == changed
+
+
+def test_a_damaged_matrix_is_told(tmp_path: Path) -> None:
+    model = write_family(tmp_path / "model", "llama")
+    made = quantizer(model, tmp_path / "work", QuantConfig("ternary", recover=1))
+    made.calibrate(no_progress)
+    file = tmp_path / "work" / f"model.layers.0.mlp.up_proj.weight.{LEVELS}"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 2
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged: its checksum is wrong"):
+        list(made.blocks("model.layers.0.mlp.up_proj.weight"))
+
+
+def test_a_layer_with_two_numbers_of_steps_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_family(tmp_path / "model", "llama"))
+    rules = (
+        Rule("*.0.mlp.*", "ternary", {"recover": 5}),
+        Rule("*.1.mlp.*", "ternary", {"recover": 6}),
+        Rule("*.0.*", "ternary", {"recover": 7}),
+        Rule("*", "int8"),
+    )
+    with pytest.raises(UsageError, match="one number of steps") as caught:
+        plan.check(QuantConfig("mixed", rules=rules), checkpoint)
+    assert caught.value.problems == ["model.layers.0 has 5, 7"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"scheme": "int8", "recover": 5}, "recover is an option of scheme ternary"),
+        ({"scheme": "int4", "recover": 5}, "recover is an option of scheme ternary"),
+        ({"scheme": "auto", "recover": 5}, "recover is an option of scheme ternary"),
+        ({"scheme": "ternary", "recover": 0}, "recover must be a positive number of steps; got 0"),
+        ({"scheme": "ternary", "recover": True}, "recover must be a positive number of steps"),
+        ({"scheme": "ternary", "recover": 5, "sparsity": 0.5}, "recover and sparsity exclude"),
+    ],
+)
+def test_what_recover_does_not_go_with_is_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        QuantConfig(**settings)
+    assert any(problem in text for text in caught.value.problems)
