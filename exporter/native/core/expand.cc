@@ -1,14 +1,12 @@
 #include "expand.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <memory>
 #include <new>
 
 #include "bytes.h"
 #include "crc32.h"
+#include "pages.h"
 #include "rows.h"
 
 namespace tinyqmoe {
@@ -163,19 +161,6 @@ tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, const tinyqmoe_th
   const tinyqmoe_status status = expansion.run(threads, &written);
   if (status == TINYQMOE_OK) expansion.header(blob);
   return status;
-}
-
-bool write_at(int file, const void* bytes, uint64_t n, uint64_t offset) {
-  const uint8_t* p = static_cast<const uint8_t*>(bytes);
-  while (n > 0) {
-    const ssize_t done = pwrite(file, p, n, static_cast<off_t>(offset));
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) return false;
-    p += done;
-    n -= static_cast<uint64_t>(done);
-    offset += static_cast<uint64_t>(done);
-  }
-  return true;
 }
 
 tinyqmoe_status expand_to_file(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, int file, bool* written) {

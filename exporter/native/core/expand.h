@@ -22,8 +22,5 @@ tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, const tinyqmoe_th
 // from a blob that could not be read.
 tinyqmoe_status expand_to_file(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, int file, bool* written);
 
-// All n bytes at `offset` of the file.
-bool write_at(int file, const void* bytes, uint64_t n, uint64_t offset);
-
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_EXPAND_H_

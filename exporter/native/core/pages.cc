@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "bytes.h"
 
@@ -62,6 +63,19 @@ uint8_t* map_file(const char* path, uint64_t* bytes) {
   }
   close(fd);
   return mapped == MAP_FAILED ? nullptr : static_cast<uint8_t*>(mapped);
+}
+
+bool write_at(int file, const void* bytes, uint64_t n, uint64_t offset) {
+  const uint8_t* p = static_cast<const uint8_t*>(bytes);
+  while (n > 0) {
+    const ssize_t done = pwrite(file, p, n, static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return false;
+    p += done;
+    n -= static_cast<uint64_t>(done);
+    offset += static_cast<uint64_t>(done);
+  }
+  return true;
 }
 
 void prefetch(const PageRange& range) {

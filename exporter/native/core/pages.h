@@ -22,6 +22,9 @@ void unmap(uint8_t* memory, uint64_t bytes);
 // The bytes of a whole file, to be read only; null when there is none, or nothing in it. Free with unmap.
 uint8_t* map_file(const char* path, uint64_t* bytes);
 
+// Writes all n bytes at `offset` of a file. False: it cannot be written.
+bool write_at(int file, const void* bytes, uint64_t n, uint64_t offset);
+
 struct PageRange {
   const uint8_t* begin;
   uint64_t bytes;

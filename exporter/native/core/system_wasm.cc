@@ -62,6 +62,7 @@ uint8_t* map_file(const char* path, uint64_t* bytes) {
 }
 
 // Nothing lies in a file.
+bool write_at(int, const void*, uint64_t, uint64_t) { return false; }
 void prefetch(const PageRange&) {}
 void evict(const PageRange&) {}
 

@@ -137,6 +137,7 @@ def test_all_packages_hold_the_levels_and_say_the_same_tokens(kind: str, tmp_pat
         "group_size": None,
         "sparsity": None,
         "bits_per_weight": None,
+        "recover": None,
         "embedding": said,
         "rules": [],
     }
