@@ -7,7 +7,7 @@ struct Gate: Equatable, Sendable {
     static let float = Gate(medianKL: 1e-9, medianSQNR: 95, worstKL: 1e-9, worstSQNR: 90)
     static let rounded = Gate(medianKL: 5e-4, medianSQNR: 42, worstKL: 5e-3, worstSQNR: 23)
     static let coarseCache = Gate(medianKL: 2e-2, medianSQNR: 24, worstKL: 3e-2, worstSQNR: 19)
-    static let half = Gate(medianKL: 1e-3, medianSQNR: 30, worstKL: 2e-2, worstSQNR: 16)
+    static let half = Gate(medianKL: 4e-3, medianSQNR: 30, worstKL: 2e-2, worstSQNR: 16)
 }
 
 extension Gate {
