@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from exporter.reference.loss_text import LossText
 
 HEAD_LOGITS = 1 << 23  # that are in memory at a time, of one model
-COMPARED_LOGITS = 1 << 17  # about so many are compared at a time by each thread, in float64
+# The logits that a thread compares at a time, at least. In float64 they are 1 MiB, so they get
+# memory of their own, which goes back to the system and does not stay in the thread's heap.
+COMPARED_LOGITS = 1 << 17
 BLOCK_POSITIONS = 32  # in a row, whose mean is one sample of the standard error
 
 
@@ -83,7 +85,7 @@ def head_positions(vocab_size: int) -> int:
 
 def compared_positions(vocab_size: int) -> int:
     """Number of positions that a thread compares at a time."""
-    return max(1, COMPARED_LOGITS // vocab_size)
+    return -(-COMPARED_LOGITS // vocab_size)
 
 
 def _compare_window(
