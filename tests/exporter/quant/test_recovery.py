@@ -209,7 +209,7 @@ def test_a_damaged_matrix_is_told(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-9] ^= 2
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="is damaged: its checksum is wrong"):
+    with pytest.raises(CheckpointError, match="is missing or damaged"):
         list(made.blocks("model.layers.0.mlp.up_proj.weight"))
 
 
