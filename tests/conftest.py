@@ -18,6 +18,11 @@ from tests.support.paths import DATA
 LONGEST_SECONDS = 1200  # of a test that is not marked as long
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that compile or export for minutes come first, lest one worker ends with them alone."""
+    items.sort(key=lambda item: item.path.parent.name not in ("native", "real"))
+
+
 def pytest_configure() -> None:
     """Prepares what the workers and the programs of tests inherit.
 
