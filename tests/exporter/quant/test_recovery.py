@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
-from exporter.quant import plan, sequential
+from exporter.quant import plan
 from exporter.quant.calibration import Calibration
 from exporter.quant.config import QuantConfig
 from exporter.quant.recovery import LatentMatrix, relative_errors
@@ -20,6 +20,7 @@ from exporter.quant.rules import Rule
 from exporter.quant.sequential import LEVELS, TRAINED, SequentialQuantizer
 from tests.support.bundles import no_progress
 from tests.support.checkpoints import write_family
+from tests.support.cut_passes import cut_off
 
 WINDOWS, TOKENS, STEPS = 3, 20, 30
 SHAPES: list[tuple[str, dict[str, Any], int | None]] = [
@@ -152,20 +153,8 @@ def test_training_that_was_cut_off_gives_the_same_bytes(
     model = write_family(tmp_path / "model", "llama")
     config = QuantConfig("ternary", group_size=16, recover=4)
     quantizer(model, tmp_path / "whole", config).calibrate(no_progress)
-    real, calls = sequential.States.write, 0
-
-    def write(self: Any, values: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            next(iter(values))
-            raise KeyboardInterrupt
-        real(self, values)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sequential.States, "write", write)
-        with pytest.raises(KeyboardInterrupt):
-            quantizer(model, tmp_path / "cut", config).calibrate(no_progress)
+    cut = quantizer(model, tmp_path / "cut", config)
+    cut_off(monkeypatch, call, lambda: cut.calibrate(no_progress))
     quantizer(model, tmp_path / "cut", config).calibrate(no_progress)
     files = [{f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("whole", "cut")]
     assert files[0] == files[1]

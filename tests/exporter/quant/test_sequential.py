@@ -20,6 +20,7 @@ from exporter.quant.sequential import FACTOR, SequentialQuantizer
 from exporter.quant.tensor import dequantize
 from tests.support.bundles import no_progress
 from tests.support.checkpoints import write_family
+from tests.support.cut_passes import cut_off
 
 WINDOWS, TOKENS = 3, 20
 ALL = QuantConfig("ternary", group_size=16, embedding="ternary")
@@ -107,20 +108,8 @@ def test_a_pass_that_was_cut_off_goes_on(
     model = write_family(tmp_path / "model", "llama")
     whole = quantizer(model, tmp_path / "whole")
     whole.calibrate(no_progress)
-    real, calls = sequential.States.write, 0
-
-    def write(self: Any, values: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == step + 1:
-            next(iter(values))
-            raise KeyboardInterrupt
-        real(self, values)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sequential.States, "write", write)
-        with pytest.raises(KeyboardInterrupt):
-            quantizer(model, tmp_path / "cut").calibrate(no_progress)
+    cut = quantizer(model, tmp_path / "cut")
+    cut_off(monkeypatch, step + 1, lambda: cut.calibrate(no_progress))
     seen: list[str] = []
     quantizer(model, tmp_path / "cut").calibrate(lambda what, done, _: seen.append(f"{done}"))
     assert seen == [str(i) for i in range(max(1, step), 4)]
