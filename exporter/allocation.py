@@ -28,7 +28,9 @@ from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.quant import column_steps, int8, rate
 from exporter.quant.calibration import (
+    MAX_WINDOWS,
     NONE,
+    TRAINING_WINDOWS,
     Calibration,
     CalibrationText,
     Statistics,
@@ -129,7 +131,9 @@ def allocate(
         at_rate = _at_rate(checkpoint, config, windows, folder, cache, progress)
         made, constants = at_rate.checkpoint, {**at_rate.constants}
         quantizers.append(at_rate)
-    if others and windows is not None:
+    if others and text is not None:
+        most = TRAINING_WINDOWS if config.quantization.recovery_steps else MAX_WINDOWS
+        windows = text.windows(checkpoint, most)
         sequential = SequentialQuantizer(checkpoint, others, windows, Calibration(folder))
         sequential.calibrate(progress)
         # Norms have factors where all that reads them is at a rate, and are trained elsewhere.

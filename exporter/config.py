@@ -88,7 +88,7 @@ class ExportConfig:
                 self.calibration is not None and not self.quantization.is_fitted and size is None
             ),
             "recover trains on a text: leave calibration none away": (
-                self.quantization.recovers and self.calibration == NONE
+                self.quantization.recovery_steps > 0 and self.calibration == NONE
             ),
             "raw codes have no rate: leave codec away": (
                 self.codec == "raw" and (rate or size is not None)

@@ -186,7 +186,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
     """The blobs lie on disk once and again in each package; levels take a byte at most, scales are
     few."""
     from exporter import allocation
-    from exporter.estimate.rate import calibration_disk
+    from exporter.estimate.rate import calibration_disk, recovery_disk
 
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
@@ -197,6 +197,8 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
         needed += measured
         if config.calibration_cache is not None:
             _check_free(config.calibration_cache, measured, "another --calibration-cache")
+    if steps := config.quantization.recovery_steps:
+        needed += recovery_disk(checkpoint, steps)
     _check_free(place.root, needed, "another OUT")
 
 

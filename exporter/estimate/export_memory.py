@@ -81,7 +81,7 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         found.append(("calibrating", at + calibration_memory(checkpoint)))
     if plans and (calibrated or config.quantization.at_rate):
         found.append(("fitting levels", at + fitting_memory(checkpoint, plans)))
-    if config.quantization.recovers:
+    if config.quantization.recovery_steps:
         found.append(("training layers", at + recovery_memory(checkpoint)))
     for kind in (registry.load(name).MEMORY for name in config.formats):
         found.append((kind.what, at + kind.making.n_bytes(checkpoint.config)))

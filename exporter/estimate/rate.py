@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from exporter.quant.calibration import MAX_WINDOWS, SHARED_INPUTS, WINDOW
+from exporter.quant.calibration import MAX_WINDOWS, SHARED_INPUTS, TRAINING_WINDOWS, WINDOW
 from exporter.quant.calibration_passes import BACKWARD_WINDOWS, HEAD_TOKENS
 from exporter.quant.rate_quantizer import BLOCK_WEIGHTS, SAMPLE, SAMPLE_WEIGHTS
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 MB = 10**6
 LIBRARIES = 40 * MB  # what PyTorch's products, gradients and decompositions leave
-# Values of a weight in training: itself, its gradient, what Adam keeps of it, its level, what the
-# layer computes with, and the gradients of both.
-IN_TRAINING = 10
+# Values of a weight in training: itself, its gradient, what Adam keeps of it, and what the layer
+# computes with. Of a logit: those of both models, their logarithms, and the gradients of one.
+IN_TRAINING, OF_LOGIT = 5, 6
 
 
 def calibration_memory(checkpoint: Checkpoint) -> int:
@@ -45,9 +45,12 @@ def _layer_values(checkpoint: Checkpoint) -> int:
 
 
 def recovery_memory(checkpoint: Checkpoint) -> int:
-    """Memory of training a layer, in bytes."""
-    values = IN_TRAINING * _layer_weights(checkpoint) + _layer_values(checkpoint)
-    return LIBRARIES + 4 * values
+    """Memory of training all layers, in bytes."""
+    config, tokens = checkpoint.config, min(WINDOW, checkpoint.config.max_position_embeddings)
+    layer = IN_TRAINING * _layer_weights(checkpoint) + _layer_values(checkpoint)
+    head = config.vocab_size * (config.hidden_size + OF_LOGIT * tokens)
+    passing = 4 * _layer_weights(checkpoint)  # of one layer, whose gradients are being computed
+    return LIBRARIES + 4 * (config.num_hidden_layers * layer + passing + head)
 
 
 def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
@@ -74,14 +77,23 @@ def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> i
 def calibration_disk(checkpoint: Checkpoint) -> int:
     """Disk space of a calibration, in bytes: a factor for each input, and hidden states.
 
-    Those of the windows that go backward stay for all layers, those of the others for two. Where
-    layers are trained there are those of all windows in two models, and levels: that is less.
+    Those of the windows that go backward stay for all layers, those of the others for two.
     """
     config = checkpoint.config
     factors = config.num_hidden_layers * sum(cols * cols for cols in _inputs(checkpoint))
     windows = (config.num_hidden_layers + 2) * BACKWARD_WINDOWS + 2 * MAX_WINDOWS
     states = windows * WINDOW * config.hidden_size
     return 4 * (factors + 2 * config.hidden_size**2 + states)
+
+
+def recovery_disk(checkpoint: Checkpoint, steps: int) -> int:
+    """Disk space of training all layers for some steps, in bytes.
+
+    That are the hidden states of three layers, and twice the state of the training.
+    """
+    config = checkpoint.config
+    states = min(steps, TRAINING_WINDOWS) * WINDOW * config.hidden_size
+    return 4 * (3 * states + 2 * 3 * config.num_hidden_layers * _layer_weights(checkpoint))
 
 
 def _matrices(checkpoint: Checkpoint) -> list[str]:

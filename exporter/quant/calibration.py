@@ -28,7 +28,7 @@ from exporter.quant.rate import Curvature
 NONE = "none"  # no text
 DEFAULT = Path(__file__).with_name("calibration.txt")
 WINDOW = 512  # tokens that see each other
-MAX_WINDOWS = 128  # spread over a longer text
+MAX_WINDOWS, TRAINING_WINDOWS = 128, 1024  # spread over a longer text
 # Which matrix stands for all those of a layer that have the same input.
 SHARED_INPUTS = {
     "self_attn.k_proj.weight": "self_attn.q_proj.weight",
@@ -163,8 +163,8 @@ class CalibrationText:
                 hint=f"give a text file of what the model is for, or --calibration {NONE}",
             ) from error
 
-    def windows(self, checkpoint: Checkpoint) -> Tensor:
-        """Windows of token ids, int64 [windows, tokens], spread evenly over the text.
+    def windows(self, checkpoint: Checkpoint, most: int = MAX_WINDOWS) -> Tensor:
+        """Windows of token ids, int64 [windows, tokens], `most` at most, spread over the text.
 
         Each begins with the token that the tokenizer puts in front of a text, if any. Raises
         CheckpointError where the model has no tokenizer that fits it, UsageError for a text of too
@@ -178,7 +178,7 @@ class CalibrationText:
                 f"the calibration text {self.name} has {len(ids)} tokens, expected {size} or more",
                 hint=f"give a longer text, or --calibration {NONE}",
             )
-        n = min(MAX_WINDOWS, len(ids) // size)
+        n = min(most, len(ids) // size)
         starts = np.linspace(0, len(ids) - size, n).astype(int)
         return torch.tensor([[*first, *ids[start : start + size]] for start in starts])
 

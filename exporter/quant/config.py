@@ -93,11 +93,10 @@ class QuantConfig(JsonConfig):
         return any(is_fitted(self.config_for(name)) for name in ("a layer's", EMBEDDING))
 
     @property
-    def recovers(self) -> bool:
-        """Whether layers are trained after they are fitted."""
-        return self.recover is not None or any(
-            getattr(rule.config, "recover", None) for rule in self.rules
-        )
+    def recovery_steps(self) -> int:
+        """Steps of training after levels are fitted, 0 for none."""
+        of_rules = (getattr(rule.config, "recover", None) for rule in self.rules)
+        return max((steps or 0 for steps in (self.recover, *of_rules)), default=0)
 
     def asked_for(self, name: str) -> str:
         """The scheme that is asked for a matrix, which may be AUTO."""

@@ -70,29 +70,25 @@ def check(config: QuantConfig, checkpoint: Checkpoint) -> None:
     """Raises UsageError where a plan, or a training of layers, does not fit a checkpoint."""
     if config.rules:
         rules.check(config.rules, [n for n in checkpoint.names if len(checkpoint.shape(n)) == 2])
-    if config.recovers:
+    if config.recovery_steps:
         _check_recovery(fitted(config, checkpoint))
 
 
 def _check_recovery(plans: Mapping[str, MatrixPlan]) -> None:
-    """Raises UsageError where no layer would be trained, or one with several numbers of steps."""
-    asked: dict[str, set[int]] = {}
-    for name in (n for n, plan in plans.items() if plan.recover and n not in (EMBEDDING, HEAD)):
-        layer = ".".join(name.split(".")[:3])  # model.layers.N
-        asked.setdefault(layer, set()).add(plans[name].recover)
+    """Raises UsageError where no layer would be trained, or with several numbers of steps."""
+    asked = {n: p.recover for n, p in plans.items() if p.recover and n not in (EMBEDDING, HEAD)}
     if not asked:
         raise UsageError(
             "recover trains nothing here: no layer has matrices that get new ternary levels",
             hint="leave recover away: levels that a checkpoint has of its own stay as they are",
         )
-    problems = [
-        f"{layer} has {', '.join(map(str, sorted(steps)))}"
-        for layer, steps in asked.items()
-        if len(steps) > 1
-    ]
-    if problems:
-        what = "the matrices of a layer are trained together, with one number of steps"
-        raise UsageError(what, problems=problems, hint="give all of a layer the same recover")
+    steps = sorted(set(asked.values()))
+    if len(steps) > 1:
+        found = ", ".join(map(str, steps))
+        raise UsageError(
+            f"all layers are trained together, with one number of steps; the plan has {found}",
+            hint="give the same recover everywhere",
+        )
 
 
 def found(

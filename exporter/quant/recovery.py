@@ -1,12 +1,11 @@
-"""Training of the levels of a layer, so that it computes again what it did before.
+"""Training of quantized layers together, so that the model says again what it said before.
 
 A matrix has latent weights, in units of its scales. Rounded to levels, and times the scales, they
-are what the layer computes with. Gradients pass through the rounding as if it were not there (the
+are what the model computes with. Gradients pass through the rounding as if it were not there (the
 straight-through estimator, Bengio et al., arXiv 1308.3432), so that a latent weight that goes far
 enough changes its level. They are trained together with the logarithms of the scales, and with the
-weights of the layer's norms, on inputs x of the quantized layer with the outputs z of the given one
-on its own inputs. The loss is the sum over tokens of |y(x) - z|^2 / |z|^2: the first token of a
-window is so large that it would rule the sum of plain squares.
+weights of norms. The loss of a token is the divergence of its distribution from that of the given
+model (distillation, Hinton et al., arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -14,22 +13,50 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from exporter.models.layers import RMSNorm
-from exporter.quant.calibration_passes import HeldLinear, States, finite
+from exporter.models.layers import Decoder, RMSNorm
+from exporter.quant.calibration import Calibration
+from exporter.quant.calibration_passes import HeldLinear, finite
 from exporter.quant.tensor import dequantize, short_scales
 
 # Rates of learning, which rise over WARM_UP steps and then fall to SLOWEST as a cosine does.
-LATENT_RATE, SCALE_RATE, NORM_RATE = 0.01, 0.002, 0.001
-WARM_UP, SLOWEST = 3, 0.02
+LATENT_RATE, SCALE_RATE, NORM_RATE = 0.003, 0.002, 0.001
+WARM_UP, SLOWEST = 10, 0.02
 BETAS = (0.9, 0.95)
 NEAR = 0.45  # how far from its level a latent weight may begin: beyond 0.5 it would be another
-LEAST = 1e-6  # of the mean power of tokens: one that is nearly zero does not rule the others
+SAVINGS = 20  # of a training, from which it can go on
+STEPS_DONE, STATE = "steps-done", "training"  # files: of the last saving, and of its parameters
+
+
+class _Rounded(torch.autograd.Function):
+    """The weights of latent ones and scales, with gradients as if nothing were rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, scales: Tensor, group_size: int, most: int) -> Tensor:
+        ctx.save_for_backward(weights, scales)
+        ctx.sizes = group_size, most
+        return dequantize(rounded(weights, most), scales, group_size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weights, scales = ctx.saved_tensors
+        (gradient,), (size, most) = gradients, ctx.sizes
+        products = gradient * rounded(weights, most)
+        whole = F.pad(products, (0, scales.shape[1] * size - weights.shape[1]))
+        of_scales = whole.unflatten(1, (-1, size)).sum(-1)
+        return dequantize(gradient, scales, size), of_scales, None, None
+
+
+def rounded(weights: Tensor, most: int) -> Tensor:
+    """The levels of latent weights, of the same shape and type."""
+    return weights.round().clamp_(-most, most)
 
 
 @dataclass(frozen=True)
@@ -63,18 +90,18 @@ class LatentMatrix:
 
     def quantized(self) -> Tensor:
         """What the layer computes with, float32 [rows, cols], with its gradients."""
-        through = self.weights + (self._rounded() - self.weights).detach()
-        return dequantize(through, self.scales * self.logs.exp(), self.group_size)
+        scales = self.scales * self.logs.exp()
+        made: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
+            self.weights, scales, self.group_size, self.most
+        )
+        return made
 
     def finished(self) -> tuple[Tensor, Tensor]:
         """Levels int8 [rows, cols] and scales float32 [rows, groups], zero for a group of zeros."""
-        levels = self._rounded().detach().to("cpu", torch.int8)
+        levels = rounded(self.weights.detach(), self.most).to("cpu", torch.int8)
         used = torch.stack([part.any(1) for part in levels.split(self.group_size, 1)], 1)
         scales = (self.scales * self.logs.detach().exp()).cpu()
         return levels, short_scales(torch.where(used, scales, 0.0), up=False)
-
-    def _rounded(self) -> Tensor:
-        return self.weights.round().clamp(-self.most, self.most)
 
 
 def training_device() -> torch.device:
@@ -90,97 +117,133 @@ def same_sums(device: torch.device) -> contextlib.AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """What a layer learns from: its inputs, and the outputs of the given layer, window by window.
+class Lesson:
+    """What a step learns from, of one window, float32 [1, tokens, hidden].
 
-    order: the number of the window of each step.
+    inputs: of the first layer. outputs: of the last layer of the given model.
     """
 
-    inputs: States
-    outputs: States
-    order: Sequence[int]
+    inputs: Tensor
+    outputs: Tensor
 
 
-@dataclass(frozen=True)
-class LayerRecovery:
-    """The training of a layer, whose matrices are held.
+@dataclass
+class Recovery:
+    """The training of a network whose weights are held, but for those of `matrices`.
 
-    It computes `block(x, angles, start)` of inputs x. `matrices` are those that are trained, and
-    `norms` the norms.
+    `norms` are trained as well. State is saved in `calibration`, and gone on from.
     """
 
-    block: nn.Module
+    network: Decoder
     angles: Tensor
     start: Tensor
     matrices: Mapping[HeldLinear, LatentMatrix]
     norms: Sequence[RMSNorm]
+    calibration: Calibration
+    device: torch.device = field(default_factory=training_device)
 
     def train(
-        self, examples: Examples, report: Callable[[int], None]
+        self, lesson: Callable[[int], Lesson], steps: int, report: Callable[[int], None]
     ) -> dict[HeldLinear, tuple[Tensor, Tensor]]:
-        """The levels and scales of the matrices after the steps of `examples`, as `finished`.
+        """The levels and scales of the matrices after the steps, as `finished`.
 
         The norms have new weights afterwards. `report` is called with the steps that are done.
-        Raises CheckpointError if the layer computes something that is not finite.
+        Raises CheckpointError if the model computes something that is not finite.
         """
-        device = training_device()
-        latent = {linear: matrix.to(device) for linear, matrix in self.matrices.items()}
-        with self._on(device), same_sums(device), torch.enable_grad():
+        latent = {linear: matrix.to(self.device) for linear, matrix in self.matrices.items()}
+        with self._on_device(), same_sums(self.device), torch.enable_grad():
             for norm in self.norms:
                 norm.weight = norm.weight.clone().requires_grad_()
-            optimizer, rates = self._optimizer([*latent.values()], len(examples.order))
-            for step, window in enumerate(examples.order):
+            optimizer = self._optimizer([*latent.values()])
+            for step in range(self._restored(optimizer), steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["rate"] * rate(step, steps)
+                optimizer.zero_grad()
                 for linear, matrix in latent.items():
                     linear.weight = matrix.quantized()
-                optimizer.zero_grad()
-                self._loss(examples, window, device).backward()
+                self._loss(lesson(step)).backward()
                 optimizer.step()
-                rates.step()
+                if (step + 1) % max(1, steps // SAVINGS) == 0:
+                    self._save(optimizer, step + 1)
                 report(step + 1)
             for norm in self.norms:
                 norm.weight = norm.weight.detach()
         return {linear: matrix.finished() for linear, matrix in latent.items()}
 
+    def forget(self) -> None:
+        """Removes what has been saved."""
+        for file in self.calibration.folder.glob(f"{STATE}.*"):
+            file.unlink()
+
     @contextlib.contextmanager
-    def _on(self, device: torch.device) -> Iterator[None]:
-        """Has the layer on a device, but for the matrices that are trained."""
-        self.block.to(device)
-        others = [m for m in self.block.modules() if isinstance(m, HeldLinear)]
-        for linear in (m for m in others if m not in self.matrices):
-            linear.weight = linear.held.to(device)
+    def _on_device(self) -> Iterator[None]:
+        """Has the network on the device, but for the matrices that are trained."""
+        linears = [m for m in self.network.modules() if isinstance(m, HeldLinear)]
+        self.network.to(self.device)
+        for linear in linears:
+            linear.weight = None if linear in self.matrices else linear.held.to(self.device)
         try:
             yield
         finally:
-            self.block.cpu()
-            for linear in (m for m in others if m not in self.matrices):
-                linear.weight = linear.held.cpu()
+            self.network.cpu()
+            for linear in linears:
+                linear.weight = None
 
-    def _optimizer(
-        self, latent: Sequence[LatentMatrix], steps: int
-    ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
-        """The optimizer of all that is trained, and the rates of learning of its steps."""
+    def _optimizer(self, latent: Sequence[LatentMatrix]) -> torch.optim.Adam:
+        """The optimizer of all that is trained; `rate` is what its rates of learning begin at."""
         groups = (
             ([matrix.weights for matrix in latent], LATENT_RATE),
             ([matrix.logs for matrix in latent], SCALE_RATE),
             ([norm.weight for norm in self.norms], NORM_RATE),
         )
-        trained = [{"params": tensors, "lr": rate} for tensors, rate in groups if tensors]
-        optimizer = torch.optim.Adam(trained, betas=BETAS)
+        trained = [{"params": tensors, "rate": rate} for tensors, rate in groups if tensors]
+        return torch.optim.Adam(trained, lr=LATENT_RATE, betas=BETAS)
 
-        def rate(step: int) -> float:
-            falling = (1 + math.cos(math.pi * step / steps)) / 2
-            return min(1.0, (step + 1) / WARM_UP) * (falling + SLOWEST)
+    def _loss(self, lesson: Lesson) -> Tensor:
+        """The mean over tokens of the divergence, in nats."""
+        x, angles = lesson.inputs.to(self.device), self.angles.to(self.device)
+        for block in self.network.blocks:
+            x = block(x, angles, self.start)
+        with torch.no_grad():
+            expected = self.network.logits(lesson.outputs.to(self.device))
+        return divergence(finite(self.network.logits(x)), finite(expected))
 
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    def _save(self, optimizer: torch.optim.Adam, done: int) -> None:
+        """Writes the parameters with their moments, and then how many steps that was."""
+        for i, parameter in enumerate(_parameters(optimizer)):
+            state = optimizer.state[parameter]
+            values = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+            self.calibration.write(f"{STATE}.{done}.{i}", torch.stack(values).cpu())
+        self.calibration.write(f"{STATE}.{STEPS_DONE}", torch.tensor([float(done)]))
+        kept = (f"{STATE}.{done}.", f"{STATE}.{STEPS_DONE}")
+        for file in self.calibration.folder.glob(f"{STATE}.*"):
+            if not file.name.startswith(kept):
+                file.unlink()
 
-    def _loss(self, examples: Examples, window: int, device: torch.device) -> Tensor:
-        """The sum over the tokens of a window of squared errors by the squared norm."""
-        x, expected = (s.window(window).to(device) for s in (examples.inputs, examples.outputs))
-        found = finite(self.block(x, self.angles.to(device), self.start))
-        return relative_errors(found, expected).sum()
+    def _restored(self, optimizer: torch.optim.Adam) -> int:
+        """The number of steps that were saved, after which the parameters are as they were then."""
+        if not self.calibration.has(f"{STATE}.{STEPS_DONE}"):
+            return 0
+        done = self.calibration.read(f"{STATE}.{STEPS_DONE}")[0]
+        for i, parameter in enumerate(_parameters(optimizer)):
+            values, mean, square = self.calibration.read(f"{STATE}.{int(done)}.{i}").to(self.device)
+            parameter.data.copy_(values)
+            moments = {"exp_avg": mean.clone(), "exp_avg_sq": square.clone()}
+            optimizer.state[parameter] = {"step": done.clone(), **moments}
+        return int(done)
 
 
-def relative_errors(found: Tensor, expected: Tensor) -> Tensor:
-    """The squared error of each token by its squared norm, float32 [.., tokens], of [.., n]."""
-    power = expected.square().sum(-1)
-    return (found - expected).square().sum(-1) / power.maximum(LEAST * power.mean())
+def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def rate(step: int, steps: int) -> float:
+    """The rate of learning of a step, as a share of the highest."""
+    falling = (1 + math.cos(math.pi * step / steps)) / 2
+    return min(1.0, (step + 1) / WARM_UP) * (falling + SLOWEST)
+
+
+def divergence(found: Tensor, expected: Tensor) -> Tensor:
+    """The mean over tokens of the Kullback-Leibler divergence of logits [1, tokens, vocab]."""
+    q, p = (logits[0].log_softmax(-1) for logits in (found, expected))
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)

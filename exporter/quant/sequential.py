@@ -3,14 +3,14 @@
 With levels of so few bits the inputs of a layer are no longer those of the given model. So windows
 of text go through the layers with their weights as they become: the inputs of a layer are summed
 up in Gram matrices, its matrices are fitted to them, and what the fitted layer makes of its inputs
-goes on to the next. Where a plan asks for it, the layer is trained in between, against what the
-given layer makes of its own inputs. Memory holds one layer; what passes between layers lies in
-files. A pass that was cut off goes on from the last layer that was finished.
+goes on to the next. Memory holds one layer; what passes between layers lies in files. A pass that
+was cut off goes on from the last layer that was finished. Where a plan asks for it, all layers are
+trained together afterwards (quant.recovery).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,12 +22,12 @@ from exporter.checkpoint.tensors import WrappedTensor
 from exporter.models.layers import RMSNorm
 from exporter.progress import Progress
 from exporter.quant import load
-from exporter.quant.calibration import Calibration, input_of
+from exporter.quant.calibration import MAX_WINDOWS, Calibration, input_of
 from exporter.quant.calibration_passes import Grams, HeldLayers, HeldLinear, States, finite
 from exporter.quant.plan import MatrixPlan
 from exporter.quant.rate import Curvature, inverse_factor
 from exporter.quant.rate_quantizer import QuantizedBlock, blocks_of
-from exporter.quant.recovery import Examples, LatentMatrix, LayerRecovery
+from exporter.quant.recovery import LatentMatrix, Lesson, Recovery
 from exporter.quant.tensor import dequantize
 
 # Files: of the inputs of a matrix, of the inputs of a layer by number in the quantized and in the
@@ -52,7 +52,7 @@ class SequentialQuantizer:
 
     The inputs are those of windows of token ids, int64 [windows, tokens], in a model whose other
     matrices are as given. What is known of them lies in the folder of `calibration`. Where plans
-    have steps of `recover`, a layer is trained that long after it is fitted (quant.recovery).
+    have steps of `recover`, the layers are trained for so many, each on one of the windows.
     """
 
     checkpoint: Checkpoint
@@ -67,6 +67,8 @@ class SequentialQuantizer:
         self.start = torch.tensor([0])
         self.angles = self.network.rotation(self.windows[:1], self.start)
         self.steps = max((plan.recover for plan in self.plans.values()), default=0)
+        every = -(-len(self.windows) // MAX_WINDOWS)
+        self.summed = self.windows[::every]
 
     @property
     def names(self) -> list[str]:
@@ -108,23 +110,30 @@ class SequentialQuantizer:
 
         Raises CheckpointError if the model computes something that is not finite.
         """
-        n, units = len(self.network.blocks), self.steps + 1
-        done = [i for i in range(n + 1) if self._states(INPUTS, i).path.is_file()]
-        if not done:
-            for what in (GIVEN, INPUTS) if self.steps else (INPUTS,):
-                self._states(what, 0).write(map(self._embedded, self.windows))
-        for layer in range(max(done, default=0), n):
+        n = len(self.network.blocks)
+        total = n + 1 + (n + self.steps if self.steps else 0)
 
-            def report(steps: int, before: int = layer * units + 1) -> None:
-                progress("calibrate", before + steps, n * units + 1)
+        def report(done: int) -> None:
+            progress("calibrate", done, total)
 
-            report(0)
-            self._fit_layer(layer, report)
+        for layer in self._passed(INPUTS, self.summed):
+            report(layer + 1)
+            self._fit_layer(layer)
         head = self.network.head
         assert isinstance(head, HeldLinear)
         if head.name in self.plans and not self.calibration.has(f"{head.name}.{FACTOR}"):
             self._sum_up(head, n)
-        progress("calibrate", n * units + 1, n * units + 1)
+        report(n + 1)
+        if self.steps:
+            self._recover(lambda done: report(n + 1 + done))
+
+    def _passed(self, what: str, windows: Tensor) -> range:
+        """The layers that windows are yet to go through, whose files of inputs are there."""
+        n = len(self.network.blocks)
+        done = [i for i in range(n + 1) if self._states(what, i).path.is_file()]
+        if not done:
+            self._states(what, 0).write(map(self._embedded, windows))
+        return range(max(done, default=0), n)
 
     def _states(self, what: str, layer: int) -> States:
         """The inputs of a layer, INPUTS or GIVEN; of the final norm after the last one."""
@@ -134,20 +143,18 @@ class SequentialQuantizer:
     def _embedded(self, ids: Tensor) -> Tensor:
         return torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
 
-    def _fit_layer(self, layer: int, report: Callable[[int], None]) -> None:
-        """Writes the inputs of the next layer, with the factors of the layer's own inputs.
-
-        `report` is called with the steps of training that are done.
-        """
+    def _fit_layer(self, layer: int) -> None:
+        """Writes the inputs of the next layer, with the factors of the layer's own inputs."""
         block = self.network.blocks[layer]
         self._sum_up(block, layer)
         with torch.no_grad(), self.layers.observed(block, lambda *_: None):
-            if self.steps:
-                self._pass_on(GIVEN, layer)
-            self._quantize(layer, report)
+            for linear in (m for m in block.modules() if isinstance(m, HeldLinear)):
+                if linear.name in self.plans:
+                    levels, scales = self._whole(linear.name)
+                    size = self.plans[linear.name].group_size(levels.shape[1])
+                    linear.weight = dequantize(levels, scales, size)
             self._pass_on(INPUTS, layer)
-        for what in (GIVEN, INPUTS):
-            self._states(what, layer).path.unlink(missing_ok=True)
+        self._states(INPUTS, layer).path.unlink()
 
     def _pass_on(self, what: str, layer: int) -> None:
         """Writes the inputs of the next layer that a layer, whose weights are held, makes."""
@@ -165,49 +172,83 @@ class SequentialQuantizer:
                 else:
                     module(x, self.angles, self.start)
         for name in list(grams.sums):
-            factor = inverse_factor(grams.sums.pop(name).div_(self.windows.numel()))
+            factor = inverse_factor(grams.sums.pop(name).div_(self.summed.numel()))
             self.calibration.write(f"{name}.{FACTOR}", factor)
 
-    def _quantize(self, layer: int, report: Callable[[int], None]) -> None:
-        """Gives the matrices of a layer, which are held, the weights that they become."""
-        linears = [m for m in self.network.blocks[layer].modules() if isinstance(m, HeldLinear)]
-        latent: dict[HeldLinear, LatentMatrix] = {}
-        for linear in (m for m in linears if m.name in self.plans):
-            plan, given = self.plans[linear.name], linear.held
-            _, *parts = zip(*self._fitted(linear.name), strict=True)
-            levels, scales = map(torch.cat, parts)
-            size = plan.group_size(given.shape[1])
-            linear.weight = dequantize(levels, scales, size)
-            if plan.recover:
-                latent[linear] = LatentMatrix.of(given, levels, scales, size)
-        if latent:
-            # A norm is as given where another matrix reads what it makes.
-            own = f"model.layers.{layer}." if len(latent) == len(linears) else None
-            norms = {n: m for n, m in self.layers.norms.items() if own and n.startswith(own)}
-            self._train(layer, latent, norms, report)
+    def _whole(self, name: str) -> tuple[Tensor, Tensor]:
+        """Levels int8 [rows, cols] and scales float32 [rows, groups] as they were fitted."""
+        _, *parts = zip(*self._fitted(name), strict=True)
+        levels, scales = map(torch.cat, parts)
+        return levels, scales
 
-    def _train(
-        self,
-        layer: int,
-        latent: Mapping[HeldLinear, LatentMatrix],
-        norms: Mapping[str, RMSNorm],
-        report: Callable[[int], None],
-    ) -> None:
-        """Trains matrices of a layer, and norms by name, and writes what they have become."""
-        steps = max(self.plans[linear.name].recover for linear in latent)
-        generator = torch.Generator().manual_seed(layer)
-        rounds = range(-(-steps // len(self.windows)))
-        order = [torch.randperm(len(self.windows), generator=generator) for _ in rounds]
-        examples = Examples(
-            self._states(INPUTS, layer),
-            self._states(GIVEN, layer + 1),
-            torch.cat(order)[:steps].tolist(),
+    # ---- training
+
+    def _recover(self, report: Callable[[int], None]) -> None:
+        """Trains the layers, so far as that has not been done, and writes what they have become.
+
+        `report` is called with the layers of the given model that are passed and the steps.
+        """
+        linears = [m for m in self.network.blocks.modules() if isinstance(m, HeldLinear)]
+        trained = [m for m in linears if m.name in self.plans and self.plans[m.name].recover]
+        if all(self.calibration.has(f"{m.name}.{LEVELS}") for m in trained):
+            return
+        generator, used = torch.Generator().manual_seed(0), min(self.steps, len(self.windows))
+        rounds = [torch.randperm(used, generator=generator) for _ in range(-(-self.steps // used))]
+        order = torch.cat(rounds)[: self.steps].tolist()
+        windows = self.windows[torch.randperm(len(self.windows), generator=generator)[:used]]
+        self._pass_given(windows, report)
+        n = len(self.network.blocks)
+        inputs, outputs = self._states(GIVEN, 0), self._states(GIVEN, n)
+
+        def lesson(step: int) -> Lesson:
+            return Lesson(*(states.window(order[step]) for states in (inputs, outputs)))
+
+        matrices = self._held_for(trained)
+        norms = self._norms_between(trained)
+        recovery = Recovery(
+            self.network, self.angles, self.start, matrices, [*norms.values()], self.calibration
         )
-        block, values = self.network.blocks[layer], [*norms.values()]
-        recovery = LayerRecovery(block, self.angles, self.start, latent, values)
-        for linear, (levels, scales) in recovery.train(examples, report).items():
-            self.calibration.write(f"{linear.name}.{LEVELS}", levels)
-            self.calibration.write(f"{linear.name}.{SCALES}", scales)
-            linear.weight = dequantize(levels, scales, latent[linear].group_size)
+        made = recovery.train(lesson, self.steps, lambda done: report(n + done))
         for name, norm in norms.items():
             self.calibration.write(f"{name}.{TRAINED}", norm.weight)
+        for linear, (levels, scales) in made.items():
+            self.calibration.write(f"{linear.name}.{SCALES}", scales)
+            self.calibration.write(f"{linear.name}.{LEVELS}", levels)
+        recovery.forget()
+        for layer in (0, n):
+            self._states(GIVEN, layer).path.unlink()
+
+    def _pass_given(self, windows: Tensor, report: Callable[[int], None]) -> None:
+        """Writes what the last layer of the given model makes of windows."""
+        for layer in self._passed(GIVEN, windows):
+            report(layer)
+            block = self.network.blocks[layer]
+            with torch.no_grad(), self.layers.observed(block, lambda *_: None):
+                self._pass_on(GIVEN, layer)
+            if layer:  # what goes into the first one is trained on
+                self._states(GIVEN, layer).path.unlink()
+
+    def _held_for(self, trained: Sequence[HeldLinear]) -> dict[HeldLinear, LatentMatrix]:
+        """The matrices to be trained as they begin; of all others the weights are held."""
+        made = {}
+        for linear in (m for m in self.network.modules() if isinstance(m, HeldLinear)):
+            linear.hold()
+            if linear in trained:
+                levels, scales = self._whole(linear.name)
+                size = self.plans[linear.name].group_size(levels.shape[1])
+                made[linear] = LatentMatrix.of(linear.held, levels, scales, size)
+                linear.weight = None
+        return made
+
+    def _norms_between(self, trained: Sequence[HeldLinear]) -> dict[str, RMSNorm]:
+        """The norms of layers all of whose matrices are trained, by name.
+
+        A norm is as given where another matrix reads what it makes.
+        """
+        blocks = [
+            layer
+            for layer, block in enumerate(self.network.blocks)
+            if all(m in trained for m in block.modules() if isinstance(m, HeldLinear))
+        ]
+        own = tuple(f"model.layers.{layer}." for layer in blocks)
+        return {name: norm for name, norm in self.layers.norms.items() if name.startswith(own)}

@@ -51,7 +51,7 @@ class Config(JsonConfig):
     """The settings of ternary.
 
     `group_size` weights share a scale (None: a row). `sparsity`: fraction of zeros in [0, 1); None:
-    the TWN rule. `recover`: steps of training of each layer after it is fitted; None: it is not.
+    the TWN rule. `recover`: steps of training of all layers after they are fitted; None: none.
     """
 
     group_size: int | None = None

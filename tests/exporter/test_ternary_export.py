@@ -18,7 +18,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError, UsageError
 from exporter.estimate import export_memory
-from exporter.quant import plan, sequential
+from exporter.quant import plan, recovery
 from exporter.quant.calibration import Calibration, CalibrationText
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
@@ -160,7 +160,7 @@ def test_a_trained_package_passes_parity(trained: Bundle) -> None:
     assert trained.manifest.quantization["recover"] == 20
 
 
-@pytest.mark.parametrize("cut", ["a layer", "coding"])
+@pytest.mark.parametrize("cut", ["a step", "coding"])
 def test_training_that_was_cut_off_gives_the_same_bytes(
     model: Path,
     text: Path,
@@ -170,17 +170,17 @@ def test_training_that_was_cut_off_gives_the_same_bytes(
     cut: str,
 ) -> None:
     owner, method = {
-        "a layer": (sequential.SequentialQuantizer, "_train"),
+        "a step": (recovery.Recovery, "_loss"),
         "coding": (encoded, "_write_record"),
     }[cut]
     real, calls = getattr(owner, method), 0
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        real(*arguments)
+        return real(*arguments)
 
     config = dataclasses.replace(GROUPED, recover=20)
     with monkeypatch.context() as patch:
