@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +269,9 @@ def quantize_x16(x: npt.ArrayLike, isa: Isa = "auto") -> tuple[Int16Array, Float
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads for products, kept: starting them costs as much as a small product."""
     return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of them, and would wait
 
 
 class NativeTensor:

@@ -236,6 +236,9 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a fork has none of them, and would wait
+
+
 def on_all_cores(work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
     """What `work` returns for each item of the arguments, as by `map`, each from one thread.
 
