@@ -187,7 +187,7 @@ RecoverOption = Annotated[
     typer.Option(
         min=0,
         metavar="STEPS",
-        help="Steps of training of each ternary layer against the model's own: see "
+        help="Steps of training of all ternary layers to say what the model says: see "
         "docs/quality.md.",
     ),
 ]
