@@ -186,7 +186,7 @@ class Checkpoint:
         return {name: self.vector(name) for name in self.names if len(self.shape(name)) == 1}
 
     def blocks(self, name: str) -> Iterator[Block]:
-        """The blocks of a whole tensor, of about 1M weights each."""
+        """The blocks of a whole tensor: see `tensors.blocks_of`."""
         return blocks_of(self.entries[name])
 
     def check_finite(self, progress: Progress | None = None) -> None:

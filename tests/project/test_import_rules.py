@@ -40,6 +40,7 @@ CODEC = (
     "exporter.codec",
     "exporter.native",
     "exporter.errors",
+    "exporter.in_order",
     "exporter.real_files",
     "exporter.strict_json",
 )
@@ -57,6 +58,7 @@ QUANT = (
     "exporter.quant",
     "exporter.chat_template",
     "exporter.codec.native",
+    "exporter.in_order",
     "exporter.real_files",
     *CHECKPOINT,
 )
@@ -97,6 +99,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
     "exporter.interrupts": ((), ()),
+    "exporter.in_order": ((), ()),
     "exporter.guarded": ((), ()),
     "exporter.strict_json": ((), ()),
     "exporter.bundle": (
