@@ -36,7 +36,13 @@ from exporter.checkpoint.folder import (
 from exporter.checkpoint.gguf import read_gguf
 from exporter.checkpoint.packed import unpack
 from exporter.checkpoint.safetensors import read_entries
-from exporter.checkpoint.tensors import Block, TensorSource, blocks_of, one_thread
+from exporter.checkpoint.tensors import (
+    Block,
+    TensorSource,
+    all_finite,
+    blocks_of,
+    one_thread,
+)
 from exporter.checkpoint.ternary import TernaryTensor, find_ternary, scaled
 from exporter.checkpoint.tokenizer import TokenizerFacts, read_tokenizer, write_tokenizer
 from exporter.errors import CheckpointError
@@ -198,7 +204,7 @@ class Checkpoint:
         for name in self.names:
             nans = infs = 0
             for _, block in one_thread(self.blocks(name)):
-                if not block.isfinite().all():
+                if not all_finite(block):
                     nans += int(block.isnan().sum())
                     infs += int(block.isinf().sum())
             done += math.prod(self.shape(name))

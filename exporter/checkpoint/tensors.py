@@ -82,6 +82,11 @@ class ScaledTensor(WrappedTensor):
         return self.source.rows(begin, end) * self.factor
 
 
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: both pass through aminmax, and nothing is copied."""
+    return bool(torch.stack(values.aminmax()).isfinite().all())
+
+
 def check_range(begin: int, end: int, length: int) -> None:
     """Checks that there are rows [begin, end). Raises IndexError."""
     if not 0 <= begin <= end <= length:
