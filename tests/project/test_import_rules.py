@@ -50,6 +50,7 @@ CHECKPOINT = (
     "exporter.bundle",
     "exporter.chat",
     "exporter.guarded",
+    "exporter.in_order",
     "exporter.progress",
     "exporter.quiet",
     *MODELS,
@@ -58,7 +59,6 @@ QUANT = (
     "exporter.quant",
     "exporter.chat_template",
     "exporter.codec.native",
-    "exporter.in_order",
     "exporter.real_files",
     *CHECKPOINT,
 )
