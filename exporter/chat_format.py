@@ -23,7 +23,7 @@ from exporter.bundle import ChatFormat
 from exporter.chat import Message
 from exporter.chat_template import ChatTemplate, read_template
 from exporter.errors import UsageError
-from exporter.guarded import guarded
+from exporter.guarded import guarded, nothing
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 DATE = re.compile(r"\{\{strftime:(.*?)\}\}", re.DOTALL)
@@ -58,18 +58,19 @@ WITH_SYSTEM = (
 CONVERSATIONS = (*PLAIN, *WITH_SYSTEM)
 
 
-def chat_format(folder: Path) -> ChatFormat:
+def chat_format(folder: Path, meanwhile: Callable[[], None] = nothing) -> ChatFormat:
     """Chat format of the tokenizer in a folder. Raises BundleError for settings that do not read.
 
     Where something does not derive, `problem` says what and why, and the strings that depend on it
-    are missing.
+    are missing. A template runs in a child process; `meanwhile` is called in this one.
     """
     try:
         template = read_template(folder)
     except UsageError as error:
+        meanwhile()
         return ChatFormat({}, [], error.what)
     try:
-        return ChatFormat(**guarded(lambda: asdict(derive(template))))
+        return ChatFormat(**guarded(lambda: asdict(derive(template)), meanwhile=meanwhile))
     except ValueError as error:
         return ChatFormat({}, [], f"the chat template is no six strings: {error}")
 

@@ -25,13 +25,21 @@ MAX_RESULT_BYTES = 64 << 20
 MEMORY_STATUS = "/proc/self/statm"  # absent where there is no Linux: no limit of memory there
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 def guarded(
-    work: Callable[[], Any], seconds: float = SECONDS, memory_bytes: int | None = MEMORY_BYTES
+    work: Callable[[], Any],
+    seconds: float = SECONDS,
+    memory_bytes: int | None = MEMORY_BYTES,
+    meanwhile: Callable[[], None] = nothing,
 ) -> Any:
     """The result of a function in a forked child, a value of JSON.
 
     `seconds` are of the processor, and WAIT times as many of the wall clock. `memory_bytes` may be
-    mapped besides what the parent has; None: as much as there is.
+    mapped besides what the parent has; None: as much as there is. `meanwhile` is called in the
+    parent, once the child is at work: no thread that it starts was there when the child was forked.
 
     Raises ValueError with the reason where the function raises anything, does not end in time,
     takes too much memory or ends the process.
@@ -44,6 +52,7 @@ def guarded(
         _run(work, write, seconds, memory_bytes)
     os.close(write)
     try:
+        meanwhile()
         answer = _read(read, time.monotonic() + WAIT * seconds)
     finally:
         os.close(read)

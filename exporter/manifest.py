@@ -13,6 +13,7 @@ from exporter import bundle as bundles
 from exporter.backends import registry
 from exporter.backends.package import network_entry
 from exporter.bundle import (
+    FileEntry,
     Interface,
     LedgerRow,
     Manifest,
@@ -56,6 +57,8 @@ def write(
     source_sha256: as in `ModelEntry`. Raises ExportError if it does not match them.
     """
     work, config = source.work, source.config
+    files: list[FileEntry] = []
+    chat = chat_format(work, meanwhile=lambda: files.extend(_files(work)))
     manifest = Manifest(
         schema_version=bundles.SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -68,7 +71,7 @@ def write(
         network=network_entry(source.checkpoint.config, source.context),
         artifacts=[e.artifact for e in emitted],
         prompts=prompts,
-        chat=chat_format(work),
+        chat=chat,
         warnings=[
             *source.checkpoint.warnings,
             *plan.warnings(config.quantization, source.checkpoint),
@@ -77,11 +80,16 @@ def write(
         ],
         tensors=[_tensor_entry(m) for m in source.encoded.matrices.values()],
         ledger=_ledger(work, [row for e in emitted for row in e.ledger]),
-        files=[f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST],
+        files=files,
         expanded=[file for e in emitted for file in e.expanded],
     )
     check_relations(manifest)
     (work / bundles.MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _files(work: Path) -> list[FileEntry]:
+    """The files of a bundle but its manifest."""
+    return [f for f in bundles.file_entries(work) if f.path != bundles.MANIFEST]
 
 
 def _tensor_entry(m: EncodedMatrix) -> TensorEntry:

@@ -26,6 +26,7 @@ from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.checkpoint.checkpoint import Checkpoint
+    from exporter.checkpoint.source_files import Hashing
     from exporter.encoded import EncodedModel
     from exporter.staging import Fingerprint, StagingDirectory
 
@@ -53,32 +54,38 @@ def export(
     from exporter.reference.answers import answer_prompts
 
     bundles.check_target(out, force=force)  # before a download of gigabytes
-    checkpoint, config, context = _checked(model, config, progress, max_ram)
-    fingerprint = _fingerprint(checkpoint, config)
-    staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
-    with staged as place, _memory_errors():
-        work = place.bundle
-        _check_disk(checkpoint, config, place)
-        source_sha256 = _read_weights(checkpoint, progress)
-        encoded = _encode(checkpoint, config, place, source_sha256, progress)
-        source = PackageInput(checkpoint, encoded, context, config, work)
-        emitted = [registry.emit(name, source, progress) for name in config.formats]
-        _copy_files(checkpoint, config, work)
-        manifest.write_for_session(source, emitted)
-        prompts, loss = answer_prompts(source, [e.artifact for e in emitted], progress)
-        source_files.check_unchanged(checkpoint.files, fingerprint)
-        progress("write manifest", 0, 0)
-        manifest.write(source, emitted, prompts, loss, source_sha256)
+    with source_files.hashed_beside() as hashing:
+        checkpoint, config, context = _checked(model, config, progress, max_ram, hashing)
+        fingerprint = _fingerprint(checkpoint, config)
+        staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
+        with staged as place, _memory_errors():
+            work = place.bundle
+            _check_disk(checkpoint, config, place)
+            checkpoint.check_finite(progress)
+            source_sha256 = hashing.result()
+            encoded = _encode(checkpoint, config, place, source_sha256, progress)
+            source = PackageInput(checkpoint, encoded, context, config, work)
+            emitted = [registry.emit(name, source, progress) for name in config.formats]
+            _copy_files(checkpoint, config, work)
+            manifest.write_for_session(source, emitted)
+            prompts, loss = answer_prompts(source, [e.artifact for e in emitted], progress)
+            source_files.check_unchanged(checkpoint.files, fingerprint)
+            progress("write manifest", 0, 0)
+            manifest.write(source, emitted, prompts, loss, source_sha256)
     return Bundle.open(out)
 
 
 def _checked(
-    model: str | Path, config: ExportConfig, progress: Progress, max_ram: int | None
+    model: str | Path,
+    config: ExportConfig,
+    progress: Progress,
+    max_ram: int | None,
+    hashing: Hashing,
 ) -> tuple[Checkpoint, ExportConfig, int]:
     """The opened checkpoint, the configuration for it, and the positions of the cache.
 
-    Raises the errors of exporter.errors, before any work, where something speaks against the
-    export.
+    `hashing` of the files of the weights has begun. Raises the errors of exporter.errors, before
+    any work, where something speaks against the export.
     """
     from exporter import allocation
     from exporter.backends import registry
@@ -90,7 +97,11 @@ def _checked(
     if config.loss_text is not None:
         read_text(config.loss_text)  # an error comes before any work
     checkpoint = Checkpoint.open(
-        model, revision=config.revision, adapter=config.adapter, progress=progress
+        model,
+        revision=config.revision,
+        adapter=config.adapter,
+        progress=progress,
+        meanwhile=hashing.begin,
     )
     release_free_memory()  # what reading the tokenizer leaves
     config, context = at_size(config, checkpoint), context_of(config, checkpoint)
@@ -139,15 +150,6 @@ def _fingerprint(checkpoint: Checkpoint, config: ExportConfig) -> Fingerprint:
         **{name: importlib.metadata.version(name) for name in ("tiny-qmoe", "torch")},
         **source_files.file_states(checkpoint.files),
     }
-
-
-def _read_weights(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
-    """SHA-256 of the files of the weights by name; values that are not finite are refused."""
-    from exporter.checkpoint import source_files
-
-    with source_files.hashed_beside(checkpoint.files) as digests:
-        checkpoint.check_finite(progress)
-        return digests.result()
 
 
 def _encode(

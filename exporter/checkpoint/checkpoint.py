@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +36,18 @@ from exporter.checkpoint.folder import (
 from exporter.checkpoint.gguf import read_gguf
 from exporter.checkpoint.packed import unpack
 from exporter.checkpoint.safetensors import read_entries
-from exporter.checkpoint.tensors import Block, TensorSource, blocks_of, one_thread
+from exporter.checkpoint.tensors import (
+    Block,
+    TensorSource,
+    all_finite,
+    blocks_of,
+    one_thread,
+    row_spans,
+)
 from exporter.checkpoint.ternary import TernaryTensor, find_ternary, scaled
 from exporter.checkpoint.tokenizer import TokenizerFacts, read_tokenizer, write_tokenizer
 from exporter.errors import CheckpointError
+from exporter.in_order import in_order
 from exporter.models.config import ModelConfig, is_id
 from exporter.models.layers import Decoder, Layers
 from exporter.progress import Progress
@@ -70,11 +78,13 @@ class Checkpoint:
         revision: str | None = None,
         adapter: str | None = None,
         progress: Progress | None = None,
+        meanwhile: Callable[[dict[str, Path]], None] | None = None,
     ) -> Checkpoint:
         """Opens a local directory or GGUF file, or downloads a hub id.
 
         `revision` is a branch, tag or commit on the hub; `adapter` the folder or hub id of a LoRA
-        adapter to merge. With `progress`, the hub's own bars show a download. Raises
+        adapter to merge. With `progress`, the hub's own bars show a download. `meanwhile` gets the
+        `files` while a child process reads the tokenizer, which takes seconds. Raises
         CheckpointError with every reason to refuse, OutOfSpaceError if a download does not fit the
         disk, UsageError for a revision of a local model.
         """
@@ -97,11 +107,16 @@ class Checkpoint:
             what = f"{located.path} cannot be exported"
             raise CheckpointError(what, problems=problems, hint=GET_ANOTHER)
         entries = find_ternary(entries, warnings, progress)
-        tokenizer = read_tokenizer(located.path, raw, config.vocab_size, warnings)
-        eos = _end_tokens(generation, config, tokenizer, warnings)
         if lora is not None:
             entries = adapters.merge(lora.path, entries)
         config, entries = _as_computed(raw, config, entries)
+
+        def beside() -> None:
+            if meanwhile is not None:
+                meanwhile(_files(located.path, entries))
+
+        tokenizer = read_tokenizer(located.path, raw, config.vocab_size, warnings, beside)
+        eos = _end_tokens(generation, config, tokenizer, warnings)
         _note_code(raw, warnings)
         origin = _origin(located, lora, entries)
         return cls(located.path, raw, config, entries, eos, tokenizer, origin, tuple(warnings))
@@ -139,9 +154,7 @@ class Checkpoint:
     @property
     def files(self) -> dict[str, Path]:
         """The files that tensors are read from, sorted, by name; an adapter's as adapter/NAME."""
-        files = sorted({file for entry in self.entries.values() for file in entry.files})
-        own = self.path if self.path.is_dir() else self.path.parent
-        return {f.name if f.parent == own else f"adapter/{f.name}": f for f in files}
+        return _files(self.path, self.entries)
 
     @property
     def bos_token_id(self) -> int | None:
@@ -186,7 +199,7 @@ class Checkpoint:
         return {name: self.vector(name) for name in self.names if len(self.shape(name)) == 1}
 
     def blocks(self, name: str) -> Iterator[Block]:
-        """The blocks of a whole tensor, of about 1M weights each."""
+        """The blocks of a whole tensor: see `tensors.blocks_of`."""
         return blocks_of(self.entries[name])
 
     def check_finite(self, progress: Progress | None = None) -> None:
@@ -196,11 +209,7 @@ class Checkpoint:
         """
         problems, done = [], 0
         for name in self.names:
-            nans = infs = 0
-            for _, block in one_thread(self.blocks(name)):
-                if not block.isfinite().all():
-                    nans += int(block.isnan().sum())
-                    infs += int(block.isinf().sum())
+            nans, infs = _not_finite(self.entries[name])
             done += math.prod(self.shape(name))
             if progress:
                 progress("check weights", done, self.parameters)
@@ -212,6 +221,24 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} has weights that are not finite", problems=problems, hint=GET_ANOTHER
             )
+
+
+def _files(path: Path, entries: Mapping[str, TensorSource]) -> dict[str, Path]:
+    """What `Checkpoint.files` says."""
+    files = sorted({file for entry in entries.values() for file in entry.files})
+    own = path if path.is_dir() else path.parent
+    return {f.name if f.parent == own else f"adapter/{f.name}": f for f in files}
+
+
+def _not_finite(tensor: TensorSource) -> tuple[int, int]:
+    """The numbers of NaN and of infinite values of a tensor."""
+
+    def counted(span: tuple[int, int]) -> tuple[int, int]:
+        block = tensor.rows(*span)
+        return (0, 0) if all_finite(block) else (int(block.isnan().sum()), int(block.isinf().sum()))
+
+    nans, infs = zip(*one_thread(in_order(row_spans(tensor.shape), counted)), strict=True)
+    return sum(nans), sum(infs)
 
 
 # ---- the parts of `open` -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from exporter.errors import CheckpointError
@@ -35,13 +35,31 @@ def hash_files(files: Mapping[str, Path], stop: threading.Event) -> dict[str, st
     return found
 
 
+class Hashing:
+    """What `hash_files` gives, computed in a thread that `begin` starts."""
+
+    def __init__(self, thread: ThreadPoolExecutor, stop: threading.Event) -> None:
+        self._thread, self._stop = thread, stop
+
+    def begin(self, files: Mapping[str, Path]) -> None:
+        """Starts to read the files."""
+        self._files, self._states = files, file_states(files)
+        self._digests = self._thread.submit(hash_files, files, self._stop)
+
+    def result(self) -> dict[str, str]:
+        """The digests. Raises CheckpointError with the files that have changed since `begin`."""
+        digests = self._digests.result()
+        check_unchanged(self._files, self._states)
+        return digests
+
+
 @contextlib.contextmanager
-def hashed_beside(files: Mapping[str, Path]) -> Iterator[Future[dict[str, str]]]:
-    """What `hash_files` gives, computed in a thread until the block ends."""
+def hashed_beside() -> Iterator[Hashing]:
+    """A hashing of files that goes on beside the block, and no longer than that."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as thread:
         try:
-            yield thread.submit(hash_files, files, stop)
+            yield Hashing(thread, stop)
         finally:
             stop.set()
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,9 @@ from exporter.codec.format import (
 )
 from exporter.codec.growth import best_tree, entropy_bits, with_codewords
 from exporter.errors import CodecError
+from exporter.in_order import in_order
 
+R = TypeVar("R")
 Codec = Literal["auto", "smallest", "lzw", "base3", "raw"]
 Levels = npt.NDArray[np.int8]
 
@@ -38,7 +41,9 @@ Levels = npt.NDArray[np.int8]
 # they lie: what is coded needs the memory of both forms, or the time to decode it for every
 # product. Phrases of int8 levels take ten times as long as raw ones; base-3 is far from that.
 GAINS = {("raw", "base3"): 0.125, ("raw", "lzw"): 0.25, ("base3", "lzw"): 0.01}
-BLOCK_BYTES = 1 << 24  # levels worked on at a time; at least one row
+# The levels of a block; at least one row. Some blocks are in work at once (exporter.in_order), and
+# most matrices have several.
+BLOCK_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -185,14 +190,19 @@ def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
     Raises `CodecError` where they differ.
     """
     with native.NativeTensor(blob) as tensor:
-        for begin, end, block in _blocks(levels):
-            if not np.array_equal(tensor.decode_rows(begin, end), block):
-                raise CodecError(
-                    "BAD_LEVEL",
-                    f"rows {begin} to {end} do not decode to what was coded",
-                    hint="report this as a bug",
-                )
-            release(blob)
+
+        def differs(begin: int, block: Levels) -> bool:
+            return not np.array_equal(tensor.decode_rows(begin, begin + len(block)), block)
+
+        with closing(_each_block(levels, differs)) as blocks:  # before the tensor that threads read
+            for begin, block, wrong in blocks:
+                if wrong:
+                    raise CodecError(
+                        "BAD_LEVEL",
+                        f"rows {begin} to {begin + len(block)} do not decode to what was coded",
+                        hint="report this as a bug",
+                    )
+                release(blob)
 
 
 def release(*arrays: npt.NDArray[Any]) -> None:
@@ -205,17 +215,24 @@ def release(*arrays: npt.NDArray[Any]) -> None:
             array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
-def _blocks(levels: Levels) -> Iterator[tuple[int, int, Levels]]:
-    """Ranges of rows with their levels.
+def _each_block(
+    levels: Levels, work: Callable[[int, Levels], R]
+) -> Generator[tuple[int, Levels, R], None, None]:
+    """The first row of each block, its levels, and what `work` makes of both.
 
     The levels are contiguous, and few enough to work on without much memory.
     """
     rows, cols = levels.shape
     step = max(1, BLOCK_BYTES // cols)
-    for begin in range(0, rows, step):
-        end = min(rows, begin + step)
-        yield begin, end, np.ascontiguousarray(levels[begin:end])
-        release(levels)
+
+    def one(begin: int) -> tuple[int, Levels, R]:
+        block = np.ascontiguousarray(levels[begin : begin + step])
+        return begin, block, work(begin, block)
+
+    with closing(in_order(range(0, rows, step), one)) as blocks:
+        for done in blocks:
+            yield done
+            release(levels)
 
 
 def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[np.uint64], int]:
@@ -223,9 +240,13 @@ def _count(levels: Levels, level_min: int, n_levels: int) -> tuple[npt.NDArray[n
 
     Raises `BAD_LEVEL` for levels outside the alphabet.
     """
+
+    def count(_: int, block: Levels) -> npt.NDArray[np.uint64]:
+        return native_encoder.count_levels(block)
+
     all_counts, crc = np.zeros(256, np.uint64), 0
-    for _, _, block in _blocks(levels):
-        all_counts += native_encoder.count_levels(block)
+    for _, block, its_counts in _each_block(levels, count):
+        all_counts += its_counts
         crc = native.crc32(block, crc)
     counts = all_counts[level_min + 128 :][:n_levels]
     outside = levels.size - int(counts.sum())
@@ -268,7 +289,11 @@ def _dictionary(levels: Levels, level_min: int, counts: npt.NDArray[np.uint64]) 
     The tree follows from the counts, the codewords from the phrases that a parse finds.
     """
     tree = best_tree(counts, level_min)
-    found = sum(native_encoder.count_phrases(block, tree) for _, _, block in _blocks(levels))
+
+    def count(_: int, block: Levels) -> npt.NDArray[np.uint64]:
+        return native_encoder.count_phrases(block, tree)
+
+    found = sum(its_counts for _, _, its_counts in _each_block(levels, count))
     return with_codewords(tree, np.asarray(found))
 
 
@@ -277,13 +302,12 @@ def _lzw_candidate(levels: Levels, dictionary: Dictionary) -> Candidate:
 
     All rows are parsed to know its exact size, without keeping the codewords.
     """
+
+    def measure(_: int, block: Levels) -> npt.NDArray[np.uint32]:
+        return native_encoder.encode_lzw(block, dictionary, count_only=True)[0]
+
     rows, cols = levels.shape
-    row_bytes = np.concatenate(
-        [
-            native_encoder.encode_lzw(block, dictionary, count_only=True)[0]
-            for _, _, block in _blocks(levels)
-        ]
-    )
+    row_bytes = np.concatenate([sizes for _, _, sizes in _each_block(levels, measure)])
     d = dictionary
     header = Header(
         *(CodecId.LZW, LZW_CODE_BITS, d.cap, d.level_min, d.n_levels, rows, cols, d.n_entries),
@@ -319,16 +343,18 @@ def _write_to(file: BinaryIO, levels: Levels, chosen: Candidate) -> Header:
     layout = header.layout
     row_bytes = np.zeros(header.rows, np.uint32)
     payload_crc32 = 0
-    file.seek(layout.payload_offset)
-    for begin, end, block in _blocks(levels):
+
+    def code(begin: int, block: Levels) -> npt.NDArray[np.uint8]:
         if dictionary is not None:
-            row_bytes[begin:end], part = native_encoder.encode_lzw(block, dictionary)
-        elif header.codec == CodecId.BASE3:
-            part = native_encoder.encode_base3(block, header.level_min)
-        else:
-            part = native_encoder.encode_raw(
-                block, header.level_min, header.n_levels, header.code_bits
-            )
+            sizes, part = native_encoder.encode_lzw(block, dictionary)
+            row_bytes[begin : begin + len(block)] = sizes
+            return part
+        if header.codec == CodecId.BASE3:
+            return native_encoder.encode_base3(block, header.level_min)
+        return native_encoder.encode_raw(block, header.level_min, header.n_levels, header.code_bits)
+
+    file.seek(layout.payload_offset)
+    for _, _, part in _each_block(levels, code):
         payload_crc32 = native.crc32(part, payload_crc32)
         file.write(part.data)
     file.write(bytes(layout.total_bytes - file.tell()))

@@ -19,6 +19,7 @@ from exporter.codec.encoder import BLOCK_BYTES
 from exporter.errors import OutOfSpaceError
 from exporter.estimate.bundle import estimate_bundle
 from exporter.estimate.rate import calibration_memory, fitting_memory, recovery_memory
+from exporter.in_order import AT_ONCE
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.calibration import NONE
 from exporter.quant.plan import fitted, plan_matrix
@@ -106,11 +107,12 @@ def _matrices(checkpoint: Checkpoint, config: ExportConfig) -> list[str]:
 def _coding(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:
     """Memory of coding one matrix, in bytes.
 
-    It is that of a block of weights being quantized, or of a block of levels with what it is coded
-    and decoded to.
+    It is that of the blocks of weights being quantized, or of the blocks of levels with what they
+    are coded and decoded to.
     """
-    block = min(math.prod(checkpoint.shape(name)), max(BLOCK_BYTES, checkpoint.shape(name)[1]))
-    return 12 * MB + 4 * block + 2 * _scales_bytes(checkpoint, config, name)
+    shape = checkpoint.shape(name)
+    blocks = min(math.prod(shape), AT_ONCE * max(BLOCK_BYTES, shape[1]))
+    return 12 * MB + 3 * blocks + 2 * _scales_bytes(checkpoint, config, name)
 
 
 def _scales_bytes(checkpoint: Checkpoint, config: ExportConfig, name: str) -> int:

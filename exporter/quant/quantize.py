@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.checkpoint.tensors import one_thread
+from exporter.checkpoint.tensors import one_thread, row_spans
 from exporter.checkpoint.ternary import LevelBlock
 from exporter.errors import CheckpointError
+from exporter.in_order import in_order
 from exporter.progress import Progress
 from exporter.quant import load
 from exporter.quant.config import QuantConfig
@@ -108,5 +109,9 @@ def _blocks(checkpoint: Checkpoint, name: str, plan: MatrixPlan) -> Iterator[Lev
     if plan.own_levels and own is not None:
         yield from own.level_blocks()
         return
-    for begin, block in checkpoint.blocks(name):
-        yield begin, *load(plan.scheme).quantize_rows(block, plan.config)
+    scheme = load(plan.scheme)
+
+    def block(span: tuple[int, int]) -> LevelBlock:
+        return span[0], *scheme.quantize_rows(checkpoint.rows(name, *span), plan.config)
+
+    yield from in_order(row_spans(checkpoint.shape(name)), block)

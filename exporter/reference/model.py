@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporter.bundle import Activations, Arithmetic
+from exporter.checkpoint.tensors import all_finite
 from exporter.codec.encoder import release
 from exporter.codec.native import NativeTensor
 from exporter.codec.scales import StoredScales, widened
@@ -336,8 +337,7 @@ def finite(values: Tensor) -> Tensor:
 
     Raises CheckpointError if one is NaN or infinite: no package could be judged by them.
     """
-    # NaN passes through aminmax, and nothing is copied.
-    if torch.stack(values.aminmax()).isfinite().all():
+    if all_finite(values):
         return values
     raise CheckpointError(
         "the model computes values that are not finite: its weights overflow float32",

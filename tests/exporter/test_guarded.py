@@ -32,6 +32,28 @@ def test_a_result_comes_back_whole() -> None:
     assert guarded(lambda: result) == result
 
 
+def test_the_parent_works_while_the_child_does(tmp_path: Path) -> None:
+    """The child waits for what the parent does meanwhile."""
+    file = tmp_path / "made"
+
+    def wait() -> str:
+        while not file.exists():
+            time.sleep(0.01)
+        return "seen"
+
+    assert guarded(wait, meanwhile=file.touch) == "seen"
+
+
+def test_an_error_of_the_parent_ends_the_child() -> None:
+    def fail() -> None:
+        raise OSError("meanwhile")
+
+    with pytest.raises(OSError, match="meanwhile"):
+        guarded(hang, meanwhile=fail)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 def hang() -> None:
     time.sleep(60)
 

@@ -40,6 +40,7 @@ CODEC = (
     "exporter.codec",
     "exporter.native",
     "exporter.errors",
+    "exporter.in_order",
     "exporter.real_files",
     "exporter.strict_json",
 )
@@ -49,6 +50,7 @@ CHECKPOINT = (
     "exporter.bundle",
     "exporter.chat",
     "exporter.guarded",
+    "exporter.in_order",
     "exporter.progress",
     "exporter.quiet",
     *MODELS,
@@ -97,6 +99,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exporter.memory": (("exporter.errors",), ()),
     "exporter.real_files": ((), ()),
     "exporter.interrupts": ((), ()),
+    "exporter.in_order": ((), ()),
     "exporter.guarded": ((), ()),
     "exporter.strict_json": ((), ()),
     "exporter.bundle": (

@@ -31,8 +31,9 @@ def expected(folder: Path, pattern: str, prefix: str = "") -> dict[str, str]:
 
 def hashed(checkpoint: Checkpoint) -> dict[str, str]:
     """SHA-256 of the files of a checkpoint by name."""
-    with source_files.hashed_beside(checkpoint.files) as digests:
-        return digests.result()
+    with source_files.hashed_beside() as hashing:
+        hashing.begin(checkpoint.files)
+        return hashing.result()
 
 
 def test_one_digest_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,13 +55,32 @@ def test_an_error_beside_it_ends_the_hashing(
         return {}
 
     def fail_beside() -> None:
-        with source_files.hashed_beside({}):
+        with source_files.hashed_beside() as hashing:
+            hashing.begin({})
             assert begun.wait(60)
             raise ValueError("beside")
 
     monkeypatch.setattr(source_files, "hash_files", until_stopped)
     with pytest.raises(ValueError, match="beside"):
         fail_beside()
+
+
+def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    files = Checkpoint.open(tmp_path).files
+    with source_files.hashed_beside() as hashing:
+        hashing.begin(files)
+        os.utime(files["model.safetensors"], ns=(1, 1))
+        with pytest.raises(CheckpointError, match="changed while it was exported"):
+            hashing.result()
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_the_files_are_known_while_the_tokenizer_is_read(tmp_path: Path, tokenizer: bool) -> None:
+    write_llama(tmp_path, tokenizer=tokenizer)
+    given: list[dict[str, Path]] = []
+    checkpoint = Checkpoint.open(tmp_path, meanwhile=given.append)
+    assert given == [checkpoint.files]
 
 
 def test_nothing_is_read_after_a_stop(tmp_path: Path) -> None:
