@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import platformdirs
 
@@ -36,13 +36,21 @@ from exporter.memory import available_bytes
 
 Mode = Literal["stream", "expand", "file", "auto"]
 
-# Nanoseconds a weight by bits of a level in the raw form: the table of
-# exporter/native/core/entries.cc.
-RAW_NS = {2: 0.060, 4: 0.081, 8: 0.134}
-CODED_NS = {
-    CodecId.LZW: {2: 0.37, 4: 0.56, 8: 0.77},
+NIBBLES: Final = "nibbles"
+# Bits of a level in a raw blob, or the form of exporter/native/core/nibbles.h.
+Form = Literal[2, 4, 8, "nibbles"]
+
+# Nanoseconds a weight by expanded form: the table of exporter/native/core/entries.cc.
+FORM_NS: dict[Form, float] = {2: 0.060, 4: 0.081, 8: 0.134, NIBBLES: 0.103}
+CODED_NS: dict[CodecId, dict[Form, float]] = {
+    CodecId.LZW: {2: 0.37, 4: 0.56, 8: 0.77, NIBBLES: 0.77},
     CodecId.BASE3: {2: 0.088},
 }
+
+# Of exporter/native/core/nibbles.h and nibbles.cc.
+NIBBLE_COLUMNS, NIBBLE_ROWS = 64, 16
+WEIGHTS_PER_EXCEPTION = 32
+MOST_RATE = 365  # hundredths of bits a weight
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,14 @@ class Residency:
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """Matrix that products read, as its package stores it."""
+    """Matrix that products read, as its package stores it.
+
+    coded_bytes: of its blob.
+    """
 
     name: str
     header: Header
+    coded_bytes: int
 
     @classmethod
     def of_entry(cls, entry: TensorEntry) -> CodedTensor:
@@ -129,12 +141,20 @@ class CodedTensor:
             *(CodecId[entry.codec.upper()], entry.code_bits, entry.cap, 0, entry.n_levels),
             *(entry.rows, entry.cols, 0, 0),
         )
-        return cls(entry.name, header)
+        return cls(entry.name, header, entry.blob_bytes)
 
     @property
-    def raw_bits(self) -> int:
-        """Number of bits of a level in the expanded form."""
-        return next(bits for bits in RAW_NS if self.header.n_levels <= 1 << bits)
+    def form(self) -> Form:
+        """Form that it is expanded to.
+
+        Nibbles with more exceptions than there is room for become bytes: that is not known here.
+        """
+        h = self.header
+        if h.n_levels <= 4:
+            return 2
+        if h.n_levels <= 16:
+            return 4
+        return NIBBLES if self.coded_bytes * 800 <= MOST_RATE * h.rows * h.cols else 8
 
     @property
     def gain(self) -> float:
@@ -144,14 +164,23 @@ class CodedTensor:
         """
         if self.header.codec == CodecId.RAW:
             return 0.0
-        saved = CODED_NS[self.header.codec][self.raw_bits] - RAW_NS[self.raw_bits]
-        return saved * 8 / self.raw_bits
+        form = self.form
+        saved = CODED_NS[self.header.codec][form] - FORM_NS[form]
+        bits = 4 + 16 / WEIGHTS_PER_EXCEPTION if form == NIBBLES else form
+        return saved * 8 / bits
 
     @property
     def blob_bytes(self) -> int:
-        """Size of the expanded form, a raw blob, in bytes."""
-        payload = self.header.rows * packed_bytes(self.header.cols, self.raw_bits)
-        return align(HEADER_BYTES + payload + TAIL_BYTES, ALIGNMENT)
+        """Size of the expanded form in bytes, with all the room for exceptions of nibbles."""
+        rows, cols, form = self.header.rows, self.header.cols, self.form
+        index = 0
+        if form == NIBBLES:
+            payload = rows * align(cols, NIBBLE_COLUMNS) // 2
+            tiles = -(-rows // NIBBLE_ROWS)
+            index = align(4 * (tiles + 1) + 2 * (rows * cols // WEIGHTS_PER_EXCEPTION), 4)
+        else:
+            payload = rows * packed_bytes(cols, form)
+        return align(align(HEADER_BYTES + index, ALIGNMENT) + payload + TAIL_BYTES, ALIGNMENT)
 
     @property
     def form_bytes(self) -> int:
@@ -179,7 +208,9 @@ def coded_tensors(bundle: Bundle, artifact: Artifact) -> list[CodedTensor]:
     places = artifact.places
     used = in_order_of_use([t for t in bundle.manifest.tensors if places[t.name].form == "tqlz"])
     return [
-        CodedTensor(t.name, _header(bundle, places[t.name].file, places[t.name].offset))
+        CodedTensor(
+            t.name, _header(bundle, places[t.name].file, places[t.name].offset), t.blob_bytes
+        )
         for t in used
     ]
 

@@ -37,6 +37,7 @@ from tests.support.paths import ROOT
 LIBRARY = native.library()
 Codec = tuple[str, int, int, int, int]
 TERNARY: Codec = ("lzw", 12, 6, -1, 3)
+NIBBLES: Codec = ("lzw", 12, 6, -127, 255)  # with levels of a low rate
 CODECS: list[Codec] = [
     ("base3", 8, 5, -1, 3),
     TERNARY,
@@ -45,6 +46,7 @@ CODECS: list[Codec] = [
     ("lzw", 12, 3, -127, 255),
     ("raw", 2, 0, -1, 3),
     ("raw", 8, 0, -128, 256),
+    NIBBLES,
 ]
 
 
@@ -65,10 +67,12 @@ class Matrix:
     ) -> None:
         rng = np.random.default_rng(seed)
         levels = random_levels(shape, *codec[3:], seed)
+        if codec == NIBBLES:
+            levels = np.rint(rng.laplace(0, 1.2, shape)).astype(np.int8)
         self.group_size = group_size
         self.blob = make_blob(levels, *codec)
         self.tensor = NativeTensor(self.blob)
-        self.coded = CodedTensor(name, Header.parse(self.blob))
+        self.coded = CodedTensor(name, Header.parse(self.blob), self.blob.nbytes)
         self.x = rng.standard_normal((2, shape[1]), np.float32)
         self.scales = rng.standard_normal((shape[0], -(-shape[1] // group_size)), np.float32)
         self.expected = self.products()
@@ -99,8 +103,9 @@ def matrices(n: int = 6) -> list[Matrix]:
         (CODECS[3], (64, 300)),
         (CODECS[5], (20, 100)),
         (CODECS[0], (200, 300)),
+        (NIBBLES, (64, 300)),
     ]
-    return [Matrix(f"m{i}", *kinds[i % 4], group_size=300, seed=i) for i in range(n)]
+    return [Matrix(f"m{i}", *kinds[i % 5], group_size=300, seed=i) for i in range(n)]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -149,6 +154,14 @@ def test_the_budget_holds_and_the_plan_is_what_the_core_does() -> None:
         assert stats(LIBRARY).dirty_bytes == sum(
             c.form_bytes for c in coded if c.name in plan(coded, budget)
         )
+
+
+def test_matrices_of_a_low_rate_become_nibbles() -> None:
+    matrix = Matrix("m", NIBBLES, (64, 3000), 3000)
+    assert matrix.coded.form == "nibbles"
+    apply(LIBRARY, Residency("expand"))
+    assert matrix.is_right()
+    assert stats(LIBRARY).dirty_bytes == matrix.coded.form_bytes < 64 * 3000 * 5 / 8 + 4096
 
 
 def test_lowering_and_trimming_free_at_once() -> None:

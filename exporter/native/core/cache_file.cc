@@ -1,4 +1,4 @@
-// A file is the raw blob and, behind it, the header of the tensor that it was made from: a reader of raw blobs ignores
+// A file is the blob of the form and, behind it, the header of the tensor that it was made from: a reader of blobs ignores
 // that, and here it tells the file from that of another tensor.
 #if !defined(__wasm__)
 
@@ -15,7 +15,6 @@
 #include <cstdio>
 
 #include "bytes.h"
-#include "expand.h"
 #include "pages.h"
 
 namespace tinyqmoe {
@@ -29,24 +28,24 @@ struct File {
   }
 };
 
-bool is_copy_of(const tinyqmoe_tensor& coded, const tinyqmoe_tensor& raw) {
+bool is_copy_of(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_tensor& copy) {
   const tinyqmoe_info& a = coded.info;
-  const tinyqmoe_info& b = raw.info;
-  return b.codec == kRaw && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min &&
-         a.n_levels == b.n_levels && b.total_bytes == raw_blob_bytes(a) &&
-         std::memcmp(raw.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
+  const tinyqmoe_info& b = copy.info;
+  return b.codec == (form == Form::kRaw ? kRaw : kNibbles) && a.rows == b.rows && a.cols == b.cols &&
+         a.level_min == b.level_min && a.n_levels == b.n_levels && b.total_bytes == form_bytes(a, form) &&
+         std::memcmp(copy.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
 }
 
-bool map_copy(const tinyqmoe_tensor& coded, const char* path, MappedCopy* copy) {
+bool map_copy(const tinyqmoe_tensor& coded, Form form, const char* path, MappedCopy* copy) {
   const File file{open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)};  // a pipe's would wait for a writer
   struct stat status;
-  const uint64_t n_bytes = raw_blob_bytes(coded.info) + kHeaderBytes;
+  const uint64_t n_bytes = form_bytes(coded.info, form) + kHeaderBytes;
   if (file.fd < 0 || fstat(file.fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != n_bytes) return false;
   void* const mapped = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (mapped == MAP_FAILED) return false;
   *copy = {static_cast<uint8_t*>(mapped), n_bytes, nullptr};
-  const tinyqmoe_status opened = tinyqmoe_open(mapped, n_bytes, TINYQMOE_VERIFY_PAYLOAD, &copy->tensor);
-  if (opened == TINYQMOE_OK && is_copy_of(coded, *copy->tensor)) return true;
+  const tinyqmoe_status opened = open_copy(mapped, n_bytes, TINYQMOE_VERIFY_PAYLOAD, &copy->tensor);
+  if (opened == TINYQMOE_OK && is_copy_of(coded, form, *copy->tensor)) return true;
   tinyqmoe_close(copy->tensor);
   unmap(copy->bytes, n_bytes);
   return false;
@@ -59,16 +58,17 @@ bool is_at(const File& file, const char* path) {
          held.st_ino == there.st_ino;
 }
 
-FileResult fill(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const File& file) {
+FileResult fill(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads, const File& file) {
   bool written = ftruncate(file.fd, 0) == 0;
   if (!written) return FileResult::kFailed;
-  if (expand_to_file(coded, threads, file.fd, &written) != TINYQMOE_OK) return FileResult::kBadBlob;
-  written = written && write_at(file.fd, coded.header, kHeaderBytes, raw_blob_bytes(coded.info));
+  const tinyqmoe_status status = expand_to_file(coded, form, threads, file.fd, &written);
+  if (status != TINYQMOE_OK) return status == TINYQMOE_BUFFER_TOO_SMALL ? FileResult::kNoRoom : FileResult::kBadBlob;
+  written = written && write_at(file.fd, coded.header, kHeaderBytes, form_bytes(coded.info, form));
   return written && fsync(file.fd) == 0 ? FileResult::kMapped : FileResult::kFailed;
 }
 
 // One temporary name a copy, locked by who writes it: what a process left that was killed is overwritten by the next.
-FileResult write_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path) {
+FileResult write_copy(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads, const char* path) {
   char temporary[kMaxPath + 4];
   std::snprintf(temporary, sizeof temporary, "%s.tmp", path);
   const File file{open(temporary, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
@@ -76,7 +76,7 @@ FileResult write_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* thre
   if (flock(file.fd, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? FileResult::kBusy : FileResult::kFailed;
   // Who held the lock before may have renamed the file, and it is in use: not a byte of it may change.
   if (!is_at(file, temporary)) return FileResult::kBusy;
-  FileResult result = fill(coded, threads, file);
+  FileResult result = fill(coded, form, threads, file);
   if (result == FileResult::kMapped && rename(temporary, path) != 0) result = FileResult::kFailed;
   if (result != FileResult::kMapped) unlink(temporary);
   return result;
@@ -90,14 +90,14 @@ void cache_path(const char* dir, const tinyqmoe_tensor& coded, char path[kMaxPat
                 load<uint32_t>(coded.header + 52), coded.info.header_crc32);
 }
 
-FileResult open_cached(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+FileResult open_cached(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads, const char* path,
                        MappedCopy* copy, bool* wrote) {
   *wrote = false;
-  if (map_copy(coded, path, copy)) return FileResult::kMapped;
-  const FileResult result = write_copy(coded, threads, path);
+  if (map_copy(coded, form, path, copy)) return FileResult::kMapped;
+  const FileResult result = write_copy(coded, form, threads, path);
   if (result != FileResult::kMapped) return result;
   *wrote = true;
-  return map_copy(coded, path, copy) ? FileResult::kMapped : FileResult::kFailed;
+  return map_copy(coded, form, path, copy) ? FileResult::kMapped : FileResult::kFailed;
 }
 
 }  // namespace tinyqmoe

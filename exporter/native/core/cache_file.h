@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "expand.h"
 #include "tensor.h"
 
 namespace tinyqmoe {
@@ -26,10 +27,12 @@ enum class FileResult {
   kBusy,    // another process writes it now
   kFailed,  // it cannot be written, or not read again
   kBadBlob,
+  kNoRoom,  // for the exceptions of nibbles
 };
 
-// Opens and checks the copy's file; writes it first if it is missing, damaged or of another tensor.
-FileResult open_cached(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+// Opens and checks the file of a copy in this form; writes it first if it is missing, damaged, of another tensor or of
+// another form.
+FileResult open_cached(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads, const char* path,
                        MappedCopy* copy, bool* wrote);
 
 }  // namespace tinyqmoe

@@ -4,6 +4,7 @@
 
 #include "bytes.h"
 #include "expand.h"
+#include "nibbles.h"
 #include "no_destroy.h"
 #include "residency.h"
 #include "residency_state.h"
@@ -14,18 +15,40 @@ namespace {
 NoDestroy<Manager> g_manager_storage;
 
 // Nanoseconds a weight of a product with one token and one scale a row, as `python benchmarks/residency_speed.py` gives
-// them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: raw copies of 2, 4
-// and 8 bits.
-constexpr double kRawNs[3] = {0.060, 0.081, 0.134};
-constexpr double kLzwNs[3] = {0.37, 0.56, 0.77};
+// them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: copies of 2, 4 and 8
+// bits, and of nibbles with exceptions.
+constexpr double kFormNs[4] = {0.060, 0.081, 0.134, 0.103};
+constexpr double kLzwNs[4] = {0.37, 0.56, 0.77, 0.77};
 constexpr double kBase3Ns = 0.088;
+constexpr double kNibbleBits = 4.0 + 16.0 / kWeightsPerException;
 
-double gain_of(const tinyqmoe_info& info) {
+double gain_of(const tinyqmoe_info& info, Form form) {
   if (info.codec == kRaw) return 0.0;
   const uint32_t bits = raw_bits(info.n_levels);
-  const uint32_t column = bits == 2 ? 0 : bits == 4 ? 1 : 2;
+  const bool nibbles = form == Form::kNibbles;
+  const uint32_t column = nibbles ? 3 : bits == 2 ? 0 : bits == 4 ? 1 : 2;
   const double coded = info.codec == kBase3 ? kBase3Ns : kLzwNs[column];
-  return (coded - kRawNs[column]) * 8 / bits;
+  return (coded - kFormNs[column]) * 8 / (nibbles ? kNibbleBits : bits);
+}
+
+// By gain, behind those that save as much.
+void insert(Entry* entry) {
+  Entry** link = &g_manager.entries;
+  while (*link != nullptr && (*link)->gain >= entry->gain) link = &(*link)->next;
+  entry->next = *link;
+  *link = entry;
+}
+
+void set_form(Entry* entry, const tinyqmoe_info& coded, Form form) {
+  entry->form = form;
+  entry->gain = gain_of(coded, form);
+  entry->copy_bytes = round_up(form_bytes(coded, form), page_bytes());
+}
+
+void take_out(Entry* entry) {
+  Entry** link = &g_manager.entries;
+  while (*link != entry) link = &(*link)->next;
+  *link = entry->next;
 }
 
 Entry* find_entry(const uint8_t* header) {
@@ -39,21 +62,15 @@ Entry* add_entry(const tinyqmoe_tensor& tensor) {
   if (entry == nullptr) return nullptr;
   std::memcpy(entry->header, tensor.header, kHeaderBytes);
   entry->raw = tensor.info.codec == kRaw;
-  entry->gain = gain_of(tensor.info);
-  entry->copy_bytes = round_up(raw_blob_bytes(tensor.info), page_bytes());
-  Entry** link = &g_manager.entries;
-  while (*link != nullptr && (*link)->gain >= entry->gain) link = &(*link)->next;
-  entry->next = *link;
-  *link = entry;
+  set_form(entry, tensor.info, form_of(tensor.info));
+  insert(entry);
   ++g_manager.n_entries;
   return entry;
 }
 
 void remove_entry(Entry* entry, Garbage* garbage) {
   if (entry->copy != nullptr) garbage->drop_copy(entry);
-  Entry** link = &g_manager.entries;
-  while (*link != entry) link = &(*link)->next;
-  *link = entry->next;
+  take_out(entry);
   --g_manager.n_entries;
   for (Entry* e = g_manager.entries; e != nullptr; e = e->next) {
     if (e->successor == entry) e->successor = nullptr;
@@ -67,6 +84,13 @@ void remove_entry(Entry* entry, Garbage* garbage) {
 }  // namespace
 
 Manager& g_manager = g_manager_storage.value;
+
+void take_raw_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage) {
+  take_out(entry);
+  set_form(entry, coded, Form::kRaw);
+  insert(entry);
+  plan_budget(garbage);
+}
 
 void plan_budget(Garbage* garbage) {
   uint64_t room = g_manager.budget;

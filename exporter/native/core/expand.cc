@@ -6,19 +6,38 @@
 
 #include "bytes.h"
 #include "crc32.h"
+#include "nibbles.h"
 #include "pages.h"
 #include "rows.h"
 
 namespace tinyqmoe {
 namespace {
 
-constexpr uint64_t kPartBytes = 1 << 17;  // of raw rows that a thread makes at a time; they stay in its second cache
+constexpr uint64_t kPartBytes = 1 << 17;  // of rows that a thread makes at a time; they stay in its second cache
 
-uint64_t raw_row_bytes(const tinyqmoe_info& info) { return (uint64_t{info.cols} * raw_bits(info.n_levels) + 7) / 8; }
+// The blob of a form.
+struct Shape {
+  Codec codec;
+  uint32_t bits;
+  uint64_t row_bytes;
+  uint64_t index_bytes;
+  uint64_t payload;  // its offset
+  uint64_t payload_end;
+  uint64_t total;
 
-// Where raw rows go.
+  Shape(const tinyqmoe_info& info, Form form)
+      : codec(form == Form::kRaw ? kRaw : kNibbles),
+        bits(form == Form::kRaw ? raw_bits(info.n_levels) : 4),
+        row_bytes(form == Form::kRaw ? (uint64_t{info.cols} * bits + 7) / 8 : nibble_row_bytes(info.cols)),
+        index_bytes(form == Form::kRaw ? 0 : nibble_index_bytes(info)),
+        payload(round_up(kHeaderBytes + index_bytes, 64)),
+        payload_end(payload + info.rows * row_bytes),
+        total(round_up(payload_end + 16, 64)) {}
+};
+
+// Where a blob goes.
 struct Destination {
-  uint8_t* memory;  // of the first row; null: the file, behind the header
+  uint8_t* memory;  // null: the file
   int file;
 };
 
@@ -30,23 +49,27 @@ struct Part {
   uint32_t raw_crc;
   uint64_t coded_bytes;
   uint64_t raw_bytes;
+  uint64_t n_exceptions;
+  std::unique_ptr<uint16_t[]> exceptions;
 };
 
 // Expands a tensor in parts, which are whole tiles.
 class Expansion {
  public:
-  Expansion(const tinyqmoe_tensor& coded, const Destination& to)
+  Expansion(const tinyqmoe_tensor& coded, Form form, const Destination& to)
       : coded_(coded),
         to_(to),
-        bits_(raw_bits(coded.info.n_levels)),
-        row_bytes_(raw_row_bytes(coded.info)),
-        part_rows_(static_cast<uint32_t>(std::max(kPartBytes / row_bytes_ / kTileRows, uint64_t{1}) * kTileRows)),
+        shape_(coded.info, form),
+        part_rows_(static_cast<uint32_t>(std::max(kPartBytes / shape_.row_bytes / kTileRows, uint64_t{1}) * kTileRows)),
         n_parts_((uint64_t{coded.info.rows} + part_rows_ - 1) / part_rows_),
-        parts_(new (std::nothrow) Part[n_parts_]) {}
+        parts_(new (std::nothrow) Part[n_parts_]) {
+    if (to.memory == nullptr) index_of_file_.reset(new (std::nothrow) uint8_t[shape_.payload - kHeaderBytes]());
+    index_ = to.memory == nullptr ? index_of_file_.get() : to.memory + kHeaderBytes;
+  }
 
   // *written: false when the file could not be written, and nothing else is wrong.
   tinyqmoe_status run(const tinyqmoe_threads* threads, bool* written) {
-    if (parts_ == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+    if (parts_ == nullptr || index_ == nullptr) return TINYQMOE_OUT_OF_MEMORY;
     if (threads == nullptr) {
       for (uint64_t i = 0; i < n_parts_; ++i) parts_[i] = make_part(static_cast<uint32_t>(i));
     } else {
@@ -55,18 +78,29 @@ class Expansion {
     return put_together(written);
   }
 
+  // After run: all of a file but the payload. False: it could not be written.
+  bool finish_file() const {
+    uint8_t header[kHeaderBytes];
+    put_header(header);
+    const uint8_t tail[16 + 63] = {};
+    return write_at(to_.file, tail, shape_.total - shape_.payload_end, shape_.payload_end) &&
+           write_at(to_.file, index_, shape_.payload - kHeaderBytes, kHeaderBytes) &&
+           write_at(to_.file, header, sizeof header, 0);
+  }
+
   // After run (FORMAT.md section 2).
-  void header(uint8_t out[kHeaderBytes]) const {
-    const tinyqmoe_info& info = coded_.info;
+  void put_header(uint8_t out[kHeaderBytes]) const {
     std::memset(out, 0, kHeaderBytes);
     std::memcpy(out, coded_.header, 8);
-    out[8] = kRaw;
-    out[9] = static_cast<uint8_t>(bits_);
+    out[8] = shape_.codec;
+    out[9] = static_cast<uint8_t>(shape_.bits);
     std::memcpy(out + 11, coded_.header + 11, 3);  // level_min, n_levels
     std::memcpy(out + 16, coded_.header + 16, 8);  // rows, cols
-    store<uint64_t>(out + 32, kHeaderBytes);
-    store<uint64_t>(out + 40, info.rows * row_bytes_);
+    store<uint64_t>(out + 32, shape_.payload);
+    store<uint64_t>(out + 40, shape_.payload_end - shape_.payload);
+    store<uint32_t>(out + 48, tinyqmoe_crc32(0, index_, shape_.payload - kHeaderBytes));
     store<uint32_t>(out + 52, raw_crc_);
+    store<uint32_t>(out + 56, static_cast<uint32_t>(shape_.index_bytes));
     store<uint32_t>(out + 60, tinyqmoe_crc32(0, out, 60));
   }
 
@@ -88,38 +122,83 @@ class Expansion {
 
   Part make_part(uint32_t i) const {
     const uint32_t begin = i * part_rows_, n = std::min(part_rows_, coded_.info.rows - begin);
-    const uint64_t coded_at = coded_begin(i), raw_at = begin * row_bytes_;
-    Part part = {TINYQMOE_OUT_OF_MEMORY, true, 0, 0, coded_begin(i + 1) - coded_at, n * row_bytes_};
+    const uint64_t coded_at = coded_begin(i), at = shape_.payload + begin * shape_.row_bytes;
+    Part part = {TINYQMOE_OUT_OF_MEMORY, true, 0, 0, coded_begin(i + 1) - coded_at, n * shape_.row_bytes, 0, nullptr};
     std::unique_ptr<uint8_t[]> buffer;
     if (to_.memory == nullptr) buffer.reset(new (std::nothrow) uint8_t[part.raw_bytes]);
-    uint8_t* const out = to_.memory == nullptr ? buffer.get() : to_.memory + raw_at;
+    uint8_t* const out = to_.memory == nullptr ? buffer.get() : to_.memory + at;
     if (out == nullptr) return part;
     part.coded_crc = tinyqmoe_crc32(0, coded_.payload + coded_at, part.coded_bytes);
-    part.status = decode(begin, n, out);
+    part.status = decode(begin, n, out, &part);
     if (part.status != TINYQMOE_OK) return part;
     if (to_.memory != nullptr) return part;  // whose CRC nobody reads: only files are verified
     part.raw_crc = tinyqmoe_crc32(0, out, part.raw_bytes);
-    part.written = write_at(to_.file, out, part.raw_bytes, kHeaderBytes + raw_at);
+    part.written = write_at(to_.file, out, part.raw_bytes, at);
     return part;
   }
 
-  tinyqmoe_status decode(uint32_t begin, uint32_t n_rows, uint8_t* out) const {
-    const Kernels& kernels = *kernels_for(TINYQMOE_ISA_AUTO);
+  tinyqmoe_status decode(uint32_t begin, uint32_t n_rows, uint8_t* out, Part* part) const {
+    if (shape_.codec == kNibbles) return split(begin, n_rows, out, part);
+    if (shape_.bits < 8) return pack(begin, n_rows, out);
     RowCursor cursor(coded_, begin);
-    if (bits_ == 8) return expand_rows(coded_, kernels, &cursor, n_rows, {0, out, row_bytes_});
-    const uint32_t cols = static_cast<uint32_t>(round_up(coded_.info.cols, 8 / bits_));  // zeros fill the last byte
-    const std::unique_ptr<uint8_t[]> offsets(new (std::nothrow) uint8_t[uint64_t{kDotRows} * cols]());
+    return expand_rows(coded_, *kernels_for(TINYQMOE_ISA_AUTO), &cursor, n_rows, {0, out, shape_.row_bytes});
+  }
+
+  // Rows of 2 or 4 bits.
+  tinyqmoe_status pack(uint32_t begin, uint32_t n_rows, uint8_t* out) const {
+    const Kernels& kernels = *kernels_for(TINYQMOE_ISA_AUTO);
+    const uint32_t cols = static_cast<uint32_t>(round_up(coded_.info.cols, 8 / shape_.bits));  // zeros fill the last byte
+    return for_rows(begin, n_rows, cols, [&](uint32_t r, const uint8_t* offsets) {
+      kernels.pack(offsets, cols, shape_.bits, out + uint64_t{r} * shape_.row_bytes);
+      return true;
+    });
+  }
+
+  // Nibbles, and what they leave of the part.
+  tinyqmoe_status split(uint32_t begin, uint32_t n_rows, uint8_t* out, Part* part) const {
+    const uint64_t room = exception_room(coded_.info);
+    const std::unique_ptr<uint16_t[]> found(new (std::nothrow) uint16_t[std::min(room, most_exceptions(n_rows))]);
+    NibbleMaker maker(coded_.info, found.get(), std::min(room, most_exceptions(n_rows)));
+    if (found == nullptr || !maker.is_ready()) return TINYQMOE_OUT_OF_MEMORY;
+    const uint64_t stride = round_up(coded_.info.cols, kNibbleColumns);
+    const tinyqmoe_status status = for_rows(begin, n_rows, stride, [&](uint32_t r, const uint8_t* offsets) {
+      maker.add(offsets, out + uint64_t{r} * shape_.row_bytes);
+      if ((r + 1) % kNibbleRows != 0 && r + 1 != n_rows) return true;
+      if (!maker.end_tile()) return false;
+      store(end_of_tile(begin + r), static_cast<uint32_t>(maker.n_exceptions()));
+      return true;
+    });
+    if (status != TINYQMOE_OK) return status;
+    part->n_exceptions = maker.n_exceptions();
+    part->exceptions.reset(new (std::nothrow) uint16_t[part->n_exceptions]);
+    if (part->exceptions == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+    std::copy_n(found.get(), part->n_exceptions, part->exceptions.get());
+    return TINYQMOE_OK;
+  }
+
+  // Of so many rows, those between included.
+  uint64_t most_exceptions(uint64_t n_rows) const { return n_rows * coded_.info.cols + coded_.info.cols; }
+
+  // each(row from begin on, its offsets), of which there are `stride`. BUFFER_TOO_SMALL: one returned false.
+  template <typename Each>
+  tinyqmoe_status for_rows(uint32_t begin, uint32_t n_rows, uint64_t stride, Each each) const {
+    const std::unique_ptr<uint8_t[]> offsets(new (std::nothrow) uint8_t[kDotRows * stride]());
     if (offsets == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+    RowCursor cursor(coded_, begin);
     for (uint32_t r = 0; r < n_rows; r += kDotRows) {
       const uint32_t n = std::min(kDotRows, n_rows - r);
-      const tinyqmoe_status status = expand_rows(coded_, kernels, &cursor, n, {0, offsets.get(), cols});
+      const Kernels& kernels = *kernels_for(TINYQMOE_ISA_AUTO);
+      const tinyqmoe_status status = expand_rows(coded_, kernels, &cursor, n, {0, offsets.get(), stride});
       if (status != TINYQMOE_OK) return status;
       for (uint32_t k = 0; k < n; ++k) {
-        kernels.pack(offsets.get() + uint64_t{k} * cols, cols, bits_, out + uint64_t{r + k} * row_bytes_);
+        if (!each(r + k, offsets.get() + k * stride)) return TINYQMOE_BUFFER_TOO_SMALL;
       }
     }
     return TINYQMOE_OK;
   }
+
+  // In the index of nibbles, where the exceptions of a row's tile end.
+  uint8_t* end_of_tile(uint32_t row) const { return index_ + (uint64_t{row / kNibbleRows} + 1) * sizeof(uint32_t); }
 
   // What the parts say together. Of damage the payload's CRC tells first.
   tinyqmoe_status put_together(bool* written) {
@@ -134,45 +213,62 @@ class Expansion {
       coded_crc = crc_of_both(coded_crc, part.coded_crc, part.coded_bytes);
       raw_crc_ = crc_of_both(raw_crc_, part.raw_crc, part.raw_bytes);
     }
-    return coded_crc == load<uint32_t>(coded_.header + 52) ? status : TINYQMOE_BAD_PAYLOAD_CRC;
+    if (coded_crc != load<uint32_t>(coded_.header + 52)) return TINYQMOE_BAD_PAYLOAD_CRC;
+    return status == TINYQMOE_OK && shape_.codec == kNibbles ? join_exceptions() : status;
+  }
+
+  tinyqmoe_status join_exceptions() {
+    const uint32_t rows = coded_.info.rows;
+    const uint64_t room = exception_room(coded_.info);
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < n_parts_; ++i) {
+      const Part& part = parts_[i];
+      if (part.n_exceptions > room - n) return TINYQMOE_BUFFER_TOO_SMALL;
+      const uint32_t begin = static_cast<uint32_t>(i) * part_rows_;
+      for (uint32_t row = begin; row < begin + std::min(part_rows_, rows - begin); row += kNibbleRows) {
+        store(end_of_tile(row), static_cast<uint32_t>(load<uint32_t>(end_of_tile(row)) + n));
+      }
+      uint8_t* const out = index_ + nibble_begins_bytes(rows) + n * sizeof(uint16_t);
+      std::memcpy(out, part.exceptions.get(), part.n_exceptions * sizeof(uint16_t));
+      n += part.n_exceptions;
+    }
+    return TINYQMOE_OK;
   }
 
   const tinyqmoe_tensor& coded_;
   Destination to_;
-  uint32_t bits_;
-  uint64_t row_bytes_;
+  Shape shape_;
   uint32_t part_rows_;
   uint64_t n_parts_;
   std::unique_ptr<Part[]> parts_;
+  std::unique_ptr<uint8_t[]> index_of_file_;
+  uint8_t* index_;  // as far as the payload
   uint32_t raw_crc_ = 0;
 };
 
 }  // namespace
 
+Form form_of(const tinyqmoe_info& coded) { return suits_nibbles(coded) ? Form::kNibbles : Form::kRaw; }
+
 uint32_t raw_bits(uint32_t n_levels) { return n_levels <= 4 ? 2 : n_levels <= 16 ? 4 : 8; }
 
-uint64_t raw_blob_bytes(const tinyqmoe_info& info) {
-  return round_up(kHeaderBytes + info.rows * raw_row_bytes(info) + 16, 64);
-}
+uint64_t form_bytes(const tinyqmoe_info& coded, Form form) { return Shape(coded, form).total; }
 
-tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, uint8_t* blob) {
-  Expansion expansion(coded, {blob + kHeaderBytes, -1});
+tinyqmoe_status expand_to_memory(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads,
+                                 uint8_t* blob) {
+  Expansion expansion(coded, form, {blob, -1});
   bool written;
   const tinyqmoe_status status = expansion.run(threads, &written);
-  if (status == TINYQMOE_OK) expansion.header(blob);
+  if (status == TINYQMOE_OK) expansion.put_header(blob);
   return status;
 }
 
-tinyqmoe_status expand_to_file(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, int file, bool* written) {
-  Expansion expansion(coded, {nullptr, file});
+tinyqmoe_status expand_to_file(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads, int file,
+                               bool* written) {
+  Expansion expansion(coded, form, {nullptr, file});
   const tinyqmoe_status status = expansion.run(threads, written);
-  if (status != TINYQMOE_OK || !*written) return status;
-  const uint64_t end = kHeaderBytes + coded.info.rows * raw_row_bytes(coded.info);
-  uint8_t header[kHeaderBytes];
-  expansion.header(header);
-  const uint8_t tail[16 + 63] = {};
-  *written = write_at(file, tail, raw_blob_bytes(coded.info) - end, end) && write_at(file, header, sizeof header, 0);
-  return TINYQMOE_OK;
+  if (status == TINYQMOE_OK && *written) *written = expansion.finish_file();
+  return status;
 }
 
 }  // namespace tinyqmoe

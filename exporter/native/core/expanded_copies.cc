@@ -15,6 +15,7 @@ enum class Target { kNone, kMemory, kFile };
 struct Expansion {
   tinyqmoe_status damage;
   Target target;
+  Form form;
   uint64_t settings;
   char path[kMaxPath];
 };
@@ -24,6 +25,7 @@ void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expan
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   expansion->target = Target::kNone;
   expansion->damage = entry->damage;
+  expansion->form = entry->form;
   expansion->settings = g_manager.settings;
   if (entry->gain <= 0 || entry->bad || entry->building || is_dirty(*entry)) return;
   if (entry->wanted && g_manager.stats.dirty_bytes + entry->copy_bytes <= g_manager.budget) {
@@ -37,13 +39,13 @@ void plan_expansion(Entry* entry, const tinyqmoe_tensor& coded, Expansion* expan
   entry->building = expansion->target != Target::kNone;
 }
 
-tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, uint64_t n_bytes,
-                                ExpandedCopy** out) {
+tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_threads* threads,
+                                uint64_t n_bytes, ExpandedCopy** out) {
   ExpandedCopy* const copy = new (std::nothrow) ExpandedCopy{map_memory(n_bytes), n_bytes, nullptr, true, 1, nullptr};
   if (copy == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   tinyqmoe_status status = TINYQMOE_OUT_OF_MEMORY;
-  if (copy->bytes != nullptr) status = expand_to_memory(coded, threads, copy->bytes);
-  if (status == TINYQMOE_OK) status = tinyqmoe_open(copy->bytes, n_bytes, 0, &copy->tensor);
+  if (copy->bytes != nullptr) status = expand_to_memory(coded, form, threads, copy->bytes);
+  if (status == TINYQMOE_OK) status = open_copy(copy->bytes, n_bytes, 0, &copy->tensor);
   if (status == TINYQMOE_OK) {
     mark_checked(*copy->tensor);  // decoding checked its levels
     *out = copy;
@@ -54,10 +56,10 @@ tinyqmoe_status new_memory_copy(const tinyqmoe_tensor& coded, const tinyqmoe_thr
   return status;
 }
 
-ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const char* path,
+ExpandedCopy* new_file_copy(const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads, const Expansion& expansion,
                             FileResult* result, bool* wrote) {
   MappedCopy mapped;
-  *result = open_cached(coded, threads, path, &mapped, wrote);
+  *result = open_cached(coded, expansion.form, threads, expansion.path, &mapped, wrote);
   if (*result != FileResult::kMapped) return nullptr;
   ExpandedCopy* const copy =
       new (std::nothrow) ExpandedCopy{mapped.bytes, mapped.n_bytes, mapped.tensor, false, 1, nullptr};
@@ -77,11 +79,11 @@ void keep(Entry* entry, ExpandedCopy* copy, bool is_wanted, Garbage* garbage) {
   g_manager.clean_plan_stale = true;
 }
 
-// Without memory for a copy, products go on from the codes.
+// Without memory for a copy, products go on from the codes. BUFFER_TOO_SMALL: the next try is another form.
 tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
-                                   ExpandedCopy** out) {
+                                   const Expansion& expansion, ExpandedCopy** out) {
   ExpandedCopy* copy = nullptr;
-  const tinyqmoe_status status = new_memory_copy(coded, threads, entry->copy_bytes, &copy);
+  const tinyqmoe_status status = new_memory_copy(coded, expansion.form, threads, entry->copy_bytes, &copy);
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
@@ -89,6 +91,10 @@ tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, c
     ++g_manager.stats.expansions;
     entry->damage = TINYQMOE_OK;
     keep(entry, copy, entry->wanted, &garbage);
+  } else if (status == TINYQMOE_BUFFER_TOO_SMALL) {
+    g_manager.stats.dirty_bytes -= entry->copy_bytes;
+    take_raw_form(entry, coded.info, &garbage);
+    return status;
   } else {
     g_manager.stats.dirty_bytes -= entry->copy_bytes;
     entry->bad = true;
@@ -99,12 +105,12 @@ tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, c
   return entry->damage;
 }
 
-// Without a file for a copy, products go on from the codes.
+// Without a file for a copy, products go on from the codes. BUFFER_TOO_SMALL: as above.
 tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
                                  const Expansion& expansion, ExpandedCopy** out) {
   FileResult result;
   bool wrote;
-  ExpandedCopy* const copy = new_file_copy(coded, threads, expansion.path, &result, &wrote);
+  ExpandedCopy* const copy = new_file_copy(coded, threads, expansion, &result, &wrote);
   Garbage garbage;
   const std::lock_guard<Mutex> lock(g_manager.mutex);
   entry->building = false;
@@ -114,6 +120,9 @@ tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, con
     g_manager.stats.file_bytes += copy->n_bytes;
     entry->damage = TINYQMOE_OK;
     keep(entry, copy, same_folder && !entry->wanted, &garbage);
+  } else if (result == FileResult::kNoRoom) {
+    take_raw_form(entry, coded.info, &garbage);
+    return TINYQMOE_BUFFER_TOO_SMALL;
   } else if (result != FileResult::kBusy && same_folder) {
     entry->bad = result == FileResult::kBadBlob;
     if (entry->bad) entry->damage = TINYQMOE_BAD_PAYLOAD_CRC;
@@ -164,11 +173,14 @@ void expand(const tinyqmoe_tensor& tensor) {
 
 tinyqmoe_status make_copy(Entry* entry, const tinyqmoe_tensor& coded, const tinyqmoe_threads* threads,
                           ExpandedCopy** copy) {
-  Expansion expansion;
-  plan_expansion(entry, coded, &expansion);
-  if (expansion.target == Target::kMemory) return expand_into_memory(entry, coded, threads, copy);
-  if (expansion.target == Target::kFile) return expand_into_file(entry, coded, threads, expansion, copy);
-  return expansion.damage;
+  for (;;) {
+    Expansion expansion;
+    plan_expansion(entry, coded, &expansion);
+    if (expansion.target == Target::kNone) return expansion.damage;
+    const auto expand_into = expansion.target == Target::kMemory ? expand_into_memory : expand_into_file;
+    const tinyqmoe_status status = expand_into(entry, coded, threads, expansion, copy);
+    if (status != TINYQMOE_BUFFER_TOO_SMALL) return status;
+  }
 }
 
 }  // namespace tinyqmoe

@@ -55,6 +55,23 @@ struct DotTask {
 
 constexpr uint32_t kBatchRows = 16;
 
+// Rows of nibbles lie in blocks: byte i has the offset of column i in its lower half, and of column kNibbleBlock + i in its
+// upper one.
+constexpr uint32_t kNibbleBlock = 32;
+constexpr uint32_t kNibbleColumns = 2 * kNibbleBlock;
+
+// Rows of nibbles times one token.
+struct NibbleTask {
+  const uint8_t* nibbles;
+  uint64_t row_bytes;  // from a row to the next
+  uint32_t n_rows;
+  uint32_t n_blocks;   // of a row
+  X16 x;
+  int64_t* sums;       // [n_rows], of offset * x
+
+  const uint8_t* row(uint32_t r) const { return nibbles + r * row_bytes; }
+};
+
 // Up to kBatchRows rows times some tokens.
 struct BatchTask {
   const uint8_t* offsets[kBatchRows];  // those past n_rows repeat a row
@@ -91,6 +108,9 @@ struct Kernels {
 
   // sum(offset * x) over n_blocks whole blocks of a base-3 row, x from the first one's columns on. Null: decoded first.
   int64_t (*dot_base3)(const uint8_t* packed, uint32_t n_blocks, const X16& x);
+
+  // sum(offset * x) of each row over whole blocks.
+  void (*dot_nibbles)(const NibbleTask& task);
 
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);

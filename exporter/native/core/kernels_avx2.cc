@@ -70,6 +70,32 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
+// ---- nibbles ----
+
+// One row after the other: two of them side by side took twice as long.
+AVX2 void dot_nibbles(const NibbleTask& task) {
+  constexpr uint32_t kBlocksPerFlush = int16_steps(16) / 2;
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* nibbles = task.row(r);
+    const int8_t *x_high = task.x.high, *x_low = task.x.low;
+    __m256i high = _mm256_setzero_si256(), low = _mm256_setzero_si256();
+    for (uint32_t block = 0; block < task.n_blocks;) {
+      const uint32_t end = std::min(task.n_blocks, block + kBlocksPerFlush);
+      __m256i high_pairs = _mm256_setzero_si256(), low_pairs = _mm256_setzero_si256();
+      for (; block < end; ++block, nibbles += 32, x_high += 64, x_low += 64) {
+        const __m256i v = load32(nibbles), first = plane<4>(v, 0), second = plane<4>(v, 1);
+        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(first, load32(x_high)));
+        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(first, load32(x_low)));
+        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(second, load32(x_high + 32)));
+        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(second, load32(x_low + 32)));
+      }
+      high = _mm256_add_epi32(high, widen(high_pairs));
+      low = _mm256_add_epi32(low, widen(low_pairs));
+    }
+    task.sums[r] = 256 * int64_t{sum8(high)} + sum8(low);
+  }
+}
+
 // ---- base 3 ----
 
 // The highest digit of 32 bytes less 128, floor(3 * v / 256): it reaches 1 at 86 and 2 at 171.
@@ -305,8 +331,9 @@ const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
-      avx2::dot_base3,      avx2::dot,                  multiply_tiles<avx2::Tile>,
-      avx2::dot_f32,        avx2::abs_max_bits,         avx2::quantize};
+      avx2::dot_base3,      avx2::dot_nibbles,          avx2::dot,
+      multiply_tiles<avx2::Tile>, avx2::dot_f32,        avx2::abs_max_bits,
+      avx2::quantize};
   return &kernels;
 }
 

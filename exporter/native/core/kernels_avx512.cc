@@ -43,6 +43,21 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
+AVX512 void dot_nibbles(const NibbleTask& task) {
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* const row = task.row(r);
+    __m512i high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
+    for (uint32_t block = 0; block < task.n_blocks; ++block) {
+      const __m256i v = avx2::load32(row + block * kNibbleBlock);
+      const __m512i offsets =
+          _mm512_maskz_inserti64x4(0xFF, twice(avx2::plane<4>(v, 0)), avx2::plane<4>(v, 1), 1);
+      high = _mm512_dpbusd_epi32(high, offsets, _mm512_loadu_si512(task.x.high + block * kNibbleColumns));
+      low = _mm512_dpbusd_epi32(low, offsets, _mm512_loadu_si512(task.x.low + block * kNibbleColumns));
+    }
+    task.sums[r] = 256 * int64_t{sum16(high)} + sum16(low);
+  }
+}
+
 AVX512 void dot(DotTask* task) {
   __m512i high[kDotRows];
   __m512i low[kDotRows];
@@ -112,8 +127,9 @@ const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
-      avx2::dot_base3,      avx512::dot,                  multiply_tiles<avx512::Tile>,
-      avx2::dot_f32,        avx2::abs_max_bits,           avx2::quantize};
+      avx2::dot_base3,      avx512::dot_nibbles,          avx512::dot,
+      multiply_tiles<avx512::Tile>, avx2::dot_f32,        avx2::abs_max_bits,
+      avx2::quantize};
   return &kernels;
 }
 

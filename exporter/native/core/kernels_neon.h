@@ -143,6 +143,25 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
+TARGET void dot_nibbles(const NibbleTask& task) {
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* const row = task.row(r);
+    PlaneSums sums[2];
+    for (uint32_t block = 0; block < task.n_blocks; ++block) {
+      const int8_t* const x_high = task.x.high + block * kNibbleColumns;
+      const int8_t* const x_low = task.x.low + block * kNibbleColumns;
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint8x16_t v = vld1q_u8(row + block * kNibbleBlock + 16 * h);
+        for (uint32_t k = 0; k < 2; ++k) {
+          const uint32_t at = kNibbleBlock * k + 16 * h;
+          sums[h].add(vreinterpretq_s8_u8(plane<4>(v, static_cast<int>(k))), x_high + at, x_low + at);
+        }
+      }
+    }
+    task.sums[r] = sums[0].sum() + sums[1].sum();
+  }
+}
+
 // ---- products ----
 
 // Adds the products of n columns, a multiple of 16. Offsets of a large alphabet become int8s by offset - 128, which is
@@ -232,8 +251,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
-  return {expand_phrases, expand_base3, unpack,    pack_plain, nullptr,      dot_packed,
-          nullptr,        dot,          dot_batch, dot_f32,    abs_max_bits, quantize};
+  return {expand_phrases, expand_base3, unpack,    pack_plain, nullptr,      dot_packed, nullptr,
+          dot_nibbles,    dot,          dot_batch, dot_f32,    abs_max_bits, quantize};
 }
 
 }  // namespace

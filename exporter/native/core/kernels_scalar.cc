@@ -63,6 +63,20 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return sum;
 }
 
+void dot_nibbles(const NibbleTask& task) {
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* nibbles = task.row(r);
+    const int16_t* x = task.x.whole;
+    int64_t sum = 0;
+    for (uint32_t block = 0; block < task.n_blocks; ++block, nibbles += kNibbleBlock, x += kNibbleColumns) {
+      for (uint32_t i = 0; i < kNibbleBlock; ++i) {
+        sum += (nibbles[i] & 15) * x[i] + (nibbles[i] >> 4) * x[kNibbleBlock + i];
+      }
+    }
+    task.sums[r] = sum;
+  }
+}
+
 void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) {
     const uint8_t* offsets = task->offsets[r];
@@ -98,8 +112,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack, pack_plain, nullptr,      dot_packed,
-                             nullptr,        dot,          nullptr, dot_f32,   abs_max_bits, quantize};
+constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,  pack_plain, nullptr, dot_packed,  nullptr,
+                             dot_nibbles,    dot,          nullptr, dot_f32,    abs_max_bits, quantize};
 
 }  // namespace
 

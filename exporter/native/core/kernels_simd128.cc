@@ -168,6 +168,30 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
+// Every 32 columns of a block have two sums, of which no lane overflows in a whole row.
+void dot_nibbles(const NibbleTask& task) {
+  static_assert(int64_t{65536 / kNibbleColumns} * 4 * 15 * kMostActivation <= INT32_MAX);
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* const row = task.row(r);
+    v128_t sums[kQuarters] = {};
+    for (uint32_t block = 0; block < task.n_blocks; ++block) {
+      for (uint32_t h = 0; h < 2; ++h) {
+        const v128_t v = wasm_v128_load(row + block * kNibbleBlock + 16 * h);
+        for (uint32_t k = 0; k < 2; ++k) {
+          const v128_t offsets = plane<4>(v, k);
+          const int16_t* const x = task.x.whole + block * kNibbleColumns + kNibbleBlock * k + 16 * h;
+          const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), wasm_v128_load(x));
+          const v128_t second = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), wasm_v128_load(x + 8));
+          sums[2 * k] = wasm_i32x4_add(sums[2 * k], first);
+          sums[2 * k + 1] = wasm_i32x4_add(sums[2 * k + 1], second);
+        }
+      }
+    }
+    task.sums[r] = 0;
+    for (const v128_t& sum : sums) task.sums[r] += sum4(sum);
+  }
+}
+
 // ---- products ----
 
 // How many columns a lane can add up: it takes two of eight.
@@ -292,8 +316,9 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels kSimd128 = {expand_phrases, expand_base3, unpack,               pack_plain, nullptr,      dot_packed,
-                              nullptr,        dot,          multiply_tiles<Tile>, dot_f32,    abs_max_bits, quantize};
+constexpr Kernels kSimd128 = {
+    expand_phrases, expand_base3,         unpack,  pack_plain,   nullptr, dot_packed, nullptr, dot_nibbles,
+    dot,            multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "nibbles.h"
 #include "scales.h"
 
 #if defined(__clang__)
@@ -250,6 +251,34 @@ void multiply_packed(const X16Product& p) {
   }
 }
 
+// Rows of one tile times one token: their nibbles, and then their exceptions, which read the activations in another form.
+void multiply_nibbles(const X16Product& p, uint32_t row, uint32_t n, int32_t level_min) {
+  const uint32_t first = row % kNibbleRows;
+  const uint8_t* const nibbles = p.tensor.payload + row * p.tensor.row_bytes;
+  Exceptions exceptions(p.tensor, row);
+  float y[kNibbleRows] = {};
+  for (uint32_t g = 0; g < p.n_groups; ++g) {
+    const uint32_t begin = g * p.group_size, end = p.group_end(g);
+    const uint32_t n_blocks = (end - begin + kNibbleColumns - 1) / kNibbleColumns;
+    int64_t sums[kNibbleRows] = {};  // of the whole tile
+    p.kernels.dot_nibbles({nibbles + begin / 2, p.tensor.row_bytes, n, n_blocks, p.x(0).from(begin), sums + first});
+    exceptions.add_to(end, p.x(0).whole, sums);
+    const int64_t correction = level_min * int64_t{p.x_sum(0, g)};
+    for (uint32_t r = 0; r < n; ++r) p.add_group(p.scale(row + r, g), 0, sums[first + r] + correction, y + r);
+  }
+  for (uint32_t r = 0; r < n; ++r) p.store_row(row + r, 0, y[r]);
+}
+
+// One token, groups that end on blocks.
+void multiply_nibbles(const X16Product& p) {
+  const int32_t level_min = p.tensor.info.level_min + nibble_base(p.tensor.info);
+  for (uint32_t row = p.row_begin; row < p.row_end;) {
+    const uint32_t n = std::min(kNibbleRows - row % kNibbleRows, p.row_end - row);
+    multiply_nibbles(p, row, n, level_min);
+    row += n;
+  }
+}
+
 // The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
 // follows the row.
 struct LastBlock {
@@ -296,6 +325,10 @@ tinyqmoe_status multiply_x16(X16Product* p) {
     return TINYQMOE_OK;
   }
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
+  if (info.codec == kNibbles && p->n_tokens == 1 && (p->n_groups == 1 || p->group_size % kNibbleColumns == 0)) {
+    multiply_nibbles(*p);
+    return TINYQMOE_OK;
+  }
   if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !whole_blocks) return multiply_blocks(*p);
   multiply_packed(*p);
   return TINYQMOE_OK;
@@ -370,7 +403,7 @@ Product make_product(const tinyqmoe_linear_args& args, const Kernels& kernels) {
 }
 
 tinyqmoe_status check_levels(const Product& p) {
-  if (p.tensor.info.codec == kLzw) return TINYQMOE_OK;
+  if (p.tensor.checked == nullptr) return TINYQMOE_OK;  // codes are checked as they are decoded
   return check_packed_rows(p.tensor, p.kernels, p.row_begin, p.row_end, p.scratch + p.at.rows);
 }
 

@@ -3,6 +3,7 @@
 #include <new>
 
 #include "bytes.h"
+#include "nibbles.h"
 #include "residency.h"
 #include "rows.h"
 #include "tensor.h"
@@ -22,6 +23,8 @@ tinyqmoe_status check_alphabet(const tinyqmoe_info& info, uint32_t core_first, u
   bool fits = n_levels >= 2 && n_levels <= 256 && range;
   if (info.codec == kLzw) {
     fits &= n_core >= 1 && uint64_t{core_first} + n_core <= n_levels;
+  } else if (info.codec == kNibbles) {
+    fits &= n_levels > kNibbleLevels && core_first == 0 && n_core == 0;
   } else {
     const uint32_t limit = info.codec == kBase3 ? 3 : 1u << info.code_bits;
     fits &= n_levels <= limit && (info.codec == kRaw || n_levels == 3) && core_first == 0 && n_core == 0;
@@ -44,7 +47,8 @@ tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape) {
 
 uint64_t packed_row_bytes(const tinyqmoe_info& info) {
   if (info.codec == kBase3) return (uint64_t{info.cols} + kBase3Digits - 1) / kBase3Digits;
-  return info.codec == kRaw ? (uint64_t{info.cols} * info.code_bits + 7) / 8 : 0;
+  if (info.codec == kNibbles) return nibble_row_bytes(info.cols);
+  return info.codec == kLzw ? 0 : (uint64_t{info.cols} * info.code_bits + 7) / 8;
 }
 
 namespace {
@@ -99,9 +103,14 @@ tinyqmoe_status check_header(const uint8_t* b) {
   return load<uint16_t>(b + 30) != 0 ? TINYQMOE_BAD_RESERVED : TINYQMOE_OK;
 }
 
-tinyqmoe_status check_fields(const Header& header) {
+bool is_nibbles(const tinyqmoe_info& info) {
+  return info.codec == kNibbles && info.code_bits == 4 && info.cap == 0;
+}
+
+tinyqmoe_status check_fields(const Header& header, bool is_copy) {
   const tinyqmoe_info& info = header.info;
-  tinyqmoe_status status = check_codec(info.codec, info.code_bits, info.cap);
+  tinyqmoe_status status = TINYQMOE_OK;
+  if (!is_copy || !is_nibbles(info)) status = check_codec(info.codec, info.code_bits, info.cap);
   if (status == TINYQMOE_OK) status = check_alphabet(info, header.shape.core_first, header.shape.n_core);
   if (status == TINYQMOE_OK) status = check_shape(info.rows, info.cols);
   if (status == TINYQMOE_OK) status = check_entries(info.codec, header.shape);
@@ -110,7 +119,8 @@ tinyqmoe_status check_fields(const Header& header) {
 
 tinyqmoe_status check_sections(const Header& header, const Layout& at) {
   const tinyqmoe_info& info = header.info;
-  bool sizes = header.index_bytes == 0 && info.payload_bytes == info.rows * packed_row_bytes(info);
+  const uint64_t index_bytes = info.codec == kNibbles ? nibble_index_bytes(info) : 0;
+  bool sizes = header.index_bytes == index_bytes && info.payload_bytes == info.rows * packed_row_bytes(info);
   if (info.codec == kLzw) {
     // A row has at least a byte, so the rows are no more than the bytes that are there.
     const uint64_t tiles = n_tiles(info.rows);
@@ -183,12 +193,12 @@ tinyqmoe_status check_parts(const Header& header, uint64_t n_bytes, uint32_t fla
   info.total_bytes = at.total;
   tensor->payload = bytes + at.payload;
   tensor->row_bytes = packed_row_bytes(info);
+  tensor->index = bytes + at.index;
   if (info.codec == kLzw) {
-    tensor->index = bytes + at.index;
     status = acquire_dictionary(header.shape, bytes + kHeaderBytes, &tensor->dictionary);
     if (status == TINYQMOE_OK) status = read_index(header.index_bytes, tensor);
   }
-  if (info.codec != kLzw) {
+  if (info.codec == kRaw || info.codec == kBase3) {
     tensor->checked.reset(new (std::nothrow) std::atomic<bool>[n_tiles(info.rows)]());
     if (tensor->checked == nullptr) status = TINYQMOE_OUT_OF_MEMORY;
   }
@@ -200,37 +210,46 @@ tinyqmoe_status check_parts(const Header& header, uint64_t n_bytes, uint32_t fla
   return check_rows(*tensor);
 }
 
-}  // namespace
-}  // namespace tinyqmoe
-
-extern "C" {
-
-tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor** out) {
+tinyqmoe_status open_blob(const void* bytes, uint64_t n_bytes, uint32_t flags, bool is_copy, tinyqmoe_tensor** out) {
   if (out == nullptr) return TINYQMOE_BAD_ARGUMENT;
   *out = nullptr;
   if ((flags & ~TINYQMOE_VERIFY_PAYLOAD) != 0) return TINYQMOE_BAD_ARGUMENT;
-  if (n_bytes < tinyqmoe::kHeaderBytes) return TINYQMOE_TRUNCATED;
+  if (n_bytes < kHeaderBytes) return TINYQMOE_TRUNCATED;
   if (bytes == nullptr) return TINYQMOE_BAD_ARGUMENT;
   // One copy of the header: what was checked is what is used.
-  uint8_t copy[tinyqmoe::kHeaderBytes];
+  uint8_t copy[kHeaderBytes];
   std::memcpy(copy, bytes, sizeof copy);
-  tinyqmoe_status status = tinyqmoe::check_header(copy);
+  tinyqmoe_status status = check_header(copy);
   if (status != TINYQMOE_OK) return status;
-  const tinyqmoe::Header header(copy);
-  status = tinyqmoe::check_fields(header);
+  const Header header(copy);
+  status = check_fields(header, is_copy);
   if (status != TINYQMOE_OK) return status;
   tinyqmoe_tensor* tensor = new (std::nothrow) tinyqmoe_tensor{};
   if (tensor == nullptr) return TINYQMOE_OUT_OF_MEMORY;
   tensor->info = header.info;
   tensor->bytes = static_cast<const uint8_t*>(bytes);
   std::memcpy(tensor->header, copy, sizeof copy);
-  status = tinyqmoe::check_parts(header, n_bytes, flags, tensor);
+  status = check_parts(header, n_bytes, flags, tensor);
   if (status != TINYQMOE_OK) {
     tinyqmoe_close(tensor);
     return status;
   }
   *out = tensor;
   return TINYQMOE_OK;
+}
+
+}  // namespace
+
+tinyqmoe_status open_copy(const void* bytes, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor** out) {
+  return open_blob(bytes, n_bytes, flags, true, out);
+}
+
+}  // namespace tinyqmoe
+
+extern "C" {
+
+tinyqmoe_status tinyqmoe_open(const void* bytes, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor** out) {
+  return tinyqmoe::open_blob(bytes, n_bytes, flags, false, out);
 }
 
 void tinyqmoe_close(tinyqmoe_tensor* tensor) {

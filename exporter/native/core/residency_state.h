@@ -32,6 +32,7 @@ struct Entry {
   uint8_t header[kHeaderBytes];
   uint32_t tensors;     // open, and acquired at least once
   double gain;          // nanoseconds saved for a byte of the expanded copy; 0: there is nothing to expand
+  Form form;            // of the expanded copy
   uint64_t copy_bytes;  // anonymous
   bool raw;
   bool used;            // since the budget was set; what a model left that is no longer run has no share in it
@@ -76,6 +77,9 @@ struct Garbage {
 // All that follows but register_tensor and make_copy is called under the lock.
 
 inline bool is_dirty(const Entry& entry) { return entry.copy != nullptr && entry.copy->dirty; }
+
+// For nibbles that have no room for a tensor's exceptions.
+void take_raw_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage);
 
 // Decides which entries the budget holds, and drops the copies of the others.
 void plan_budget(Garbage* garbage);

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "bytes.h"
+#include "nibbles.h"
 
 namespace tinyqmoe {
 namespace {
@@ -50,6 +51,28 @@ tinyqmoe_status expand_packed(const tinyqmoe_tensor& tensor, const Kernels& kern
   return TINYQMOE_OK;
 }
 
+// row: the number of the first.
+tinyqmoe_status expand_nibbles(const tinyqmoe_tensor& tensor, const CodedRow* rows, uint32_t row, uint32_t n,
+                               const RowTarget& to) {
+  const uint8_t bias = static_cast<uint8_t>(to.bias + nibble_base(tensor.info));
+  for (uint32_t k = 0; k < n; ++k) unpack_nibbles(rows[k].bytes, tensor.info.cols, bias, to.out + k * to.stride);
+  for (uint32_t k = 0; k < n;) {
+    const uint32_t of_tile = std::min(n - k, kNibbleRows - (row + k) % kNibbleRows);
+    const RowTarget target = {to.bias, to.out + k * to.stride, to.stride};
+    const tinyqmoe_status status = add_exceptions(tensor, row + k, of_tile, target);
+    if (status != TINYQMOE_OK) return status;
+    k += of_tile;
+  }
+  return TINYQMOE_OK;
+}
+
+tinyqmoe_status expand_any(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow* rows, uint32_t row,
+                           uint32_t n, const RowTarget& to) {
+  if (tensor.info.codec == kNibbles) return expand_nibbles(tensor, rows, row, n, to);
+  const auto expand = tensor.info.codec == kLzw ? expand_phrases : expand_packed;
+  return expand(tensor, kernels, rows, n, to);
+}
+
 }  // namespace
 
 RowCursor::RowCursor(const tinyqmoe_tensor& tensor, uint32_t row)
@@ -88,14 +111,14 @@ tinyqmoe_status expand_rows(const tinyqmoe_tensor& tensor, const Kernels& kernel
                             const RowTarget& target) {
   for (uint32_t r = 0; r < n; r += kDotRows) {
     const uint32_t count = std::min(kDotRows, n - r);
+    const uint32_t row = cursor->row();
     CodedRow rows[kDotRows];
     for (uint32_t k = 0; k < count; ++k) {
       const tinyqmoe_status status = cursor->next(&rows[k]);
       if (status != TINYQMOE_OK) return status;
     }
     const RowTarget group = {target.bias, target.out + r * target.stride, target.stride};
-    const auto expand = tensor.info.codec == kLzw ? expand_phrases : expand_packed;
-    const tinyqmoe_status status = expand(tensor, kernels, rows, count, group);
+    const tinyqmoe_status status = expand_any(tensor, kernels, rows, row, count, group);
     if (status != TINYQMOE_OK) return status;
   }
   return TINYQMOE_OK;

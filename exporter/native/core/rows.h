@@ -14,6 +14,8 @@ class RowCursor {
 
   tinyqmoe_status next(CodedRow* row);
 
+  uint32_t row() const { return row_; }
+
   // Of the next row in the payload, as the index has it.
   uint64_t offset() const { return offset_; }
 

@@ -68,7 +68,7 @@ void evict(const PageRange&) {}
 
 // tinyqmoe_set_cache_dir takes no folder here, so no copy is looked for.
 void cache_path(const char*, const tinyqmoe_tensor&, char path[kMaxPath]) { path[0] = '\0'; }
-FileResult open_cached(const tinyqmoe_tensor&, const tinyqmoe_threads*, const char*, MappedCopy*, bool*) {
+FileResult open_cached(const tinyqmoe_tensor&, Form, const tinyqmoe_threads*, const char*, MappedCopy*, bool*) {
   return FileResult::kFailed;
 }
 

@@ -12,7 +12,7 @@
 
 namespace tinyqmoe {
 
-enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2 };
+enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2, kNibbles = 3 /* of expanded copies only, see nibbles.h */ };
 
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
@@ -40,6 +40,9 @@ inline uint32_t delta_at(const uint8_t* deltas, uint32_t width, uint32_t row) {
 // Bytes of a row of a codec whose rows are equally long.
 uint64_t packed_row_bytes(const tinyqmoe_info& info);
 
+// Opens a blob, or an expanded copy of any form.
+tinyqmoe_status open_copy(const void* bytes, uint64_t n_bytes, uint32_t flags, tinyqmoe_tensor** out);
+
 // Checks shared by the decoder and the encoder (FORMAT.md section 2).
 tinyqmoe_status check_codec(uint32_t codec, uint32_t code_bits, uint32_t cap);
 tinyqmoe_status check_alphabet(const tinyqmoe_info& info, uint32_t core_first, uint32_t n_core);
@@ -50,7 +53,7 @@ tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape);
 
 struct tinyqmoe_tensor {
   tinyqmoe_info info;
-  const uint8_t* index;         // codec lzw only
+  const uint8_t* index;         // codecs lzw and nibbles only
   std::unique_ptr<tinyqmoe::Tile[]> tiles;  // codec lzw only
   const uint8_t* payload;
   uint64_t row_bytes;           // of every row; 0 for lzw

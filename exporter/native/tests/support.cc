@@ -6,6 +6,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "expand.h"
+
 namespace tests {
 namespace {
 
@@ -150,6 +152,29 @@ RandomDictionary random_dictionary(const Spec& spec, Random& random) {
   append_bits(bits, &dictionary.section);
   append_lengths(n_entries, random, &dictionary.section);
   return dictionary;
+}
+
+Levels levels_with_exceptions(const Spec& spec, uint32_t one_of, Random& random) {
+  const int level_max = spec.level_min + static_cast<int>(spec.n_levels) - 1;
+  const int low = std::clamp(-8, spec.level_min, level_max - 15), high = low + 15;
+  Levels levels(size_t{spec.rows} * spec.cols);
+  for (int8_t& level : levels) {
+    const bool any = one_of > 0 && random() % one_of == 0;
+    const int least = any ? spec.level_min : low;
+    const uint32_t n = static_cast<uint32_t>((any ? level_max : high) - least + 1);
+    level = static_cast<int8_t>(least + static_cast<int>(random() % n));
+  }
+  return levels;
+}
+
+Bytes nibbles_of(const tinyqmoe_tensor* tensor) {
+  tinyqmoe_info info;
+  tinyqmoe_get_info(tensor, &info);
+  Bytes blob(tinyqmoe::form_bytes(info, tinyqmoe::Form::kNibbles));
+  const tinyqmoe_status status =
+      tinyqmoe::expand_to_memory(*tensor, tinyqmoe::Form::kNibbles, nullptr, blob.data());
+  if (status != TINYQMOE_OK) throw std::runtime_error(std::string("no nibbles: ") + tinyqmoe_status_name(status));
+  return blob;
 }
 
 Levels random_levels(const Spec& spec, Random& random) {

@@ -53,6 +53,12 @@ struct RandomDictionary {
 // made by splitting codewords at random.
 RandomDictionary random_dictionary(const Spec& spec, Random& random);
 
+// Of the sixteen levels nearest to zero, and one of so many at a random level of the alphabet; 0: none.
+Levels levels_with_exceptions(const Spec& spec, uint32_t one_of, Random& random);
+
+// The copy of a tensor in nibbles, in memory of its size. Throws where its exceptions have no room.
+Bytes nibbles_of(const tinyqmoe_tensor* tensor);
+
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);
 

@@ -18,6 +18,8 @@
 namespace tests {
 namespace {
 
+using tinyqmoe::Form;
+
 // Several parts each, the last of them shorter.
 const Spec kSpecs[] = {
     {2, 8, 5, -1, 3, 100, 5003},  {1, 12, 14, -1, 3, 70, 8193},      {1, 12, 6, -7, 15, 70, 5001},
@@ -77,10 +79,10 @@ void test_copies() {
       const tinyqmoe_threads* const threads = in_threads ? &host.threads : nullptr;
       const TemporaryFile file;
       bool written = false;
-      CHECK(tinyqmoe::expand_to_file(*tensor, threads, fileno(file.file), &written) == TINYQMOE_OK && written);
+      CHECK(tinyqmoe::expand_to_file(*tensor, Form::kRaw, threads, fileno(file.file), &written) == TINYQMOE_OK && written);
       CHECK(file.content(expected.size()) == expected);
       Bytes memory(expected.size());
-      CHECK(tinyqmoe::expand_to_memory(*tensor, threads, memory.data()) == TINYQMOE_OK);
+      CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kRaw, threads, memory.data()) == TINYQMOE_OK);
       std::copy_n(expected.begin() + 52, 4, memory.begin() + 52);  // the CRC, which memory lacks,
       std::copy_n(expected.begin() + 60, 4, memory.begin() + 60);  // and that of the header
       CHECK(memory == expected);
@@ -98,23 +100,50 @@ void test_what_fails() {
     CHECK(open(blob, 0, &tensor) == TINYQMOE_OK);
     tinyqmoe_info info;
     tinyqmoe_get_info(tensor.get(), &info);
-    Bytes memory(tinyqmoe::raw_blob_bytes(info));
+    Bytes memory(tinyqmoe::form_bytes(info, Form::kRaw));
     g_context = "expansion into a file that is read-only " + spec.name();
     bool written = true;
     const int read_only = ::open("/dev/null", O_RDONLY);
-    CHECK(tinyqmoe::expand_to_file(*tensor, nullptr, read_only, &written) == TINYQMOE_OK && !written);
+    CHECK(tinyqmoe::expand_to_file(*tensor, Form::kRaw, nullptr, read_only, &written) == TINYQMOE_OK && !written);
     close(read_only);
     g_context = "expansion of a payload with a flipped bit " + spec.name();
     const size_t payload = tinyqmoe::load<uint64_t>(blob.data() + 32);
     for (const size_t at : {payload, payload + info.payload_bytes / 2}) {
       Threads host;
       blob[at] ^= 1;
-      CHECK(tinyqmoe::expand_to_memory(*tensor, &host.threads, memory.data()) == TINYQMOE_BAD_PAYLOAD_CRC);
-      CHECK(tinyqmoe::expand_to_memory(*tensor, nullptr, memory.data()) == TINYQMOE_BAD_PAYLOAD_CRC);
+      CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kRaw, &host.threads, memory.data()) == TINYQMOE_BAD_PAYLOAD_CRC);
+      CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kRaw, nullptr, memory.data()) == TINYQMOE_BAD_PAYLOAD_CRC);
       blob[at] ^= 1;
     }
-    CHECK(tinyqmoe::expand_to_memory(*tensor, nullptr, memory.data()) == TINYQMOE_OK);
+    CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kRaw, nullptr, memory.data()) == TINYQMOE_OK);
   }
+}
+
+// The same bytes whoever makes the parts, in memory and in a file.
+void test_copies_in_nibbles() {
+  const Spec spec = {0, 8, 0, -127, 255, 75, 6001};
+  g_context = "expansion to nibbles";
+  Random random(8);
+  const Levels levels = levels_with_exceptions(spec, 90, random);
+  const Bytes blob = make_blob(spec, levels, random);
+  Tensor tensor;
+  CHECK(open(blob, 0, &tensor) == TINYQMOE_OK);
+  const Bytes expected = nibbles_of(tensor.get());
+  Threads host;
+  Bytes memory(expected.size());
+  CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kNibbles, &host.threads, memory.data()) == TINYQMOE_OK);
+  CHECK(memory == expected && host.n_parts > 2);
+  const TemporaryFile file;
+  bool written = false;
+  CHECK(tinyqmoe::expand_to_file(*tensor, Form::kNibbles, nullptr, fileno(file.file), &written) == TINYQMOE_OK);
+  const Bytes stored = file.content(expected.size());
+  CHECK(written && stored.size() == expected.size());
+  std::copy_n(stored.begin() + 52, 4, memory.begin() + 52);  // the CRC, which memory lacks,
+  std::copy_n(stored.begin() + 60, 4, memory.begin() + 60);  // and that of the header
+  CHECK(memory == stored);
+  tinyqmoe_tensor* copy = nullptr;
+  CHECK(tinyqmoe::open_copy(stored.data(), stored.size(), TINYQMOE_VERIFY_PAYLOAD, &copy) == TINYQMOE_OK);
+  tinyqmoe_close(copy);
 }
 
 void test_acquired() {
@@ -160,6 +189,7 @@ void test_expansion() {
   test_packing();
   test_copies();
   test_what_fails();
+  test_copies_in_nibbles();
   test_acquired();
 }
 

@@ -15,6 +15,7 @@
 #include "no_destroy.h"
 #include "pages.h"
 #include "support.h"
+#include "tensor.h"
 #include "tests.h"
 
 namespace tests {
@@ -71,9 +72,10 @@ struct Model {
   uint32_t expected_x16;
   uint32_t expected_f32;
 
-  Model(const Spec& s, uint32_t group, uint32_t seed) : spec(s), group_size(std::min(group, s.cols)) {
+  Model(const Spec& s, uint32_t group, uint32_t seed, const Levels& levels = {})
+      : spec(s), group_size(std::min(group, s.cols)) {
     Random random(seed);
-    blob = make_blob(spec, random_levels(spec, random), random);
+    blob = make_blob(spec, levels.empty() ? random_levels(spec, random) : levels, random);
     CHECK(open(blob, 0, &tensor) == TINYQMOE_OK);
     std::normal_distribution<float> normal;
     x.resize(size_t{2} * spec.cols);
@@ -88,7 +90,7 @@ struct Model {
     tinyqmoe_info info;
     tinyqmoe_get_info(tensor.get(), &info);
     const uint64_t page = tinyqmoe::page_bytes();
-    return (tinyqmoe::raw_blob_bytes(info) + page - 1) / page * page;
+    return (tinyqmoe::form_bytes(info, tinyqmoe::form_of(info)) + page - 1) / page * page;
   }
 
   // Whether the product, through the manager, has the bits it should have.
@@ -201,6 +203,60 @@ void test_raw_and_close() {
   }
   CHECK(stats().tensors_known == 0 && stats().dirty_bytes == 0);
   reset();
+}
+
+std::string only_file(const std::string& folder) {
+  FILE* const names = popen(("ls -A '" + folder + "'").c_str(), "r");
+  char name[4096] = {};
+  const size_t n = std::fread(name, 1, sizeof name - 1, names);
+  pclose(names);
+  const std::string all(name, n);
+  const size_t end = all.find('\n');
+  return end != std::string::npos && end + 1 == all.size() ? folder + "/" + all.substr(0, end) : "";
+}
+
+void start_again(const Folder& folder) {
+  CHECK(tinyqmoe_set_cache_dir(nullptr) == TINYQMOE_OK);
+  CHECK(tinyqmoe_set_cache_dir(folder.path.c_str()) == TINYQMOE_OK);
+}
+
+// Of the random dictionaries the first that makes the rate of these levels low enough.
+std::unique_ptr<Model> model_in_nibbles(const Spec& spec, const Levels& levels) {
+  for (uint32_t seed = 0; seed < 1000; ++seed) {
+    auto model = std::make_unique<Model>(spec, 128, seed, levels);
+    if (tinyqmoe::form_of(model->tensor->info) == tinyqmoe::Form::kNibbles) return model;
+  }
+  throw std::runtime_error("no dictionary has a low rate");
+}
+
+// Nibbles where the rate promises few exceptions, in memory and in a file; bytes where there were many nevertheless.
+void test_nibbles_and_what_has_no_room() {
+  const Spec spec = {1, 12, 14, -16, 33, 48, 400, 3};
+  for (const bool few : {true, false}) {
+    g_context = few ? "residency of nibbles" : "residency of what has no room as nibbles";
+    const Folder folder;
+    Levels levels(size_t{spec.rows} * spec.cols, int8_t{1});
+    for (size_t i = 0; i < levels.size(); i += few ? 97 : 23) levels[i] = static_cast<int8_t>(i % 2 == 0 ? -16 : 16);
+    const auto held = model_in_nibbles(spec, levels);
+    const Model& model = *held;
+    const tinyqmoe_info& info = model.tensor->info;
+    const tinyqmoe::Form expected = few ? tinyqmoe::Form::kNibbles : tinyqmoe::Form::kRaw;
+    const uint64_t page = tinyqmoe::page_bytes(), n_bytes = tinyqmoe::form_bytes(info, expected);
+    tinyqmoe_set_budget(UINT64_MAX);
+    for (const bool in_file : {false, true}) {
+      if (in_file) start_again(folder);
+      CHECK(model.multiplies() && model.is_expanded());
+      CHECK(tinyqmoe_form_tensor(acquire(model.tensor.get()).get())->info.codec == (few ? 3 : 0));
+      CHECK(in_file || stats().dirty_bytes == (n_bytes + page - 1) / page * page);
+      tinyqmoe_set_budget(0);
+      CHECK(stats().dirty_bytes == 0);
+    }
+    CHECK(stats().file_failures == 0 && read_file(only_file(folder.path)).size() == n_bytes + 64);
+    const uint64_t expansions = stats().expansions;
+    start_again(folder);
+    CHECK(model.multiplies() && model.is_expanded() && stats().expansions == expansions);
+    reset();
+  }
 }
 
 void test_budget() {
@@ -324,16 +380,6 @@ void test_trim() {
   reset();
 }
 
-std::string only_file(const std::string& folder) {
-  FILE* const names = popen(("ls -A '" + folder + "'").c_str(), "r");
-  char name[4096] = {};
-  const size_t n = std::fread(name, 1, sizeof name - 1, names);
-  pclose(names);
-  const std::string all(name, n);
-  const size_t end = all.find('\n');
-  return end != std::string::npos && end + 1 == all.size() ? folder + "/" + all.substr(0, end) : "";
-}
-
 ino_t inode(const std::string& path) {
   struct stat status {};
   CHECK(stat(path.c_str(), &status) == 0);
@@ -343,11 +389,6 @@ ino_t inode(const std::string& path) {
 void write_file(const std::string& path, const Bytes& bytes) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-}
-
-void start_again(const Folder& folder) {
-  CHECK(tinyqmoe_set_cache_dir(nullptr) == TINYQMOE_OK);
-  CHECK(tinyqmoe_set_cache_dir(folder.path.c_str()) == TINYQMOE_OK);
 }
 
 void test_files() {
@@ -598,6 +639,7 @@ void test_residency() {
   test_arguments();
   test_same_bits();
   test_raw_and_close();
+  test_nibbles_and_what_has_no_room();
   test_budget();
   test_left_models();
   test_closing();

@@ -167,7 +167,7 @@ TINYQMOE_API tinyqmoe_status tinyqmoe_linear_f32(const tinyqmoe_linear_args* arg
 
 /* Residency: where the weights of a product lie.
  *
- * A coded tensor can be multiplied straight from its codes, or from an expanded copy: a raw blob of the same levels,
+ * A coded tensor can be multiplied straight from its codes, or from an expanded copy: the same levels of 2, 4 or 8 bits,
  * which is faster and mostly larger. Every product has the same bits either way. One manager a process (a copy of this
  * library) holds the copies, under the content of the 64-byte header, which has the CRCs of all that follows. All these
  * functions may be called from any thread at any time. Nothing expands until a budget or a folder is set. */
