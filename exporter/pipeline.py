@@ -43,9 +43,8 @@ def export(
 ) -> Bundle:
     """Bundle made from a model at `out`: levels -> TQLZ blobs -> packages -> answers -> manifest.
 
-    Nothing is at `out` unless all of it succeeded. `resume` goes on from the matrices that an
-    interrupted export has coded. `max_ram` limits the memory of this process, in bytes. Raises the
-    errors of exporter.errors.
+    Nothing is at `out` unless all of it succeeded. `resume` goes on from what an interrupted export
+    has coded. `max_ram` limits memory, in bytes. Raises the errors of exporter.errors.
     """
     from exporter import manifest, staging
     from exporter.backends import registry
@@ -59,14 +58,13 @@ def export(
         fingerprint = _fingerprint(checkpoint, config)
         staged = staging.staging_directory(out, fingerprint, force=force, resume=resume)
         with staged as place, _memory_errors():
-            work = place.bundle
             _check_disk(checkpoint, config, place)
             checkpoint.check_finite(progress)
             source_sha256 = hashing.result()
             encoded = _encode(checkpoint, config, place, source_sha256, progress)
-            source = PackageInput(checkpoint, encoded, context, config, work)
+            source = PackageInput(checkpoint, encoded, context, config, place.bundle)
             emitted = [registry.emit(name, source, progress) for name in config.formats]
-            _copy_files(checkpoint, config, work)
+            _copy_files(checkpoint, config, place.bundle)
             manifest.write_for_session(source, emitted)
             prompts, loss = answer_prompts(source, [e.artifact for e in emitted], progress)
             source_files.check_unchanged(checkpoint.files, fingerprint)

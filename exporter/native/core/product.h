@@ -1,0 +1,113 @@
+// A product of a coded matrix with activations: what the parts of one call share.
+#ifndef TINYQMOE_CORE_PRODUCT_H_
+#define TINYQMOE_CORE_PRODUCT_H_
+
+#include <algorithm>
+
+#include "activations.h"
+#include "kernels.h"
+#include "linear.h"
+#include "rows.h"
+#include "scales.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+namespace tinyqmoe {
+
+// Fits: 65535 columns of 32512 are less than 2^31.
+inline int32_t sum_of(const int16_t* x, uint32_t n) {
+  int32_t sum = 0;
+  for (uint32_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+// One call of linear_*: what its parts share.
+struct Product {
+  const tinyqmoe_tensor& tensor;
+  const Kernels& kernels;
+  Scales scales;
+  uint32_t group_size;
+  uint32_t n_groups;
+  uint32_t n_tokens;
+  uint32_t row_begin;
+  uint32_t row_end;
+  ScratchLayout at;
+  uint8_t* scratch;
+  float* y;
+
+  uint32_t cols() const { return tensor.info.cols; }
+  uint32_t group_end(uint32_t g) const { return std::min<uint64_t>(cols(), (uint64_t{g} + 1) * group_size); }
+  float scale(uint32_t row, uint32_t g) const { return scales[uint64_t{row} * n_groups + g]; }
+  float* y_at(uint32_t row, uint32_t token) const { return y + uint64_t{token} * tensor.info.rows + row; }
+};
+
+// Offsets of up to block_rows rows: in place where a byte is a level, else expanded.
+struct RowBlock {
+  const uint8_t* rows;
+  uint64_t stride;
+  uint32_t n;
+
+  // Rows past the end repeat the last one; their results are dropped.
+  const uint8_t* row(uint32_t r) const { return rows + std::min(r, n - 1) * stride; }
+};
+
+// n rows from `row` on, which the cursor comes to next.
+inline tinyqmoe_status load_rows(const Product& p, uint32_t row, uint32_t n, RowCursor* cursor, RowBlock* block) {
+  const tinyqmoe_tensor& tensor = p.tensor;
+  if (tensor.info.codec == kRaw && tensor.info.code_bits == 8) {
+    *block = {tensor.payload + row * tensor.row_bytes, tensor.row_bytes, n};
+    return TINYQMOE_OK;
+  }
+  uint8_t* const out = p.scratch + p.at.rows;
+  *block = {out, p.at.row_stride, n};
+  return expand_rows(tensor, p.kernels, cursor, n, {0, out, p.at.row_stride});
+}
+
+// A call with quantized activations.
+struct X16Product : Product {
+  const void* quantized;
+  const float* x_scales;
+  bool keep_sums;
+
+  X16 x(uint32_t token) const { return x16_at(quantized, cols(), token); }
+  bool is_batch() const { return n_tokens > 1 && kernels.dot_batch != nullptr; }
+  int32_t* kept_sums() const { return reinterpret_cast<int32_t*>(scratch + at.x_sums); }
+
+  int32_t x_sum(uint32_t token, uint32_t g) const {
+    if (keep_sums) return kept_sums()[uint64_t{token} * n_groups + g];
+    const uint32_t begin = g * group_size;
+    return sum_of(x(token).whole + begin, group_end(g) - begin);
+  }
+
+  // What a sum over offsets lacks to be one over levels.
+  int64_t correction(int32_t x_sum) const { return tensor.info.level_min * int64_t{x_sum}; }
+
+  // Adds a group of a row, of this scale, to what the groups before it gave.
+  void add_group(float scale, uint32_t token, int64_t acc, float* y) const {
+    if (n_groups == 1) {
+      *y = static_cast<float>(acc) * (x_scales[token] * scale);
+    } else {
+      const float term = static_cast<float>(acc) * scale;
+      *y += term;
+    }
+  }
+
+  void store_row(uint32_t row, uint32_t token, float y) const {
+    *y_at(row, token) = n_groups == 1 ? y : x_scales[token] * y;
+  }
+};
+
+inline void keep_x_sums(X16Product* p) {
+  p->keep_sums = false;
+  if (p->n_groups > p->cols() / kMinFastGroup + 1) return;
+  int32_t* sums = p->kept_sums();
+  for (uint32_t t = 0; t < p->n_tokens; ++t) {
+    for (uint32_t g = 0; g < p->n_groups; ++g) *sums++ = p->x_sum(t, g);
+  }
+  p->keep_sums = true;
+}
+
+}  // namespace tinyqmoe
+#endif  // TINYQMOE_CORE_PRODUCT_H_
