@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
-import platformdirs
 import pytest
 
 import tinyqmoe
 from exporter.bundle import PROGRAM, Bundle
 from exporter.errors import BundleError, TinyQMoEError
-from runtime_ref import trial
+from runtime_ref import notes, trial
 from runtime_ref.executorch.runner import ExecuTorchRunner
 from tests.support.bundles import patch, place, reseal
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of notes, with nothing in it."""
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    """The folder of notes, with nothing in it; kernels are not compiled anew."""
+    folders = SimpleNamespace(user_cache_path=lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(notes, "platformdirs", folders)
     return tmp_path / "cache" / "tiny-qmoe" / "tried"
 
 
