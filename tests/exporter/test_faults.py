@@ -231,13 +231,16 @@ def test_every_operation(
 
 @pytest.mark.long
 def test_random_kills(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A thousand in all; what goes on after one may be killed again."""
+    """A thousand in all; what goes on after one may be killed again.
+
+    One in so many runs is not killed, or work that begins anew each time would never end.
+    """
     what = f"kill at random: {type(work).__name__.lower()}"
     folder, rng, kills = tmp_path / "x", random.Random(soak.totals()[what]), 0
     total = operations(work, folder, KILL)
     while kills < soak.share(work.random_kills):
         work.prepare(folder)
-        while work.run(folder, KILL, rng.randint(1, total)).code == -signal.SIGKILL:
+        while work.run(folder, KILL, rng.randint(1, total + 1)).code == -signal.SIGKILL:
             kills += 1
             work.check(folder, whole=False)
         assert work.run(folder, NONE, 0).code == 0
