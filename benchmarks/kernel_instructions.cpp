@@ -1,4 +1,5 @@
-// Some products of a blob, all alike: LIBRARY BLOB N_TOKENS N_PRODUCTS. What is counted is tinyqmoe_linear_x16 alone.
+// Some products of a blob, all alike: LIBRARY BLOB N_TOKENS N_PRODUCTS BUDGET. With a budget, in bytes, they are of the
+// expanded form. What is counted is tinyqmoe_linear_x16 alone.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -26,13 +27,17 @@ void* aligned(uint64_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
+  if (argc != 6 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
   std::ifstream file(argv[2], std::ios::binary | std::ios::ate);
   std::vector<char> blob(static_cast<size_t>(file.tellg()));
   file.seekg(0).read(blob.data(), static_cast<std::streamsize>(blob.size()));
   const uint32_t n_tokens = static_cast<uint32_t>(std::atoi(argv[3]));
   tinyqmoe_tensor* tensor = nullptr;
   if (CORE(tinyqmoe_open)(blob.data(), blob.size(), TINYQMOE_VERIFY_PAYLOAD, &tensor) != TINYQMOE_OK) return 3;
+  CORE(tinyqmoe_set_budget)(std::strtoull(argv[5], nullptr, 10));
+  tinyqmoe_form* form = nullptr;
+  if (CORE(tinyqmoe_acquire)(tensor, &form) != TINYQMOE_OK) return 6;
+  const tinyqmoe_tensor* const multiplied = CORE(tinyqmoe_form_tensor)(form);
   tinyqmoe_info info;
   CORE(tinyqmoe_get_info)(tensor, &info);
   std::vector<float> x(size_t{n_tokens} * info.cols), y(size_t{n_tokens} * info.rows), x_scales(n_tokens);
@@ -41,8 +46,8 @@ int main(int argc, char** argv) {
   void* const quantized = aligned(n_tokens * CORE(tinyqmoe_quantized_bytes)(info.cols));
   const auto quantize = CORE(tinyqmoe_quantize_x16);
   if (quantize(x.data(), n_tokens, info.cols, TINYQMOE_ISA_AUTO, quantized, x_scales.data()) != TINYQMOE_OK) return 4;
-  const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(tensor, n_tokens);
-  const tinyqmoe_linear_args args = {tensor, scales.data(), TINYQMOE_SCALES_UE6M10, info.cols, n_tokens, 0, info.rows,
+  const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(multiplied, n_tokens);
+  const tinyqmoe_linear_args args = {multiplied, scales.data(), TINYQMOE_SCALES_UE6M10, info.cols, n_tokens, 0, info.rows,
                                      TINYQMOE_ISA_AUTO, aligned(scratch_bytes), scratch_bytes, y.data()};
   const auto multiply = CORE(tinyqmoe_linear_x16);
   for (int i = std::atoi(argv[4]); i > 0; --i) {

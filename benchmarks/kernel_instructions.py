@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 
 from codec_speed import Blob, machine, raw_blob, ternary
-from residency_speed import normal
+from residency_speed import normal, peaked
 
 from exporter.codec import native
 from exporter.codec.encoder import encode
+from exporter.codec.native_residency import UNLIMITED
 
 ROWS = 64
 ALLOWED = 1.1
@@ -35,7 +36,9 @@ COUNTS = {
     "lzw, 4.4 bits": (433.1, 31.3, 400.5, 28.0),
     "lzw, 3.3 bits": (396.6, 30.2, 340.1, 26.1),
     "lzw, ternary, 70 % zeros": (220.3, 24.8, 187.3, 21.4),
+    "nibbles, 3.3 bits": (51.3, 24.0, 41.1, 21.2),
 }
+EXPANDED = ("nibbles, 3.3 bits",)  # of codes, once, before what is counted
 
 
 def blobs(cols: int) -> dict[str, Blob]:
@@ -50,6 +53,7 @@ def blobs(cols: int) -> dict[str, Blob]:
         "lzw, 4.4 bits": encode(rate44, -127, 255, "lzw").blob,
         "lzw, 3.3 bits": encode(rate33, -127, 255, "lzw").blob,
         "lzw, ternary, 70 % zeros": encode(half, -1, 3, "lzw").blob,
+        "nibbles, 3.3 bits": encode(peaked(ROWS, cols, 1.81), -127, 255, "lzw").blob,
     }
 
 
@@ -60,12 +64,12 @@ class Callgrind:
         self._library = next(native.native_dir().glob("_tinyqmoe*.so"))
         self._program = compiled("g++", folder)
 
-    def instructions(self, blob: Path, n_tokens: int) -> int:
+    def instructions(self, blob: Path, n_tokens: int, budget: int) -> int:
         """Number of instructions of one product."""
         counts = blob.with_suffix(".counts")
         collect = ["--toggle-collect=tinyqmoe_linear_x16", f"--callgrind-out-file={counts}"]
         command = ["valgrind", "--tool=callgrind", *collect, self._program, self._library, blob]
-        command += [str(n_tokens), "1"]
+        command += [n_tokens, 1, budget]
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         totals = [line for line in counts.read_text().splitlines() if line.startswith("totals:")]
         return int(totals[0].split()[1])
@@ -85,12 +89,14 @@ class Qemu:
         self._emulator = ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
         self._emulator += ["-singlestep", "-d", "exec,nochain", "-D", "/dev/stdout"]
 
-    def instructions(self, blob: Path, n_tokens: int) -> int:
+    def instructions(self, blob: Path, n_tokens: int, budget: int) -> int:
         """What a second product adds to one."""
-        return self._lines(blob, n_tokens, 2) - self._lines(blob, n_tokens, 1)
+        once, twice = (self._lines(blob, n_tokens, n, budget) for n in (1, 2))
+        return twice - once
 
-    def _lines(self, blob: Path, n_tokens: int, n_products: int) -> int:
-        command = [*self._emulator, self._program, self._library, blob, n_tokens, n_products]
+    def _lines(self, blob: Path, n_tokens: int, n_products: int, budget: int) -> int:
+        command = [*self._emulator, self._program, self._library, blob]
+        command += [n_tokens, n_products, budget]
         with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE) as process:
             assert process.stdout
             pieces = iter(partial(process.stdout.read, 1 << 20), b"")
@@ -117,7 +123,7 @@ def measured(counter: Callgrind | Qemu, scratch: Path) -> dict[str, list[float]]
             file = scratch / "blob"
             file.write_bytes(bytes(blob))
             for n_tokens in (1, 32):
-                n = counter.instructions(file, n_tokens)
+                n = counter.instructions(file, n_tokens, UNLIMITED if kind in EXPANDED else 0)
                 found.setdefault(kind, []).append(64 * n / (ROWS * cols * n_tokens))
     return found
 
