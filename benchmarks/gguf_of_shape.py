@@ -12,10 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from benchmarks.shapes import check_family, file_stem
 from exporter.bundle import Manifest
 from exporter.bundle.entries import HEAD, Network
 from exporter.bundle.network_shapes import matrix_shapes, vector_sizes
-from exporter.errors import UsageError
 
 CONTEXT = 131072  # more than is measured; memory is taken for what is asked
 FREQUENCIES = "rope.frequencies"  # llama.cpp computes its own
@@ -23,10 +23,7 @@ FREQUENCIES = "rope.frequencies"  # llama.cpp computes its own
 
 def shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by its name in a GGUF file. Raises UsageError: another family."""
-    family = manifest.model.config["model_type"]
-    if family != "llama":
-        what = f"{manifest.model.name} is of the family {family}"
-        raise UsageError(what, hint="measure a bundle of the family llama beside llama.cpp")
+    check_family(manifest)
     network = manifest.network
     all_shapes: dict[str, tuple[int, ...]] = dict(matrix_shapes(network))
     all_shapes |= {name: (n,) for name, n in vector_sizes(network).items()}
@@ -77,6 +74,11 @@ def _add_sizes(writer: gguf.GGUFWriter, network: Network) -> None:
     writer.add_layer_norm_rms_eps(network.eps)
 
 
+def has(kind: str) -> bool:
+    """Whether llama.cpp has a type of this name."""
+    return f"MOSTLY_{kind}" in gguf.LlamaFileType.__members__
+
+
 def quantized(manifest: Manifest, kind: str, folder: Path) -> Path:
     """A file of a type such as Q8_0 in a folder, made unless it is there.
 
@@ -84,8 +86,7 @@ def quantized(manifest: Manifest, kind: str, folder: Path) -> Path:
     """
     from benchmarks import llama_cpp_speed
 
-    n = manifest.network
-    shape = f"{n.layers}x{n.hidden}x{n.inner}-{n.heads}-{n.kv_heads}x{n.head_dim}-{n.vocab}"
+    shape = file_stem(manifest.network)
     shape += "-tied" * bool(manifest.model.config["tie_word_embeddings"])
     path, plain = folder / f"{shape}-{kind}.gguf", folder / f"{shape}-F16.gguf"
     if not path.exists():

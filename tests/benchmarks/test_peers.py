@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from benchmarks import gguf_of_shape
-from benchmarks.peers import Group, Row, as_json, table
+from benchmarks.peers import Group, Row, as_json, peer_of, table
 from benchmarks.rates import Rates
 from exporter.bundle import Bundle
-from exporter.errors import UsageError
+from exporter.errors import MissingComponentError, UsageError
 
 
 def group() -> Group:
@@ -57,3 +58,16 @@ def test_another_family_is_refused(bundle: Bundle) -> None:
     manifest.model.config["model_type"] = "qwen3"
     with pytest.raises(UsageError, match="is of the family qwen3"):
         gguf_of_shape.shapes(manifest)
+
+
+def test_a_type_tells_its_peer() -> None:
+    assert [peer_of(kind).name for kind in ("Q8_0", "TQ2_0")] == ["llama.cpp"] * 2
+    assert [peer_of(kind).name for kind in ("8da8w", "8da4w")] == ["XNNPACK"] * 2
+    with pytest.raises(UsageError, match=r"'8da2w' is no type of llama\.cpp or XNNPACK"):
+        peer_of("8da2w")
+
+
+def test_a_module_that_is_missing_is_named() -> None:
+    peer = replace(peer_of("Q8_0"), module="benchmarks.no_such_speed")
+    with pytest.raises(MissingComponentError, match="without the module benchmarks"):
+        peer.rates()
