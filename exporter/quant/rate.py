@@ -46,7 +46,7 @@ def inverse_factor(gram: Tensor) -> Tensor:
     # A matrix whose inputs are all zero is as good as one of which nothing is known.
     damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
     # With its rows and columns in reverse order, H = L L^T gives U^-1.
-    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    upper: Tensor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
     del damped
     _invert(upper)
     return upper.float().contiguous()
