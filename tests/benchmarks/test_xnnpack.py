@@ -17,7 +17,6 @@ from exporter.errors import UsageError
 SMALL = Network(
     3, 64, 96, layers=1, heads=4, kv_heads=2, head_dim=16, vocab=96, context=64, eps=1e-5
 )
-NEAR = 0.1  # of logits, in their norm: it was at most 0.08, with int4 weights
 PROMPT = [7, 91, 3, 44, 80, 12, 5, 66]
 # Of ExecuTorch's transformer, and of that of Hugging Face.
 NAMES = {
@@ -88,8 +87,12 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.long  # ExecuTorch takes a minute to lower a layer
-@pytest.mark.parametrize(("kind", "bits", "group"), [("8da8w", 8, 0), ("8da4w", 4, 32)])
-def test_a_program_computes_its_network(kind: str, bits: int, group: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "bits", "group", "near"), [("8da8w", 8, 0, 0.05), ("8da4w", 4, 32, 0.1)]
+)
+def test_a_program_computes_its_network(
+    kind: str, bits: int, group: int, near: float, tmp_path: Path
+) -> None:
     """A prompt at once, a second call behind it, and a token, against transformers.
 
     What is left between them are activations of 8 bits. That this can fail: the logits of every
@@ -104,8 +107,8 @@ def test_a_program_computes_its_network(kind: str, bits: int, group: int, tmp_pa
     ends[8] = program.feed(PROMPT[7:], 7).clone()
     for end, found in ends.items():
         distances = [distance(found, row) for row in expected]
-        assert distances[end - 1] < NEAR
-        assert min(d for i, d in enumerate(distances) if i != end - 1) > 5 * NEAR
+        assert distances[end - 1] < near
+        assert min(d for i, d in enumerate(distances) if i != end - 1) > 5 * near
 
 
 def test_rows_that_are_no_groups_are_refused(tmp_path: Path) -> None:

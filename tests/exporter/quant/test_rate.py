@@ -81,7 +81,7 @@ def test_feedback_is_that_of_a_dense_inverse(rows: int, cols: int) -> None:
     assert scales.shape == (rows, 1)
 
 
-@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize(("rows", "cols"), [*SHAPES, (2, 600)])
 def test_the_factor_is_that_of_the_inverse(rows: int, cols: int) -> None:
     _, gram, curvature = problem(rows, cols)
     upper = curvature.upper.double().numpy()
