@@ -41,7 +41,9 @@ def blobs(rows: int, cols: int) -> dict[str, Blob]:
         "ternary, 90 % zeros": (ternary(rows, cols, 90), 1, "lzw"),
         "15 levels": (normal(rows, cols, 2.0, 7), 7, "lzw"),
         "255, 3.3 bits": (peaked(rows, cols, 1.81), 127, "lzw"),
-        "255, 4.4 bits": (normal(rows, cols, 5.1, 127), 127, "lzw"),
+        "255, 4.3 bits": (peaked(rows, cols, 3.5), 127, "lzw"),
+        "255, 4.9 bits": (peaked(rows, cols, 5.4), 127, "lzw"),
+        "255, 5.9 bits": (peaked(rows, cols, 11.0), 127, "lzw"),
     }
     return {
         f"{kind}, {codec}": encode(levels, -largest, 2 * largest + 1, codec).blob  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal, NamedTuple
 
 import platformdirs
 
@@ -36,21 +36,30 @@ from exporter.memory import available_bytes
 
 Mode = Literal["stream", "expand", "file", "auto"]
 
-NIBBLES: Final = "nibbles"
-# Bits of a level in a raw blob, or the form of exporter/native/core/nibbles.h.
-Form = Literal[2, 4, 8, "nibbles"]
+
+class Form(NamedTuple):
+    """Expanded form: bits of a level, and whether levels are clipped.
+
+    Clipped levels and their exceptions are those of exporter/native/core/clipped.h.
+    """
+
+    bits: int
+    clipped: bool = False
+
 
 # Nanoseconds a weight by expanded form: the table of exporter/native/core/entries.cc.
-FORM_NS: dict[Form, float] = {2: 0.060, 4: 0.081, 8: 0.134, NIBBLES: 0.103}
-CODED_NS: dict[CodecId, dict[Form, float]] = {
-    CodecId.LZW: {2: 0.37, 4: 0.56, 8: 0.77, NIBBLES: 0.77},
-    CodecId.BASE3: {2: 0.088},
+FORM_NS = {
+    **{Form(2): 0.060, Form(4): 0.081, Form(8): 0.134},
+    **{Form(4, True): 0.093, Form(5, True): 0.106, Form(6, True): 0.113},
 }
+LZW_NS = {Form(2): 0.37, Form(4): 0.56}  # and others
+LZW_OTHERS_NS = 0.77
+BASE3_NS = 0.088
 
-# Of exporter/native/core/nibbles.h and nibbles.cc.
-NIBBLE_COLUMNS, NIBBLE_ROWS = 64, 16
-WEIGHTS_PER_EXCEPTION = 32
-MOST_RATE = 365  # hundredths of bits a weight
+# Of exporter/native/core/kernels.h, clipped.h and clipped.cc.
+CLIPPED_COLUMNS, CLIPPED_ROWS = 64, 16
+EXCEPTION_BYTES, WEIGHTS_PER_BLOCK = 25, 256
+MOST_RATES = {4: 365, 5: 465, 6: 550}  # hundredths of bits a weight
 
 
 @dataclass(frozen=True)
@@ -147,14 +156,16 @@ class CodedTensor:
     def form(self) -> Form:
         """Form that it is expanded to.
 
-        Nibbles with more exceptions than there is room for become bytes: that is not known here.
+        Clipped levels with more exceptions than there is room for take more bits: that is not known
+        here.
         """
         h = self.header
-        if h.n_levels <= 4:
-            return 2
         if h.n_levels <= 16:
-            return 4
-        return NIBBLES if self.coded_bytes * 800 <= MOST_RATE * h.rows * h.cols else 8
+            return Form(2 if h.n_levels <= 4 else 4)
+        for bits, rate in MOST_RATES.items():
+            if h.n_levels > 1 << bits and self.coded_bytes * 800 <= rate * h.rows * h.cols:
+                return Form(bits, clipped=True)
+        return Form(8)
 
     @property
     def gain(self) -> float:
@@ -165,21 +176,23 @@ class CodedTensor:
         if self.header.codec == CodecId.RAW:
             return 0.0
         form = self.form
-        saved = CODED_NS[self.header.codec][form] - FORM_NS[form]
-        bits = 4 + 16 / WEIGHTS_PER_EXCEPTION if form == NIBBLES else form
-        return saved * 8 / bits
+        lzw = self.header.codec == CodecId.LZW
+        coded = LZW_NS.get(form, LZW_OTHERS_NS) if lzw else BASE3_NS
+        exception_bits = 8 * EXCEPTION_BYTES / WEIGHTS_PER_BLOCK if form.clipped else 0.0
+        return (coded - FORM_NS[form]) * 8 / (form.bits + exception_bits)
 
     @property
     def blob_bytes(self) -> int:
-        """Size of the expanded form in bytes, with all the room for exceptions of nibbles."""
+        """Size of the expanded form in bytes, with all the room for exceptions."""
         rows, cols, form = self.header.rows, self.header.cols, self.form
         index = 0
-        if form == NIBBLES:
-            payload = rows * align(cols, NIBBLE_COLUMNS) // 2
-            tiles = -(-rows // NIBBLE_ROWS)
-            index = align(4 * (tiles + 1) + 2 * (rows * cols // WEIGHTS_PER_EXCEPTION), 4)
+        if form.clipped:
+            payload = rows * align(cols, CLIPPED_COLUMNS) * form.bits // 8
+            tiles = -(-rows // CLIPPED_ROWS)
+            room = max(rows, rows * cols // WEIGHTS_PER_BLOCK)
+            index = align(4 * (tiles + 1) + EXCEPTION_BYTES * room, 4)
         else:
-            payload = rows * packed_bytes(cols, form)
+            payload = rows * packed_bytes(cols, form.bits)
         return align(align(HEADER_BYTES + index, ALIGNMENT) + payload + TAIL_BYTES, ALIGNMENT)
 
     @property

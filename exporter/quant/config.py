@@ -49,7 +49,7 @@ class QuantConfig(JsonConfig):
         if self.scheme == MIXED:
             return self._plan_problems()
         if self.rules:
-            return [f"a plan is for scheme {MIXED!r}, the scheme is {self.scheme!r}"]
+            return [f"a plan is for scheme {MIXED}, the scheme is {self.scheme}"]
         names = {"scheme": self.scheme, "embedding": self.embedding}
         problems = [
             f"{field} must be one of {', '.join([AUTO, *supported(), MIXED])}; got {value!r}"
@@ -63,7 +63,7 @@ class QuantConfig(JsonConfig):
             having = schemes_with(name)
             if scheme in supported():
                 problems.append(
-                    f"{name} is an option of scheme {' or '.join(having)}, the scheme is {scheme!r}"
+                    f"{name} is an option of scheme {' or '.join(having)}, the scheme is {scheme}"
                 )
             problems += _value_problems(having[0], {name: given[name]})
         together = {name: given[name] for name in given if name in own}

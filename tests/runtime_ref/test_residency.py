@@ -26,7 +26,16 @@ from exporter.errors import OutOfSpaceError, UsageError
 from runtime_ref import residency
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runner import ExecuTorchRunner
-from runtime_ref.residency import CodedTensor, Residency, apply, coded_tensors, plan, stats, trim
+from runtime_ref.residency import (
+    CodedTensor,
+    Form,
+    Residency,
+    apply,
+    coded_tensors,
+    plan,
+    stats,
+    trim,
+)
 from tests.support import bundles as shared
 from tests.support.blobs import make_blob, random_levels, same_bits
 from tests.support.bundles import CONTEXT
@@ -37,7 +46,9 @@ from tests.support.paths import ROOT
 LIBRARY = native.library()
 Codec = tuple[str, int, int, int, int]
 TERNARY: Codec = ("lzw", 12, 6, -1, 3)
-NIBBLES: Codec = ("lzw", 12, 6, -127, 255)  # with levels of a low rate
+# With levels of a rate that promises few exceptions of 4, 5 or 6 bits, by their spread.
+CLIPPED: Codec = ("lzw", 12, 6, -127, 255)
+SPREADS = {4: 1.2, 5: 3.0, 6: 5.0}
 CODECS: list[Codec] = [
     ("base3", 8, 5, -1, 3),
     TERNARY,
@@ -46,7 +57,7 @@ CODECS: list[Codec] = [
     ("lzw", 12, 3, -127, 255),
     ("raw", 2, 0, -1, 3),
     ("raw", 8, 0, -128, 256),
-    NIBBLES,
+    CLIPPED,
 ]
 
 
@@ -63,12 +74,19 @@ class Matrix:
     """An opened tensor, its product as it comes from the codes, and what it is to a plan."""
 
     def __init__(
-        self, name: str, codec: Codec, shape: tuple[int, int], group_size: int, seed: int = 0
+        self,
+        name: str,
+        codec: Codec,
+        shape: tuple[int, int],
+        group_size: int,
+        seed: int = 0,
+        clipped_bits: int = 4,
     ) -> None:
         rng = np.random.default_rng(seed)
         levels = random_levels(shape, *codec[3:], seed)
-        if codec == NIBBLES:
-            levels = np.rint(rng.laplace(0, 1.2, shape)).astype(np.int8)
+        if codec == CLIPPED:
+            drawn = rng.laplace(0, SPREADS[clipped_bits], shape)
+            levels = np.clip(np.rint(drawn), -127, 127).astype(np.int8)
         self.group_size = group_size
         self.blob = make_blob(levels, *codec)
         self.tensor = NativeTensor(self.blob)
@@ -103,7 +121,7 @@ def matrices(n: int = 6) -> list[Matrix]:
         (CODECS[3], (64, 300)),
         (CODECS[5], (20, 100)),
         (CODECS[0], (200, 300)),
-        (NIBBLES, (64, 300)),
+        (CLIPPED, (64, 300)),
     ]
     return [Matrix(f"m{i}", *kinds[i % 5], group_size=300, seed=i) for i in range(n)]
 
@@ -156,12 +174,13 @@ def test_the_budget_holds_and_the_plan_is_what_the_core_does() -> None:
         )
 
 
-def test_matrices_of_a_low_rate_become_nibbles() -> None:
-    matrix = Matrix("m", NIBBLES, (64, 3000), 3000)
-    assert matrix.coded.form == "nibbles"
+@pytest.mark.parametrize("bits", SPREADS)
+def test_matrices_of_a_low_rate_take_few_bits(bits: int) -> None:
+    matrix = Matrix("m", CLIPPED, (64, 3000), 3000, clipped_bits=bits)
+    assert matrix.coded.form == Form(bits, clipped=True)
     apply(LIBRARY, Residency("expand"))
     assert matrix.is_right()
-    assert stats(LIBRARY).dirty_bytes == matrix.coded.form_bytes < 64 * 3000 * 5 / 8 + 4096
+    assert stats(LIBRARY).dirty_bytes == matrix.coded.form_bytes < 64 * 3000 * (bits + 1) / 8 + 4096
 
 
 def test_lowering_and_trimming_free_at_once() -> None:

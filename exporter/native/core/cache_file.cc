@@ -31,8 +31,9 @@ struct File {
 bool is_copy_of(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_tensor& copy) {
   const tinyqmoe_info& a = coded.info;
   const tinyqmoe_info& b = copy.info;
-  return b.codec == (form == Form::kRaw ? kRaw : kNibbles) && a.rows == b.rows && a.cols == b.cols &&
-         a.level_min == b.level_min && a.n_levels == b.n_levels && b.total_bytes == form_bytes(a, form) &&
+  const bool same_form =
+      form == Form::kRaw ? b.codec == kRaw : b.codec == kClipped && b.code_bits == clipped_bits(form);
+  return same_form && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min && a.n_levels == b.n_levels && b.total_bytes == form_bytes(a, form) &&
          std::memcmp(copy.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
 }
 

@@ -27,7 +27,7 @@ enum class FileResult {
   kBusy,    // another process writes it now
   kFailed,  // it cannot be written, or not read again
   kBadBlob,
-  kNoRoom,  // for the exceptions of nibbles
+  kNoRoom,  // for the exceptions of clipped levels
 };
 
 // Opens and checks the file of a copy in this form; writes it first if it is missing, damaged, of another tensor or of

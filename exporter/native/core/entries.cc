@@ -3,8 +3,8 @@
 #include <new>
 
 #include "bytes.h"
+#include "clipped.h"
 #include "expand.h"
-#include "nibbles.h"
 #include "no_destroy.h"
 #include "residency.h"
 #include "residency_state.h"
@@ -16,19 +16,19 @@ NoDestroy<Manager> g_manager_storage;
 
 // Nanoseconds a weight of a product with one token and one scale a row, as `python benchmarks/residency_speed.py` gives
 // them on one busy core of an AMD EPYC with AVX2. Only the order of what is saved matters. Columns: copies of 2, 4 and 8
-// bits, and of nibbles with exceptions.
-constexpr double kFormNs[4] = {0.060, 0.081, 0.134, 0.103};
-constexpr double kLzwNs[4] = {0.37, 0.56, 0.77, 0.77};
+// bits, and of clipped levels of 4, 5 and 6.
+constexpr double kFormNs[6] = {0.060, 0.081, 0.134, 0.093, 0.106, 0.113};
+constexpr double kLzwNs[6] = {0.37, 0.56, 0.77, 0.77, 0.77, 0.77};
 constexpr double kBase3Ns = 0.088;
-constexpr double kNibbleBits = 4.0 + 16.0 / kWeightsPerException;
+constexpr double kExceptionBits = 8.0 * kExceptionBytes / kWeightsPerBlock;
 
 double gain_of(const tinyqmoe_info& info, Form form) {
   if (info.codec == kRaw) return 0.0;
-  const uint32_t bits = raw_bits(info.n_levels);
-  const bool nibbles = form == Form::kNibbles;
-  const uint32_t column = nibbles ? 3 : bits == 2 ? 0 : bits == 4 ? 1 : 2;
+  const bool clipped = form != Form::kRaw;
+  const uint32_t bits = clipped ? clipped_bits(form) : raw_bits(info.n_levels);
+  const uint32_t column = clipped ? bits - 1 : bits == 2 ? 0 : bits == 4 ? 1 : 2;
   const double coded = info.codec == kBase3 ? kBase3Ns : kLzwNs[column];
-  return (coded - kFormNs[column]) * 8 / (nibbles ? kNibbleBits : bits);
+  return (coded - kFormNs[column]) * 8 / (bits + (clipped ? kExceptionBits : 0.0));
 }
 
 // By gain, behind those that save as much.
@@ -85,9 +85,9 @@ void remove_entry(Entry* entry, Garbage* garbage) {
 
 Manager& g_manager = g_manager_storage.value;
 
-void take_raw_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage) {
+void take_wider_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage) {
   take_out(entry);
-  set_form(entry, coded, Form::kRaw);
+  set_form(entry, coded, wider_form(coded, entry->form));
   insert(entry);
   plan_budget(garbage);
 }

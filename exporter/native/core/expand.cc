@@ -5,13 +5,15 @@
 #include <new>
 
 #include "bytes.h"
+#include "clipped.h"
 #include "crc32.h"
-#include "nibbles.h"
 #include "pages.h"
 #include "rows.h"
 
 namespace tinyqmoe {
 namespace {
+
+constexpr Form kClippedForms[] = {Form::kClipped4, Form::kClipped5, Form::kClipped6};
 
 constexpr uint64_t kPartBytes = 1 << 17;  // of rows that a thread makes at a time; they stay in its second cache
 
@@ -26,10 +28,10 @@ struct Shape {
   uint64_t total;
 
   Shape(const tinyqmoe_info& info, Form form)
-      : codec(form == Form::kRaw ? kRaw : kNibbles),
-        bits(form == Form::kRaw ? raw_bits(info.n_levels) : 4),
-        row_bytes(form == Form::kRaw ? (uint64_t{info.cols} * bits + 7) / 8 : nibble_row_bytes(info.cols)),
-        index_bytes(form == Form::kRaw ? 0 : nibble_index_bytes(info)),
+      : codec(form == Form::kRaw ? kRaw : kClipped),
+        bits(form == Form::kRaw ? raw_bits(info.n_levels) : clipped_bits(form)),
+        row_bytes(form == Form::kRaw ? (uint64_t{info.cols} * bits + 7) / 8 : clipped_row_bytes(info.cols, bits)),
+        index_bytes(form == Form::kRaw ? 0 : clipped_index_bytes(info)),
         payload(round_up(kHeaderBytes + index_bytes, 64)),
         payload_end(payload + info.rows * row_bytes),
         total(round_up(payload_end + 16, 64)) {}
@@ -49,8 +51,8 @@ struct Part {
   uint32_t raw_crc;
   uint64_t coded_bytes;
   uint64_t raw_bytes;
-  uint64_t n_exceptions;
-  std::unique_ptr<uint16_t[]> exceptions;
+  uint64_t n_exceptions;  // blocks of them
+  std::unique_ptr<uint8_t[]> exceptions;
 };
 
 // Expands a tensor in parts, which are whole tiles.
@@ -138,7 +140,7 @@ class Expansion {
   }
 
   tinyqmoe_status decode(uint32_t begin, uint32_t n_rows, uint8_t* out, Part* part) const {
-    if (shape_.codec == kNibbles) return split(begin, n_rows, out, part);
+    if (shape_.codec == kClipped) return clip(begin, n_rows, out, part);
     if (shape_.bits < 8) return pack(begin, n_rows, out);
     RowCursor cursor(coded_, begin);
     return expand_rows(coded_, *kernels_for(TINYQMOE_ISA_AUTO), &cursor, n_rows, {0, out, shape_.row_bytes});
@@ -154,30 +156,26 @@ class Expansion {
     });
   }
 
-  // Nibbles, and what they leave of the part.
-  tinyqmoe_status split(uint32_t begin, uint32_t n_rows, uint8_t* out, Part* part) const {
-    const uint64_t room = exception_room(coded_.info);
-    const std::unique_ptr<uint16_t[]> found(new (std::nothrow) uint16_t[std::min(room, most_exceptions(n_rows))]);
-    NibbleMaker maker(coded_.info, found.get(), std::min(room, most_exceptions(n_rows)));
-    if (found == nullptr || !maker.is_ready()) return TINYQMOE_OUT_OF_MEMORY;
-    const uint64_t stride = round_up(coded_.info.cols, kNibbleColumns);
+  // Clipped rows, and the part's exceptions.
+  tinyqmoe_status clip(uint32_t begin, uint32_t n_rows, uint8_t* out, Part* part) const {
+    const uint64_t most = n_rows * ((uint64_t{coded_.info.cols} + kExceptions - 1) / kExceptions);
+    const uint64_t room = std::min(exception_room(coded_.info), most);
+    const std::unique_ptr<uint8_t[]> found(new (std::nothrow) uint8_t[room * kExceptionBytes]);
+    if (found == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+    ClippedMaker maker(coded_.info, shape_.bits, found.get(), room);
+    const uint64_t stride = round_up(coded_.info.cols, kClippedColumns);
     const tinyqmoe_status status = for_rows(begin, n_rows, stride, [&](uint32_t r, const uint8_t* offsets) {
-      maker.add(offsets, out + uint64_t{r} * shape_.row_bytes);
-      if ((r + 1) % kNibbleRows != 0 && r + 1 != n_rows) return true;
-      if (!maker.end_tile()) return false;
-      store(end_of_tile(begin + r), static_cast<uint32_t>(maker.n_exceptions()));
+      if (!maker.add(offsets, out + uint64_t{r} * shape_.row_bytes)) return false;
+      store(end_of_tile(begin + r), static_cast<uint32_t>(maker.n_blocks()));
       return true;
     });
     if (status != TINYQMOE_OK) return status;
-    part->n_exceptions = maker.n_exceptions();
-    part->exceptions.reset(new (std::nothrow) uint16_t[part->n_exceptions]);
+    part->n_exceptions = maker.n_blocks();
+    part->exceptions.reset(new (std::nothrow) uint8_t[part->n_exceptions * kExceptionBytes]);
     if (part->exceptions == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-    std::copy_n(found.get(), part->n_exceptions, part->exceptions.get());
+    std::copy_n(found.get(), part->n_exceptions * kExceptionBytes, part->exceptions.get());
     return TINYQMOE_OK;
   }
-
-  // Of so many rows, those between included.
-  uint64_t most_exceptions(uint64_t n_rows) const { return n_rows * coded_.info.cols + coded_.info.cols; }
 
   // each(row from begin on, its offsets), of which there are `stride`. BUFFER_TOO_SMALL: one returned false.
   template <typename Each>
@@ -197,8 +195,8 @@ class Expansion {
     return TINYQMOE_OK;
   }
 
-  // In the index of nibbles, where the exceptions of a row's tile end.
-  uint8_t* end_of_tile(uint32_t row) const { return index_ + (uint64_t{row / kNibbleRows} + 1) * sizeof(uint32_t); }
+  // In the index of clipped rows, where the exceptions of a row's tile end.
+  uint8_t* end_of_tile(uint32_t row) const { return index_ + (uint64_t{row / kClippedRows} + 1) * sizeof(uint32_t); }
 
   // What the parts say together. Of damage the payload's CRC tells first.
   tinyqmoe_status put_together(bool* written) {
@@ -214,7 +212,7 @@ class Expansion {
       raw_crc_ = crc_of_both(raw_crc_, part.raw_crc, part.raw_bytes);
     }
     if (coded_crc != load<uint32_t>(coded_.header + 52)) return TINYQMOE_BAD_PAYLOAD_CRC;
-    return status == TINYQMOE_OK && shape_.codec == kNibbles ? join_exceptions() : status;
+    return status == TINYQMOE_OK && shape_.codec == kClipped ? join_exceptions() : status;
   }
 
   tinyqmoe_status join_exceptions() {
@@ -225,11 +223,12 @@ class Expansion {
       const Part& part = parts_[i];
       if (part.n_exceptions > room - n) return TINYQMOE_BUFFER_TOO_SMALL;
       const uint32_t begin = static_cast<uint32_t>(i) * part_rows_;
-      for (uint32_t row = begin; row < begin + std::min(part_rows_, rows - begin); row += kNibbleRows) {
-        store(end_of_tile(row), static_cast<uint32_t>(load<uint32_t>(end_of_tile(row)) + n));
+      for (uint32_t row = begin; row < begin + std::min(part_rows_, rows - begin); row += kClippedRows) {
+        uint8_t* const end = end_of_tile(row);
+        store(end, static_cast<uint32_t>(load<uint32_t>(end) + n));
       }
-      uint8_t* const out = index_ + nibble_begins_bytes(rows) + n * sizeof(uint16_t);
-      std::memcpy(out, part.exceptions.get(), part.n_exceptions * sizeof(uint16_t));
+      uint8_t* const out = index_ + clipped_begins_bytes(rows) + n * kExceptionBytes;
+      std::memcpy(out, part.exceptions.get(), part.n_exceptions * kExceptionBytes);
       n += part.n_exceptions;
     }
     return TINYQMOE_OK;
@@ -248,7 +247,19 @@ class Expansion {
 
 }  // namespace
 
-Form form_of(const tinyqmoe_info& coded) { return suits_nibbles(coded) ? Form::kNibbles : Form::kRaw; }
+Form form_of(const tinyqmoe_info& coded) {
+  for (const Form form : kClippedForms) {
+    if (suits_clipped(coded, clipped_bits(form))) return form;
+  }
+  return Form::kRaw;
+}
+
+Form wider_form(const tinyqmoe_info& coded, Form form) {
+  for (const Form wider : kClippedForms) {
+    if (wider > form && coded.n_levels > clipped_levels(clipped_bits(wider))) return wider;
+  }
+  return Form::kRaw;
+}
 
 uint32_t raw_bits(uint32_t n_levels) { return n_levels <= 4 ? 2 : n_levels <= 16 ? 4 : 8; }
 

@@ -93,7 +93,7 @@ tinyqmoe_status expand_into_memory(Entry* entry, const tinyqmoe_tensor& coded, c
     keep(entry, copy, entry->wanted, &garbage);
   } else if (status == TINYQMOE_BUFFER_TOO_SMALL) {
     g_manager.stats.dirty_bytes -= entry->copy_bytes;
-    take_raw_form(entry, coded.info, &garbage);
+    take_wider_form(entry, coded.info, &garbage);
     return status;
   } else {
     g_manager.stats.dirty_bytes -= entry->copy_bytes;
@@ -121,7 +121,7 @@ tinyqmoe_status expand_into_file(Entry* entry, const tinyqmoe_tensor& coded, con
     entry->damage = TINYQMOE_OK;
     keep(entry, copy, same_folder && !entry->wanted, &garbage);
   } else if (result == FileResult::kNoRoom) {
-    take_raw_form(entry, coded.info, &garbage);
+    take_wider_form(entry, coded.info, &garbage);
     return TINYQMOE_BUFFER_TOO_SMALL;
   } else if (result != FileResult::kBusy && same_folder) {
     entry->bad = result == FileResult::kBadBlob;

@@ -5,8 +5,10 @@
 #ifndef TINYQMOE_CORE_KERNELS_H_
 #define TINYQMOE_CORE_KERNELS_H_
 
+#include <algorithm>
 #include <cstdint>
 
+#include "bytes.h"
 #include "dictionary.h"
 #include "tinyqmoe/tinyqmoe.h"
 
@@ -55,22 +57,69 @@ struct DotTask {
 
 constexpr uint32_t kBatchRows = 16;
 
-// Rows of nibbles lie in blocks: byte i has the offset of column i in its lower half, and of column kNibbleBlock + i in its
-// upper one.
-constexpr uint32_t kNibbleBlock = 32;
-constexpr uint32_t kNibbleColumns = 2 * kNibbleBlock;
+// Rows of clipped offsets lie in blocks: kClippedLower bytes of the lower 4 bits of each column, and then of the bits above,
+// if any, 8 bytes for each bit. Of n bytes, byte i has the columns i, i + n, i + 2n and so on, from its lowest bits up.
+constexpr uint32_t kClippedColumns = 64;
+constexpr uint32_t kClippedLower = kClippedColumns / 2;
 
-// Rows of nibbles times one token.
-struct NibbleTask {
-  const uint8_t* nibbles;
-  uint64_t row_bytes;  // from a row to the next
-  uint32_t n_rows;
-  uint32_t n_blocks;   // of a row
-  X16 x;
-  int64_t* sums;       // [n_rows], of offset * x
+// Bytes of a block.
+constexpr uint32_t clipped_block(uint32_t bits) { return kClippedColumns / 8 * bits; }
 
-  const uint8_t* row(uint32_t r) const { return nibbles + r * row_bytes; }
+// Clipped rows have their exceptions in tiles, of which each is a list of blocks. A block has kExceptions exceptions of one
+// row: their columns, uint16, their differences, int8, and a byte that is the row in the tile.
+constexpr uint32_t kClippedRows = 16;  // of a tile
+constexpr uint32_t kExceptions = 8;
+constexpr uint32_t kDifferences = kExceptions * sizeof(uint16_t);     // where those of a block begin
+constexpr uint32_t kExceptionBytes = kDifferences + kExceptions + 1;  // of a block
+
+struct Exceptions {
+  const uint8_t* block;
+  const uint8_t* end;
+
+  bool any() const { return block < end; }
+  void next() { block += kExceptionBytes; }
+  uint32_t row() const { return block[kExceptionBytes - 1] % kClippedRows; }
+
+  // Of exception i of the block.
+  uint32_t column(uint32_t i) const { return load<uint16_t>(block + sizeof(uint16_t) * i); }
+  int32_t difference(uint32_t i) const { return static_cast<int8_t>(block[kDifferences + i]); }
 };
+
+// Rows of one tile times one token.
+struct ClippedTask {
+  const uint8_t* rows;
+  uint64_t row_bytes;     // from a row to the next
+  Exceptions exceptions;  // of the whole tile
+  uint32_t bits;          // 4, 5 or 6
+  uint32_t first_row;     // in the tile
+  uint32_t n_rows;
+  uint32_t cols;
+  X16 x;
+  int64_t* sums;          // [n_rows], of offset * x
+
+  const uint8_t* row(uint32_t r) const { return rows + r * row_bytes; }
+  uint32_t n_blocks() const { return (cols + kClippedColumns - 1) / kClippedColumns; }
+};
+
+using ClippedKernel = void (*)(const ClippedTask& task);
+
+// Runs the kernel of so many bits as a task has.
+inline void run_clipped(const ClippedTask& task, ClippedKernel four, ClippedKernel five, ClippedKernel six) {
+  (task.bits == 4 ? four : task.bits == 5 ? five : six)(task);
+}
+
+// sum(difference * x) of the exceptions of each row of the tile. A column past the last one, which only a damaged file has,
+// is read as the last.
+inline void dot_exceptions_plain(const ClippedTask& task, int64_t sums[kClippedRows]) {
+  std::fill_n(sums, kClippedRows, 0);
+  for (Exceptions at = task.exceptions; at.any(); at.next()) {
+    int32_t of_block = 0;
+    for (uint32_t i = 0; i < kExceptions; ++i) {
+      of_block += at.difference(i) * task.x.whole[std::min(at.column(i), task.cols - 1)];
+    }
+    sums[at.row()] += of_block;
+  }
+}
 
 // Up to kBatchRows rows times some tokens.
 struct BatchTask {
@@ -109,8 +158,11 @@ struct Kernels {
   // sum(offset * x) over n_blocks whole blocks of a base-3 row, x from the first one's columns on. Null: decoded first.
   int64_t (*dot_base3)(const uint8_t* packed, uint32_t n_blocks, const X16& x);
 
-  // sum(offset * x) of each row over whole blocks.
-  void (*dot_nibbles)(const NibbleTask& task);
+  // What a clipped row stores, plus bias, to out[0..cols).
+  void (*unpack_clipped)(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out);
+
+  // sum(offset * x) of each clipped row, its exceptions included.
+  ClippedKernel dot_clipped;
 
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);
@@ -144,8 +196,9 @@ const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();
 const Kernels* simd128_kernels();
 
-// Of the tables without a `pack` of their own.
+// Of the tables without one of their own.
 void pack_plain(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
+void unpack_clipped_plain(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_KERNELS_H_

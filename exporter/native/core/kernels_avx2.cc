@@ -16,9 +16,6 @@ namespace tinyqmoe {
 namespace avx2 {
 namespace {
 
-// Sums of two products, int16, to sums of four, int32.
-AVX2_INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
-
 // As sum8, where the sum may need more than 32 bits.
 AVX2_INLINE int64_t sum8_wide(__m256i lanes) {
   const __m256i halves = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes)),
@@ -35,9 +32,6 @@ AVX2_INLINE __m256i dot16(const uint8_t* offsets, const int16_t* x) {
 // How many results of dot16 a lane can hold.
 constexpr uint32_t kWideSteps = 128;
 static_assert(int64_t{kWideSteps} * 2 * 255 * kMostActivation <= INT32_MAX);
-
-// How many sums of two products of an offset and an element of a plane an int16 can hold; 0 for more than 128 levels.
-constexpr uint32_t int16_steps(uint32_t n_levels) { return 32767 / (2 * 128 * (n_levels - 1)); }
 
 // ---- packed offsets ----
 
@@ -68,32 +62,6 @@ AVX2 int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int
 int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
   const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
   return kernel(packed, n_blocks, packed_x);
-}
-
-// ---- nibbles ----
-
-// One row after the other: two of them side by side took twice as long.
-AVX2 void dot_nibbles(const NibbleTask& task) {
-  constexpr uint32_t kBlocksPerFlush = int16_steps(16) / 2;
-  for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* nibbles = task.row(r);
-    const int8_t *x_high = task.x.high, *x_low = task.x.low;
-    __m256i high = _mm256_setzero_si256(), low = _mm256_setzero_si256();
-    for (uint32_t block = 0; block < task.n_blocks;) {
-      const uint32_t end = std::min(task.n_blocks, block + kBlocksPerFlush);
-      __m256i high_pairs = _mm256_setzero_si256(), low_pairs = _mm256_setzero_si256();
-      for (; block < end; ++block, nibbles += 32, x_high += 64, x_low += 64) {
-        const __m256i v = load32(nibbles), first = plane<4>(v, 0), second = plane<4>(v, 1);
-        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(first, load32(x_high)));
-        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(first, load32(x_low)));
-        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(second, load32(x_high + 32)));
-        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(second, load32(x_low + 32)));
-      }
-      high = _mm256_add_epi32(high, widen(high_pairs));
-      low = _mm256_add_epi32(low, widen(low_pairs));
-    }
-    task.sums[r] = 256 * int64_t{sum8(high)} + sum8(low);
-  }
 }
 
 // ---- base 3 ----
@@ -331,9 +299,9 @@ const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
-      avx2::dot_base3,      avx2::dot_nibbles,          avx2::dot,
-      multiply_tiles<avx2::Tile>, avx2::dot_f32,        avx2::abs_max_bits,
-      avx2::quantize};
+      avx2::dot_base3,      avx2::unpack_clipped,       avx2::dot_clipped,
+      avx2::dot,            multiply_tiles<avx2::Tile>, avx2::dot_f32,
+      avx2::abs_max_bits,   avx2::quantize};
   return &kernels;
 }
 

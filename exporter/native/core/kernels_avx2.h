@@ -5,6 +5,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "kernels.h"
 
 #define AVX2 __attribute__((target("avx2")))
@@ -25,6 +27,9 @@ AVX2_INLINE int32_t sum8(__m256i lanes) {
   return _mm_cvtsi128_si32(v);
 }
 
+// Sums of two products, int16, to sums of four, int32.
+AVX2_INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+
 AVX2_INLINE uint8_t largest_of(__m256i v) {
   // The largest byte is the smallest of the complements; minpos finds the smallest of eight 16-bit words.
   const __m128i all = _mm_max_epu8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -32,6 +37,9 @@ AVX2_INLINE uint8_t largest_of(__m256i v) {
   const __m128i smaller = _mm_min_epu8(complement, _mm_srli_epi16(complement, 8));
   return static_cast<uint8_t>(~_mm_cvtsi128_si32(_mm_minpos_epu16(smaller)));
 }
+
+// How many sums of two products of an offset and an element of a plane an int16 can hold; 0 for more than 128 levels.
+constexpr uint32_t int16_steps(uint32_t n_levels) { return 32767 / (2 * 128 * (n_levels - 1)); }
 
 // Plane k of packed bytes: the offsets at bits k * kBits of each byte.
 template <uint32_t kBits>
@@ -59,6 +67,32 @@ AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
   store32(sums, _mm256_add_epi64(load32(sums), _mm256_cvtepi32_epi64(four)));
 }
 
+// As dot_exceptions_plain. Activations are collected for eight differences at once. Columns are bounded in a register: a
+// file that is mapped can change between two looks at it.
+AVX2_INLINE void dot_exceptions(const ClippedTask& task, int64_t sums[kClippedRows]) {
+  constexpr int64_t kBlocksPerFlush = 128;
+  static_assert(kBlocksPerFlush * 4 * 128 * kMostActivation <= INT32_MAX);  // of two lanes
+  const __m128i last = _mm_set1_epi16(static_cast<int16_t>(task.cols - 1));
+  std::fill_n(sums, kClippedRows, 0);
+  for (Exceptions at = task.exceptions; at.any();) {
+    __m128i lanes[kClippedRows] = {};
+    const uint8_t* const end = at.block + std::min<int64_t>(at.end - at.block, kBlocksPerFlush * kExceptionBytes);
+    for (; at.block < end; at.next()) {
+      uint16_t columns[kExceptions];
+      int16_t x[kExceptions];
+      store16(columns, _mm_min_epu16(load16(at.block), last));
+      for (uint32_t i = 0; i < kExceptions; ++i) x[i] = task.x.whole[columns[i]];
+      const __m128i differences = _mm_cvtepi8_epi16(_mm_cvtsi64_si128(load<int64_t>(at.block + kDifferences)));
+      __m128i* const to = lanes + at.row();
+      *to = _mm_add_epi32(*to, _mm_madd_epi16(differences, load16(x)));
+    }
+    for (uint32_t r = 0; r < kClippedRows; ++r) {
+      const __m128i halves = _mm_add_epi32(lanes[r], _mm_shuffle_epi32(lanes[r], 0x4E));
+      sums[r] += int64_t{_mm_cvtsi128_si32(halves)} + _mm_extract_epi32(halves, 1);
+    }
+  }
+}
+
 // Of the table of kernels.h, for rows without products; kernels_avx2_rows.cc.
 tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
                                uint8_t* out, uint64_t stride);
@@ -66,6 +100,10 @@ uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t
 uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t bias, uint8_t* out);
 void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
 void pack_x(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
+
+// Of clipped rows; kernels_avx2_clipped.cc.
+void unpack_clipped(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out);
+void dot_clipped(const ClippedTask& task);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);

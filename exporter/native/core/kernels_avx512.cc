@@ -43,19 +43,40 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
-AVX512 void dot_nibbles(const NibbleTask& task) {
-  for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* const row = task.row(r);
-    __m512i high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
-    for (uint32_t block = 0; block < task.n_blocks; ++block) {
-      const __m256i v = avx2::load32(row + block * kNibbleBlock);
-      const __m512i offsets =
-          _mm512_maskz_inserti64x4(0xFF, twice(avx2::plane<4>(v, 0)), avx2::plane<4>(v, 1), 1);
-      high = _mm512_dpbusd_epi32(high, offsets, _mm512_loadu_si512(task.x.high + block * kNibbleColumns));
-      low = _mm512_dpbusd_epi32(low, offsets, _mm512_loadu_si512(task.x.low + block * kNibbleColumns));
-    }
-    task.sums[r] = 256 * int64_t{sum16(high)} + sum16(low);
+// The upper bits of a block at their place in its offsets. Each 8 or 16 of them are rotated by themselves.
+template <uint32_t kBits>
+AVX512 __m512i upper_bits(const uint8_t* upper) {
+  if (kBits == 4) return _mm512_setzero_si512();
+  if (kBits == 5) {
+    const __m512i places = _mm512_setr_epi64(60, 61, 62, 63, 0, 1, 2, 3);
+    const __m512i rotated = _mm512_maskz_rorv_epi64(0xFF, _mm512_set1_epi64(load<int64_t>(upper)), places);
+    return _mm512_and_si512(rotated, _mm512_set1_epi8(0x10));
   }
+  const __m512i places = _mm512_setr_epi64(60, 60, 62, 62, 0, 0, 2, 2);
+  const __m512i all = _mm512_maskz_broadcast_i32x4(0xFFFF, avx2::load16(upper));
+  return _mm512_and_si512(_mm512_maskz_rorv_epi64(0xFF, all, places), _mm512_set1_epi8(0x30));
+}
+
+template <uint32_t kBits>
+AVX512 void dot_clipped_bits(const ClippedTask& task) {
+  int64_t of_exceptions[kClippedRows];
+  avx2::dot_exceptions(task, of_exceptions);
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* row = task.row(r);
+    __m512i high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < task.cols; i += kClippedColumns, row += clipped_block(kBits)) {
+      const __m256i v = avx2::load32(row);
+      const __m512i lower = _mm512_maskz_inserti64x4(0xFF, twice(avx2::plane<4>(v, 0)), avx2::plane<4>(v, 1), 1);
+      const __m512i offsets = _mm512_or_si512(lower, upper_bits<kBits>(row + kClippedLower));
+      high = _mm512_dpbusd_epi32(high, offsets, _mm512_loadu_si512(task.x.high + i));
+      low = _mm512_dpbusd_epi32(low, offsets, _mm512_loadu_si512(task.x.low + i));
+    }
+    task.sums[r] = 256 * int64_t{sum16(high)} + sum16(low) + of_exceptions[task.first_row + r];
+  }
+}
+
+void dot_clipped(const ClippedTask& task) {
+  run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
 AVX512 void dot(DotTask* task) {
@@ -127,9 +148,9 @@ const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
-      avx2::dot_base3,      avx512::dot_nibbles,          avx512::dot,
-      multiply_tiles<avx512::Tile>, avx2::dot_f32,        avx2::abs_max_bits,
-      avx2::quantize};
+      avx2::dot_base3,      avx2::unpack_clipped,         avx512::dot_clipped,
+      avx512::dot,          multiply_tiles<avx512::Tile>, avx2::dot_f32,
+      avx2::abs_max_bits,   avx2::quantize};
   return &kernels;
 }
 

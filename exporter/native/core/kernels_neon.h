@@ -143,23 +143,43 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
-TARGET void dot_nibbles(const NibbleTask& task) {
+// ---- clipped rows ----
+
+// The upper bits of the columns 16 * part on of a block, at their place in offsets.
+template <uint32_t kBits>
+inline uint8x16_t upper_bits(const uint8_t* upper, int part) {
+  if (kBits == 4) return vdupq_n_u8(0);
+  if (kBits == 6) {
+    const int8x16_t places = vdupq_n_s8(static_cast<int8_t>(4 - 2 * part));
+    return vandq_u8(vshlq_u8(vld1q_u8(upper), places), vdupq_n_u8(0x30));
+  }
+  const int8x8_t place = vdup_n_s8(static_cast<int8_t>(4 - 2 * part));
+  const int8x16_t places = vcombine_s8(place, vsub_s8(place, vdup_n_s8(1)));
+  const uint8x8_t v = vld1_u8(upper);
+  return vandq_u8(vshlq_u8(vcombine_u8(v, v), places), vdupq_n_u8(0x10));
+}
+
+template <uint32_t kBits>
+TARGET void dot_clipped_bits(const ClippedTask& task) {
+  int64_t of_exceptions[kClippedRows];
+  dot_exceptions_plain(task, of_exceptions);
   for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* const row = task.row(r);
+    const uint8_t* row = task.row(r);
     PlaneSums sums[2];
-    for (uint32_t block = 0; block < task.n_blocks; ++block) {
-      const int8_t* const x_high = task.x.high + block * kNibbleColumns;
-      const int8_t* const x_low = task.x.low + block * kNibbleColumns;
-      for (uint32_t h = 0; h < 2; ++h) {
-        const uint8x16_t v = vld1q_u8(row + block * kNibbleBlock + 16 * h);
-        for (uint32_t k = 0; k < 2; ++k) {
-          const uint32_t at = kNibbleBlock * k + 16 * h;
-          sums[h].add(vreinterpretq_s8_u8(plane<4>(v, static_cast<int>(k))), x_high + at, x_low + at);
-        }
+    for (uint32_t i = 0; i < task.cols; i += kClippedColumns, row += clipped_block(kBits)) {
+      for (int part = 0; part < 4; ++part) {
+        const uint8x16_t lower = plane<4>(vld1q_u8(row + 16 * (part % 2)), part / 2);
+        const uint8x16_t offsets = vorrq_u8(lower, upper_bits<kBits>(row + kClippedLower, part));
+        const uint32_t at = i + 16 * static_cast<uint32_t>(part);
+        sums[part % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + at, task.x.low + at);
       }
     }
-    task.sums[r] = sums[0].sum() + sums[1].sum();
+    task.sums[r] = sums[0].sum() + sums[1].sum() + of_exceptions[task.first_row + r];
   }
+}
+
+void dot_clipped(const ClippedTask& task) {
+  run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
 // ---- products ----
@@ -251,8 +271,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
-  return {expand_phrases, expand_base3, unpack,    pack_plain, nullptr,      dot_packed, nullptr,
-          dot_nibbles,    dot,          dot_batch, dot_f32,    abs_max_bits, quantize};
+  return {expand_phrases,       expand_base3, unpack, pack_plain, nullptr, dot_packed,   nullptr,
+          unpack_clipped_plain, dot_clipped,  dot,    dot_batch,  dot_f32, abs_max_bits, quantize};
 }
 
 }  // namespace

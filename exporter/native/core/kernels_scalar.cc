@@ -1,5 +1,6 @@
 // Plain C++: the yardstick of the other kernels.
 #include <algorithm>
+#include <cstring>
 
 #include "phrases.h"
 
@@ -63,17 +64,35 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return sum;
 }
 
-void dot_nibbles(const NibbleTask& task) {
-  for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* nibbles = task.row(r);
-    const int16_t* x = task.x.whole;
-    int64_t sum = 0;
-    for (uint32_t block = 0; block < task.n_blocks; ++block, nibbles += kNibbleBlock, x += kNibbleColumns) {
-      for (uint32_t i = 0; i < kNibbleBlock; ++i) {
-        sum += (nibbles[i] & 15) * x[i] + (nibbles[i] >> 4) * x[kNibbleBlock + i];
-      }
+// Adds what these bits say to a block of offsets.
+template <uint32_t kBits>
+void unpack_upper(const uint8_t* upper, uint8_t block[kClippedColumns]) {
+  constexpr uint32_t n = 8 * kBits, mask = (1u << kBits) - 1;
+  for (uint32_t k = 0; k < kClippedColumns / n; ++k) {
+    for (uint32_t i = 0; i < n; ++i) {
+      block[k * n + i] = static_cast<uint8_t>(block[k * n + i] + ((upper[i] >> (k * kBits) & mask) << 4));
     }
-    task.sums[r] = sum;
+  }
+}
+
+// Of a column of a block.
+uint8_t clipped_offset(const uint8_t* block, uint32_t bits, uint32_t column) {
+  const uint32_t lower = block[column % kClippedLower] >> (column / kClippedLower * 4) & 15;
+  const uint32_t upper_bits = bits - 4, n = 8 * upper_bits;
+  if (n == 0) return static_cast<uint8_t>(lower);
+  const uint32_t upper = block[kClippedLower + column % n] >> (column / n * upper_bits) & ((1u << upper_bits) - 1);
+  return static_cast<uint8_t>(lower | upper << 4);
+}
+
+void dot_clipped(const ClippedTask& task) {
+  int64_t of_exceptions[kClippedRows];
+  dot_exceptions_plain(task, of_exceptions);
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    task.sums[r] = of_exceptions[task.first_row + r];
+    for (uint32_t i = 0; i < task.cols; ++i) {
+      const uint8_t* const block = task.row(r) + i / kClippedColumns * clipped_block(task.bits);
+      task.sums[r] += clipped_offset(block, task.bits, i % kClippedColumns) * task.x.whole[i];
+    }
   }
 }
 
@@ -112,8 +131,9 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   }
 }
 
-constexpr Kernels kScalar = {expand_phrases, expand_base3, unpack,  pack_plain, nullptr, dot_packed,  nullptr,
-                             dot_nibbles,    dot,          nullptr, dot_f32,    abs_max_bits, quantize};
+constexpr Kernels kScalar = {
+    expand_phrases,       expand_base3, unpack, pack_plain, nullptr, dot_packed,   nullptr,
+    unpack_clipped_plain, dot_clipped,  dot,    nullptr,    dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 
@@ -130,6 +150,19 @@ void pack_plain(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* pack
       const uint16_t two = load<uint16_t>(offsets + 2 * i);
       packed[i] = static_cast<uint8_t>(two | two >> 4);
     }
+  }
+}
+
+void unpack_clipped_plain(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out) {
+  for (uint32_t begin = 0; begin < cols; begin += kClippedColumns, row += clipped_block(bits)) {
+    uint8_t block[kClippedColumns];
+    for (uint32_t i = 0; i < kClippedLower; ++i) {
+      block[i] = static_cast<uint8_t>((row[i] & 15) + bias);
+      block[kClippedLower + i] = static_cast<uint8_t>((row[i] >> 4) + bias);
+    }
+    if (bits == 5) unpack_upper<1>(row + kClippedLower, block);
+    if (bits == 6) unpack_upper<2>(row + kClippedLower, block);
+    std::memcpy(out + begin, block, std::min<uint32_t>(cols - begin, sizeof block));
   }
 }
 

@@ -168,28 +168,61 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   return kernel(packed, n_blocks, packed_x);
 }
 
-// Every 32 columns of a block have two sums, of which no lane overflows in a whole row.
-void dot_nibbles(const NibbleTask& task) {
-  static_assert(int64_t{65536 / kNibbleColumns} * 4 * 15 * kMostActivation <= INT32_MAX);
-  for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* const row = task.row(r);
-    v128_t sums[kQuarters] = {};
-    for (uint32_t block = 0; block < task.n_blocks; ++block) {
-      for (uint32_t h = 0; h < 2; ++h) {
-        const v128_t v = wasm_v128_load(row + block * kNibbleBlock + 16 * h);
-        for (uint32_t k = 0; k < 2; ++k) {
-          const v128_t offsets = plane<4>(v, k);
-          const int16_t* const x = task.x.whole + block * kNibbleColumns + kNibbleBlock * k + 16 * h;
-          const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), wasm_v128_load(x));
-          const v128_t second = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), wasm_v128_load(x + 8));
-          sums[2 * k] = wasm_i32x4_add(sums[2 * k], first);
-          sums[2 * k + 1] = wasm_i32x4_add(sums[2 * k + 1], second);
-        }
-      }
-    }
-    task.sums[r] = 0;
-    for (const v128_t& sum : sums) task.sums[r] += sum4(sum);
+// ---- clipped rows ----
+
+// The upper bits of the columns 16 * part on of a block, at their place in offsets.
+template <uint32_t kBits>
+inline v128_t upper_bits(const uint8_t* upper, uint32_t part) {
+  if (kBits == 4) return wasm_u8x16_const_splat(0);
+  const uint32_t right = 2 * part;  // from bit 4 on, to which it is shifted first
+  if (kBits == 6) {
+    const v128_t v = wasm_v128_load(upper);
+    const v128_t shifted = right < 4 ? wasm_i8x16_shl(v, 4 - right) : wasm_u8x16_shr(v, right - 4);
+    return wasm_v128_and(shifted, wasm_u8x16_const_splat(0x30));
   }
+  const v128_t v = wasm_v128_load64_splat(upper);
+  const v128_t first = right < 4 ? wasm_i8x16_shl(v, 4 - right) : wasm_u8x16_shr(v, right - 4);
+  const v128_t second = right < 4 ? wasm_i8x16_shl(v, 3 - right) : wasm_u8x16_shr(v, right - 3);
+  return wasm_v128_and(wasm_i64x2_shuffle(first, second, 0, 2), wasm_u8x16_const_splat(0x10));
+}
+
+// Adds the products of a block. Each half of its columns has two sums.
+template <uint32_t kBits>
+inline void add_clipped_block(const uint8_t* row, const int16_t* x, v128_t sums[kQuarters]) {
+  for (uint32_t part = 0; part < 4; ++part, x += 16) {
+    const v128_t lower = plane<4>(wasm_v128_load(row + 16 * (part % 2)), part / 2);
+    const v128_t offsets = wasm_v128_or(lower, upper_bits<kBits>(row + kClippedLower, part));
+    const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), wasm_v128_load(x));
+    const v128_t second = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), wasm_v128_load(x + 8));
+    v128_t* const to = sums + part / 2 * 2;
+    to[0] = wasm_i32x4_add(to[0], first);
+    to[1] = wasm_i32x4_add(to[1], second);
+  }
+}
+
+template <uint32_t kBits>
+void dot_clipped_bits(const ClippedTask& task) {
+  constexpr uint32_t kBlocksPerFlush = 256;
+  static_assert(int64_t{kBlocksPerFlush} * 4 * 63 * kMostActivation <= INT32_MAX);
+  int64_t of_exceptions[kClippedRows];
+  dot_exceptions_plain(task, of_exceptions);
+  for (uint32_t r = 0; r < task.n_rows; ++r) {
+    const uint8_t* row = task.row(r);
+    const int16_t* x = task.x.whole;
+    task.sums[r] = of_exceptions[task.first_row + r];
+    for (uint32_t block = 0; block < task.n_blocks();) {
+      const uint32_t end = std::min(task.n_blocks(), block + kBlocksPerFlush);
+      v128_t sums[kQuarters] = {};
+      for (; block < end; ++block, row += clipped_block(kBits), x += kClippedColumns) {
+        add_clipped_block<kBits>(row, x, sums);
+      }
+      for (const v128_t& quarter : sums) task.sums[r] += sum4(quarter);
+    }
+  }
+}
+
+void dot_clipped(const ClippedTask& task) {
+  run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
 // ---- products ----
@@ -317,8 +350,8 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels kSimd128 = {
-    expand_phrases, expand_base3,         unpack,  pack_plain,   nullptr, dot_packed, nullptr, dot_nibbles,
-    dot,            multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
+    expand_phrases,       expand_base3, unpack, pack_plain,           nullptr, dot_packed,   nullptr,
+    unpack_clipped_plain, dot_clipped,  dot,    multiply_tiles<Tile>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace
 

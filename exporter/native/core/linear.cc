@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "activations.h"
-#include "nibbles.h"
+#include "clipped.h"
 #include "product.h"
 
 #if defined(__clang__)
@@ -157,31 +157,24 @@ void multiply_packed(const X16Product& p) {
   }
 }
 
-// Rows of one tile times one token: their nibbles, and then their exceptions, which read the activations in another form.
-void multiply_nibbles(const X16Product& p, uint32_t row, uint32_t n, int32_t level_min) {
-  const uint32_t first = row % kNibbleRows;
-  const uint8_t* const nibbles = p.tensor.payload + row * p.tensor.row_bytes;
-  Exceptions exceptions(p.tensor, row);
-  float y[kNibbleRows] = {};
-  for (uint32_t g = 0; g < p.n_groups; ++g) {
-    const uint32_t begin = g * p.group_size, end = p.group_end(g);
-    const uint32_t n_blocks = (end - begin + kNibbleColumns - 1) / kNibbleColumns;
-    int64_t sums[kNibbleRows] = {};  // of the whole tile
-    p.kernels.dot_nibbles({nibbles + begin / 2, p.tensor.row_bytes, n, n_blocks, p.x(0).from(begin), sums + first});
-    exceptions.add_to(end, p.x(0).whole, sums);
-    const int64_t correction = level_min * int64_t{p.x_sum(0, g)};
-    for (uint32_t r = 0; r < n; ++r) p.add_group(p.scale(row + r, g), 0, sums[first + r] + correction, y + r);
-  }
-  for (uint32_t r = 0; r < n; ++r) p.store_row(row + r, 0, y[r]);
-}
-
-// One token, groups that end on blocks.
-void multiply_nibbles(const X16Product& p) {
-  const int32_t level_min = p.tensor.info.level_min + nibble_base(p.tensor.info);
-  for (uint32_t row = p.row_begin; row < p.row_end;) {
-    const uint32_t n = std::min(kNibbleRows - row % kNibbleRows, p.row_end - row);
-    multiply_nibbles(p, row, n, level_min);
-    row += n;
+// One token, one group.
+void multiply_clipped(const X16Product& p) {
+  const uint32_t bits = p.tensor.info.code_bits;
+  const int64_t level_min = p.tensor.info.level_min + clipped_base(p.tensor.info, bits);
+  const int64_t correction = level_min * p.x_sum(0, 0);
+  const X16 x = p.x(0);
+  int64_t sums[kClippedRows];
+  for (uint32_t row = p.row_begin, n; row < p.row_end; row += n) {
+    const uint32_t first = row % kClippedRows;
+    n = std::min(kClippedRows - first, p.row_end - row);
+    const uint8_t* const rows = p.tensor.payload + row * p.tensor.row_bytes;
+    p.kernels.dot_clipped(
+        {rows, p.tensor.row_bytes, exceptions_of(p.tensor, row), bits, first, n, p.cols(), x, sums});
+    for (uint32_t r = 0; r < n; ++r) {
+      float y = 0.0f;
+      p.add_group(p.scale(row + r, 0), 0, sums[r] + correction, &y);
+      p.store_row(row + r, 0, y);
+    }
   }
 }
 
@@ -231,8 +224,8 @@ tinyqmoe_status multiply_x16(X16Product* p) {
     return TINYQMOE_OK;
   }
   const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
-  if (info.codec == kNibbles && p->n_tokens == 1 && (p->n_groups == 1 || p->group_size % kNibbleColumns == 0)) {
-    multiply_nibbles(*p);
+  if (info.codec == kClipped && p->n_tokens == 1 && p->n_groups == 1) {
+    multiply_clipped(*p);
     return TINYQMOE_OK;
   }
   if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !whole_blocks) return multiply_blocks(*p);

@@ -3,7 +3,7 @@
 #include <new>
 
 #include "bytes.h"
-#include "nibbles.h"
+#include "clipped.h"
 #include "residency.h"
 #include "rows.h"
 #include "tensor.h"
@@ -23,8 +23,8 @@ tinyqmoe_status check_alphabet(const tinyqmoe_info& info, uint32_t core_first, u
   bool fits = n_levels >= 2 && n_levels <= 256 && range;
   if (info.codec == kLzw) {
     fits &= n_core >= 1 && uint64_t{core_first} + n_core <= n_levels;
-  } else if (info.codec == kNibbles) {
-    fits &= n_levels > kNibbleLevels && core_first == 0 && n_core == 0;
+  } else if (info.codec == kClipped) {
+    fits &= n_levels > clipped_levels(info.code_bits) && core_first == 0 && n_core == 0;
   } else {
     const uint32_t limit = info.codec == kBase3 ? 3 : 1u << info.code_bits;
     fits &= n_levels <= limit && (info.codec == kRaw || n_levels == 3) && core_first == 0 && n_core == 0;
@@ -47,7 +47,7 @@ tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape) {
 
 uint64_t packed_row_bytes(const tinyqmoe_info& info) {
   if (info.codec == kBase3) return (uint64_t{info.cols} + kBase3Digits - 1) / kBase3Digits;
-  if (info.codec == kNibbles) return nibble_row_bytes(info.cols);
+  if (info.codec == kClipped) return clipped_row_bytes(info.cols, info.code_bits);
   return info.codec == kLzw ? 0 : (uint64_t{info.cols} * info.code_bits + 7) / 8;
 }
 
@@ -103,14 +103,14 @@ tinyqmoe_status check_header(const uint8_t* b) {
   return load<uint16_t>(b + 30) != 0 ? TINYQMOE_BAD_RESERVED : TINYQMOE_OK;
 }
 
-bool is_nibbles(const tinyqmoe_info& info) {
-  return info.codec == kNibbles && info.code_bits == 4 && info.cap == 0;
+bool is_clipped(const tinyqmoe_info& info) {
+  return info.codec == kClipped && info.code_bits >= 4 && info.code_bits <= 6 && info.cap == 0;
 }
 
 tinyqmoe_status check_fields(const Header& header, bool is_copy) {
   const tinyqmoe_info& info = header.info;
   tinyqmoe_status status = TINYQMOE_OK;
-  if (!is_copy || !is_nibbles(info)) status = check_codec(info.codec, info.code_bits, info.cap);
+  if (!is_copy || !is_clipped(info)) status = check_codec(info.codec, info.code_bits, info.cap);
   if (status == TINYQMOE_OK) status = check_alphabet(info, header.shape.core_first, header.shape.n_core);
   if (status == TINYQMOE_OK) status = check_shape(info.rows, info.cols);
   if (status == TINYQMOE_OK) status = check_entries(info.codec, header.shape);
@@ -119,7 +119,7 @@ tinyqmoe_status check_fields(const Header& header, bool is_copy) {
 
 tinyqmoe_status check_sections(const Header& header, const Layout& at) {
   const tinyqmoe_info& info = header.info;
-  const uint64_t index_bytes = info.codec == kNibbles ? nibble_index_bytes(info) : 0;
+  const uint64_t index_bytes = info.codec == kClipped ? clipped_index_bytes(info) : 0;
   bool sizes = header.index_bytes == index_bytes && info.payload_bytes == info.rows * packed_row_bytes(info);
   if (info.codec == kLzw) {
     // A row has at least a byte, so the rows are no more than the bytes that are there.

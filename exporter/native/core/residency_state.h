@@ -78,8 +78,8 @@ struct Garbage {
 
 inline bool is_dirty(const Entry& entry) { return entry.copy != nullptr && entry.copy->dirty; }
 
-// For nibbles that have no room for a tensor's exceptions.
-void take_raw_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage);
+// For clipped levels that have no room for a tensor's exceptions.
+void take_wider_form(Entry* entry, const tinyqmoe_info& coded, Garbage* garbage);
 
 // Decides which entries the budget holds, and drops the copies of the others.
 void plan_budget(Garbage* garbage);

@@ -5,7 +5,7 @@
 #include <new>
 
 #include "bytes.h"
-#include "nibbles.h"
+#include "clipped.h"
 
 namespace tinyqmoe {
 namespace {
@@ -52,23 +52,25 @@ tinyqmoe_status expand_packed(const tinyqmoe_tensor& tensor, const Kernels& kern
 }
 
 // row: the number of the first.
-tinyqmoe_status expand_nibbles(const tinyqmoe_tensor& tensor, const CodedRow* rows, uint32_t row, uint32_t n,
-                               const RowTarget& to) {
-  const uint8_t bias = static_cast<uint8_t>(to.bias + nibble_base(tensor.info));
-  for (uint32_t k = 0; k < n; ++k) unpack_nibbles(rows[k].bytes, tensor.info.cols, bias, to.out + k * to.stride);
-  for (uint32_t k = 0; k < n;) {
-    const uint32_t of_tile = std::min(n - k, kNibbleRows - (row + k) % kNibbleRows);
+tinyqmoe_status expand_clipped(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow* rows, uint32_t row,
+                               uint32_t n, const RowTarget& to) {
+  const tinyqmoe_info& info = tensor.info;
+  const uint8_t bias = static_cast<uint8_t>(to.bias + clipped_base(info, info.code_bits));
+  for (uint32_t k = 0; k < n; ++k) {
+    kernels.unpack_clipped(rows[k].bytes, info.code_bits, info.cols, bias, to.out + k * to.stride);
+  }
+  for (uint32_t k = 0, of_tile; k < n; k += of_tile) {
+    of_tile = std::min(n - k, kClippedRows - (row + k) % kClippedRows);
     const RowTarget target = {to.bias, to.out + k * to.stride, to.stride};
     const tinyqmoe_status status = add_exceptions(tensor, row + k, of_tile, target);
     if (status != TINYQMOE_OK) return status;
-    k += of_tile;
   }
   return TINYQMOE_OK;
 }
 
 tinyqmoe_status expand_any(const tinyqmoe_tensor& tensor, const Kernels& kernels, const CodedRow* rows, uint32_t row,
                            uint32_t n, const RowTarget& to) {
-  if (tensor.info.codec == kNibbles) return expand_nibbles(tensor, rows, row, n, to);
+  if (tensor.info.codec == kClipped) return expand_clipped(tensor, kernels, rows, row, n, to);
   const auto expand = tensor.info.codec == kLzw ? expand_phrases : expand_packed;
   return expand(tensor, kernels, rows, n, to);
 }

@@ -12,7 +12,7 @@
 
 namespace tinyqmoe {
 
-enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2, kNibbles = 3 /* of expanded copies only, see nibbles.h */ };
+enum Codec : uint8_t { kRaw = 0, kLzw = 1, kBase3 = 2, kClipped = 3 /* of expanded copies only, see clipped.h */ };
 
 constexpr uint32_t kTileRows = 32;
 constexpr uint64_t kHeaderBytes = 64;
@@ -53,7 +53,7 @@ tinyqmoe_status check_entries(uint32_t codec, const DictionaryShape& shape);
 
 struct tinyqmoe_tensor {
   tinyqmoe_info info;
-  const uint8_t* index;         // codecs lzw and nibbles only
+  const uint8_t* index;         // codecs lzw and clipped only
   std::unique_ptr<tinyqmoe::Tile[]> tiles;  // codec lzw only
   const uint8_t* payload;
   uint64_t row_bytes;           // of every row; 0 for lzw

@@ -38,8 +38,8 @@ class Cache {
  public:
   explicit Cache(Form form) : form_(form) {
     Random random(5);
-    const Spec spec = {1, 12, 6, -16, 33, 5, 50};
-    levels_ = form == Form::kRaw ? random_levels(spec, random) : levels_with_exceptions(spec, 100, random);
+    const Spec spec = {1, 12, 6, -33, 67, 5, 50};
+    levels_ = form == Form::kRaw ? random_levels(spec, random) : levels_with_exceptions(spec, tinyqmoe::clipped_bits(form), 100, random);
     blob_ = make_blob(spec, levels_, random);
     expect(tests::open(blob_, TINYQMOE_VERIFY_PAYLOAD, &tensor_) == TINYQMOE_OK, "the tensor does not open");
     folder_ = (std::filesystem::temp_directory_path() / "fuzz_cache_file.XXXXXX").string();
@@ -95,8 +95,9 @@ bool try_input(Cache* cache, const uint8_t* data, size_t size) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static Cache raw(Form::kRaw), nibbles(Form::kNibbles);
-  const bool good = try_input(&raw, data, size);
-  tests::accepted() += try_input(&nibbles, data, size) || good;
+  static Cache caches[] = {Cache(Form::kRaw), Cache(Form::kClipped4), Cache(Form::kClipped5), Cache(Form::kClipped6)};
+  bool good = false;
+  for (Cache& cache : caches) good |= try_input(&cache, data, size);
+  tests::accepted() += good;
   return 0;
 }

@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
       tests::test_calls();
       tests::test_golden(argv[1]);
       tests::test_random();
-      tests::test_nibbles();
+      tests::test_clipped();
       tests::test_hostile();
       tests::test_sha256();
     }

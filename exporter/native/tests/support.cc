@@ -154,9 +154,9 @@ RandomDictionary random_dictionary(const Spec& spec, Random& random) {
   return dictionary;
 }
 
-Levels levels_with_exceptions(const Spec& spec, uint32_t one_of, Random& random) {
-  const int level_max = spec.level_min + static_cast<int>(spec.n_levels) - 1;
-  const int low = std::clamp(-8, spec.level_min, level_max - 15), high = low + 15;
+Levels levels_with_exceptions(const Spec& spec, uint32_t bits, uint32_t one_of, Random& random) {
+  const int level_max = spec.level_min + static_cast<int>(spec.n_levels) - 1, n_levels = 1 << bits;
+  const int low = std::clamp(-n_levels / 2, spec.level_min, level_max - n_levels + 1), high = low + n_levels - 1;
   Levels levels(size_t{spec.rows} * spec.cols);
   for (int8_t& level : levels) {
     const bool any = one_of > 0 && random() % one_of == 0;
@@ -167,13 +167,12 @@ Levels levels_with_exceptions(const Spec& spec, uint32_t one_of, Random& random)
   return levels;
 }
 
-Bytes nibbles_of(const tinyqmoe_tensor* tensor) {
+Bytes clipped_copy(const tinyqmoe_tensor* tensor, tinyqmoe::Form form) {
   tinyqmoe_info info;
   tinyqmoe_get_info(tensor, &info);
-  Bytes blob(tinyqmoe::form_bytes(info, tinyqmoe::Form::kNibbles));
-  const tinyqmoe_status status =
-      tinyqmoe::expand_to_memory(*tensor, tinyqmoe::Form::kNibbles, nullptr, blob.data());
-  if (status != TINYQMOE_OK) throw std::runtime_error(std::string("no nibbles: ") + tinyqmoe_status_name(status));
+  Bytes blob(tinyqmoe::form_bytes(info, form));
+  const tinyqmoe_status status = tinyqmoe::expand_to_memory(*tensor, form, nullptr, blob.data());
+  if (status != TINYQMOE_OK) throw std::runtime_error(std::string("no clipped copy: ") + tinyqmoe_status_name(status));
   return blob;
 }
 

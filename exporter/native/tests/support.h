@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "expand.h"
 #include "tinyqmoe/tinyqmoe_encode.h"
 
 namespace tests {
@@ -53,11 +54,14 @@ struct RandomDictionary {
 // made by splitting codewords at random.
 RandomDictionary random_dictionary(const Spec& spec, Random& random);
 
-// Of the sixteen levels nearest to zero, and one of so many at a random level of the alphabet; 0: none.
-Levels levels_with_exceptions(const Spec& spec, uint32_t one_of, Random& random);
+constexpr tinyqmoe::Form kClippedForms[] = {tinyqmoe::Form::kClipped4, tinyqmoe::Form::kClipped5,
+                                            tinyqmoe::Form::kClipped6};
 
-// The copy of a tensor in nibbles, in memory of its size. Throws where its exceptions have no room.
-Bytes nibbles_of(const tinyqmoe_tensor* tensor);
+// Of the levels that so many bits have, and one of so many at a random level of the alphabet; 0: none.
+Levels levels_with_exceptions(const Spec& spec, uint32_t bits, uint32_t one_of, Random& random);
+
+// The copy of a tensor in clipped levels, in memory of its size. Throws where its exceptions have no room.
+Bytes clipped_copy(const tinyqmoe_tensor* tensor, tinyqmoe::Form form);
 
 // Skewed towards small distances from zero, as weights are.
 Levels random_levels(const Spec& spec, Random& random);

@@ -120,22 +120,22 @@ void test_what_fails() {
 }
 
 // The same bytes whoever makes the parts, in memory and in a file.
-void test_copies_in_nibbles() {
+void test_clipped_copies(Form form) {
   const Spec spec = {0, 8, 0, -127, 255, 75, 6001};
-  g_context = "expansion to nibbles";
+  g_context = "expansion to clipped levels";
   Random random(8);
-  const Levels levels = levels_with_exceptions(spec, 90, random);
+  const Levels levels = levels_with_exceptions(spec, tinyqmoe::clipped_bits(form), 90, random);
   const Bytes blob = make_blob(spec, levels, random);
   Tensor tensor;
   CHECK(open(blob, 0, &tensor) == TINYQMOE_OK);
-  const Bytes expected = nibbles_of(tensor.get());
+  const Bytes expected = clipped_copy(tensor.get(), form);
   Threads host;
   Bytes memory(expected.size());
-  CHECK(tinyqmoe::expand_to_memory(*tensor, Form::kNibbles, &host.threads, memory.data()) == TINYQMOE_OK);
+  CHECK(tinyqmoe::expand_to_memory(*tensor, form, &host.threads, memory.data()) == TINYQMOE_OK);
   CHECK(memory == expected && host.n_parts > 2);
   const TemporaryFile file;
   bool written = false;
-  CHECK(tinyqmoe::expand_to_file(*tensor, Form::kNibbles, nullptr, fileno(file.file), &written) == TINYQMOE_OK);
+  CHECK(tinyqmoe::expand_to_file(*tensor, form, nullptr, fileno(file.file), &written) == TINYQMOE_OK);
   const Bytes stored = file.content(expected.size());
   CHECK(written && stored.size() == expected.size());
   std::copy_n(stored.begin() + 52, 4, memory.begin() + 52);  // the CRC, which memory lacks,
@@ -189,7 +189,7 @@ void test_expansion() {
   test_packing();
   test_copies();
   test_what_fails();
-  test_copies_in_nibbles();
+  for (const Form form : kClippedForms) test_clipped_copies(form);
   test_acquired();
 }
 

@@ -4,7 +4,7 @@
 
 #include "activations.h"
 #include "check.h"
-#include "nibbles.h"
+#include "clipped.h"
 #include "support.h"
 #include "tests.h"
 
@@ -205,28 +205,29 @@ void test_quantize(Random& random) {
   }
 }
 
-// Copies in nibbles: no exceptions, few, as many as there is room for, and all of them in one row or at the ends of rows.
-void test_copies_in_nibbles(Random& random) {
+// Copies in clipped levels: no exceptions, few, a row of nothing else, and some at the ends of rows.
+void test_clipped_copies(tinyqmoe::Form form, Random& random) {
   const Spec specs[] = {
-      {0, 8, 0, -127, 255, 33, 43}, {0, 8, 0, -128, 256, 9, 2048}, {0, 8, 0, -20, 41, 17, 640},
-      {0, 8, 0, 3, 60, 20, 65},     {0, 8, 0, -90, 70, 16, 1},     {0, 8, 0, -127, 255, 37, 5003},
+      {0, 8, 0, -127, 255, 33, 43}, {0, 8, 0, -128, 256, 9, 2048}, {0, 8, 0, -40, 81, 17, 640},
+      {0, 8, 0, 3, 80, 20, 65},     {0, 8, 0, -90, 70, 16, 1},     {0, 8, 0, -127, 255, 37, 5003},
   };
   for (const Spec& spec : specs) {
-    const uint32_t room = spec.rows * spec.cols / tinyqmoe::kWeightsPerException;
+    const uint32_t blocks_of_row = (spec.cols + tinyqmoe::kExceptions - 1) / tinyqmoe::kExceptions;
+    const uint32_t room = std::max(spec.rows, spec.rows * spec.cols / tinyqmoe::kWeightsPerBlock);
     const int8_t most = static_cast<int8_t>(spec.level_min + static_cast<int>(spec.n_levels) - 1);
     for (int kind = 0; kind < 4; ++kind) {
-      g_context = spec.name() + " in nibbles, kind " + std::to_string(kind);
-      Levels levels = levels_with_exceptions(spec, kind == 1 && room > 0 ? 90 : 0, random);
-      if (kind == 2) std::fill_n(levels.begin() + spec.cols, std::min(room, spec.cols * (spec.rows - 1)), most);
-      for (uint32_t r = 0; kind == 3 && 2 * r + 1 < room && r < spec.rows; r += 2) {
+      g_context = spec.name() + " in clipped levels, kind " + std::to_string(kind);
+      Levels levels = levels_with_exceptions(spec, tinyqmoe::clipped_bits(form), kind == 1 ? 90 : 0, random);
+      if (kind == 2 && blocks_of_row <= room) std::fill_n(levels.begin() + spec.cols, spec.cols, most);
+      for (uint32_t r = 0; kind == 3 && r < spec.rows; r += 2) {
         levels[size_t{r} * spec.cols] = levels[size_t{r + 1} * spec.cols - 1] = static_cast<int8_t>(spec.level_min);
       }
       const Bytes blob = make_blob(spec, levels, random);
       Tensor coded;
       CHECK(open(blob, 0, &coded) == TINYQMOE_OK);
-      const Bytes nibbles = nibbles_of(coded.get());
+      const Bytes bytes = clipped_copy(coded.get(), form);
       tinyqmoe_tensor* copy = nullptr;
-      CHECK(tinyqmoe::open_copy(nibbles.data(), nibbles.size(), 0, &copy) == TINYQMOE_OK);
+      CHECK(tinyqmoe::open_copy(bytes.data(), bytes.size(), 0, &copy) == TINYQMOE_OK);
       const Tensor tensor(copy);
       test_rows(spec, copy, levels, random);
       test_products(spec, copy, levels, random);
@@ -255,7 +256,7 @@ void test_random() {
   test_extremes({0, 2, 0, -2, 4, 1, 65535});
   test_extremes({0, 8, 0, -128, 256, 1, 65535});
   test_extremes({1, 12, 3, -64, 128, 1, 65535, 5});
-  test_copies_in_nibbles(random);
+  for (const tinyqmoe::Form form : kClippedForms) test_clipped_copies(form, random);
   test_quantize(random);
 }
 

@@ -220,43 +220,42 @@ void start_again(const Folder& folder) {
   CHECK(tinyqmoe_set_cache_dir(folder.path.c_str()) == TINYQMOE_OK);
 }
 
-// Of the random dictionaries the first that makes the rate of these levels low enough.
-std::unique_ptr<Model> model_in_nibbles(const Spec& spec, const Levels& levels) {
+// Of the random dictionaries the first that makes the rate of these levels one of this form.
+std::unique_ptr<Model> model_of_form(const Spec& spec, const Levels& levels, tinyqmoe::Form form) {
   for (uint32_t seed = 0; seed < 1000; ++seed) {
     auto model = std::make_unique<Model>(spec, 128, seed, levels);
-    if (tinyqmoe::form_of(model->tensor->info) == tinyqmoe::Form::kNibbles) return model;
+    if (tinyqmoe::form_of(model->tensor->info) == form) return model;
   }
-  throw std::runtime_error("no dictionary has a low rate");
+  throw std::runtime_error("no dictionary has a rate of the form");
 }
 
-// Nibbles where the rate promises few exceptions, in memory and in a file; bytes where there were many nevertheless.
-void test_nibbles_and_what_has_no_room() {
-  const Spec spec = {1, 12, 14, -16, 33, 48, 400, 3};
-  for (const bool few : {true, false}) {
-    g_context = few ? "residency of nibbles" : "residency of what has no room as nibbles";
-    const Folder folder;
-    Levels levels(size_t{spec.rows} * spec.cols, int8_t{1});
-    for (size_t i = 0; i < levels.size(); i += few ? 97 : 23) levels[i] = static_cast<int8_t>(i % 2 == 0 ? -16 : 16);
-    const auto held = model_in_nibbles(spec, levels);
-    const Model& model = *held;
-    const tinyqmoe_info& info = model.tensor->info;
-    const tinyqmoe::Form expected = few ? tinyqmoe::Form::kNibbles : tinyqmoe::Form::kRaw;
-    const uint64_t page = tinyqmoe::page_bytes(), n_bytes = tinyqmoe::form_bytes(info, expected);
-    tinyqmoe_set_budget(UINT64_MAX);
-    for (const bool in_file : {false, true}) {
-      if (in_file) start_again(folder);
-      CHECK(model.multiplies() && model.is_expanded());
-      CHECK(tinyqmoe_form_tensor(acquire(model.tensor.get()).get())->info.codec == (few ? 3 : 0));
-      CHECK(in_file || stats().dirty_bytes == (n_bytes + page - 1) / page * page);
-      tinyqmoe_set_budget(0);
-      CHECK(stats().dirty_bytes == 0);
-    }
-    CHECK(stats().file_failures == 0 && read_file(only_file(folder.path)).size() == n_bytes + 64);
-    const uint64_t expansions = stats().expansions;
-    start_again(folder);
-    CHECK(model.multiplies() && model.is_expanded() && stats().expansions == expansions);
-    reset();
+// Clipped levels where the rate promises few exceptions, in memory and in a file; those of more bits, or bytes, where there
+// were many nevertheless. `expected` is the form for these levels, of which some are `far`.
+void test_clipped_and_what_has_no_room(tinyqmoe::Form promised, tinyqmoe::Form expected, int8_t far) {
+  const Spec spec = {1, 12, 14, -80, 161, 48, 400, 3};
+  g_context = "residency of clipped levels with some at " + std::to_string(far);
+  const Folder folder;
+  Levels levels(size_t{spec.rows} * spec.cols, int8_t{1});
+  for (size_t i = 0; i < levels.size(); i += expected == promised ? 197 : 7) levels[i] = i % 2 == 0 ? far : -far;
+  const auto held = model_of_form(spec, levels, promised);
+  const Model& model = *held;
+  const tinyqmoe_info& info = model.tensor->info;
+  const uint64_t page = tinyqmoe::page_bytes(), n_bytes = tinyqmoe::form_bytes(info, expected);
+  tinyqmoe_set_budget(UINT64_MAX);
+  for (const bool in_file : {false, true}) {
+    if (in_file) start_again(folder);
+    CHECK(model.multiplies() && model.is_expanded());
+    const tinyqmoe_info& made = tinyqmoe_form_tensor(acquire(model.tensor.get()).get())->info;
+    CHECK(expected == tinyqmoe::Form::kRaw ? made.codec == 0 : made.codec == 3 && made.code_bits == tinyqmoe::clipped_bits(expected));
+    CHECK(in_file || stats().dirty_bytes == (n_bytes + page - 1) / page * page);
+    tinyqmoe_set_budget(0);
+    CHECK(stats().dirty_bytes == 0);
   }
+  CHECK(stats().file_failures == 0 && read_file(only_file(folder.path)).size() == n_bytes + 64);
+  const uint64_t expansions = stats().expansions;
+  start_again(folder);
+  CHECK(model.multiplies() && model.is_expanded() && stats().expansions == expansions);
+  reset();
 }
 
 void test_budget() {
@@ -639,7 +638,12 @@ void test_residency() {
   test_arguments();
   test_same_bits();
   test_raw_and_close();
-  test_nibbles_and_what_has_no_room();
+  using tinyqmoe::Form;
+  test_clipped_and_what_has_no_room(Form::kClipped4, Form::kClipped4, 60);
+  test_clipped_and_what_has_no_room(Form::kClipped5, Form::kClipped5, 60);
+  test_clipped_and_what_has_no_room(Form::kClipped4, Form::kClipped5, 12);
+  test_clipped_and_what_has_no_room(Form::kClipped4, Form::kClipped6, 20);
+  test_clipped_and_what_has_no_room(Form::kClipped4, Form::kRaw, 60);
   test_budget();
   test_left_models();
   test_closing();

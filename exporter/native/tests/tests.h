@@ -7,7 +7,7 @@ namespace tests {
 
 void test_golden(const std::string& folder);
 void test_random();
-void test_nibbles();
+void test_clipped();
 void test_residency();
 void test_expansion();
 void test_calls();

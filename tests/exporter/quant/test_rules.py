@@ -158,7 +158,7 @@ def test_a_file_that_is_no_plan_is_refused(given: object, message: str, tmp_path
     ("config", "message"),
     [
         ({"scheme": "mixed"}, "needs a plan"),
-        ({"scheme": "int8", "rules": (Rule("*", "int8"),)}, "a plan is for scheme 'mixed'"),
+        ({"scheme": "int8", "rules": (Rule("*", "int8"),)}, "a plan is for scheme mixed"),
         (
             {"scheme": "mixed", "rules": (Rule("*", "int8"),), "group_size": 3},
             "group_size is for one scheme",
