@@ -194,7 +194,7 @@ def test_a_rate_finer_than_int8_is_refused(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"scheme": "ternary"}, "bits_per_weight is an option of scheme int8, the scheme is ternary"),
+        ({"scheme": "ternary"}, "is an option of scheme int8, the scheme is ternary"),
         ({"group_size": 32}, "bits_per_weight is for one scale a row"),
     ],
 )

@@ -33,7 +33,8 @@ bool is_copy_of(const tinyqmoe_tensor& coded, Form form, const tinyqmoe_tensor& 
   const tinyqmoe_info& b = copy.info;
   const bool same_form =
       form == Form::kRaw ? b.codec == kRaw : b.codec == kClipped && b.code_bits == clipped_bits(form);
-  return same_form && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min && a.n_levels == b.n_levels && b.total_bytes == form_bytes(a, form) &&
+  return same_form && a.rows == b.rows && a.cols == b.cols && a.level_min == b.level_min && a.n_levels == b.n_levels &&
+         b.total_bytes == form_bytes(a, form) &&
          std::memcmp(copy.bytes + b.total_bytes, coded.header, kHeaderBytes) == 0;
 }
 

@@ -73,7 +73,8 @@ class ClippedMaker {
   ClippedMaker(const tinyqmoe_info& info, uint32_t bits, uint8_t* out, uint64_t room)
       : info_(info), bits_(bits), out_(out), room_(room) {}
 
-  // The next row, which begins a tile or goes on with it; offsets are read as far as the end of the block that has the last column. False: no room.
+  // The next row, which begins a tile or goes on with it; offsets are read as far as the end of the block that has the last
+  // column. False: no room.
   bool add(const uint8_t* offsets, uint8_t* row);
 
   // So far.

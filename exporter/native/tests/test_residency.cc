@@ -245,8 +245,9 @@ void test_clipped_and_what_has_no_room(tinyqmoe::Form promised, tinyqmoe::Form e
   for (const bool in_file : {false, true}) {
     if (in_file) start_again(folder);
     CHECK(model.multiplies() && model.is_expanded());
-    const tinyqmoe_info& made = tinyqmoe_form_tensor(acquire(model.tensor.get()).get())->info;
-    CHECK(expected == tinyqmoe::Form::kRaw ? made.codec == 0 : made.codec == 3 && made.code_bits == tinyqmoe::clipped_bits(expected));
+    const tinyqmoe_info made = tinyqmoe_form_tensor(acquire(model.tensor.get()).get())->info;
+    const bool raw = expected == tinyqmoe::Form::kRaw;
+    CHECK(raw ? made.codec == 0 : made.codec == 3 && made.code_bits == tinyqmoe::clipped_bits(expected));
     CHECK(in_file || stats().dirty_bytes == (n_bytes + page - 1) / page * page);
     tinyqmoe_set_budget(0);
     CHECK(stats().dirty_bytes == 0);
