@@ -201,7 +201,7 @@ def test_a_rate_finer_than_int8_is_refused(
 def test_what_has_no_rate_is_refused(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError) as caught:
         QuantConfig(bits_per_weight=4, **options)
-    assert [p.startswith(problem) for p in caught.value.problems] == [True]
+    assert [problem in p for p in caught.value.problems] == [True]
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:
