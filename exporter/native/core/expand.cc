@@ -13,8 +13,6 @@
 namespace tinyqmoe {
 namespace {
 
-constexpr Form kClippedForms[] = {Form::kClipped4, Form::kClipped5, Form::kClipped6};
-
 constexpr uint64_t kPartBytes = 1 << 17;  // of rows that a thread makes at a time; they stay in its second cache
 
 // The blob of a form.

@@ -11,6 +11,8 @@ namespace tinyqmoe {
 // kRaw, or of clipped levels their bits.
 enum class Form : uint8_t { kRaw = 0, kClipped4 = 4, kClipped5 = 5, kClipped6 = 6 };
 
+constexpr Form kClippedForms[] = {Form::kClipped4, Form::kClipped5, Form::kClipped6};
+
 // Of a form of clipped levels.
 constexpr uint32_t clipped_bits(Form form) { return static_cast<uint32_t>(form); }
 

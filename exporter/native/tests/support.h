@@ -54,8 +54,7 @@ struct RandomDictionary {
 // made by splitting codewords at random.
 RandomDictionary random_dictionary(const Spec& spec, Random& random);
 
-constexpr tinyqmoe::Form kClippedForms[] = {tinyqmoe::Form::kClipped4, tinyqmoe::Form::kClipped5,
-                                            tinyqmoe::Form::kClipped6};
+using tinyqmoe::kClippedForms;
 
 // Of the levels that so many bits have, and one of so many at a random level of the alphabet; 0: none.
 Levels levels_with_exceptions(const Spec& spec, uint32_t bits, uint32_t one_of, Random& random);
