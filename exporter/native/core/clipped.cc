@@ -9,19 +9,26 @@ namespace {
 // and 6 bits.
 constexpr uint64_t kMostRates[] = {365, 465, 550};
 
-// The bits of the columns of a block above the lower four, kBits of each, to 8 * kBits bytes.
+// Every byte of eight.
+constexpr uint64_t kBytes = 0x0101010101010101;
+
+// The bits of the columns of a block above the lower four, kBits of each, to 8 * kBits bytes; eight columns at a time.
 template <uint32_t kBits>
 void pack_upper(const uint8_t offsets[kClippedColumns], uint8_t* out) {
-  constexpr uint32_t n = 8 * kBits;
-  std::memset(out, 0, n);
-  for (uint32_t k = 0; k < kClippedColumns / n; ++k) {
-    for (uint32_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(out[i] | offsets[k * n + i] >> 4 << (k * kBits));
+  constexpr uint64_t kMask = kBytes * ((1u << kBits) - 1);
+  uint64_t words[kBits] = {};
+  for (uint32_t i = 0; i < kClippedColumns / 8; ++i) {
+    words[i % kBits] |= (load<uint64_t>(offsets + 8 * i) >> 4 & kMask) << (i / kBits * kBits);
   }
+  std::memcpy(out, words, sizeof words);
 }
 
 void pack_block(const uint8_t offsets[kClippedColumns], uint32_t bits, uint8_t* out) {
-  for (uint32_t i = 0; i < kClippedLower; ++i) {
-    out[i] = static_cast<uint8_t>((offsets[i] & 15) | offsets[kClippedLower + i] << 4);
+  constexpr uint64_t kMask = kBytes * 15;
+  for (uint32_t i = 0; i < kClippedLower; i += 8) {
+    const uint64_t first = load<uint64_t>(offsets + i) & kMask;
+    const uint64_t word = first | (load<uint64_t>(offsets + kClippedLower + i) & kMask) << 4;
+    std::memcpy(out + i, &word, sizeof word);
   }
   if (bits == 5) pack_upper<1>(offsets, out + kClippedLower);
   if (bits == 6) pack_upper<2>(offsets, out + kClippedLower);

@@ -16,7 +16,7 @@ namespace tinyqmoe {
 
 constexpr uint32_t kDotRows = 4;
 
-// Packed rows are multiplied in blocks of 32 bytes, see pack_x in linear.cc.
+// Packed rows are multiplied in blocks of 32 bytes, see pack_x in linear_one_token.cc.
 constexpr uint32_t kPackedBlock = 32;
 
 // A block of a base-3 row: up to 32 bytes, of which byte i holds the columns i, i + n, i + 2n, i + 3n and i + 4n, where n
@@ -85,6 +85,26 @@ struct Exceptions {
   int32_t difference(uint32_t i) const { return static_cast<int8_t>(block[kDifferences + i]); }
 };
 
+// Packed rows of 2 or 4 bits times one token, in whole blocks.
+struct PackedTask {
+  const uint8_t* rows;
+  uint64_t row_bytes;  // from a row to the next
+  uint32_t n_rows;
+  uint32_t code_bits;
+  uint32_t n_blocks;
+  const int8_t* packed_x;  // pack_x of linear_one_token.cc
+  int64_t* sums;           // [n_rows], of offset * x
+
+  const uint8_t* row(uint32_t r) const { return rows + r * row_bytes; }
+};
+
+// One row after the other, by the kernel of a row with so many bits as a task has.
+using PackedRowKernel = int64_t (*)(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x);
+inline void run_packed(const PackedTask& task, PackedRowKernel two, PackedRowKernel four) {
+  const PackedRowKernel kernel = task.code_bits == 2 ? two : four;
+  for (uint32_t r = 0; r < task.n_rows; ++r) task.sums[r] = kernel(task.row(r), task.n_blocks, task.packed_x);
+}
+
 // Rows of one tile times one token.
 struct ClippedTask {
   const uint8_t* rows;
@@ -149,11 +169,11 @@ struct Kernels {
   // Offsets of 2 or 4 bits to packed ones, from the lowest bits on. n is a multiple of what a byte holds.
   void (*pack)(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed);
 
-  // Activations for dot_packed: pack_x of linear.cc, which serves where this is null. cols: up to the last whole block.
+  // Activations for dot_packed: pack_x of linear_one_token.cc, which serves where this is null. cols: up to the last whole block.
   void (*pack_x)(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
 
-  // sum(offset * x) over n_blocks blocks of packed offsets of 2 or 4 bits.
-  int64_t (*dot_packed)(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x);
+  // sum(offset * x) of each packed row.
+  void (*dot_packed)(const PackedTask& task);
 
   // sum(offset * x) over n_blocks whole blocks of a base-3 row, x from the first one's columns on. Null: decoded first.
   int64_t (*dot_base3)(const uint8_t* packed, uint32_t n_blocks, const X16& x);

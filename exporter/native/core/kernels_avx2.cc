@@ -35,12 +35,16 @@ static_assert(int64_t{kWideSteps} * 2 * 255 * kMostActivation <= INT32_MAX);
 
 // ---- packed offsets ----
 
+// Sums of a row by lanes, of either plane.
+struct PlaneSums {
+  __m256i high, low;
+};
+
 template <uint32_t kBits>
-AVX2 int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
+AVX2_INLINE PlaneSums dot_packed_row(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   constexpr uint32_t kPlanes = 8 / kBits;
   constexpr uint32_t kBlocksPerFlush = int16_steps(1u << kBits) / kPlanes;
-  __m256i high = _mm256_setzero_si256();
-  __m256i low = _mm256_setzero_si256();
+  PlaneSums sums = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   for (uint32_t block = 0; block < n_blocks;) {
     const uint32_t end = std::min(n_blocks, block + kBlocksPerFlush);
     __m256i high_pairs = _mm256_setzero_si256();
@@ -52,17 +56,35 @@ AVX2 int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int
         high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(packed_x)));
         low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(packed_x + 32)));
       }
+      keep(&high_pairs);
+      keep(&low_pairs);
     }
-    high = _mm256_add_epi32(high, widen(high_pairs));
-    low = _mm256_add_epi32(low, widen(low_pairs));
+    sums.high = _mm256_add_epi32(sums.high, widen(high_pairs));
+    sums.low = _mm256_add_epi32(sums.low, widen(low_pairs));
   }
-  return 256 * int64_t{sum8(high)} + sum8(low);
+  return sums;
 }
 
-int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
-  const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x);
+// One row after the other, and what four of them come to together.
+template <uint32_t kBits>
+AVX2 void dot_packed_bits(const PackedTask& task) {
+  uint32_t row = 0;
+  for (; row + kDotRows <= task.n_rows; row += kDotRows) {
+    __m256i high[kDotRows], low[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      const PlaneSums sums = dot_packed_row<kBits>(task.row(row + r), task.n_blocks, task.packed_x);
+      high[r] = sums.high;
+      low[r] = sums.low;
+    }
+    store32(task.sums + row, _mm256_add_epi64(_mm256_slli_epi64(four_sums(high), 8), four_sums(low)));
+  }
+  for (; row < task.n_rows; ++row) {
+    const PlaneSums sums = dot_packed_row<kBits>(task.row(row), task.n_blocks, task.packed_x);
+    task.sums[row] = 256 * int64_t{sum8(sums.high)} + sum8(sums.low);
+  }
 }
+
+void dot_packed(const PackedTask& task) { (task.code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>)(task); }
 
 // ---- base 3 ----
 
@@ -96,6 +118,8 @@ AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
         high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(x_high + 32 * digit)));
         low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(x_low + 32 * digit)));
       }
+      keep(&high_pairs);
+      keep(&low_pairs);
     }
     high = _mm256_add_epi32(high, widen(high_pairs));
     low = _mm256_add_epi32(low, widen(low_pairs));
@@ -127,6 +151,8 @@ AVX2_INLINE void add_narrow(const DotTask& task, uint32_t n, NarrowSums* sums) {
         const __m256i offsets = load32(task.offsets[r] + i);
         pairs.high[r] = _mm256_add_epi16(pairs.high[r], _mm256_maddubs_epi16(offsets, high));
         pairs.low[r] = _mm256_add_epi16(pairs.low[r], _mm256_maddubs_epi16(offsets, low));
+        keep(&pairs.high[r]);
+        keep(&pairs.low[r]);
       }
     }
     for (uint32_t r = 0; r < kDotRows; ++r) {
@@ -222,18 +248,29 @@ struct Tile {
       for (uint32_t t = 0; t < kMany; ++t) {
         for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm256_setzero_si256();
       }
-      for (uint32_t i = 0; i < part.n; i += 16) {
-        __m256i v[kMany];
-        for (uint32_t t = 0; t < kMany; ++t) v[t] = load32(x[t] + i);
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          const __m256i w = load32(levels[first + r] + i);
-          for (uint32_t t = 0; t < kMany; ++t) {
-            lanes[t][r] = _mm256_add_epi32(lanes[t][r], _mm256_madd_epi16(w, v[t]));
-            __asm__("" : "+x"(lanes[t][r]));  // stays in its register: gcc copies each sum every time, and spills one
-          }
-        }
+      uint32_t i = 0;
+      for (; i + 32 <= part.n; i += 32) {
+        step<kMany>(x, first, i, lanes);
+        step<kMany>(x, first, i + 16, lanes);
       }
+      for (; i < part.n; i += 16) step<kMany>(x, first, i, lanes);
       for (uint32_t t = 0; t < kMany; ++t) add_sums(lanes[t], part.sums(t, first));
+    }
+  }
+
+  // The products of 16 columns.
+  template <uint32_t kMany>
+  AVX2_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint32_t i,
+                        __m256i lanes[kMany][kDotRows]) const {
+    __m256i v[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) v[t] = load32(x[t] + i);
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      __m256i w = load32(levels[first + r] + i);
+      keep(&w);  // else it is loaded for each token
+      for (uint32_t t = 0; t < kMany; ++t) {
+        lanes[t][r] = _mm256_add_epi32(lanes[t][r], _mm256_madd_epi16(w, v[t]));
+        keep(&lanes[t][r]);
+      }
     }
   }
 };

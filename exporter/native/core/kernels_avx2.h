@@ -27,6 +27,9 @@ AVX2_INLINE int32_t sum8(__m256i lanes) {
   return _mm_cvtsi128_si32(v);
 }
 
+// A sum stays in its register: gcc copies it in every step else.
+AVX2_INLINE void keep(__m256i* sum) { __asm__("" : "+x"(*sum)); }
+
 // Sums of two products, int16, to sums of four, int32.
 AVX2_INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 
@@ -60,11 +63,14 @@ AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min
   for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
 }
 
-// The four sums of eight lanes each, added to `sums`.
-AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
+// The four sums of eight lanes each, int64.
+AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) {
   const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-  store32(sums, _mm256_add_epi64(load32(sums), _mm256_cvtepi32_epi64(four)));
+  return _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
+
+AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
+  store32(sums, _mm256_add_epi64(load32(sums), four_sums(lanes)));
 }
 
 // As dot_exceptions_plain. Activations are collected for eight differences at once. Columns are bounded in a register: a

@@ -55,6 +55,8 @@ struct ClippedSums {
       low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(first, load32(x_low)));
       high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(second, load32(x_high + 32)));
       low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(second, load32(x_low + 32)));
+      keep(&high_pairs);
+      keep(&low_pairs);
     }
     high = _mm256_add_epi32(high, widen(high_pairs));
     low = _mm256_add_epi32(low, widen(low_pairs));

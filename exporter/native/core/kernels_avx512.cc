@@ -38,10 +38,7 @@ AVX512 int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const i
   return 256 * int64_t{avx2::sum8(low_half(all))} + avx2::sum8(high_half(all));
 }
 
-int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
-  const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x);
-}
+void dot_packed(const PackedTask& task) { run_packed(task, dot_packed_bits<2>, dot_packed_bits<4>); }
 
 // The upper bits of a block at their place in its offsets. Each 8 or 16 of them are rotated by themselves.
 template <uint32_t kBits>

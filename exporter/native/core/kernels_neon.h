@@ -138,10 +138,7 @@ TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const i
   return sums[0].sum() + sums[1].sum();
 }
 
-int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
-  const auto kernel = code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>;
-  return kernel(packed, n_blocks, packed_x);
-}
+void dot_packed(const PackedTask& task) { run_packed(task, dot_packed_bits<2>, dot_packed_bits<4>); }
 
 // ---- clipped rows ----
 

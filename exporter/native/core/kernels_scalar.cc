@@ -50,11 +50,12 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return largest;
 }
 
-int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks, const int8_t* packed_x) {
-  const uint32_t mask = (1u << code_bits) - 1;
+template <uint32_t kBits>
+int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
+  constexpr uint32_t mask = (1u << kBits) - 1;
   int64_t sum = 0;
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
-    for (uint32_t bit = 0; bit < 8; bit += code_bits, packed_x += 2 * kPackedBlock) {
+    for (uint32_t bit = 0; bit < 8; bit += kBits, packed_x += 2 * kPackedBlock) {
       for (uint32_t i = 0; i < kPackedBlock; ++i) {
         const int32_t offset = (packed[i] >> bit) & mask;
         sum += offset * (256 * packed_x[i] + packed_x[kPackedBlock + i]);
@@ -63,6 +64,8 @@ int64_t dot_packed(const uint8_t* packed, uint32_t code_bits, uint32_t n_blocks,
   }
   return sum;
 }
+
+void dot_packed(const PackedTask& task) { run_packed(task, dot_packed_bits<2>, dot_packed_bits<4>); }
 
 // Adds what these bits say to a block of offsets.
 template <uint32_t kBits>

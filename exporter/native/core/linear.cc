@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "activations.h"
-#include "clipped.h"
 #include "product.h"
 
 #if defined(__clang__)
@@ -29,8 +28,8 @@ ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
 
 namespace {
 
-// Rows first..first+3 of the block times one token.
-void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token) {
+// Rows first..first+3 of the block times one token, one group after the other.
+void multiply_groups(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token) {
   const uint32_t n_rows = std::min(kDotRows, block.n - first);
   float y[kDotRows] = {};
   for (uint32_t g = 0; g < p.n_groups; ++g) {
@@ -48,6 +47,26 @@ void multiply_tile(const X16Product& p, const RowBlock& block, uint32_t row0, ui
     }
   }
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
+}
+
+// The block times one token.
+void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t token) {
+  if (p.n_groups > 1) {
+    for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_groups(p, block, row0, r, token);
+    return;
+  }
+  const Results results(p, token);
+  DotTask task;
+  task.x = p.x(token);
+  task.n = p.cols();
+  task.n_levels = p.tensor.info.n_levels;
+  task.x_sum = p.x_sum(token, 0);
+  for (uint32_t first = 0; first < block.n; first += kDotRows) {
+    for (uint32_t r = 0; r < kDotRows; ++r) task.offsets[r] = block.row(first + r);
+    p.kernels.dot(&task);
+    const uint32_t n_rows = std::min(kDotRows, block.n - first);
+    for (uint32_t r = 0; r < n_rows; ++r) results.put(row0 + first + r, task.sums[r]);
+  }
 }
 
 // Rows first..first+15 of the block times all tokens.
@@ -84,9 +103,7 @@ void multiply_block(const X16Product& p, const RowBlock& block, uint32_t row) {
     for (uint32_t r = 0; r < block.n; r += kBatchRows) multiply_batch(p, block, row, r);
     return;
   }
-  for (uint32_t token = 0; token < p.n_tokens; ++token) {
-    for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_tile(p, block, row, r, token);
-  }
+  for (uint32_t token = 0; token < p.n_tokens; ++token) multiply_token(p, block, row, token);
 }
 
 // Rows are expanded once, a block that stays in the cache, and meet all tokens.
@@ -100,120 +117,6 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
     row += block.n;
   }
   return TINYQMOE_OK;
-}
-
-// Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
-// j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
-template <uint32_t kPerByte>
-void pack_x_plain(const X16& x, uint32_t cols, int8_t* __restrict packed) {
-  for (uint32_t block = 0; block < cols; block += kPackedBlock * kPerByte, packed += 2 * kPackedBlock * kPerByte) {
-    for (uint32_t i = 0; i < kPackedBlock; ++i) {
-      for (uint32_t j = 0; j < kPerByte; ++j) {
-        packed[2 * kPackedBlock * j + i] = x.high[block + i * kPerByte + j];
-        packed[2 * kPackedBlock * j + kPackedBlock + i] = x.low[block + i * kPerByte + j];
-      }
-    }
-  }
-}
-
-void pack_x(const X16Product& p, int8_t* packed) {
-  const uint32_t bits = p.tensor.info.code_bits;
-  const auto plain = bits == 2 ? pack_x_plain<4> : pack_x_plain<2>;
-  p.kernels.pack_x == nullptr ? plain(p.x(0), p.cols(), packed) : p.kernels.pack_x(p.x(0), p.cols(), bits, packed);
-}
-
-// n columns that start on a block. A block that goes on in the next row meets zeros there; past the last row nothing is
-// read: its end is copied.
-int64_t dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
-  const tinyqmoe_info& info = p.tensor.info;
-  const uint32_t n_bytes = (n * info.code_bits + 7) / 8;
-  const uint32_t n_blocks = (n_bytes + kPackedBlock - 1) / kPackedBlock;
-  const uint8_t* const end = p.tensor.payload + info.payload_bytes;
-  if (static_cast<uint64_t>(end - packed) >= uint64_t{n_blocks} * kPackedBlock) {
-    return p.kernels.dot_packed(packed, info.code_bits, n_blocks, packed_x);
-  }
-  const uint32_t done = (n_blocks - 1) * kPackedBlock;
-  uint8_t last[kPackedBlock] = {};
-  std::memcpy(last, packed + done, n_bytes - done);
-  return p.kernels.dot_packed(packed, info.code_bits, n_blocks - 1, packed_x) +
-         p.kernels.dot_packed(last, info.code_bits, 1, packed_x + uint64_t{done} * 2 * 8 / info.code_bits);
-}
-
-// One token, groups that end on blocks: packed offsets meet the activations without being stored.
-void multiply_packed(const X16Product& p) {
-  const tinyqmoe_info& info = p.tensor.info;
-  int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
-  pack_x(p, packed_x);
-  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
-    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
-    float y = 0.0f;
-    for (uint32_t g = 0; g < p.n_groups; ++g) {
-      const uint32_t begin = g * p.group_size;
-      const int64_t sum = dot_packed_group(p, row + uint64_t{begin} * info.code_bits / 8, p.group_end(g) - begin,
-                                           packed_x + uint64_t{begin} * 2);
-      p.add_group(p.scale(r, g), 0, sum + p.correction(p.x_sum(0, g)), &y);
-    }
-    p.store_row(r, 0, y);
-  }
-}
-
-// One token, one group.
-void multiply_clipped(const X16Product& p) {
-  const uint32_t bits = p.tensor.info.code_bits;
-  const int64_t level_min = p.tensor.info.level_min + clipped_base(p.tensor.info, bits);
-  const int64_t correction = level_min * p.x_sum(0, 0);
-  const X16 x = p.x(0);
-  int64_t sums[kClippedRows];
-  for (uint32_t row = p.row_begin, n; row < p.row_end; row += n) {
-    const uint32_t first = row % kClippedRows;
-    n = std::min(kClippedRows - first, p.row_end - row);
-    const uint8_t* const rows = p.tensor.payload + row * p.tensor.row_bytes;
-    p.kernels.dot_clipped(
-        {rows, p.tensor.row_bytes, exceptions_of(p.tensor, row), bits, first, n, p.cols(), x, sums});
-    for (uint32_t r = 0; r < n; ++r) {
-      float y = 0.0f;
-      p.add_group(p.scale(row + r, 0), 0, sums[r] + correction, &y);
-      p.store_row(row + r, 0, y);
-    }
-  }
-}
-
-// The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
-// follows the row.
-struct LastBlock {
-  uint32_t column;  // its first
-  alignas(32) int8_t high[kBase3Columns] = {};
-  alignas(32) int8_t low[kBase3Columns] = {};
-
-  LastBlock(const X16& x, uint32_t cols) : column((cols - 1) / kBase3Columns * kBase3Columns) {
-    const uint32_t n = (cols - column + kBase3Digits - 1) / kBase3Digits;
-    for (uint32_t at = 0; at < cols - column; ++at) {
-      high[at / n * kBase3Block + at % n] = x.high[column + at];
-      low[at / n * kBase3Block + at % n] = x.low[column + at];
-    }
-  }
-
-  X16 x() const { return {nullptr, high, low}; }
-};
-
-// One token, one group, digits that are not stored. Past the last row nothing is read: its end is copied.
-void multiply_base3(const X16Product& p) {
-  const X16 x = p.x(0);
-  const LastBlock last(x, p.cols());
-  const uint32_t n_blocks = last.column / kBase3Columns;
-  const uint8_t* const end = p.tensor.payload + p.tensor.info.payload_bytes;
-  const int64_t correction = p.correction(p.x_sum(0, 0));
-  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
-    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
-    const uint8_t* tail = row + n_blocks * kBase3Block;
-    uint8_t copy[kBase3Block] = {};
-    const uint64_t left = static_cast<uint64_t>(end - tail);
-    if (left < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, left));
-    const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
-    float y = 0.0f;
-    p.add_group(p.scale(r, 0), 0, sum + correction, &y);
-    p.store_row(r, 0, y);
-  }
 }
 
 tinyqmoe_status multiply_x16(X16Product* p) {

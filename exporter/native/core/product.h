@@ -99,6 +99,29 @@ struct X16Product : Product {
   }
 };
 
+// Where the sums over offsets of rows go, of a product with one group.
+class Results {
+ public:
+  Results(const X16Product& p, uint32_t token) : Results(p, token, p.tensor.info.level_min) {}
+
+  // level_min: the level of offset 0.
+  Results(const X16Product& p, uint32_t token, int64_t level_min)
+      : correction_(level_min * p.x_sum(token, 0)),
+        x_scale_(p.x_scales[token]),
+        scales_(p.scales),
+        y_(p.y_at(0, token)) {}
+
+  void put(uint32_t row, int64_t sum) const {
+    y_[row] = static_cast<float>(sum + correction_) * (x_scale_ * scales_[row]);
+  }
+
+ private:
+  int64_t correction_;
+  float x_scale_;
+  Scales scales_;
+  float* y_;
+};
+
 inline void keep_x_sums(X16Product* p) {
   p->keep_sums = false;
   if (p->n_groups > p->cols() / kMinFastGroup + 1) return;
@@ -108,6 +131,12 @@ inline void keep_x_sums(X16Product* p) {
   }
   p->keep_sums = true;
 }
+
+// Of one token, with rows that are not decoded first; linear_one_token.cc. Packed rows: groups that end on blocks. Clipped
+// and base-3 rows: one group.
+void multiply_packed(const X16Product& p);
+void multiply_clipped(const X16Product& p);
+void multiply_base3(const X16Product& p);
 
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_PRODUCT_H_

@@ -1,0 +1,154 @@
+// Products of one token with rows that are not decoded first.
+#include <algorithm>
+#include <cstring>
+
+#include "clipped.h"
+#include "product.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+namespace tinyqmoe {
+namespace {
+
+constexpr uint32_t kPackedRows = 16;  // that a call of dot_packed takes
+
+uint32_t blocks_of(uint64_t bytes) { return static_cast<uint32_t>((bytes + kPackedBlock - 1) / kPackedBlock); }
+
+// Activations in the order in which packed offsets come out of 32 bytes: part j of a block is for the offsets j,
+// j + per_byte, j + 2 * per_byte, ..., 32 elements of the high plane and then 32 of the low one.
+template <uint32_t kPerByte>
+void pack_x_plain(const X16& x, uint32_t cols, int8_t* __restrict packed) {
+  for (uint32_t block = 0; block < cols; block += kPackedBlock * kPerByte, packed += 2 * kPackedBlock * kPerByte) {
+    for (uint32_t i = 0; i < kPackedBlock; ++i) {
+      for (uint32_t j = 0; j < kPerByte; ++j) {
+        packed[2 * kPackedBlock * j + i] = x.high[block + i * kPerByte + j];
+        packed[2 * kPackedBlock * j + kPackedBlock + i] = x.low[block + i * kPerByte + j];
+      }
+    }
+  }
+}
+
+void pack_x(const X16Product& p, int8_t* packed) {
+  const uint32_t bits = p.tensor.info.code_bits;
+  const auto plain = bits == 2 ? pack_x_plain<4> : pack_x_plain<2>;
+  p.kernels.pack_x == nullptr ? plain(p.x(0), p.cols(), packed) : p.kernels.pack_x(p.x(0), p.cols(), bits, packed);
+}
+
+// n columns of a row, which start on a block. A block that goes on in the next row meets zeros there; past the last row
+// nothing is read: its end is copied.
+int64_t dot_packed_group(const X16Product& p, const uint8_t* packed, uint32_t n, const int8_t* packed_x) {
+  const tinyqmoe_info& info = p.tensor.info;
+  const uint32_t bits = info.code_bits, n_bytes = (n * bits + 7) / 8, n_blocks = blocks_of(n_bytes);
+  const uint8_t* const end = p.tensor.payload + info.payload_bytes;
+  int64_t sums[2] = {};
+  if (static_cast<uint64_t>(end - packed) >= uint64_t{n_blocks} * kPackedBlock) {
+    p.kernels.dot_packed({packed, 0, 1, bits, n_blocks, packed_x, sums});
+    return sums[0];
+  }
+  const uint32_t done = (n_blocks - 1) * kPackedBlock;
+  uint8_t last[kPackedBlock] = {};
+  std::memcpy(last, packed + done, n_bytes - done);
+  p.kernels.dot_packed({packed, 0, 1, bits, n_blocks - 1, packed_x, sums});
+  p.kernels.dot_packed({last, 0, 1, bits, 1, packed_x + uint64_t{done} * 2 * 8 / bits, sums + 1});
+  return sums[0] + sums[1];
+}
+
+// One row, groups that end on blocks.
+void multiply_packed_row(const X16Product& p, uint32_t r, const int8_t* packed_x) {
+  const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
+  float y = 0.0f;
+  for (uint32_t g = 0; g < p.n_groups; ++g) {
+    const uint32_t begin = g * p.group_size;
+    const int64_t sum = dot_packed_group(p, row + uint64_t{begin} * p.tensor.info.code_bits / 8,
+                                         p.group_end(g) - begin, packed_x + uint64_t{begin} * 2);
+    p.add_group(p.scale(r, g), 0, sum + p.correction(p.x_sum(0, g)), &y);
+  }
+  p.store_row(r, 0, y);
+}
+
+// The rows as far as whole blocks can be read, one group. Returns the first that is left.
+uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
+  const tinyqmoe_info& info = p.tensor.info;
+  const uint64_t row_bytes = p.tensor.row_bytes;
+  const uint32_t n_blocks = blocks_of(row_bytes);
+  const uint64_t read = uint64_t{n_blocks} * kPackedBlock;
+  if (info.payload_bytes < read) return p.row_begin;
+  const uint32_t end = static_cast<uint32_t>(std::min<uint64_t>(p.row_end, (info.payload_bytes - read) / row_bytes + 1));
+  const Results results(p, 0);
+  int64_t sums[kPackedRows];
+  uint32_t row = p.row_begin;
+  for (uint32_t n; row < end; row += n) {
+    n = std::min(kPackedRows, end - row);
+    const uint8_t* const rows = p.tensor.payload + row * row_bytes;
+    p.kernels.dot_packed({rows, row_bytes, n, info.code_bits, n_blocks, packed_x, sums});
+    for (uint32_t r = 0; r < n; ++r) results.put(row + r, sums[r]);
+  }
+  return row;
+}
+
+// The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
+// follows the row.
+struct LastBlock {
+  uint32_t column;  // its first
+  alignas(32) int8_t high[kBase3Columns] = {};
+  alignas(32) int8_t low[kBase3Columns] = {};
+
+  LastBlock(const X16& x, uint32_t cols) : column((cols - 1) / kBase3Columns * kBase3Columns) {
+    const uint32_t n = (cols - column + kBase3Digits - 1) / kBase3Digits;
+    for (uint32_t at = 0; at < cols - column; ++at) {
+      high[at / n * kBase3Block + at % n] = x.high[column + at];
+      low[at / n * kBase3Block + at % n] = x.low[column + at];
+    }
+  }
+
+  X16 x() const { return {nullptr, high, low}; }
+};
+
+}  // namespace
+
+// One token: packed offsets meet the activations without being stored.
+void multiply_packed(const X16Product& p) {
+  int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
+  pack_x(p, packed_x);
+  uint32_t row = p.n_groups == 1 ? multiply_packed_rows(p, packed_x) : p.row_begin;
+  for (; row < p.row_end; ++row) multiply_packed_row(p, row, packed_x);
+}
+
+// One token, one group.
+void multiply_clipped(const X16Product& p) {
+  const uint32_t bits = p.tensor.info.code_bits;
+  const int64_t level_min = p.tensor.info.level_min + clipped_base(p.tensor.info, bits);
+  const Results results(p, 0, level_min);
+  const X16 x = p.x(0);
+  int64_t sums[kClippedRows];
+  for (uint32_t row = p.row_begin, n; row < p.row_end; row += n) {
+    const uint32_t first = row % kClippedRows;
+    n = std::min(kClippedRows - first, p.row_end - row);
+    const uint8_t* const rows = p.tensor.payload + row * p.tensor.row_bytes;
+    p.kernels.dot_clipped(
+        {rows, p.tensor.row_bytes, exceptions_of(p.tensor, row), bits, first, n, p.cols(), x, sums});
+    for (uint32_t r = 0; r < n; ++r) results.put(row + r, sums[r]);
+  }
+}
+
+// One token, one group, digits that are not stored. Past the last row nothing is read: its end is copied.
+void multiply_base3(const X16Product& p) {
+  const X16 x = p.x(0);
+  const LastBlock last(x, p.cols());
+  const uint32_t n_blocks = last.column / kBase3Columns;
+  const uint8_t* const end = p.tensor.payload + p.tensor.info.payload_bytes;
+  const Results results(p, 0);
+  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
+    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
+    const uint8_t* tail = row + n_blocks * kBase3Block;
+    uint8_t copy[kBase3Block] = {};
+    const uint64_t left = static_cast<uint64_t>(end - tail);
+    if (left < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, left));
+    const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
+    results.put(r, sum);
+  }
+}
+
+}  // namespace tinyqmoe
