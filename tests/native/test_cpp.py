@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,46 +11,25 @@ import pytest
 
 from exporter.codec.native import native_dir
 from tests.support.emulation import AVX512_FLAGS, SIMDE, avx512_sources
-from tests.support.layer_tests import SANITIZE, compile_objects, link
+from tests.support.layer_tests import CXX, SANITIZE, compile_objects, link, run, sources_of
 from tests.support.paths import GOLDEN
 
-CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 ARM_CXX = shutil.which("aarch64-linux-gnu-g++")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
 
 needs_compiler = pytest.mark.skipif(
     CXX is None, reason="NO C++ COMPILER: the native tests did not run"
 )
 
 
-def compile_program(
-    compiler: str, flags: list[str], sources: list[Path], out: Path, without: tuple[str, ...] = ()
-) -> Path:
-    """Compiles `sources` with the core, one process a file and two at a time, and links them.
+def compile_program(compiler: str, flags: list[str], sources: list[Path], out: Path) -> Path:
+    """The C++ tests with these sources of the core."""
+    objects = compile_objects(compiler, flags, [*sources, *test_sources()], out / "objects")
+    return link(compiler, flags, objects, out / "tests")
 
-    without: names of files of the core that `sources` replace.
-    """
-    root = native_dir()
-    include = [f"-I{root / name}" for name in ("include", "core", "tests")]
-    core = [file for folder in ("core", "encoder") for file in sorted((root / folder).glob("*.cc"))]
-    sources = [*sources, *(file for file in core if file.name not in without)]
-    objects = [
-        out.parent / f"{out.name}_{source.parent.name}_{source.stem}.o" for source in sources
-    ]
-    pending = [
-        [compiler, *FLAGS, *flags, *include, "-c", str(source), "-o", str(obj)]
-        for source, obj in zip(sources, objects, strict=True)
-    ]
-    while pending:
-        running = [
-            subprocess.Popen(pending.pop(), stderr=subprocess.PIPE, text=True) for _ in pending[-2:]
-        ]
-        for process in running:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
-    subprocess.run([compiler, *FLAGS, *flags, *map(str, objects), "-o", str(out)], check=True)
-    return out
+
+def core_sources() -> list[Path]:
+    return sources_of("core", "encoder")
 
 
 def test_sources() -> list[Path]:
@@ -59,12 +37,6 @@ def test_sources() -> list[Path]:
 
 
 test_sources.__test__ = False  # type: ignore[attr-defined]
-
-
-def run(*command: str | Path) -> str:
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
 
 
 @needs_compiler
@@ -80,7 +52,7 @@ def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     """Products while other threads trim, change the budgets and the folder, and open and close
     tensors."""
     assert CXX is not None
-    program = compile_program(CXX, ["-O1", "-fsanitize=thread"], test_sources(), tmp_path / "tests")
+    program = compile_program(CXX, ["-O1", "-fsanitize=thread"], core_sources(), tmp_path)
     assert "0 failures" in run(program, "--residency")
 
 
@@ -92,7 +64,7 @@ def test_same_bits_when_fma_is_allowed(tmp_path: Path) -> None:
     assert CXX is not None
     if os.uname().machine != "x86_64" or "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("no FMA on this machine")
-    program = compile_program(CXX, ["-O3", "-mavx2", "-mfma"], test_sources(), tmp_path / "tests")
+    program = compile_program(CXX, ["-O3", "-mavx2", "-mfma"], core_sources(), tmp_path)
     assert "0 failures" in run(program, GOLDEN)
 
 
@@ -112,7 +84,7 @@ def test_on_aarch64(cpu: str, isas: str, tmp_path: Path) -> None:
     """NEON with smmla, with sdot, and of Armv8.0 alone."""
     assert ARM_CXX is not None
     assert QEMU is not None
-    program = compile_program(ARM_CXX, ["-O1", "-static"], test_sources(), tmp_path / "tests")
+    program = compile_program(ARM_CXX, ["-O1", "-static"], core_sources(), tmp_path)
     assert f"0 failures, instruction sets: {isas}\n" in run(QEMU, "-cpu", cpu, program, GOLDEN)
 
 
@@ -123,9 +95,9 @@ def test_avx512_in_emulation(tmp_path: Path) -> None:
     """On any x86, by intrinsics in plain C++; where AVX-512 is, the other tests run it too."""
     assert CXX is not None
     emulated = avx512_sources(tmp_path)
-    sources, without = [*test_sources(), *emulated], tuple(file.name for file in emulated)
-    flags = ["-O1", *AVX512_FLAGS]
-    program = compile_program(CXX, flags, sources, tmp_path / "tests", without)
+    replaced = {file.name for file in emulated}
+    sources = [*(file for file in core_sources() if file.name not in replaced), *emulated]
+    program = compile_program(CXX, ["-O1", *AVX512_FLAGS], sources, tmp_path)
     assert "0 failures, instruction sets: 1 2 5\n" in run(program, GOLDEN)
 
 
