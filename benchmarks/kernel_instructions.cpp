@@ -27,7 +27,7 @@ void* aligned(uint64_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 6 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
+  if (argc != 7 || (g_library = dlopen(argv[1], RTLD_NOW)) == nullptr) return 2;
   std::ifstream file(argv[2], std::ios::binary | std::ios::ate);
   std::vector<char> blob(static_cast<size_t>(file.tellg()));
   file.seekg(0).read(blob.data(), static_cast<std::streamsize>(blob.size()));
@@ -42,12 +42,13 @@ int main(int argc, char** argv) {
   CORE(tinyqmoe_get_info)(tensor, &info);
   std::vector<float> x(size_t{n_tokens} * info.cols), y(size_t{n_tokens} * info.rows), x_scales(n_tokens);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 1000) - 500.0f;
-  const std::vector<uint16_t> scales(info.rows, 0xBC00);  // 1
+  const uint32_t group_size = std::min(static_cast<uint32_t>(std::atoi(argv[6])), info.cols);
+  const std::vector<uint16_t> scales(size_t{info.rows} * ((info.cols + group_size - 1) / group_size), 0xBC00);  // 1
   void* const quantized = aligned(n_tokens * CORE(tinyqmoe_quantized_bytes)(info.cols));
   const auto quantize = CORE(tinyqmoe_quantize_x16);
   if (quantize(x.data(), n_tokens, info.cols, TINYQMOE_ISA_AUTO, quantized, x_scales.data()) != TINYQMOE_OK) return 4;
   const uint64_t scratch_bytes = CORE(tinyqmoe_linear_scratch_bytes)(multiplied, n_tokens);
-  const tinyqmoe_linear_args args = {multiplied, scales.data(), TINYQMOE_SCALES_UE6M10, info.cols, n_tokens, 0, info.rows,
+  const tinyqmoe_linear_args args = {multiplied, scales.data(), TINYQMOE_SCALES_UE6M10, group_size, n_tokens, 0, info.rows,
                                      TINYQMOE_ISA_AUTO, aligned(scratch_bytes), scratch_bytes, y.data()};
   const auto multiply = CORE(tinyqmoe_linear_x16);
   for (int i = std::atoi(argv[4]); i > 0; --i) {

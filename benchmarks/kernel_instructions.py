@@ -15,6 +15,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,18 +28,21 @@ from exporter.codec.native_residency import UNLIMITED
 
 ROWS = 64
 ALLOWED = 1.1
+WHOLE_ROW = 65535
 # By kind: with one token and with 32, of rows of 576 and of 2048 columns.
 COUNTS = {
-    "raw, 8 bits": (32.2, 19.0, 25.5, 15.8),
-    "raw, 4 bits": (35.5, 20.2, 28.9, 16.5),
-    "raw, 2 bits": (28.7, 23.6, 20.7, 16.5),
-    "base-3": (54.6, 21.2, 32.3, 16.9),
-    "lzw, 4.4 bits": (428.9, 31.4, 399.5, 27.5),
-    "lzw, 3.3 bits": (392.4, 30.2, 339.0, 25.6),
-    "lzw, ternary, 70 % zeros": (216.5, 24.8, 186.5, 20.9),
-    "clipped to 4 bits, 3.3 bits": (31.1, 20.7, 23.0, 17.2),
-    "clipped to 5 bits, 4.3 bits": (39.4, 21.1, 31.5, 17.4),
-    "clipped to 6 bits, 4.9 bits": (40.9, 20.9, 32.2, 17.0),
+    "raw, 8 bits": (32.1, 18.0, 25.4, 15.5),
+    "raw, 4 bits": (35.5, 19.1, 28.9, 16.3),
+    "raw, 2 bits": (28.8, 19.5, 20.7, 16.2),
+    "raw, 4 bits, groups of 32": (114.1, 67.1, 97.0, 66.4),
+    "raw, 2 bits, groups of 64": (99.6, 41.5, 70.1, 40.4),
+    "base-3": (54.6, 20.3, 32.3, 16.6),
+    "lzw, 4.4 bits": (428.9, 30.4, 399.5, 27.2),
+    "lzw, 3.3 bits": (392.3, 29.3, 339.0, 25.3),
+    "lzw, ternary, 70 % zeros": (216.4, 23.9, 186.5, 20.6),
+    "clipped to 4 bits, 3.3 bits": (31.1, 19.8, 23.0, 16.9),
+    "clipped to 5 bits, 4.3 bits": (39.4, 20.1, 31.5, 17.2),
+    "clipped to 6 bits, 4.9 bits": (40.9, 19.9, 32.2, 16.8),
 }
 
 
@@ -50,6 +54,8 @@ def blobs(cols: int) -> dict[str, Blob]:
         "raw, 8 bits": raw_blob(rate44, -127, 255, 8),
         "raw, 4 bits": raw_blob(normal(ROWS, cols, 2.0, 7), -7, 15, 4),
         "raw, 2 bits": raw_blob(third, -1, 3, 2),
+        "raw, 4 bits, groups of 32": raw_blob(normal(ROWS, cols, 2.0, 7), -7, 15, 4),
+        "raw, 2 bits, groups of 64": raw_blob(third, -1, 3, 2),
         "base-3": encode(third, -1, 3, "base3").blob,
         "lzw, 4.4 bits": encode(rate44, -127, 255, "lzw").blob,
         "lzw, 3.3 bits": encode(rate33, -127, 255, "lzw").blob,
@@ -60,6 +66,26 @@ def blobs(cols: int) -> dict[str, Blob]:
     }
 
 
+@dataclass(frozen=True)
+class Call:
+    """A product: number of tokens, bytes for expanded forms, and columns of a group."""
+
+    n_tokens: int
+    budget: int
+    group_size: int
+
+    @classmethod
+    def of(cls, kind: str, n_tokens: int) -> Call:
+        """The call for a kind of COUNTS. Codes become clipped levels before what is counted."""
+        _, _, group = kind.partition("groups of ")
+        budget = UNLIMITED if kind.startswith("clipped") else 0
+        return cls(n_tokens, budget, int(group or WHOLE_ROW))
+
+    def arguments(self, n_products: int) -> list[int]:
+        """What follows the blob on the command line of the program."""
+        return [self.n_tokens, n_products, self.budget, self.group_size]
+
+
 class Callgrind:
     """The built library on this machine, by valgrind."""
 
@@ -67,12 +93,12 @@ class Callgrind:
         self._library = next(native.native_dir().glob("_tinyqmoe*.so"))
         self._program = compiled("g++", folder)
 
-    def instructions(self, blob: Path, n_tokens: int, budget: int) -> int:
+    def instructions(self, blob: Path, call: Call) -> int:
         """Number of instructions of one product."""
         counts = blob.with_suffix(".counts")
         collect = ["--toggle-collect=tinyqmoe_linear_x16", f"--callgrind-out-file={counts}"]
         command = ["valgrind", "--tool=callgrind", *collect, self._program, self._library, blob]
-        command += [n_tokens, 1, budget]
+        command += call.arguments(n_products=1)
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         totals = [line for line in counts.read_text().splitlines() if line.startswith("totals:")]
         return int(totals[0].split()[1])
@@ -92,14 +118,13 @@ class Qemu:
         self._emulator = ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
         self._emulator += ["-singlestep", "-d", "exec,nochain", "-D", "/dev/stdout"]
 
-    def instructions(self, blob: Path, n_tokens: int, budget: int) -> int:
+    def instructions(self, blob: Path, call: Call) -> int:
         """What a second product adds to one."""
-        once, twice = (self._lines(blob, n_tokens, n, budget) for n in (1, 2))
+        once, twice = (self._lines(blob, call.arguments(n)) for n in (1, 2))
         return twice - once
 
-    def _lines(self, blob: Path, n_tokens: int, n_products: int, budget: int) -> int:
-        command = [*self._emulator, self._program, self._library, blob]
-        command += [n_tokens, n_products, budget]
+    def _lines(self, blob: Path, arguments: list[int]) -> int:
+        command = [*self._emulator, self._program, self._library, blob, *arguments]
         with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE) as process:
             assert process.stdout
             pieces = iter(partial(process.stdout.read, 1 << 20), b"")
@@ -126,9 +151,7 @@ def measured(counter: Callgrind | Qemu, scratch: Path) -> dict[str, list[float]]
             file = scratch / "blob"
             file.write_bytes(bytes(blob))
             for n_tokens in (1, 32):
-                # Codes become clipped levels once, before what is counted.
-                budget = UNLIMITED if kind.startswith("clipped") else 0
-                n = counter.instructions(file, n_tokens, budget)
+                n = counter.instructions(file, Call.of(kind, n_tokens))
                 found.setdefault(kind, []).append(64 * n / (ROWS * cols * n_tokens))
     return found
 

@@ -55,6 +55,25 @@ struct DotTask {
   int64_t sums[kDotRows];
 };
 
+// kDotRows rows times one token, with a scale for each group of columns, all of which are whole.
+struct GroupsTask {
+  const uint8_t* rows[kDotRows];
+  uint32_t bits;  // 8: rows are offsets, else packed ones, and groups are whole blocks
+  uint32_t n_levels;
+  int32_t level_min;
+  uint32_t cols;
+  uint32_t group_size;     // a multiple of kGroupColumns, at most kMostGroup
+  X16 x;
+  const int8_t* packed_x;  // for packed rows: pack_x of linear_one_token.cc
+  const int32_t* x_sums;   // [n_groups]: sum of x
+  const float* scales;     // [n_groups, kDotRows]
+  float y[kDotRows];       // sum of float(sum(level * x)) * scale, group after group
+};
+
+constexpr uint32_t kGroupColumns = 32;
+constexpr uint32_t kMostGroup = 256;
+static_assert(int64_t{kMostGroup} * 255 * kMostActivation <= INT32_MAX);  // so that a group's sum fits an int32
+
 constexpr uint32_t kBatchRows = 16;
 
 // Rows of clipped offsets lie in blocks: kClippedLower bytes of the lower 4 bits of each column, and then of the bits above,
@@ -186,6 +205,9 @@ struct Kernels {
 
   // sums[r] = sum(offsets[r] * x) for all rows.
   void (*dot)(DotTask* task);
+
+  // task->y of four rows with groups. Null: by the functions above, group by group.
+  void (*dot_groups)(GroupsTask* task);
 
   // Many tokens at once. Null: by `dot`, token by token.
   void (*dot_batch)(const BatchTask& task);

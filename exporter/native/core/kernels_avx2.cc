@@ -337,8 +337,8 @@ const Kernels* avx2_kernels() {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
       avx2::dot_base3,      avx2::unpack_clipped,       avx2::dot_clipped,
-      avx2::dot,            multiply_tiles<avx2::Tile>, avx2::dot_f32,
-      avx2::abs_max_bits,   avx2::quantize};
+      avx2::dot,            avx2::dot_groups,           multiply_tiles<avx2::Tile>,
+      avx2::dot_f32,        avx2::abs_max_bits,         avx2::quantize};
   return &kernels;
 }
 

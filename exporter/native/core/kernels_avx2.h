@@ -63,11 +63,14 @@ AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min
   for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
 }
 
-// The four sums of eight lanes each, int64.
-AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) {
+// The four sums of eight lanes each.
+AVX2_INLINE __m128i four_sums32(const __m256i lanes[kDotRows]) {
   const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
-  return _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+  return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
+
+// As int64.
+AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) { return _mm256_cvtepi32_epi64(four_sums32(lanes)); }
 
 AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
   store32(sums, _mm256_add_epi64(load32(sums), four_sums(lanes)));
@@ -110,6 +113,9 @@ void pack_x(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
 // Of clipped rows; kernels_avx2_clipped.cc.
 void unpack_clipped(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out);
 void dot_clipped(const ClippedTask& task);
+
+// Of rows with groups; kernels_avx2_groups.cc.
+void dot_groups(GroupsTask* task);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);

@@ -173,10 +173,15 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   const uint32_t n_blocks = cols / per_block;
   const auto kernel = code_bits == 2 ? unpack2 : code_bits == 4 ? unpack4 : unpack8;
   const uint8_t largest = kernel(packed, n_blocks, bias, out);
-  const uint32_t done = n_blocks * per_block;
-  const uint8_t rest =
-      scalar_kernels()->unpack(packed + uint64_t{n_blocks} * 32, code_bits, cols - done, bias, out + done);
-  return std::max(largest, rest);
+  const uint32_t left = cols - n_blocks * per_block;
+  if (left == 0) return largest;
+  uint8_t last[32] = {}, offsets[128];  // of the block that is not whole
+  const uint32_t n_bytes = (left * code_bits + 7) / 8;
+  std::memcpy(last, packed + uint64_t{n_blocks} * 32, n_bytes);
+  last[n_bytes - 1] &= static_cast<uint8_t>(0xFF >> (n_bytes * 8 - left * code_bits));  // what follows the last column
+  const uint8_t of_last = kernel(last, 1, bias, offsets);
+  std::memcpy(out + n_blocks * per_block, offsets, left);
+  return std::max(largest, of_last);
 }
 
 void pack(const uint8_t* offsets, uint32_t n, uint32_t bits, uint8_t* packed) {

@@ -146,8 +146,8 @@ const Kernels* avx512_kernels() {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
       avx2::dot_base3,      avx2::unpack_clipped,         avx512::dot_clipped,
-      avx512::dot,          multiply_tiles<avx512::Tile>, avx2::dot_f32,
-      avx2::abs_max_bits,   avx2::quantize};
+      avx512::dot,          avx2::dot_groups,             multiply_tiles<avx512::Tile>,
+      avx2::dot_f32,        avx2::abs_max_bits,           avx2::quantize};
   return &kernels;
 }
 

@@ -123,9 +123,9 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return std::max(largest, rest);
 }
 
+// Adds the products of so many blocks.
 template <uint32_t kBits>
-TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
-  PlaneSums sums[2];
+TARGET inline void add_blocks(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, PlaneSums sums[2]) {
   for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
     const uint8x16_t halves[2] = {vld1q_u8(packed), vld1q_u8(packed + 16)};
     for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
@@ -135,6 +135,12 @@ TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const i
       }
     }
   }
+}
+
+template <uint32_t kBits>
+TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
+  PlaneSums sums[2];
+  add_blocks<kBits>(packed, n_blocks, packed_x, sums);
   return sums[0].sum() + sums[1].sum();
 }
 
@@ -217,6 +223,40 @@ TARGET void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = sums[r].sum() + shift * int64_t{task->x_sum};
 }
 
+// The sums of offset * x of a group, whose columns begin at this one.
+TARGET inline void sum_group(const GroupsTask& task, uint32_t begin, int32_t sums[kDotRows]) {
+  const uint8_t shift = task.bits == 8 && task.n_levels > kNarrowLevels ? 128 : 0;
+  const uint8x16_t flip = vdupq_n_u8(shift);
+  for (uint32_t r = 0; r < kDotRows; ++r) {
+    PlaneSums of_row[2];
+    if (task.bits < 8) {
+      const uint8_t* const packed = task.rows[r] + begin * task.bits / 8;
+      const uint32_t n_blocks = task.group_size * task.bits / 8 / kPackedBlock;
+      const auto add = task.bits == 2 ? add_blocks<2> : add_blocks<4>;
+      add(packed, n_blocks, task.packed_x + 2 * uint64_t{begin}, of_row);
+    } else {
+      for (uint32_t i = begin; i < begin + task.group_size; i += 16) {
+        const uint8x16_t offsets = veorq_u8(vld1q_u8(task.rows[r] + i), flip);
+        of_row[i / 16 % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + i, task.x.low + i);
+      }
+    }
+    const int64_t sum = of_row[0].sum() + of_row[1].sum() + shift * int64_t{task.x_sums[begin / task.group_size]};
+    sums[r] = static_cast<int32_t>(sum);
+  }
+}
+
+// The float of a group's sum of level * x, times its scale, is added to what the groups before it gave.
+TARGET void dot_groups(GroupsTask* task) {
+  float32x4_t y = vdupq_n_f32(0.0f);
+  for (uint32_t g = 0; g * task->group_size < task->cols; ++g) {
+    int32_t offsets[kDotRows];
+    sum_group(*task, g * task->group_size, offsets);
+    const int32x4_t levels = vaddq_s32(vld1q_s32(offsets), vdupq_n_s32(task->level_min * task->x_sums[g]));
+    y = vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(levels), vld1q_f32(task->scales + g * kDotRows)));
+  }
+  vst1q_f32(task->y, y);
+}
+
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]) {
   float32x4_t p[kDotRows][2];
   for (auto& row : p) row[0] = row[1] = vdupq_n_f32(0.0f);
@@ -268,8 +308,9 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 }
 
 constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
-  return {expand_phrases,       expand_base3, unpack, pack_plain, nullptr, dot_packed,   nullptr,
-          unpack_clipped_plain, dot_clipped,  dot,    dot_batch,  dot_f32, abs_max_bits, quantize};
+  return {expand_phrases, expand_base3,         unpack,      pack_plain, nullptr,    dot_packed,
+          nullptr,        unpack_clipped_plain, dot_clipped, dot,        dot_groups, dot_batch,
+          dot_f32,        abs_max_bits,         quantize};
 }
 
 }  // namespace

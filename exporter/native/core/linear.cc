@@ -29,7 +29,7 @@ ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
 namespace {
 
 // Rows first..first+3 of the block times one token, one group after the other.
-void multiply_groups(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token) {
+void multiply_each_group(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first, uint32_t token) {
   const uint32_t n_rows = std::min(kDotRows, block.n - first);
   float y[kDotRows] = {};
   for (uint32_t g = 0; g < p.n_groups; ++g) {
@@ -52,7 +52,15 @@ void multiply_groups(const X16Product& p, const RowBlock& block, uint32_t row0, 
 // The block times one token.
 void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t token) {
   if (p.n_groups > 1) {
-    for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_groups(p, block, row0, r, token);
+    const bool together = suits_groups(p);
+    for (uint32_t r = 0; r < block.n; r += kDotRows) {
+      const uint8_t* const rows[kDotRows] = {block.row(r), block.row(r + 1), block.row(r + 2), block.row(r + 3)};
+      if (together) {
+        multiply_groups(p, rows, 8, nullptr, row0 + r, std::min(kDotRows, block.n - r));
+      } else {
+        multiply_each_group(p, block, row0, r, token);
+      }
+    }
     return;
   }
   const Results results(p, token);
@@ -69,9 +77,38 @@ void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, u
   }
 }
 
+// Adds a group of n rows to what the groups before it gave. Sum: of a type that holds the sums, and of which compilers make
+// vectors if it is int32.
+template <typename Sum>
+void add_group(const int64_t* sums, const float* scales, uint32_t n, float* y) {
+  for (uint32_t r = 0; r < n; ++r) {
+    const float term = static_cast<float>(static_cast<Sum>(sums[r])) * scales[r];
+    y[r] += term;
+  }
+}
+
+// Puts a group of rows first..first+n-1 and of all tokens where it belongs.
+void put_group(const X16Product& p, const BatchTask& task, uint32_t first, uint32_t g) {
+  const auto add = task.n <= kMostGroup ? add_group<int32_t> : add_group<int64_t>;
+  float scales[kBatchRows];
+  for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(first + r, g);
+  for (uint32_t t = 0; t < p.n_tokens; ++t) {
+    const int64_t* const sums = task.sums + uint64_t{t} * kBatchRows;
+    float* const y = p.y_at(first, t);
+    const float x_scale = p.x_scales[t];
+    if (p.n_groups == 1) {
+      for (uint32_t r = 0; r < task.n_rows; ++r) y[r] = static_cast<float>(sums[r]) * (x_scale * scales[r]);
+      continue;
+    }
+    if (g == 0) std::fill_n(y, task.n_rows, 0.0f);
+    add(sums, scales, task.n_rows, y);
+    if (g + 1 < p.n_groups) continue;
+    for (uint32_t r = 0; r < task.n_rows; ++r) y[r] *= x_scale;
+  }
+}
+
 // Rows first..first+15 of the block times all tokens.
 void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first) {
-  int64_t* const sums = reinterpret_cast<int64_t*>(p.scratch + p.at.sums);
   for (uint32_t g = 0; g < p.n_groups; ++g) {
     const uint32_t begin = g * p.group_size;
     BatchTask task;
@@ -82,19 +119,9 @@ void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, u
     task.token_stride = tinyqmoe_quantized_bytes(p.cols());
     task.n = p.group_end(g) - begin;
     task.n_tokens = p.n_tokens;
-    task.sums = sums;
+    task.sums = reinterpret_cast<int64_t*>(p.scratch + p.at.sums);
     p.kernels.dot_batch(task);
-    float scales[kBatchRows];
-    for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(row0 + first + r, g);
-    for (uint32_t t = 0; t < p.n_tokens; ++t) {
-      for (uint32_t r = 0; r < task.n_rows; ++r) {
-        const uint32_t row = row0 + first + r;
-        float y = g == 0 ? 0.0f : *p.y_at(row, t);
-        p.add_group(scales[r], t, sums[uint64_t{t} * kBatchRows + r], &y);
-        *p.y_at(row, t) = y;
-        if (g + 1 == p.n_groups) p.store_row(row, t, y);
-      }
-    }
+    put_group(p, task, row0 + first, g);
   }
 }
 

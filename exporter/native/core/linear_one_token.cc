@@ -88,6 +88,18 @@ uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
   return row;
 }
 
+// Groups of whole blocks, so that rows end on one.
+void multiply_packed_groups(const X16Product& p, const int8_t* packed_x) {
+  for (uint32_t first = p.row_begin; first < p.row_end; first += kDotRows) {
+    const uint32_t n = std::min(kDotRows, p.row_end - first);
+    const uint8_t* rows[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      rows[r] = p.tensor.payload + (first + std::min(r, n - 1)) * p.tensor.row_bytes;
+    }
+    multiply_groups(p, rows, p.tensor.info.code_bits, packed_x, first, n);
+  }
+}
+
 // The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
 // follows the row.
 struct LastBlock {
@@ -112,6 +124,7 @@ struct LastBlock {
 void multiply_packed(const X16Product& p) {
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
   pack_x(p, packed_x);
+  if (suits_groups(p)) return multiply_packed_groups(p, packed_x);
   uint32_t row = p.n_groups == 1 ? multiply_packed_rows(p, packed_x) : p.row_begin;
   for (; row < p.row_end; ++row) multiply_packed_row(p, row, packed_x);
 }

@@ -132,6 +132,13 @@ inline void keep_x_sums(X16Product* p) {
   p->keep_sums = true;
 }
 
+// One token, groups for which there is a kernel; linear_groups.cc. Packed rows: where groups end on blocks too.
+bool suits_groups(const X16Product& p);
+
+// n_rows rows, of which those past the last repeat one: offsets, of 8 bits, or packed ones with their activations.
+void multiply_groups(const X16Product& p, const uint8_t* const rows[kDotRows], uint32_t bits, const int8_t* packed_x,
+                     uint32_t first, uint32_t n_rows);
+
 // Of one token, with rows that are not decoded first; linear_one_token.cc. Packed rows: groups that end on blocks. Clipped
 // and base-3 rows: one group.
 void multiply_packed(const X16Product& p);

@@ -25,6 +25,17 @@ struct Scales {
     if (type == TINYQMOE_SCALES_FLOAT32) return static_cast<const float*>(values)[i];
     return widen_ue6m10(static_cast<const uint16_t*>(values)[i]);
   }
+
+  // n of them from `begin` on, to every stride-th place of `out`.
+  void put(uint64_t begin, uint32_t n, uint32_t stride, float* out) const {
+    if (type == TINYQMOE_SCALES_FLOAT32) {
+      const float* const from = static_cast<const float*>(values) + begin;
+      for (uint32_t i = 0; i < n; ++i) out[i * stride] = from[i];
+    } else {
+      const uint16_t* const from = static_cast<const uint16_t*>(values) + begin;
+      for (uint32_t i = 0; i < n; ++i) out[i * stride] = widen_ue6m10(from[i]);
+    }
+  }
 };
 
 inline bool is_scale_type(tinyqmoe_scale_type type) {

@@ -101,7 +101,7 @@ Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const F
 }
 
 void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
-  for (const uint32_t group_size : {spec.cols, 0xFFFFFFFFu, 256u, 128u, 43u, 7u}) {
+  for (const uint32_t group_size : {spec.cols, 0xFFFFFFFFu, 256u, 128u, 64u, 43u, 7u}) {
     const uint32_t size = std::min(group_size, spec.cols);
     const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
     for (const uint32_t n_tokens : {1u, 3u, 17u}) {
@@ -129,17 +129,19 @@ void test_extremes(const Spec& spec) {
     const Bytes blob = make_blob(spec, levels, random);
     Tensor tensor;
     CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
-    const Floats scales(spec.rows, 1.0f);
+    const Floats scales(spec.rows * ((spec.cols + 255) / 256), 1.0f);
     for (const float q : {32512.0f, -32512.0f, 32384.0f, -32384.0f}) {
       Floats x(size_t{2} * spec.cols, q);      // planes 127 and 0, -127 and 0, 127 and -128, -126 and -128
       x[0] = x[spec.cols] = 32512.0f;          // so that the scale is 1
-      const Expected expected = expect(spec, levels, x, scales, spec.cols, 2);
-      for (const tinyqmoe_isa isa : available_isas()) {
-        g_context = spec.name() + " extreme isa " + std::to_string(isa);
-        CHECK(crc32_of(linear_x16(tensor.get(), x, scales, spec.cols, 2, isa).y) == crc32_of(expected.x16));
-        const Floats one(x.begin(), x.begin() + spec.cols);
-        const Floats y(expected.x16.begin(), expected.x16.begin() + spec.rows);
-        CHECK(crc32_of(linear_x16(tensor.get(), one, scales, spec.cols, 1, isa).y) == crc32_of(y));
+      for (const uint32_t group_size : {spec.cols, 256u}) {
+        const Expected expected = expect(spec, levels, x, scales, group_size, 2);
+        for (const tinyqmoe_isa isa : available_isas()) {
+          g_context = spec.name() + " extreme group " + std::to_string(group_size) + " isa " + std::to_string(isa);
+          CHECK(crc32_of(linear_x16(tensor.get(), x, scales, group_size, 2, isa).y) == crc32_of(expected.x16));
+          const Floats one(x.begin(), x.begin() + spec.cols);
+          const Floats y(expected.x16.begin(), expected.x16.begin() + spec.rows);
+          CHECK(crc32_of(linear_x16(tensor.get(), one, scales, group_size, 1, isa).y) == crc32_of(y));
+        }
       }
     }
   }

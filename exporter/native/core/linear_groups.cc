@@ -1,0 +1,37 @@
+// Products of one token with a scale for each group of columns, four rows side by side.
+#include "product.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+namespace tinyqmoe {
+
+bool suits_groups(const X16Product& p) {
+  const bool whole = p.group_size % kGroupColumns == 0 && p.cols() % p.group_size == 0;
+  return p.n_tokens == 1 && p.n_groups > 1 && whole && p.group_size <= kMostGroup && p.kernels.dot_groups != nullptr;
+}
+
+void multiply_groups(const X16Product& p, const uint8_t* const rows[kDotRows], uint32_t bits, const int8_t* packed_x,
+                     uint32_t first, uint32_t n_rows) {
+  float* const scales = reinterpret_cast<float*>(p.scratch + p.at.float_rows);
+  for (uint32_t r = 0; r < kDotRows; ++r) {
+    const uint64_t row = first + std::min(r, n_rows - 1);
+    p.scales.put(row * p.n_groups, p.n_groups, kDotRows, scales + r);
+  }
+  GroupsTask task;
+  std::copy_n(rows, kDotRows, task.rows);
+  task.bits = bits;
+  task.n_levels = p.tensor.info.n_levels;
+  task.level_min = p.tensor.info.level_min;
+  task.cols = p.cols();
+  task.group_size = p.group_size;
+  task.x = p.x(0);
+  task.packed_x = packed_x;
+  task.x_sums = p.kept_sums();
+  task.scales = scales;
+  p.kernels.dot_groups(&task);
+  for (uint32_t r = 0; r < n_rows; ++r) p.store_row(first + r, 0, task.y[r]);
+}
+
+}  // namespace tinyqmoe
