@@ -58,7 +58,7 @@ struct DotTask {
 // kDotRows rows times one token, with a scale for each group of columns, all of which are whole.
 struct GroupsTask {
   const uint8_t* rows[kDotRows];
-  uint32_t bits;  // 8: rows are offsets, else packed ones, and groups are whole blocks
+  uint32_t bits;  // 8: rows are offsets, else packed ones, and a group is half a block or whole ones
   uint32_t n_levels;
   int32_t level_min;
   uint32_t cols;
@@ -68,6 +68,8 @@ struct GroupsTask {
   const int32_t* x_sums;   // [n_groups]: sum of x
   const float* scales;     // [n_groups, kDotRows]
   float y[kDotRows];       // sum of float(sum(level * x)) * scale, group after group
+
+  bool has_half_blocks() const { return group_size * bits == kPackedBlock * 8 / 2; }
 };
 
 constexpr uint32_t kGroupColumns = 32;

@@ -63,9 +63,14 @@ AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min
   for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
 }
 
+// The four sums of the lower four lanes each, and above them those of the upper four.
+AVX2_INLINE __m256i sums_of_halves(const __m256i lanes[kDotRows]) {
+  return _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
+}
+
 // The four sums of eight lanes each.
 AVX2_INLINE __m128i four_sums32(const __m256i lanes[kDotRows]) {
-  const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
+  const __m256i all = sums_of_halves(lanes);
   return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 

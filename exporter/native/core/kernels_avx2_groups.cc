@@ -74,26 +74,56 @@ struct Packed {
   }
 };
 
-// The float of a group's sum of level * x, times its scale, is added to what the groups before it gave.
+// What the groups so far gave: the float of each one's sum of level * x, times its scale, one after the other.
+struct Outputs {
+  const GroupsTask& task;
+  uint32_t group = 0;
+  __m128 y = _mm_setzero_ps();
+
+  AVX2_INLINE explicit Outputs(const GroupsTask& t) : task(t) {}
+
+  AVX2_INLINE void add(__m128i sums) {
+    const __m128i levels = _mm_add_epi32(sums, _mm_set1_epi32(task.level_min * task.x_sums[group]));
+    y = _mm_add_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(levels), _mm_loadu_ps(task.scales + group * kDotRows)));
+    ++group;
+  }
+};
+
 template <typename Rows>
 AVX2 void dot_groups_of(GroupsTask* task) {
-  __m128 y = _mm_setzero_ps();
-  const int32_t* x_sum = task->x_sums;
-  const float* scales = task->scales;
-  for (uint32_t begin = 0; begin < task->cols; begin += task->group_size, ++x_sum, scales += kDotRows) {
+  Outputs outputs(*task);
+  for (uint32_t begin = 0; begin < task->cols; begin += task->group_size) {
     __m256i lanes[kDotRows];
     Rows::add(*task, begin, begin + task->group_size, lanes);
-    const __m128i sums = _mm_add_epi32(four_sums32(lanes), _mm_set1_epi32(task->level_min * *x_sum));
-    y = _mm_add_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_loadu_ps(scales)));
+    outputs.add(four_sums32(lanes));
   }
-  _mm_storeu_ps(task->y, y);
+  _mm_storeu_ps(task->y, outputs.y);
+}
+
+// Groups of half a block: lanes of its lower and upper bytes are two groups.
+template <uint32_t kBits>
+AVX2 void dot_half_blocks(GroupsTask* task) {
+  Outputs outputs(*task);
+  for (uint32_t begin = 0; begin < task->cols; begin += 2 * task->group_size) {
+    __m256i lanes[kDotRows];
+    Packed<kBits>::add(*task, begin, begin + 2 * task->group_size, lanes);
+    const __m256i two = sums_of_halves(lanes);
+    outputs.add(_mm256_castsi256_si128(two));
+    if (begin + task->group_size < task->cols) outputs.add(_mm256_extracti128_si256(two, 1));
+  }
+  _mm_storeu_ps(task->y, outputs.y);
+}
+
+template <uint32_t kBits>
+void dot_packed_groups(GroupsTask* task) {
+  task->has_half_blocks() ? dot_half_blocks<kBits>(task) : dot_groups_of<Packed<kBits>>(task);
 }
 
 }  // namespace
 
 void dot_groups(GroupsTask* task) {
-  if (task->bits == 2) return dot_groups_of<Packed<2>>(task);
-  if (task->bits == 4) return dot_groups_of<Packed<4>>(task);
+  if (task->bits == 2) return dot_packed_groups<2>(task);
+  if (task->bits == 4) return dot_packed_groups<4>(task);
   task->n_levels <= FewLevels::kMost ? dot_groups_of<FewLevels>(task) : dot_groups_of<ManyLevels>(task);
 }
 

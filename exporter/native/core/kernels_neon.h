@@ -123,17 +123,21 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return std::max(largest, rest);
 }
 
+// Adds the products of half of a block, from the activations of its first column on.
+template <uint32_t kBits>
+TARGET inline void add_half(const uint8_t* packed, const int8_t* packed_x, PlaneSums* sums) {
+  const uint8x16_t half = vld1q_u8(packed);
+  for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
+    const uint8x16_t offsets = plane<kBits>(half, static_cast<int>(k));
+    sums->add(vreinterpretq_s8_u8(offsets), packed_x, packed_x + kPackedBlock);
+  }
+}
+
 // Adds the products of so many blocks.
 template <uint32_t kBits>
 TARGET inline void add_blocks(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, PlaneSums sums[2]) {
-  for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock) {
-    const uint8x16_t halves[2] = {vld1q_u8(packed), vld1q_u8(packed + 16)};
-    for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
-      for (uint32_t h = 0; h < 2; ++h) {
-        const uint8x16_t offsets = plane<kBits>(halves[h], static_cast<int>(k));
-        sums[h].add(vreinterpretq_s8_u8(offsets), packed_x + 16 * h, packed_x + kPackedBlock + 16 * h);
-      }
-    }
+  for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock, packed_x += 2 * kPackedBlock * 8 / kBits) {
+    for (uint32_t h = 0; h < 2; ++h) add_half<kBits>(packed + 16 * h, packed_x + 16 * h, sums + h);
   }
 }
 
@@ -223,35 +227,44 @@ TARGET void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = sums[r].sum() + shift * int64_t{task->x_sum};
 }
 
-// The sums of offset * x of a group, whose columns begin at this one.
-TARGET inline void sum_group(const GroupsTask& task, uint32_t begin, int32_t sums[kDotRows]) {
-  const uint8_t shift = task.bits == 8 && task.n_levels > kNarrowLevels ? 128 : 0;
-  const uint8x16_t flip = vdupq_n_u8(shift);
-  for (uint32_t r = 0; r < kDotRows; ++r) {
-    PlaneSums of_row[2];
-    if (task.bits < 8) {
-      const uint8_t* const packed = task.rows[r] + begin * task.bits / 8;
-      const uint32_t n_blocks = task.group_size * task.bits / 8 / kPackedBlock;
-      const auto add = task.bits == 2 ? add_blocks<2> : add_blocks<4>;
-      add(packed, n_blocks, task.packed_x + 2 * uint64_t{begin}, of_row);
-    } else {
-      for (uint32_t i = begin; i < begin + task.group_size; i += 16) {
-        const uint8x16_t offsets = veorq_u8(vld1q_u8(task.rows[r] + i), flip);
-        of_row[i / 16 % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + i, task.x.low + i);
-      }
-    }
-    const int64_t sum = of_row[0].sum() + of_row[1].sum() + shift * int64_t{task.x_sums[begin / task.group_size]};
-    sums[r] = static_cast<int32_t>(sum);
+// The sum of offset * x of a group of a packed row, whose columns begin at this one.
+template <uint32_t kBits>
+TARGET inline int64_t sum_packed_group(const GroupsTask& task, const uint8_t* row, uint32_t begin) {
+  constexpr uint32_t kColumns = kPackedBlock * 8 / kBits;
+  PlaneSums sums[2];
+  const uint8_t* const packed = row + begin / kColumns * kPackedBlock;
+  const int8_t* const packed_x = task.packed_x + begin / kColumns * kColumns * 2;
+  if (task.has_half_blocks()) {
+    const uint32_t half = begin % kColumns == 0 ? 0 : 16;
+    add_half<kBits>(packed + half, packed_x + half, sums);
+  } else {
+    add_blocks<kBits>(packed, task.group_size / kColumns, packed_x, sums);
   }
+  return sums[0].sum() + sums[1].sum();
+}
+
+TARGET inline int64_t sum_group(const GroupsTask& task, const uint8_t* row, uint32_t begin) {
+  if (task.bits == 2) return sum_packed_group<2>(task, row, begin);
+  if (task.bits == 4) return sum_packed_group<4>(task, row, begin);
+  const uint8_t shift = task.n_levels > kNarrowLevels ? 128 : 0;
+  const uint8x16_t flip = vdupq_n_u8(shift);
+  PlaneSums sums[2];
+  for (uint32_t i = begin; i < begin + task.group_size; i += 16) {
+    const uint8x16_t offsets = veorq_u8(vld1q_u8(row + i), flip);
+    sums[i / 16 % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + i, task.x.low + i);
+  }
+  return sums[0].sum() + sums[1].sum() + shift * int64_t{task.x_sums[begin / task.group_size]};
 }
 
 // The float of a group's sum of level * x, times its scale, is added to what the groups before it gave.
 TARGET void dot_groups(GroupsTask* task) {
   float32x4_t y = vdupq_n_f32(0.0f);
   for (uint32_t g = 0; g * task->group_size < task->cols; ++g) {
-    int32_t offsets[kDotRows];
-    sum_group(*task, g * task->group_size, offsets);
-    const int32x4_t levels = vaddq_s32(vld1q_s32(offsets), vdupq_n_s32(task->level_min * task->x_sums[g]));
+    int32_t sums[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      sums[r] = static_cast<int32_t>(sum_group(*task, task->rows[r], g * task->group_size));
+    }
+    const int32x4_t levels = vaddq_s32(vld1q_s32(sums), vdupq_n_s32(task->level_min * task->x_sums[g]));
     y = vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(levels), vld1q_f32(task->scales + g * kDotRows)));
   }
   vst1q_f32(task->y, y);

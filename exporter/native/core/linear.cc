@@ -153,12 +153,16 @@ tinyqmoe_status multiply_x16(X16Product* p) {
     multiply_base3(*p);
     return TINYQMOE_OK;
   }
-  const bool whole_blocks = p->n_groups == 1 || p->group_size % (kPackedBlock * 8 / info.code_bits) == 0;
+  const uint32_t block = kPackedBlock * 8 / info.code_bits;
+  const bool whole_blocks = p->n_groups == 1 || p->group_size % block == 0;
+  const bool half_blocks = p->group_size == block / 2 && suits_groups(*p);
   if (info.codec == kClipped && p->n_tokens == 1 && p->n_groups == 1) {
     multiply_clipped(*p);
     return TINYQMOE_OK;
   }
-  if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !whole_blocks) return multiply_blocks(*p);
+  if (p->n_tokens > 1 || info.codec != kRaw || info.code_bits == 8 || !(whole_blocks || half_blocks)) {
+    return multiply_blocks(*p);
+  }
   multiply_packed(*p);
   return TINYQMOE_OK;
 }

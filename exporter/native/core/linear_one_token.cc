@@ -88,13 +88,20 @@ uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
   return row;
 }
 
-// Groups of whole blocks, so that rows end on one.
+// Groups of half a block or whole ones. Past the last row nothing is read: it is copied.
 void multiply_packed_groups(const X16Product& p, const int8_t* packed_x) {
+  const uint64_t row_bytes = p.tensor.row_bytes;
+  const uint64_t read = blocks_of(row_bytes) * uint64_t{kPackedBlock};
+  uint8_t* const last = p.scratch + p.at.rows;
   for (uint32_t first = p.row_begin; first < p.row_end; first += kDotRows) {
     const uint32_t n = std::min(kDotRows, p.row_end - first);
     const uint8_t* rows[kDotRows];
     for (uint32_t r = 0; r < kDotRows; ++r) {
-      rows[r] = p.tensor.payload + (first + std::min(r, n - 1)) * p.tensor.row_bytes;
+      const uint64_t at = (first + std::min(r, n - 1)) * row_bytes;
+      rows[r] = p.tensor.payload + at;
+      if (at + read <= p.tensor.info.payload_bytes) continue;
+      std::fill_n(last, read, uint8_t{0});
+      rows[r] = std::copy_n(rows[r], row_bytes, last) - row_bytes;
     }
     multiply_groups(p, rows, p.tensor.info.code_bits, packed_x, first, n);
   }

@@ -15,7 +15,8 @@ const Spec kSpecs[] = {
     // codec, code_bits, cap, level_min, n_levels, rows, cols
     {0, 2, 0, -1, 3, 5, 1},        {0, 2, 0, -1, 3, 33, 43},      {0, 2, 0, -1, 3, 9, 2048},
     {0, 2, 0, -2, 4, 6, 172},      {0, 2, 0, 0, 2, 3, 129},       {0, 4, 0, -7, 15, 7, 7},
-    {0, 4, 0, -8, 16, 5, 2048},    {0, 4, 0, 3, 9, 3, 65},        {0, 8, 0, -127, 255, 37, 43},
+    {0, 4, 0, -8, 16, 5, 2048},    {0, 2, 0, -1, 3, 6, 576},      {0, 4, 0, -8, 16, 5, 96},
+    {0, 4, 0, 3, 9, 3, 65},        {0, 8, 0, -127, 255, 37, 43},
     {0, 8, 0, -127, 255, 6, 2048}, {0, 8, 0, -128, 256, 5, 172},  {0, 8, 0, -64, 128, 4, 1000},
     {0, 8, 0, -64, 129, 4, 1000},  {0, 8, 0, -20, 131, 4, 96},    {1, 12, 6, -1, 3, 33, 43},
     {1, 12, 14, -1, 3, 70, 172},   {1, 12, 3, -1, 3, 65, 172},    {1, 12, 6, -1, 3, 5, 2048},
@@ -101,7 +102,7 @@ Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const F
 }
 
 void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
-  for (const uint32_t group_size : {spec.cols, 0xFFFFFFFFu, 256u, 128u, 64u, 43u, 7u}) {
+  for (const uint32_t group_size : {spec.cols, 0xFFFFFFFFu, 256u, 128u, 64u, 32u, 43u, 7u}) {
     const uint32_t size = std::min(group_size, spec.cols);
     const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
     for (const uint32_t n_tokens : {1u, 3u, 17u}) {
