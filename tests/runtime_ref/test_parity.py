@@ -28,7 +28,7 @@ from exporter.codec.native import NativeTensor
 from exporter.codec.native_encoder import encode_raw
 from exporter.errors import BundleError, CodecError, ContextError, MissingComponentError
 from exporter.models.config import ModelConfig, rope_frequencies
-from runtime_ref import parity
+from runtime_ref import parity, residency
 from runtime_ref.answers import Answer, load_reference
 from runtime_ref.executorch import kernels
 from runtime_ref.executorch.runner import ExecuTorchRunner
@@ -39,6 +39,7 @@ from runtime_ref.parity import (
     feeding,
     work_tokens,
 )
+from runtime_ref.residency import Residency
 from tests.support.bundles import (
     CONTEXT,
     SHIPPED,
@@ -58,6 +59,12 @@ from tests.support.bundles import (
 
 EMBEDDING = "model.embed_tokens.weight"
 Q0 = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def streamed() -> None:
+    """Weights are coded when they are multiplied, whatever tests before set in this process."""
+    residency.apply(kernels.load(), Residency("stream"))
 
 
 def judge(bundle: Bundle) -> ParityReport:
