@@ -80,7 +80,7 @@ void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, u
 // Adds a group of n rows to what the groups before it gave. Sum: of a type that holds the sums, and of which compilers make
 // vectors if it is int32.
 template <typename Sum>
-void add_group(const int64_t* sums, const float* scales, uint32_t n, float* y) {
+void add_rows(const int64_t* sums, const float* scales, uint32_t n, float* y) {
   for (uint32_t r = 0; r < n; ++r) {
     const float term = static_cast<float>(static_cast<Sum>(sums[r])) * scales[r];
     y[r] += term;
@@ -89,7 +89,7 @@ void add_group(const int64_t* sums, const float* scales, uint32_t n, float* y) {
 
 // Puts a group of rows first..first+n-1 and of all tokens where it belongs.
 void put_group(const X16Product& p, const BatchTask& task, uint32_t first, uint32_t g) {
-  const auto add = task.n <= kMostGroup ? add_group<int32_t> : add_group<int64_t>;
+  const auto add = task.n <= kMostGroup ? add_rows<int32_t> : add_rows<int64_t>;
   float scales[kBatchRows];
   for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(first + r, g);
   for (uint32_t t = 0; t < p.n_tokens; ++t) {
