@@ -171,7 +171,12 @@ struct BatchTask {
   uint64_t token_stride;  // bytes from one token to the next, in each form
   uint32_t n;
   uint32_t n_tokens;
-  int64_t* sums;  // [n_tokens, kBatchRows], of level * x
+  int64_t* sums;  // of dot_batch: [n_tokens, kBatchRows], of level * x
+
+  // Of dot_batch_groups.
+  uint32_t group_size;  // a multiple of kGroupColumns, at most kMostGroup; the last group may have fewer
+  const float* scales;  // [n_groups, kBatchRows]
+  float* y;             // [n_tokens, kBatchRows], as in a GroupsTask
 };
 
 struct Kernels {
@@ -213,6 +218,9 @@ struct Kernels {
 
   // Many tokens at once. Null: by `dot`, token by token.
   void (*dot_batch)(const BatchTask& task);
+
+  // Likewise, with a scale for each group. Null where dot_batch is.
+  void (*dot_batch_groups)(const BatchTask& task);
 
   // sums[r] = sum(w[r] * x) in the order of linear.h.
   void (*dot_f32)(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]);

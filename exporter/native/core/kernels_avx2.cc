@@ -8,10 +8,6 @@
 
 #include "kernels_batch.h"
 
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#endif
-
 namespace tinyqmoe {
 namespace avx2 {
 namespace {
@@ -239,28 +235,31 @@ struct Tile {
     }
   }
 
-  template <uint32_t kMany>
-  AVX2 void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  AVX2 void add(BatchPart<kGroups> part) const {
     const int16_t* x[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      __m256i lanes[kMany][kDotRows];
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm256_setzero_si256();
+      const float* scales = part.scales();
+      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint64_t end = part.end_of_sum(i);
+        __m256i lanes[kMany][kDotRows];
+        // The loop ends in its middle: gcc copies sums where two steps begin them and two go on.
+        step<kMany, true>(x, first, i, lanes);
+        for (;; step<kMany, false>(x, first, i, lanes)) {
+          step<kMany, false>(x, first, i + 16, lanes);
+          i += 32;
+          if (i >= end) break;
+        }
+        for (uint32_t t = 0; t < kMany; ++t) add_sums(lanes[t], scales, results[t], first);
       }
-      uint32_t i = 0;
-      for (; i + 32 <= part.n; i += 32) {
-        step<kMany>(x, first, i, lanes);
-        step<kMany>(x, first, i + 16, lanes);
-      }
-      for (; i < part.n; i += 16) step<kMany>(x, first, i, lanes);
-      for (uint32_t t = 0; t < kMany; ++t) add_sums(lanes[t], part.sums(t, first));
     }
   }
 
-  // The products of 16 columns.
-  template <uint32_t kMany>
-  AVX2_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint32_t i,
+  // The products of 16 columns: the first ones of sums, or added to them.
+  template <uint32_t kMany, bool kFirst>
+  AVX2_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint64_t i,
                         __m256i lanes[kMany][kDotRows]) const {
     __m256i v[kMany];
     for (uint32_t t = 0; t < kMany; ++t) v[t] = load32(x[t] + i);
@@ -268,7 +267,8 @@ struct Tile {
       __m256i w = load32(levels[first + r] + i);
       keep(&w);  // else it is loaded for each token
       for (uint32_t t = 0; t < kMany; ++t) {
-        lanes[t][r] = _mm256_add_epi32(lanes[t][r], _mm256_madd_epi16(w, v[t]));
+        const __m256i products = _mm256_madd_epi16(w, v[t]);
+        lanes[t][r] = kFirst ? products : _mm256_add_epi32(lanes[t][r], products);
         keep(&lanes[t][r]);
       }
     }
@@ -337,8 +337,9 @@ const Kernels* avx2_kernels() {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
       avx2::dot_base3,      avx2::unpack_clipped,       avx2::dot_clipped,
-      avx2::dot,            avx2::dot_groups,           multiply_tiles<avx2::Tile>,
-      avx2::dot_f32,        avx2::abs_max_bits,         avx2::quantize};
+      avx2::dot,            avx2::dot_groups,           multiply_tiles<avx2::Tile, false>,
+      multiply_tiles<avx2::Tile, true>, avx2::dot_f32,  avx2::abs_max_bits,
+      avx2::quantize};
   return &kernels;
 }
 

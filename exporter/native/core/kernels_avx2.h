@@ -9,6 +9,10 @@
 
 #include "kernels.h"
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
 #define AVX2 __attribute__((target("avx2")))
 #define AVX2_INLINE __attribute__((target("avx2"), always_inline)) inline
 
@@ -51,15 +55,14 @@ AVX2_INLINE __m256i plane(__m256i packed, int k) {
                           _mm256_set1_epi8((1 << kBits) - 1));
 }
 
-// n levels of a row, as int16, and zeros to the next multiple of 16.
+// n levels of a row, as int16, and zeros to the next multiple of 32.
 AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min, int16_t* out) {
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(level_min));
   const uint32_t body = n / 16 * 16;
   for (uint32_t i = 0; i < body; i += 16) {
     store32(out + i, _mm256_add_epi16(_mm256_cvtepu8_epi16(load16(offsets + i)), bias));
   }
-  if (body == n) return;
-  store32(out + body, _mm256_setzero_si256());
+  for (uint32_t i = body; i % 32 != 0 || i < n; i += 16) store32(out + i, _mm256_setzero_si256());
   for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
 }
 
@@ -77,8 +80,13 @@ AVX2_INLINE __m128i four_sums32(const __m256i lanes[kDotRows]) {
 // As int64.
 AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) { return _mm256_cvtepi32_epi64(four_sums32(lanes)); }
 
-AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], int64_t* sums) {
-  store32(sums, _mm256_add_epi64(load32(sums), four_sums(lanes)));
+// Adds the sums of rows from `first` on to the results of a batch: of groups, each one's float times its scale.
+AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], const float*, int64_t* sums, uint32_t first) {
+  store32(sums + first, _mm256_add_epi64(load32(sums + first), four_sums(lanes)));
+}
+AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], const float* scales, float* y, uint32_t first) {
+  const __m128 terms = _mm_mul_ps(_mm_cvtepi32_ps(four_sums32(lanes)), _mm_loadu_ps(scales + first));
+  _mm_storeu_ps(y + first, _mm_add_ps(_mm_loadu_ps(y + first), terms));
 }
 
 // As dot_exceptions_plain. Activations are collected for eight differences at once. Columns are bounded in a register: a

@@ -3,10 +3,6 @@
 
 #include "kernels_avx2.h"
 
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#endif
-
 namespace tinyqmoe {
 namespace avx2 {
 namespace {

@@ -105,35 +105,43 @@ struct Tile {
   AVX512 void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
     for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
       avx2::widen_row(task.offsets[r] + begin, n, task.level_min, levels[r]);
-      // To a multiple of 32; kColumns is one.
-      if (n % 32 != 0 && n % 32 <= 16) avx2::store32(levels[r] + n / 32 * 32 + 16, _mm256_setzero_si256());
     }
   }
 
-  template <uint32_t kMany>
-  AVX512 void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  AVX512 void add(BatchPart<kGroups> part) const {
     const int16_t* x[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      __m512i lanes[kMany][kDotRows];
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm512_setzero_si512();
-      }
-      for (uint32_t i = 0; i < part.n; i += 32) {
-        __m512i v[kMany];
-        for (uint32_t t = 0; t < kMany; ++t) v[t] = _mm512_loadu_si512(x[t] + i);
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          const __m512i w = _mm512_loadu_si512(levels[first + r] + i);
-          for (uint32_t t = 0; t < kMany; ++t) lanes[t][r] = _mm512_dpwssd_epi32(lanes[t][r], w, v[t]);
+      const float* scales = part.scales();
+      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint64_t end = part.end_of_sum(i);
+        __m512i lanes[kMany][kDotRows];
+        for (uint32_t t = 0; t < kMany; ++t) {
+          for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm512_setzero_si512();
+        }
+        for (; i < end; i += 32) step<kMany>(x, first, i, lanes);
+        for (uint32_t t = 0; t < kMany; ++t) {
+          __m256i halves[kDotRows];
+          for (uint32_t r = 0; r < kDotRows; ++r) {
+            halves[r] = _mm256_add_epi32(low_half(lanes[t][r]), high_half(lanes[t][r]));
+          }
+          avx2::add_sums(halves, scales, results[t], first);
         }
       }
-      for (uint32_t t = 0; t < kMany; ++t) {
-        __m256i halves[kDotRows];
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          halves[r] = _mm256_add_epi32(low_half(lanes[t][r]), high_half(lanes[t][r]));
-        }
-        avx2::add_sums(halves, part.sums(t, first));
-      }
+    }
+  }
+
+  // The products of 32 columns.
+  template <uint32_t kMany>
+  AVX512_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint64_t i,
+                          __m512i lanes[kMany][kDotRows]) const {
+    __m512i v[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) v[t] = _mm512_loadu_si512(x[t] + i);
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      const __m512i w = _mm512_loadu_si512(levels[first + r] + i);
+      for (uint32_t t = 0; t < kMany; ++t) lanes[t][r] = _mm512_dpwssd_epi32(lanes[t][r], w, v[t]);
     }
   }
 };
@@ -146,8 +154,9 @@ const Kernels* avx512_kernels() {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
       avx2::dot_base3,      avx2::unpack_clipped,         avx512::dot_clipped,
-      avx512::dot,          avx2::dot_groups,             multiply_tiles<avx512::Tile>,
-      avx2::dot_f32,        avx2::abs_max_bits,           avx2::quantize};
+      avx512::dot,          avx2::dot_groups,             multiply_tiles<avx512::Tile, false>,
+      multiply_tiles<avx512::Tile, true>, avx2::dot_f32,  avx2::abs_max_bits,
+      avx2::quantize};
   return &kernels;
 }
 

@@ -4,23 +4,40 @@
 #define TINYQMOE_CORE_KERNELS_BATCH_H_
 
 #include <algorithm>
+#include <type_traits>
 
 #include "bytes.h"
 #include "kernels.h"
 
 namespace tinyqmoe {
 
-// Of a task's tokens and columns: where a tile's products go.
+// What products come to: sums, or with groups what these add up to.
+template <bool kGroups>
+using BatchResult = std::conditional_t<kGroups, float, int64_t>;
+
+// Of a task's tokens and columns: what a tile multiplies at once.
+template <bool kGroups>
 struct BatchPart {
   const BatchTask& task;
-  uint32_t begin;  // column
-  uint32_t n;      // columns
-  uint32_t token;  // the first
+  uint32_t begin;        // column
+  uint32_t n;            // columns
+  uint32_t sum_columns;  // of a sum: those of a group, or all
+  uint32_t token;        // the first
 
   const int16_t* whole(uint32_t t) const { return task.x.whole + offset(t) / sizeof(int16_t) + begin; }
   const int8_t* high(uint32_t t) const { return task.x.high + offset(t) + begin; }
   const int8_t* low(uint32_t t) const { return task.x.low + offset(t) + begin; }
-  int64_t* sums(uint32_t t, uint32_t row) const { return task.sums + uint64_t{token + t} * kBatchRows + row; }
+  uint64_t end_of_sum(uint64_t column) const { return std::min<uint64_t>(n, column + sum_columns); }
+
+  // Of a token and kBatchRows rows.
+  BatchResult<kGroups>* results(uint32_t t) const {
+    const uint64_t at = uint64_t{token + t} * kBatchRows;
+    if constexpr (kGroups) return task.y + at;
+    else return task.sums + at;
+  }
+
+  // Of kBatchRows rows and the part's first group; those of the next one follow. Null without groups.
+  const float* scales() const { return kGroups ? task.scales + uint64_t{begin} / sum_columns * kBatchRows : nullptr; }
 
  private:
   uint64_t offset(uint32_t t) const { return (token + t) * task.token_stride; }
@@ -28,19 +45,20 @@ struct BatchPart {
 
 // Tile holds the levels of kBatchRows rows, of at most kColumns columns.
 //   fill(task, begin, n): those of n columns, and zeros past them as far as add reads
-//   add<n>(part): to the sums of n tokens, which are kTokens or 1
-template <typename Tile>
+//   add<n>(part): to the results of n tokens, which are kTokens or 1
+// With groups, these begin with the columns of a tile.
+template <typename Tile, bool kGroups>
 void multiply_tiles(const BatchTask& task) {
   Tile tile;
-  std::fill_n(task.sums, uint64_t{task.n_tokens} * kBatchRows, 0);
-  for (uint32_t begin = 0; begin < task.n; begin += Tile::kColumns) {
-    const uint32_t n = std::min(Tile::kColumns, task.n - begin);
-    tile.fill(task, begin, n);
-    uint32_t token = 0;
-    for (; token + Tile::kTokens <= task.n_tokens; token += Tile::kTokens) {
-      tile.template add<Tile::kTokens>({task, begin, n, token});
+  std::fill_n(BatchPart<kGroups>{task, 0, 0, 0, 0}.results(0), uint64_t{task.n_tokens} * kBatchRows, 0);
+  const uint32_t columns = kGroups ? Tile::kColumns / task.group_size * task.group_size : Tile::kColumns;
+  for (uint32_t begin = 0; begin < task.n; begin += columns) {
+    BatchPart<kGroups> part{task, begin, std::min(columns, task.n - begin), kGroups ? task.group_size : columns, 0};
+    tile.fill(task, begin, part.n);
+    for (; part.token + Tile::kTokens <= task.n_tokens; part.token += Tile::kTokens) {
+      tile.template add<Tile::kTokens>(part);
     }
-    for (; token < task.n_tokens; ++token) tile.template add<1>({task, begin, n, token});
+    for (; part.token < task.n_tokens; ++part.token) tile.template add<1>(part);
   }
 }
 

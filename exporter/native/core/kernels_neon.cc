@@ -14,8 +14,8 @@ inline int32x4_t dot16(int32x4_t acc, int8x16_t a, int8x16_t b) {
 
 }  // namespace
 
-#include "kernels_batch.h"
 #include "kernels_neon.h"
+#include "kernels_neon_tile.h"
 
 namespace tinyqmoe {
 namespace {
@@ -23,34 +23,44 @@ namespace {
 struct Tile : WideTile {
   static constexpr uint32_t kTokens = 4;  // with kDotRows rows, sums, levels and activations are in registers
 
-  template <uint32_t kMany>
-  void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  void add(BatchPart<kGroups> part) const {
     const int16_t* x[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      int32x4_t lanes[kMany][kDotRows];
-      for (auto& row : lanes) {
-        for (int32x4_t& lane : row) lane = vdupq_n_s32(0);
-      }
-      for (uint32_t i = 0; i < part.n; i += 8) {
-        int16x8_t v[kMany];
-        for (uint32_t t = 0; t < kMany; ++t) v[t] = vld1q_s16(x[t] + i);
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          const int16x8_t w = vld1q_s16(levels[first + r] + i);
-          for (uint32_t t = 0; t < kMany; ++t) {
-            lanes[t][r] = vmlal_s16(lanes[t][r], vget_low_s16(w), vget_low_s16(v[t]));
-            lanes[t][r] = vmlal_high_s16(lanes[t][r], w, v[t]);
-          }
+      const float* scales = part.scales();
+      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint64_t end = part.end_of_sum(i);
+        int32x4_t lanes[kMany][kDotRows];
+        for (auto& row : lanes) {
+          for (int32x4_t& lane : row) lane = vdupq_n_s32(0);
+        }
+        for (; i < end; i += 8) step<kMany>(x, first, i, lanes);
+        for (uint32_t t = 0; t < kMany; ++t) {
+          const int32x4_t pairs[2] = {vpaddq_s32(lanes[t][0], lanes[t][1]), vpaddq_s32(lanes[t][2], lanes[t][3])};
+          add_sums(vpaddq_s32(pairs[0], pairs[1]), scales, results[t], first);
         }
       }
+    }
+  }
+
+  // The products of eight columns.
+  template <uint32_t kMany>
+  void step(const int16_t* const x[kMany], uint32_t first, uint64_t i, int32x4_t lanes[kMany][kDotRows]) const {
+    int16x8_t v[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) v[t] = vld1q_s16(x[t] + i);
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      const int16x8_t w = vld1q_s16(levels[first + r] + i);
       for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t r = 0; r < kDotRows; ++r) *part.sums(t, first + r) += vaddvq_s32(lanes[t][r]);
+        lanes[t][r] = vmlal_s16(lanes[t][r], vget_low_s16(w), vget_low_s16(v[t]));
+        lanes[t][r] = vmlal_high_s16(lanes[t][r], w, v[t]);
       }
     }
   }
 };
 
-constexpr Kernels kNeon = neon_kernels_with(multiply_tiles<Tile>);
+constexpr Kernels kNeon = neon_kernels_of<Tile>();
 
 }  // namespace
 }  // namespace tinyqmoe

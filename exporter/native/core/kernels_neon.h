@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "kernels_batch.h"
 #include "phrases.h"
 
 #if defined(__clang__)
@@ -320,10 +321,11 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
   scalar_kernels()->quantize(x + body, n - body, factor, whole + body, high + body, low + body);
 }
 
-constexpr Kernels neon_kernels_with(void (*dot_batch)(const BatchTask& task)) {
+template <typename Tile>
+constexpr Kernels neon_kernels_of() {
   return {expand_phrases, expand_base3,         unpack,      pack_plain, nullptr,    dot_packed,
-          nullptr,        unpack_clipped_plain, dot_clipped, dot,        dot_groups, dot_batch,
-          dot_f32,        abs_max_bits,         quantize};
+          nullptr,        unpack_clipped_plain, dot_clipped, dot,        dot_groups, multiply_tiles<Tile, false>,
+          multiply_tiles<Tile, true>, dot_f32, abs_max_bits, quantize};
 }
 
 }  // namespace

@@ -75,33 +75,37 @@ TARGET __attribute__((always_inline)) inline void add_quad(const int8_t* levels,
 struct Tile : LevelTile<QuadOrder> {
   static constexpr uint32_t kTokens = 4;
 
-  template <uint32_t kMany>
-  TARGET void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  TARGET void add(BatchPart<kGroups> part) const {
+    const int8_t *x_high[kMany], *x_low[kMany];
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x_high[t] = part.high(t), x_low[t] = part.low(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += QuadOrder::kRows) {
       const int8_t* w = levels[first / QuadOrder::kRows];
-      QuadSums<kMany> sums;
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t h = 0; h < 2; ++h) sums.high[t][h] = sums.low[t][h] = vdupq_n_s32(0);
-      }
-      for (uint32_t i = 0; i < part.n; i += 16, w += kBlockBytes) {
-        int8x16_t high[kMany], low[kMany];
+      const float* scales = part.scales();
+      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint64_t end = part.end_of_sum(i);
+        QuadSums<kMany> sums;
         for (uint32_t t = 0; t < kMany; ++t) {
-          high[t] = vld1q_s8(part.high(t) + i);
-          low[t] = vld1q_s8(part.low(t) + i);
+          for (uint32_t h = 0; h < 2; ++h) sums.high[t][h] = sums.low[t][h] = vdupq_n_s32(0);
         }
-        add_quad<0, kMany>(w, high, low, &sums);
-        add_quad<1, kMany>(w, high, low, &sums);
-        add_quad<2, kMany>(w, high, low, &sums);
-        add_quad<3, kMany>(w, high, low, &sums);
-      }
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t h = 0; h < 2; ++h) add_planes(sums.high[t][h], sums.low[t][h], part.sums(t, first + 4 * h));
+        for (; i < end; i += 16, w += kBlockBytes) {
+          int8x16_t high[kMany], low[kMany];
+          for (uint32_t t = 0; t < kMany; ++t) high[t] = vld1q_s8(x_high[t] + i), low[t] = vld1q_s8(x_low[t] + i);
+          add_quad<0, kMany>(w, high, low, &sums);
+          add_quad<1, kMany>(w, high, low, &sums);
+          add_quad<2, kMany>(w, high, low, &sums);
+          add_quad<3, kMany>(w, high, low, &sums);
+        }
+        for (uint32_t t = 0; t < kMany; ++t) {
+          for (uint32_t h = 0; h < 2; ++h) add_planes(sums.high[t][h], sums.low[t][h], scales, results[t], first + 4 * h);
+        }
       }
     }
   }
 };
 
-constexpr Kernels kNeon = neon_kernels_with(multiply_tiles<Tile>);
+constexpr Kernels kNeon = neon_kernels_of<Tile>();
 
 }  // namespace
 }  // namespace tinyqmoe

@@ -38,6 +38,10 @@ struct PairOrder {
 
 constexpr uint32_t kPairs = PairOrder::kRows / 2;
 
+// Of a token and a pair of rows: of a row the high and the low plane, then of the next.
+template <uint32_t kMany>
+using PairSums = int32x4_t[kMany][kPairs];
+
 // Eight columns of one token.
 TARGET __attribute__((always_inline)) inline void add_pairs(const int8_t* levels, int8x16_t x, int32x4_t sums[kPairs]) {
   for (uint32_t p = 0; p < kPairs; ++p) {
@@ -48,35 +52,44 @@ TARGET __attribute__((always_inline)) inline void add_pairs(const int8_t* levels
 struct Tile : LevelTile<PairOrder> {
   static constexpr uint32_t kTokens = 4;  // with kRows rows, sums, levels and activations are in registers
 
-  template <uint32_t kMany>
-  TARGET void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  TARGET void add(BatchPart<kGroups> part) const {
+    const int8_t *high[kMany], *low[kMany];
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) high[t] = part.high(t), low[t] = part.low(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += PairOrder::kRows) {
       const int8_t* w = levels[first / PairOrder::kRows];
-      const int8_t *high[kMany], *low[kMany];
-      for (uint32_t t = 0; t < kMany; ++t) high[t] = part.high(t), low[t] = part.low(t);
-      int32x4_t sums[kMany][kPairs];  // of a row the high and the low plane, then of the next
-      for (auto& token : sums) {
-        for (int32x4_t& pair : token) pair = vdupq_n_s32(0);
-      }
-      for (uint32_t i = 0; i < part.n; i += 16) {
-        int8x16_t last[kMany];  // eight activations of a token, their high plane and then their low one
-        for (uint32_t t = 0; t < kMany; ++t) {
-          const int64x2_t h = vreinterpretq_s64_s8(vld1q_s8(high[t] + i));
-          const int64x2_t l = vreinterpretq_s64_s8(vld1q_s8(low[t] + i));
-          add_pairs(w, vreinterpretq_s8_s64(vzip1q_s64(h, l)), sums[t]);
-          last[t] = vreinterpretq_s8_s64(vzip2q_s64(h, l));
+      const float* scales = part.scales();
+      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint64_t end = part.end_of_sum(i);
+        PairSums<kMany> sums;
+        for (auto& token : sums) {
+          for (int32x4_t& pair : token) pair = vdupq_n_s32(0);
         }
-        w += kPairs * 16;
-        for (uint32_t t = 0; t < kMany; ++t) add_pairs(w, last[t], sums[t]);
-        w += kPairs * 16;
-      }
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t p = 0; p < kPairs; p += 2) {
-          add_planes(vuzp1q_s32(sums[t][p], sums[t][p + 1]), vuzp2q_s32(sums[t][p], sums[t][p + 1]),
-                     part.sums(t, first + 2 * p));
+        for (; i < end; i += 16, w += kBlockBytes) step<kMany>(w, high, low, i, sums);
+        for (uint32_t t = 0; t < kMany; ++t) {
+          for (uint32_t p = 0; p < kPairs; p += 2) {
+            add_planes(vuzp1q_s32(sums[t][p], sums[t][p + 1]), vuzp2q_s32(sums[t][p], sums[t][p + 1]), scales,
+                       results[t], first + 2 * p);
+          }
         }
       }
     }
+  }
+
+  // The products of sixteen columns from i on.
+  template <uint32_t kMany>
+  TARGET __attribute__((always_inline)) static inline void step(const int8_t* w, const int8_t* const high[kMany],
+                                                                const int8_t* const low[kMany], uint64_t i,
+                                                                PairSums<kMany>& sums) {
+    int8x16_t last[kMany];  // eight activations of a token, their high plane and then their low one
+    for (uint32_t t = 0; t < kMany; ++t) {
+      const int64x2_t h = vreinterpretq_s64_s8(vld1q_s8(high[t] + i));
+      const int64x2_t l = vreinterpretq_s64_s8(vld1q_s8(low[t] + i));
+      add_pairs(w, vreinterpretq_s8_s64(vzip1q_s64(h, l)), sums[t]);
+      last[t] = vreinterpretq_s8_s64(vzip2q_s64(h, l));
+    }
+    for (uint32_t t = 0; t < kMany; ++t) add_pairs(w + kPairs * 16, last[t], sums[t]);
   }
 };
 
@@ -86,7 +99,8 @@ struct Tile : LevelTile<PairOrder> {
 const tinyqmoe::Kernels* tinyqmoe::neon_i8mm_kernels() {
   static const Kernels kernels = [] {
     Kernels sdot = *neon_dotprod_kernels();
-    sdot.dot_batch = multiply_tiles<Tile>;
+    sdot.dot_batch = multiply_tiles<Tile, false>;
+    sdot.dot_batch_groups = multiply_tiles<Tile, true>;
     return sdot;
   }();
   return &kernels;

@@ -1,5 +1,5 @@
-// Tiles of int8 levels for the AArch64 kernels that multiply many tokens by the two planes of their activations. kRows
-// rows of sixteen columns are put in the order in which an instruction multiplies them.
+// What the AArch64 kernels of many tokens share: where their sums go, and tiles of int8 levels for those that multiply by
+// the two planes of activations.
 #ifndef TINYQMOE_CORE_KERNELS_NEON_TILE_H_
 #define TINYQMOE_CORE_KERNELS_NEON_TILE_H_
 
@@ -9,8 +9,13 @@
 
 #include "kernels_batch.h"
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
 namespace tinyqmoe {
 
+// kRows rows of sixteen columns are in the order in which an instruction multiplies them.
 // Order: kRows, put(rows, out) of one vector of sixteen levels a row, kRows vectors to out; `out` of the next sixteen
 // columns follows.
 template <typename Order>
@@ -53,12 +58,27 @@ struct LevelTile {
   }
 };
 
-// Adds 256 * high + low of four rows.
-inline void add_planes(int32x4_t high, int32x4_t low, int64_t* sums) {
-  const int64x2_t first = vaddw_s32(vshll_n_s32(vget_low_s32(high), 8), vget_low_s32(low));
-  const int64x2_t second = vaddw_high_s32(vshll_high_n_s32(high, 8), low);
-  vst1q_s64(sums, vaddq_s64(vld1q_s64(sums), first));
-  vst1q_s64(sums + 2, vaddq_s64(vld1q_s64(sums + 2), second));
+// Adds the sums of four rows from `first` on to the results of a batch: of groups, each one's float times its scale.
+inline void add_sums(int32x4_t sums, const float*, int64_t* results, uint32_t first) {
+  int64_t* const to = results + first;
+  vst1q_s64(to, vaddw_s32(vld1q_s64(to), vget_low_s32(sums)));
+  vst1q_s64(to + 2, vaddw_high_s32(vld1q_s64(to + 2), sums));
+}
+inline void add_sums(int32x4_t sums, const float* scales, float* y, uint32_t first) {
+  const float32x4_t terms = vmulq_f32(vcvtq_f32_s32(sums), vld1q_f32(scales + first));
+  vst1q_f32(y + first, vaddq_f32(vld1q_f32(y + first), terms));
+}
+
+// Likewise 256 * high + low, which fits an int32 where it is of a group.
+inline void add_planes(int32x4_t high, int32x4_t low, const float*, int64_t* results, uint32_t first) {
+  int64_t* const to = results + first;
+  const int64x2_t lower = vaddw_s32(vshll_n_s32(vget_low_s32(high), 8), vget_low_s32(low));
+  const int64x2_t upper = vaddw_high_s32(vshll_high_n_s32(high, 8), low);
+  vst1q_s64(to, vaddq_s64(vld1q_s64(to), lower));
+  vst1q_s64(to + 2, vaddq_s64(vld1q_s64(to + 2), upper));
+}
+inline void add_planes(int32x4_t high, int32x4_t low, const float* scales, float* y, uint32_t first) {
+  add_sums(vaddq_s32(vshlq_n_s32(high, 8), low), scales, y, first);
 }
 
 }  // namespace tinyqmoe

@@ -137,7 +137,7 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 constexpr Kernels kScalar = {
     expand_phrases, expand_base3,         unpack,      pack_plain, nullptr, dot_packed,
     nullptr,        unpack_clipped_plain, dot_clipped, dot,        nullptr, nullptr,
-    dot_f32,        abs_max_bits,         quantize};
+    nullptr,        dot_f32,              abs_max_bits, quantize};
 
 }  // namespace
 

@@ -2,7 +2,7 @@
 // eight and adds them in pairs.
 #if defined(__wasm_simd128__)
 
-#include <wasm_simd128.h>
+#include "kernels_simd128.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,9 +10,8 @@
 #include "kernels_batch.h"
 #include "phrases.h"
 
-#pragma STDC FP_CONTRACT OFF
-
 namespace tinyqmoe {
+namespace simd128 {
 namespace {
 
 uint8_t largest_of(v128_t v) {
@@ -61,12 +60,6 @@ uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t
 }
 
 // ---- packed offsets ----
-
-// Offset k of each byte.
-template <uint32_t kBits>
-inline v128_t plane(v128_t packed, uint32_t k) {
-  return wasm_v128_and(wasm_u16x8_shr(packed, k * kBits), wasm_u8x16_const_splat((1 << kBits) - 1));
-}
 
 inline v128_t zip_low(v128_t a, v128_t b) {
   return wasm_i8x16_shuffle(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -132,11 +125,6 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   return std::max(largest, rest);
 }
 
-// Eight whole activations from their planes.
-inline v128_t whole8(const int8_t* high, const int8_t* low) {
-  return wasm_i16x8_add(wasm_i16x8_shl(wasm_i16x8_load8x8(high), 8), wasm_i16x8_load8x8(low));
-}
-
 // Every quarter of a block has a sum of its own, of which no lane overflows in a whole row.
 constexpr uint32_t kQuarters = 4;
 static_assert(int64_t{65536 / kPackedBlock} * 2 * 15 * kMostActivation <= INT32_MAX);
@@ -150,11 +138,9 @@ int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* 
       for (uint32_t h = 0; h < 2; ++h) {
         const v128_t offsets = plane<kBits>(halves[h], k);
         const int8_t* const x = packed_x + 16 * h;
-        const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), whole8(x, x + kPackedBlock));
-        const v128_t second =
-            wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), whole8(x + 8, x + kPackedBlock + 8));
-        sums[2 * h] = wasm_i32x4_add(sums[2 * h], first);
-        sums[2 * h + 1] = wasm_i32x4_add(sums[2 * h + 1], second);
+        const v128_t first = whole8(x, x + kPackedBlock), second = whole8(x + 8, x + kPackedBlock + 8);
+        add_products(wasm_u16x8_extend_low_u8x16(offsets), first, sums + 2 * h);
+        add_products(wasm_u16x8_extend_high_u8x16(offsets), second, sums + 2 * h + 1);
       }
     }
   }
@@ -189,11 +175,9 @@ inline void add_clipped_block(const uint8_t* row, const int16_t* x, v128_t sums[
   for (uint32_t part = 0; part < 4; ++part, x += 16) {
     const v128_t lower = plane<4>(wasm_v128_load(row + 16 * (part % 2)), part / 2);
     const v128_t offsets = wasm_v128_or(lower, upper_bits<kBits>(row + kClippedLower, part));
-    const v128_t first = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_low_u8x16(offsets), wasm_v128_load(x));
-    const v128_t second = wasm_i32x4_dot_i16x8(wasm_u16x8_extend_high_u8x16(offsets), wasm_v128_load(x + 8));
     v128_t* const to = sums + part / 2 * 2;
-    to[0] = wasm_i32x4_add(to[0], first);
-    to[1] = wasm_i32x4_add(to[1], second);
+    add_products(wasm_u16x8_extend_low_u8x16(offsets), wasm_v128_load(x), to);
+    add_products(wasm_u16x8_extend_high_u8x16(offsets), wasm_v128_load(x + 8), to + 1);
   }
 }
 
@@ -235,9 +219,7 @@ inline void add_columns(const DotTask& task, uint32_t n, int64_t sums[kDotRows])
     v128_t lanes[kDotRows] = {};
     for (; i < end; i += 8) {
       const v128_t x = wasm_v128_load(task.x.whole + i);
-      for (uint32_t r = 0; r < kDotRows; ++r) {
-        lanes[r] = wasm_i32x4_add(lanes[r], wasm_i32x4_dot_i16x8(wasm_u16x8_load8x8(task.offsets[r] + i), x));
-      }
+      for (uint32_t r = 0; r < kDotRows; ++r) add_products(wasm_u16x8_load8x8(task.offsets[r] + i), x, lanes + r);
     }
     for (uint32_t r = 0; r < kDotRows; ++r) sums[r] += sum4(lanes[r]);
   }
@@ -264,27 +246,38 @@ void dot(DotTask* task) {
 
 // ---- many tokens ----
 
+// Adds the sums of rows from `first` on to the results of a batch: of groups, each one's float times its scale.
+inline void add_sums(v128_t sums, const float*, int64_t* results, uint32_t first) {
+  int64_t* const to = results + first;
+  wasm_v128_store(to, wasm_i64x2_add(wasm_v128_load(to), wasm_i64x2_extend_low_i32x4(sums)));
+  wasm_v128_store(to + 2, wasm_i64x2_add(wasm_v128_load(to + 2), wasm_i64x2_extend_high_i32x4(sums)));
+}
+inline void add_sums(v128_t sums, const float* scales, float* y, uint32_t first) {
+  wasm_v128_store(y + first, add_group(wasm_v128_load(y + first), sums, scales + first));
+}
+
 struct Tile : WideTile {
   static constexpr uint32_t kTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers of x86 too
 
-  template <uint32_t kMany>
-  void add(const BatchPart& part) const {
+  template <uint32_t kMany, bool kGroups>
+  void add(BatchPart<kGroups> part) const {
     const int16_t* x[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    BatchResult<kGroups>* results[kMany];
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
     for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      v128_t lanes[kMany][kDotRows] = {};
-      for (uint32_t i = 0; i < part.n; i += 8) {
-        v128_t v[kMany];
-        for (uint32_t t = 0; t < kMany; ++t) v[t] = wasm_v128_load(x[t] + i);
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          const v128_t w = wasm_v128_load(levels[first + r] + i);
-          for (uint32_t t = 0; t < kMany; ++t) {
-            lanes[t][r] = wasm_i32x4_add(lanes[t][r], wasm_i32x4_dot_i16x8(w, v[t]));
+      const float* scales = part.scales();
+      for (uint32_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+        const uint32_t end = part.end_of_sum(i);
+        v128_t lanes[kMany][kDotRows] = {};
+        for (; i < end; i += 8) {
+          v128_t v[kMany];
+          for (uint32_t t = 0; t < kMany; ++t) v[t] = wasm_v128_load(x[t] + i);
+          for (uint32_t r = 0; r < kDotRows; ++r) {
+            const v128_t w = wasm_v128_load(levels[first + r] + i);
+            for (uint32_t t = 0; t < kMany; ++t) add_products(w, v[t], &lanes[t][r]);
           }
         }
-      }
-      for (uint32_t t = 0; t < kMany; ++t) {
-        for (uint32_t r = 0; r < kDotRows; ++r) *part.sums(t, first + r) += sum4(lanes[t][r]);
+        for (uint32_t t = 0; t < kMany; ++t) add_sums(four_sums(lanes[t]), scales, results[t], first);
       }
     }
   }
@@ -348,12 +341,13 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 
 constexpr Kernels kSimd128 = {
     expand_phrases, expand_base3,         unpack,      pack_plain, nullptr, dot_packed,
-    nullptr,        unpack_clipped_plain, dot_clipped, dot,        nullptr, multiply_tiles<Tile>,
-    dot_f32,        abs_max_bits,         quantize};
+    nullptr,        unpack_clipped_plain, dot_clipped, dot,        nullptr, multiply_tiles<Tile, false>,
+    multiply_tiles<Tile, true>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace
+}  // namespace simd128
 
-const Kernels* simd128_kernels() { return &kSimd128; }
+const Kernels* simd128_kernels() { return &simd128::kSimd128; }
 
 }  // namespace tinyqmoe
 

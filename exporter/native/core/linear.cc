@@ -77,19 +77,8 @@ void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, u
   }
 }
 
-// Adds a group of n rows to what the groups before it gave. Sum: of a type that holds the sums, and of which compilers make
-// vectors if it is int32.
-template <typename Sum>
-void add_rows(const int64_t* sums, const float* scales, uint32_t n, float* y) {
-  for (uint32_t r = 0; r < n; ++r) {
-    const float term = static_cast<float>(static_cast<Sum>(sums[r])) * scales[r];
-    y[r] += term;
-  }
-}
-
 // Puts a group of rows first..first+n-1 and of all tokens where it belongs.
 void put_group(const X16Product& p, const BatchTask& task, uint32_t first, uint32_t g) {
-  const auto add = task.n <= kMostGroup ? add_rows<int32_t> : add_rows<int64_t>;
   float scales[kBatchRows];
   for (uint32_t r = 0; r < task.n_rows; ++r) scales[r] = p.scale(first + r, g);
   for (uint32_t t = 0; t < p.n_tokens; ++t) {
@@ -101,24 +90,33 @@ void put_group(const X16Product& p, const BatchTask& task, uint32_t first, uint3
       continue;
     }
     if (g == 0) std::fill_n(y, task.n_rows, 0.0f);
-    add(sums, scales, task.n_rows, y);
+    for (uint32_t r = 0; r < task.n_rows; ++r) {
+      const float term = static_cast<float>(sums[r]) * scales[r];
+      y[r] += term;
+    }
     if (g + 1 < p.n_groups) continue;
     for (uint32_t r = 0; r < task.n_rows; ++r) y[r] *= x_scale;
   }
 }
 
+// Columns begin..end-1 of rows first..first+15 of the block, and all tokens.
+BatchTask batch_of(const X16Product& p, const RowBlock& block, uint32_t first, uint32_t begin, uint32_t end) {
+  BatchTask task{};
+  for (uint32_t r = 0; r < kBatchRows; ++r) task.offsets[r] = block.row(first + r) + begin;
+  task.n_rows = std::min(kBatchRows, block.n - first);
+  task.level_min = p.tensor.info.level_min;
+  task.x = p.x(0).from(begin);
+  task.token_stride = tinyqmoe_quantized_bytes(p.cols());
+  task.n = end - begin;
+  task.n_tokens = p.n_tokens;
+  return task;
+}
+
 // Rows first..first+15 of the block times all tokens.
 void multiply_batch(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t first) {
+  if (suits_batch_groups(p)) return multiply_batch_groups(p, batch_of(p, block, first, 0, p.cols()), row0 + first);
   for (uint32_t g = 0; g < p.n_groups; ++g) {
-    const uint32_t begin = g * p.group_size;
-    BatchTask task;
-    for (uint32_t r = 0; r < kBatchRows; ++r) task.offsets[r] = block.row(first + r) + begin;
-    task.n_rows = std::min(kBatchRows, block.n - first);
-    task.level_min = p.tensor.info.level_min;
-    task.x = p.x(0).from(begin);
-    task.token_stride = tinyqmoe_quantized_bytes(p.cols());
-    task.n = p.group_end(g) - begin;
-    task.n_tokens = p.n_tokens;
+    BatchTask task = batch_of(p, block, first, g * p.group_size, p.group_end(g));
     task.sums = reinterpret_cast<int64_t*>(p.scratch + p.at.sums);
     p.kernels.dot_batch(task);
     put_group(p, task, row0 + first, g);

@@ -27,8 +27,8 @@ struct ScratchLayout {
   uint64_t x_sums;         // int32 [n_tokens][max groups]
   uint64_t rows;           // uint8 [block_rows][row_stride]
   uint64_t packed_x;       // int8, two planes, see pack_x
-  uint64_t float_rows;     // float [kDotRows][cols]
-  uint64_t sums;           // int64 [n_tokens][kBatchRows], of more than one token
+  uint64_t float_rows;     // float [kDotRows][cols], or scales of groups
+  uint64_t sums;           // int64 [n_tokens][kBatchRows], or as many floats, of more than one token
   uint64_t total;
 };
 

@@ -1,4 +1,4 @@
-// Products of one token with a scale for each group of columns, four rows side by side.
+// Products with a scale for each group of columns: of one token with four rows side by side, and of many.
 #include "product.h"
 
 #if defined(__clang__)
@@ -32,6 +32,28 @@ void multiply_groups(const X16Product& p, const uint8_t* const rows[kDotRows], u
   task.scales = scales;
   p.kernels.dot_groups(&task);
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(first + r, 0, task.y[r]);
+}
+
+bool suits_batch_groups(const X16Product& p) {
+  const bool fits = p.group_size % kGroupColumns == 0 && p.group_size <= kMostGroup;
+  return p.n_groups > 1 && fits && p.kernels.dot_batch_groups != nullptr;
+}
+
+void multiply_batch_groups(const X16Product& p, BatchTask task, uint32_t first) {
+  static_assert(kBatchRows <= kDotRows * (kGroupColumns + 1) / 2);  // scales fit: two groups have 33 columns or more
+  float* const scales = reinterpret_cast<float*>(p.scratch + p.at.float_rows);
+  for (uint32_t r = 0; r < kBatchRows; ++r) {
+    const uint64_t row = first + std::min(r, task.n_rows - 1);
+    p.scales.put(row * p.n_groups, p.n_groups, kBatchRows, scales + r);
+  }
+  task.group_size = p.group_size;
+  task.scales = scales;
+  task.y = reinterpret_cast<float*>(p.scratch + p.at.sums);
+  p.kernels.dot_batch_groups(task);
+  for (uint32_t t = 0; t < p.n_tokens; ++t) {
+    const float* const y = task.y + uint64_t{t} * kBatchRows;
+    for (uint32_t r = 0; r < task.n_rows; ++r) p.store_row(first + r, t, y[r]);
+  }
 }
 
 }  // namespace tinyqmoe

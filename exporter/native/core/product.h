@@ -139,6 +139,12 @@ bool suits_groups(const X16Product& p);
 void multiply_groups(const X16Product& p, const uint8_t* const rows[kDotRows], uint32_t bits, const int8_t* packed_x,
                      uint32_t first, uint32_t n_rows);
 
+// Many tokens, groups for which there is a kernel; linear_groups.cc.
+bool suits_batch_groups(const X16Product& p);
+
+// A batch of rows from `first` on, of all columns, of which only what a kernel of groups adds is missing.
+void multiply_batch_groups(const X16Product& p, BatchTask task, uint32_t first);
+
 // Of one token, with rows that are not decoded first; linear_one_token.cc. Packed rows: groups that end on blocks. Clipped
 // and base-3 rows: one group.
 void multiply_packed(const X16Product& p);

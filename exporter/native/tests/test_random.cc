@@ -101,22 +101,42 @@ Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const F
   return expected;
 }
 
+// Products with groups of this size, of so many tokens each.
+void test_group_size(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, uint32_t group_size,
+                     std::initializer_list<uint32_t> numbers_of_tokens, Random& random) {
+  const uint32_t size = std::min(group_size, spec.cols);
+  const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
+  for (const uint32_t n_tokens : numbers_of_tokens) {
+    Floats x = random_floats(size_t{n_tokens} * spec.cols, 3.0f, random);
+    if (n_tokens == 3) std::fill(x.begin(), x.begin() + spec.cols, 0.0f);
+    const Expected expected = expect(spec, levels, x, scales, group_size, n_tokens);
+    for (const tinyqmoe_isa isa : available_isas()) {
+      g_context = spec.name() + " group " + std::to_string(group_size) + " tokens " + std::to_string(n_tokens) +
+                  " isa " + std::to_string(isa);
+      const Product x16 = linear_x16(tensor, x, scales, group_size, n_tokens, isa);
+      CHECK(x16.status == TINYQMOE_OK && crc32_of(x16.y) == crc32_of(expected.x16));
+      const Product f32 = linear_f32(tensor, x, scales, group_size, n_tokens, isa);
+      CHECK(f32.status == TINYQMOE_OK && crc32_of(f32.y) == crc32_of(expected.f32));
+    }
+  }
+}
+
 void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
   for (const uint32_t group_size : {0xFFFFFFFFu, 256u, 64u, 32u, 43u, 7u}) {
-    const uint32_t size = std::min(group_size, spec.cols);
-    const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
-    for (const uint32_t n_tokens : {1u, 3u, 17u}) {
-      Floats x = random_floats(size_t{n_tokens} * spec.cols, 3.0f, random);
-      if (n_tokens == 3) std::fill(x.begin(), x.begin() + spec.cols, 0.0f);
-      const Expected expected = expect(spec, levels, x, scales, group_size, n_tokens);
-      for (const tinyqmoe_isa isa : available_isas()) {
-        g_context = spec.name() + " group " + std::to_string(group_size) + " tokens " + std::to_string(n_tokens) +
-                    " isa " + std::to_string(isa);
-        const Product x16 = linear_x16(tensor, x, scales, group_size, n_tokens, isa);
-        CHECK(x16.status == TINYQMOE_OK && crc32_of(x16.y) == crc32_of(expected.x16));
-        const Product f32 = linear_f32(tensor, x, scales, group_size, n_tokens, isa);
-        CHECK(f32.status == TINYQMOE_OK && crc32_of(f32.y) == crc32_of(expected.f32));
-      }
+    test_group_size(spec, tensor, levels, group_size, {1, 3, 17}, random);
+  }
+}
+
+// Groups that do not fill the strips of a batch, in several strips of which the last is short.
+void test_strips(Random& random) {
+  const Spec specs[] = {{0, 2, 0, -1, 3, 21, 1189}, {0, 8, 0, -128, 256, 6, 2080}};
+  for (const Spec& spec : specs) {
+    const Levels levels = random_levels(spec, random);
+    const Bytes blob = make_blob(spec, levels, random);
+    Tensor tensor;
+    CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
+    for (const uint32_t group_size : {96u, 128u, 224u}) {
+      test_group_size(spec, tensor.get(), levels, group_size, {1, 2, 5}, random);
     }
   }
 }
@@ -260,6 +280,7 @@ void test_random() {
   test_extremes({0, 8, 0, -128, 256, 1, 65535});
   test_extremes({1, 12, 3, -64, 128, 1, 65535, 5});
   for (const tinyqmoe::Form form : kClippedForms) test_clipped_copies(form, random);
+  test_strips(random);
   test_quantize(random);
 }
 
