@@ -341,7 +341,7 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 
 constexpr Kernels kSimd128 = {
     expand_phrases, expand_base3,         unpack,      pack_plain, nullptr, dot_packed,
-    nullptr,        unpack_clipped_plain, dot_clipped, dot,        nullptr, multiply_tiles<Tile, false>,
+    nullptr,        unpack_clipped_plain, dot_clipped, dot,        dot_groups, multiply_tiles<Tile, false>,
     multiply_tiles<Tile, true>, dot_f32, abs_max_bits, quantize};
 
 }  // namespace

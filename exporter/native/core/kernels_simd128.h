@@ -1,4 +1,4 @@
-// Parts of WebAssembly's kernels.
+// What the files of WebAssembly's kernels share.
 #ifndef TINYQMOE_CORE_KERNELS_SIMD128_H_
 #define TINYQMOE_CORE_KERNELS_SIMD128_H_
 
@@ -41,6 +41,9 @@ inline v128_t four_sums(const v128_t lanes[kDotRows]) {
 inline v128_t add_group(v128_t y, v128_t sums, const float* scales) {
   return wasm_f32x4_add(y, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(sums), wasm_v128_load(scales)));
 }
+
+// Of the table of kernels.h, for one token and rows with groups; kernels_simd128_groups.cc.
+void dot_groups(GroupsTask* task);
 
 }  // namespace simd128
 }  // namespace tinyqmoe
