@@ -37,10 +37,7 @@ struct Tile : WideTile {
           for (int32x4_t& lane : row) lane = vdupq_n_s32(0);
         }
         for (; i < end; i += 8) step<kMany>(x, first, i, lanes);
-        for (uint32_t t = 0; t < kMany; ++t) {
-          const int32x4_t pairs[2] = {vpaddq_s32(lanes[t][0], lanes[t][1]), vpaddq_s32(lanes[t][2], lanes[t][3])};
-          add_sums(vpaddq_s32(pairs[0], pairs[1]), scales, results[t], first);
-        }
+        for (uint32_t t = 0; t < kMany; ++t) add_sums(four_sums(lanes[t]), scales, results[t], first);
       }
     }
   }

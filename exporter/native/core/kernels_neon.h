@@ -63,6 +63,11 @@ struct PlaneSums {
   int64_t sum() const { return 256 * int64_t{vaddvq_s32(high)} + vaddvq_s32(low); }
 };
 
+// The four sums of four lanes each.
+inline int32x4_t four_sums(const int32x4_t lanes[kDotRows]) {
+  return vpaddq_s32(vpaddq_s32(lanes[0], lanes[1]), vpaddq_s32(lanes[2], lanes[3]));
+}
+
 // Offset k of each byte.
 template <uint32_t kBits>
 inline uint8x16_t plane(uint8x16_t packed, int k) {
@@ -192,8 +197,10 @@ void dot_clipped(const ClippedTask& task) {
 
 // ---- products ----
 
-// Adds the products of n columns, a multiple of 16. Offsets of a large alphabet become int8s by offset - 128, which is
-// the offset with its highest bit flipped.
+// Offsets of a large alphabet become int8s by offset - 128, which is the offset with its highest bit flipped.
+inline uint8_t flipped_bit(uint32_t n_levels) { return n_levels > kNarrowLevels ? 128 : 0; }
+
+// Adds the products of n columns, a multiple of 16.
 TARGET inline void add_columns(const DotTask& task, uint32_t n, uint8x16_t flip, PlaneSums sums[kDotRows]) {
   for (uint32_t i = 0; i < n; i += 16) {
     for (uint32_t r = 0; r < kDotRows; ++r) {
@@ -204,7 +211,7 @@ TARGET inline void add_columns(const DotTask& task, uint32_t n, uint8x16_t flip,
 }
 
 TARGET void dot(DotTask* task) {
-  const uint8_t shift = task->n_levels > kNarrowLevels ? 128 : 0;
+  const uint8_t shift = flipped_bit(task->n_levels);
   const uint8x16_t flip = vdupq_n_u8(shift);
   PlaneSums sums[kDotRows];
   const uint32_t whole = task->n / 16 * 16;
@@ -228,47 +235,54 @@ TARGET void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = sums[r].sum() + shift * int64_t{task->x_sum};
 }
 
-// The sum of offset * x of a group of a packed row, whose columns begin at this one.
-template <uint32_t kBits>
-TARGET inline int64_t sum_packed_group(const GroupsTask& task, const uint8_t* row, uint32_t begin) {
-  constexpr uint32_t kColumns = kPackedBlock * 8 / kBits;
-  PlaneSums sums[2];
-  const uint8_t* const packed = row + begin / kColumns * kPackedBlock;
-  const int8_t* const packed_x = task.packed_x + begin / kColumns * kColumns * 2;
-  if (task.has_half_blocks()) {
-    const uint32_t half = begin % kColumns == 0 ? 0 : 16;
-    add_half<kBits>(packed + half, packed_x + half, sums);
-  } else {
-    add_blocks<kBits>(packed, task.group_size / kColumns, packed_x, sums);
-  }
-  return sums[0].sum() + sums[1].sum();
-}
+// ---- groups ----
 
-TARGET inline int64_t sum_group(const GroupsTask& task, const uint8_t* row, uint32_t begin) {
-  if (task.bits == 2) return sum_packed_group<2>(task, row, begin);
-  if (task.bits == 4) return sum_packed_group<4>(task, row, begin);
-  const uint8_t shift = task.n_levels > kNarrowLevels ? 128 : 0;
-  const uint8x16_t flip = vdupq_n_u8(shift);
-  PlaneSums sums[2];
-  for (uint32_t i = begin; i < begin + task.group_size; i += 16) {
-    const uint8x16_t offsets = veorq_u8(vld1q_u8(row + i), flip);
-    sums[i / 16 % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + i, task.x.low + i);
-  }
-  return sums[0].sum() + sums[1].sum() + shift * int64_t{task.x_sums[begin / task.group_size]};
-}
-
-// The float of a group's sum of level * x, times its scale, is added to what the groups before it gave.
-TARGET void dot_groups(GroupsTask* task) {
-  float32x4_t y = vdupq_n_f32(0.0f);
-  for (uint32_t g = 0; g * task->group_size < task->cols; ++g) {
-    int32_t sums[kDotRows];
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      sums[r] = static_cast<int32_t>(sum_group(*task, task->rows[r], g * task->group_size));
+struct Offsets {
+  TARGET static inline void add(const GroupsTask& task, uint32_t begin, uint32_t end, PlaneSums sums[kDotRows]) {
+    const uint8x16_t flip = vdupq_n_u8(flipped_bit(task.n_levels));
+    for (uint32_t i = begin; i < end; i += 16) {
+      for (uint32_t r = 0; r < kDotRows; ++r) {
+        const uint8x16_t offsets = veorq_u8(vld1q_u8(task.rows[r] + i), flip);
+        sums[r].add(vreinterpretq_s8_u8(offsets), task.x.high + i, task.x.low + i);
+      }
     }
-    const int32x4_t levels = vaddq_s32(vld1q_s32(sums), vdupq_n_s32(task->level_min * task->x_sums[g]));
+  }
+};
+
+// 16 bytes at a time: half a block, which a group has one or more of.
+template <uint32_t kBits>
+struct Packed {
+  static constexpr uint32_t kPlanes = 8 / kBits;
+
+  TARGET static inline void add(const GroupsTask& task, uint32_t begin, uint32_t end, PlaneSums sums[kDotRows]) {
+    for (uint32_t byte = begin / kPlanes; byte < end / kPlanes; byte += kPackedBlock / 2) {
+      const uint32_t in_block = byte % kPackedBlock;
+      const int8_t* const x = task.packed_x + uint64_t{byte - in_block} * kPlanes * 2 + in_block;
+      for (uint32_t r = 0; r < kDotRows; ++r) add_half<kBits>(task.rows[r] + byte, x, sums + r);
+    }
+  }
+};
+
+// The float of a group's sum of level * x, times its scale, is added to what the groups before it gave. shift: what levels
+// are more than the offsets that are multiplied, beside level_min.
+template <typename Rows>
+TARGET void dot_groups_of(GroupsTask* task, int32_t shift) {
+  float32x4_t y = vdupq_n_f32(0.0f);
+  for (uint32_t begin = 0, g = 0; begin < task->cols; begin += task->group_size, ++g) {
+    PlaneSums sums[kDotRows];
+    Rows::add(*task, begin, begin + task->group_size, sums);
+    int32x4_t lanes[kDotRows];  // fit: kMostGroup
+    for (uint32_t r = 0; r < kDotRows; ++r) lanes[r] = vaddq_s32(vshlq_n_s32(sums[r].high, 8), sums[r].low);
+    const int32x4_t levels = vaddq_s32(four_sums(lanes), vdupq_n_s32((task->level_min + shift) * task->x_sums[g]));
     y = vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(levels), vld1q_f32(task->scales + g * kDotRows)));
   }
   vst1q_f32(task->y, y);
+}
+
+void dot_groups(GroupsTask* task) {
+  if (task->bits == 2) return dot_groups_of<Packed<2>>(task, 0);
+  if (task->bits == 4) return dot_groups_of<Packed<4>>(task, 0);
+  dot_groups_of<Offsets>(task, flipped_bit(task->n_levels));
 }
 
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]) {
