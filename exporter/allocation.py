@@ -28,7 +28,6 @@ from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.quant import column_steps, int8, rate
 from exporter.quant.calibration import (
-    MAX_WINDOWS,
     NONE,
     TRAINING_WINDOWS,
     Calibration,
@@ -38,10 +37,11 @@ from exporter.quant.calibration import (
 )
 from exporter.quant.calibration_cache import CalibrationCache, make_folder
 from exporter.quant.calibration_passes import Passes
-from exporter.quant.plan import fitted, names_at_rate
+from exporter.quant.plan import fitted, names_at_rate, trained
 from exporter.quant.quantize import MatrixQuantizer
 from exporter.quant.rate_quantizer import RateQuantizer, sample
 from exporter.quant.sequential import SequentialQuantizer
+from exporter.quant.trained_quantizer import TrainedQuantizer
 
 if TYPE_CHECKING:
     from exporter.encoded import EncodedMatrix
@@ -131,14 +131,16 @@ def allocate(
         at_rate = _at_rate(checkpoint, config, windows, folder, cache, progress)
         made, constants = at_rate.checkpoint, {**at_rate.constants}
         quantizers.append(at_rate)
-    if others and text is not None:
-        most = TRAINING_WINDOWS if config.quantization.recovery_steps else MAX_WINDOWS
-        windows = text.windows(checkpoint, most)
+    if others and windows is not None:
         sequential = SequentialQuantizer(checkpoint, others, windows, Calibration(folder))
         sequential.calibrate(progress)
-        # Norms have factors where all that reads them is at a rate, and are trained elsewhere.
-        made = sequential.with_trained_norms(made)
         quantizers.append(sequential)
+    if text is not None and (matrices := trained(plans)):
+        steps = config.quantization.recovery_steps
+        windows = text.windows(checkpoint, TRAINING_WINDOWS)
+        training = TrainedQuantizer(made, quantizers, matrices, steps, windows, Calibration(folder))
+        training.train(progress)
+        made, quantizers = training.with_trained_norms(), [training]
     tokens = 0 if windows is None else windows.numel()
     asked = config.quantization.bits_per_weight
     return Allocation(made, quantizers, constants, asked, text, tokens)

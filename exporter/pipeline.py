@@ -187,6 +187,7 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
     few."""
     from exporter import allocation
     from exporter.estimate.rate import calibration_disk, recovery_disk
+    from exporter.quant import plan
 
     # Its levels lie there for a while.
     largest = max(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
@@ -197,8 +198,8 @@ def _check_disk(checkpoint: Checkpoint, config: ExportConfig, place: StagingDire
         needed += measured
         if config.calibration_cache is not None:
             _check_free(config.calibration_cache, measured, "another --calibration-cache")
-    if steps := config.quantization.recovery_steps:
-        needed += recovery_disk(checkpoint, steps)
+    if matrices := plan.trained(plan.fitted(config.quantization, checkpoint)):
+        needed += recovery_disk(checkpoint, matrices)
     _check_free(place.root, needed, "another OUT")
 
 

@@ -187,8 +187,8 @@ RecoverOption = Annotated[
     typer.Option(
         min=0,
         metavar="STEPS",
-        help="Steps of training of all ternary layers to say what the model says: see "
-        "docs/quality.md.",
+        help="Steps of training of all layers that are ternary or at a rate, to say what the model "
+        "says: see docs/quality.md.",
     ),
 ]
 BitsOption = Annotated[

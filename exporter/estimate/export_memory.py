@@ -22,7 +22,7 @@ from exporter.estimate.rate import calibration_memory, fitting_memory, recovery_
 from exporter.in_order import AT_ONCE
 from exporter.memory import peak_bytes, resident_bytes
 from exporter.quant.calibration import NONE
-from exporter.quant.plan import fitted, plan_matrix
+from exporter.quant.plan import fitted, plan_matrix, trained
 from exporter.quant.tensor import effective_group_size
 from exporter.reference.loss import compared_positions, head_positions
 from exporter.reference.loss_text import WINDOW_TOKENS
@@ -82,8 +82,8 @@ def stages(checkpoint: Checkpoint, config: ExportConfig, context: int) -> list[S
         found.append(("calibrating", at + calibration_memory(checkpoint)))
     if plans and (calibrated or config.quantization.at_rate):
         found.append(("fitting levels", at + fitting_memory(checkpoint, plans)))
-    if config.quantization.recovery_steps:
-        found.append(("training layers", at + recovery_memory(checkpoint)))
+    if in_training := trained(plans):
+        found.append(("training layers", at + recovery_memory(checkpoint, in_training)))
     for kind in (registry.load(name).MEMORY for name in config.formats):
         found.append((kind.what, at + kind.making.n_bytes(checkpoint.config)))
         at += kind.left.n_bytes(checkpoint.config)

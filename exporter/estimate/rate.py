@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 MB = 10**6
 LIBRARIES = 40 * MB  # what PyTorch's products, gradients and decompositions leave
 # Values of a weight in training: itself, its gradient, what Adam keeps of it, and what the layer
-# computes with. Of a logit: those of both models, their logarithms, and the gradients of one.
-IN_TRAINING, OF_LOGIT = 5, 6
+# computes with; of one whose level stays: the level, in a byte and as a float, what the layer
+# computes with, and its gradient. Of a logit: those of both models, their logarithms, and the
+# gradients of one.
+IN_TRAINING, OF_LEVEL, OF_LOGIT = 5, 3.25, 6
 
 
 def calibration_memory(checkpoint: Checkpoint) -> int:
@@ -44,13 +46,21 @@ def _layer_values(checkpoint: Checkpoint) -> int:
     return of_token * tokens + 3 * config.num_attention_heads * tokens**2
 
 
-def recovery_memory(checkpoint: Checkpoint) -> int:
-    """Memory of training all layers, in bytes."""
+def recovery_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
+    """Memory of training the matrices of `plans`, in bytes; the weights of others are held."""
     config, tokens = checkpoint.config, min(WINDOW, checkpoint.config.max_position_embeddings)
-    layer = IN_TRAINING * _layer_weights(checkpoint) + _layer_values(checkpoint)
+
+    def values(name: str) -> float:
+        if name not in plans:
+            return 1
+        return OF_LEVEL if plans[name].at_rate else IN_TRAINING
+
+    layers = [name for name in _matrices(checkpoint) if name.startswith("model.layers.")]
+    weights = sum(int(values(name) * math.prod(checkpoint.shape(name))) for name in layers)
     head = config.vocab_size * (config.hidden_size + OF_LOGIT * tokens)
     passing = 4 * _layer_weights(checkpoint)  # of one layer, whose gradients are being computed
-    return LIBRARIES + 4 * (config.num_hidden_layers * layer + passing + head)
+    inputs = config.num_hidden_layers * _layer_values(checkpoint)
+    return LIBRARIES + 4 * (weights + inputs + passing + head)
 
 
 def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
@@ -65,7 +75,7 @@ def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> i
     def of_matrix(name: str) -> int:
         weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
         block = min(weights, BLOCK_WEIGHTS)
-        if not getattr(plans[name].config, "at_rate", False):
+        if not plans[name].at_rate:
             groups = -(-cols // plans[name].group_size(cols))
             return 4 * layer + 16 * cols**2 + block * (32 + 8 * groups**2 // cols)
         sampled = max(min(weights, SAMPLE_WEIGHTS), weights // SAMPLE)
@@ -86,14 +96,16 @@ def calibration_disk(checkpoint: Checkpoint) -> int:
     return 4 * (factors + 2 * config.hidden_size**2 + states)
 
 
-def recovery_disk(checkpoint: Checkpoint, steps: int) -> int:
-    """Disk space of training all layers for some steps, in bytes.
+def recovery_disk(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
+    """Disk space of training the matrices of `plans`, in bytes.
 
-    That are the hidden states of three layers, and twice the state of the training.
+    That are the hidden states of three layers, twice the state of the training, and its levels.
     """
-    config = checkpoint.config
-    states = min(steps, TRAINING_WINDOWS) * WINDOW * config.hidden_size
-    return 4 * (3 * states + 2 * 3 * config.num_hidden_layers * _layer_weights(checkpoint))
+    steps = max((plan.recover for plan in plans.values()), default=0)
+    states = min(steps, TRAINING_WINDOWS) * WINDOW * checkpoint.config.hidden_size
+    weights = {name: math.prod(checkpoint.shape(name)) for name in plans}
+    latent = sum(weights[name] for name, plan in plans.items() if not plan.at_rate)
+    return 4 * (3 * states + 2 * 3 * latent) + sum(weights.values())
 
 
 def _matrices(checkpoint: Checkpoint) -> list[str]:

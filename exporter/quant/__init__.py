@@ -19,6 +19,7 @@ SHARED = (
     "column_steps",
     "config",
     "feedback",
+    "passage",
     "plan",
     "quantize",
     "rate",
@@ -28,6 +29,8 @@ SHARED = (
     "sequential",
     "tensor",
     "ternary_fit",
+    "trained_matrix",
+    "trained_quantizer",
 )
 
 

@@ -173,8 +173,9 @@ class Grams:
         """Adds the inputs of a call, if no other matrix stands for them."""
         if input_of(name) == name:
             flat = x.detach().flatten(0, -2)
-            gram = self.sums.setdefault(name, torch.zeros(x.shape[-1], x.shape[-1]))
-            gram.addmm_(flat.T, flat)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(x.shape[-1], x.shape[-1])
+            self.sums[name].addmm_(flat.T, flat)
 
 
 class Squares:

@@ -16,6 +16,7 @@ from exporter.quant.tensor import (
     by_group,
     dequantize,
     group_size_problems,
+    recover_problems,
     round_symmetric,
 )
 
@@ -41,14 +42,17 @@ class Config(JsonConfig):
     `group_size` weights share a scale; None: a whole row does. `bits_per_weight`: size of codes,
     tables and scales together, over all matrices that have the same; None: that of rounded weights.
     `constant`: the constant of a rate (exporter.quant.rate) itself, in the place of a size.
+    `recover`: steps of training of the scales of levels at a rate; None: none.
     """
 
     group_size: int | None = None
     bits_per_weight: float | None = None
     constant: float | None = None
+    recover: int | None = None
 
     def problems(self) -> list[str]:
         problems = group_size_problems(self.group_size) + rate_problems(self.bits_per_weight)
+        problems += recover_problems(self.recover)
         if self.constant is not None and not _is_positive(self.constant):
             problems.append(f"constant must be a positive number; got {self.constant!r}")
         if None not in (self.bits_per_weight, self.constant):

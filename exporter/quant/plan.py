@@ -32,6 +32,11 @@ class MatrixPlan:
         return not self.own_levels and is_fitted(self.config)
 
     @property
+    def at_rate(self) -> bool:
+        """Whether levels are chosen for a size."""
+        return getattr(self.config, "at_rate", False)
+
+    @property
     def recover(self) -> int:
         """Steps of training of the layer of a matrix; 0 where there is none."""
         return 0 if self.own_levels else getattr(self.config, "recover", None) or 0
@@ -57,13 +62,18 @@ def plan_matrix(config: QuantConfig, checkpoint: Checkpoint, name: str) -> Matri
 def names_at_rate(config: QuantConfig, checkpoint: Checkpoint) -> list[str]:
     """The matrices of which a number of bits per weight is asked."""
     plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
-    return [n for n, p in plans.items() if p and getattr(p.config, "at_rate", False)]
+    return [n for n, p in plans.items() if p and p.at_rate]
 
 
 def fitted(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, MatrixPlan]:
     """The matrices whose levels are chosen by what is known of them, with their plans."""
     plans = {name: plan_matrix(config, checkpoint, name) for name in checkpoint.names}
     return {n: p for n, p in plans.items() if p and p.is_fitted}
+
+
+def trained(plans: Mapping[str, MatrixPlan]) -> dict[str, MatrixPlan]:
+    """The matrices that are trained, with their plans: those of layers."""
+    return {n: p for n, p in plans.items() if p.recover and n not in (EMBEDDING, HEAD)}
 
 
 def check(config: QuantConfig, checkpoint: Checkpoint) -> None:
@@ -76,13 +86,15 @@ def check(config: QuantConfig, checkpoint: Checkpoint) -> None:
 
 def _check_recovery(plans: Mapping[str, MatrixPlan]) -> None:
     """Raises UsageError where no layer would be trained, or with several numbers of steps."""
-    asked = {n: p.recover for n, p in plans.items() if p.recover and n not in (EMBEDDING, HEAD)}
+    asked = trained(plans)
     if not asked:
         raise UsageError(
-            "recover trains nothing here: no layer has matrices that get new ternary levels",
-            hint="leave recover away: levels that a checkpoint has of its own stay as they are",
+            "recover trains nothing here: no layer has matrices that get new ternary levels, or "
+            "levels at a rate",
+            hint="leave recover away, or give a rate such as --bits-per-weight 2.5; levels that a "
+            "checkpoint has of its own stay as they are",
         )
-    steps = sorted(set(asked.values()))
+    steps = sorted({plan.recover for plan in asked.values()})
     if len(steps) > 1:
         found = ", ".join(map(str, steps))
         raise UsageError(
@@ -104,8 +116,11 @@ def found(
         if plan is None:
             continue
         given = {k: v for k, v in vars(plan.config).items() if v is not None}
-        settings = {"constant": constants[name]} if name in constants else given
-        scheme, settings = (AUTO, {}) if plan.own_levels else (plan.scheme, settings)
+        if name in constants:
+            given = {"constant": constants[name]} | (
+                {"recover": plan.recover} if plan.recover else {}
+            )
+        scheme, settings = (AUTO, {}) if plan.own_levels else (plan.scheme, given)
         made.append(Rule(name, scheme, settings))
     return made
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.checkpoint.tensors import one_thread, row_spans
@@ -21,6 +22,7 @@ from exporter.quant.config import QuantConfig
 from exporter.quant.plan import MatrixPlan, plan_matrix
 from exporter.quant.rate_quantizer import QuantizedBlock
 from exporter.quant.tensor import QuantizedTensor
+from exporter.quant.trained_matrix import TrainedMatrix
 
 
 class MatrixQuantizer(Protocol):
@@ -32,6 +34,9 @@ class MatrixQuantizer(Protocol):
 
     def blocks(self, name: str) -> Iterator[QuantizedBlock]:
         """The blocks of a matrix."""
+
+    def in_training(self, name: str, w: Tensor) -> TrainedMatrix:
+        """A matrix, weights float32 [rows, cols], as its training begins."""
 
 
 def quantize(

@@ -13,6 +13,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.quant import rate
 from exporter.quant.calibration import Statistics
 from exporter.quant.rate import Curvature
+from exporter.quant.trained_matrix import ScaledMatrix
 
 SAMPLE = 16  # every so many rows, if these are SAMPLE_WEIGHTS or more
 SAMPLE_WEIGHTS = 1 << 16
@@ -47,6 +48,15 @@ class RateQuantizer:
         for begin, w in blocks_of(self.checkpoint, name):
             of_rows = curvature.rows(slice(begin, begin + len(w)))
             yield begin, *rate.quantize_rows(w, of_rows, c, prices)
+
+    def in_training(self, name: str, w: Tensor) -> ScaledMatrix:
+        """A matrix, weights float32 [rows, cols], as its training begins.
+
+        Its levels stay as they are: their code has the size that was asked for.
+        """
+        _, *parts = zip(*self.blocks(name), strict=True)
+        levels, scales = map(torch.cat, parts)
+        return ScaledMatrix.of(levels, scales, levels.shape[1])
 
 
 def blocks_of(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:

@@ -1,11 +1,8 @@
 """Training of quantized layers together, so that the model says again what it said before.
 
-A matrix has latent weights, in units of its scales. Rounded to levels, and times the scales, they
-are what the model computes with. Gradients pass through the rounding as if it were not there (the
-straight-through estimator, Bengio et al., arXiv 1308.3432), so that a latent weight that goes far
-enough changes its level. They are trained together with the logarithms of the scales, and with the
-weights of norms. The loss of a token is the divergence of its distribution from that of the given
-model (distillation, Hinton et al., arXiv 1503.02531).
+What of a matrix is trained, exporter.quant.trained_matrix says; the weights of norms are trained
+as well. The loss of a token is the divergence of its distribution from that of the given model
+(distillation, Hinton et al., arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,84 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from exporter.models.layers import Decoder, RMSNorm
 from exporter.quant.calibration import Calibration
 from exporter.quant.calibration_passes import HeldLinear, finite
-from exporter.quant.tensor import dequantize, short_scales
+from exporter.quant.passage import Passage
+from exporter.quant.trained_matrix import TrainedMatrix
 
-# Rates of learning, which rise over WARM_UP steps and then fall to SLOWEST as a cosine does.
-LATENT_RATE, SCALE_RATE, NORM_RATE = 0.003, 0.002, 0.001
+# Rates of learning rise over WARM_UP steps and then fall to SLOWEST as a cosine does.
+NORM_RATE = 0.001
 WARM_UP, SLOWEST = 10, 0.02
 BETAS = (0.9, 0.95)
-NEAR = 0.45  # how far from its level a latent weight may begin: beyond 0.5 it would be another
 SAVINGS = 20  # of a training, from which it can go on
 STEPS_DONE, STATE = "steps-done", "training"  # files: of the last saving, and of its parameters
-
-
-class _Rounded(torch.autograd.Function):
-    """The weights of latent ones and scales, with gradients as if nothing were rounded."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, scales: Tensor, group_size: int, most: int) -> Tensor:
-        ctx.save_for_backward(weights, scales)
-        ctx.sizes = group_size, most
-        return dequantize(rounded(weights, most), scales, group_size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weights, scales = ctx.saved_tensors
-        (gradient,), (size, most) = gradients, ctx.sizes
-        products = gradient * rounded(weights, most)
-        whole = F.pad(products, (0, scales.shape[1] * size - weights.shape[1]))
-        of_scales = whole.unflatten(1, (-1, size)).sum(-1)
-        return dequantize(gradient, scales, size), of_scales, None, None
-
-
-def rounded(weights: Tensor, most: int) -> Tensor:
-    """The levels of latent weights, of the same shape and type."""
-    return weights.round().clamp_(-most, most)
-
-
-@dataclass(frozen=True)
-class LatentMatrix:
-    """A matrix in training.
-
-    weights: float32 [rows, cols], in units of scales. logs: of the factors of the scales, float32
-    [rows, groups]. scales: as fitted, of the same shape, for every `group_size` columns. most: the
-    largest level; the smallest is -most.
-    """
-
-    weights: Tensor
-    logs: Tensor
-    scales: Tensor
-    group_size: int
-    most: int
-
-    @classmethod
-    def of(cls, w: Tensor, levels: Tensor, scales: Tensor, group_size: int) -> LatentMatrix:
-        """The beginning: weights float32 [rows, cols] that `levels` and `scales` were fitted to."""
-        units = dequantize(torch.ones_like(w), scales, group_size)
-        latent = torch.where(units > 0, w / units, 0.0)
-        weights = latent.clamp(levels - NEAR, levels + NEAR)
-        return cls(weights, torch.zeros_like(scales), scales, group_size, int(levels.abs().max()))
-
-    def to(self, device: torch.device) -> LatentMatrix:
-        """The same on a device, ready to be trained."""
-        weights, logs, scales = (x.to(device) for x in (self.weights, self.logs, self.scales))
-        trained = (weights.requires_grad_(), logs.requires_grad_())
-        return LatentMatrix(*trained, scales, self.group_size, self.most)
-
-    def quantized(self) -> Tensor:
-        """What the layer computes with, float32 [rows, cols], with its gradients."""
-        scales = self.scales * self.logs.exp()
-        made: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
-            self.weights, scales, self.group_size, self.most
-        )
-        return made
-
-    def finished(self) -> tuple[Tensor, Tensor]:
-        """Levels int8 [rows, cols] and scales float32 [rows, groups], zero for a group of zeros."""
-        levels = rounded(self.weights.detach(), self.most).to("cpu", torch.int8)
-        used = torch.stack([part.any(1) for part in levels.split(self.group_size, 1)], 1)
-        scales = (self.scales * self.logs.detach().exp()).cpu()
-        return levels, short_scales(torch.where(used, scales, 0.0), up=False)
 
 
 def training_device() -> torch.device:
@@ -129,18 +56,21 @@ class Lesson:
 
 @dataclass
 class Recovery:
-    """The training of a network whose weights are held, but for those of `matrices`.
+    """The training of the network of a passage, whose weights are held but for those of `matrices`.
 
     `norms` are trained as well. State is saved in `calibration`, and gone on from.
     """
 
-    network: Decoder
-    angles: Tensor
-    start: Tensor
-    matrices: Mapping[HeldLinear, LatentMatrix]
+    passage: Passage
+    matrices: Mapping[HeldLinear, TrainedMatrix]
     norms: Sequence[RMSNorm]
     calibration: Calibration
     device: torch.device = field(default_factory=training_device)
+
+    @property
+    def network(self) -> Decoder:
+        """The model in training."""
+        return self.passage.network
 
     def train(
         self, lesson: Callable[[int], Lesson], steps: int, report: Callable[[int], None]
@@ -150,16 +80,16 @@ class Recovery:
         The norms have new weights afterwards. `report` is called with the steps that are done.
         Raises CheckpointError if the model computes something that is not finite.
         """
-        latent = {linear: matrix.to(self.device) for linear, matrix in self.matrices.items()}
+        matrices = {linear: matrix.to(self.device) for linear, matrix in self.matrices.items()}
         with self._on_device(), same_sums(self.device), torch.enable_grad():
             for norm in self.norms:
                 norm.weight = norm.weight.clone().requires_grad_()
-            optimizer = self._optimizer([*latent.values()])
+            optimizer = self._optimizer([*matrices.values()])
             for step in range(self._restored(optimizer), steps):
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"] * rate(step, steps)
                 optimizer.zero_grad()
-                for linear, matrix in latent.items():
+                for linear, matrix in matrices.items():
                     linear.weight = matrix.quantized()
                 self._loss(lesson(step)).backward()
                 optimizer.step()
@@ -168,7 +98,7 @@ class Recovery:
                 report(step + 1)
             for norm in self.norms:
                 norm.weight = norm.weight.detach()
-        return {linear: matrix.finished() for linear, matrix in latent.items()}
+        return {linear: matrix.finished() for linear, matrix in matrices.items()}
 
     def forget(self) -> None:
         """Removes what has been saved."""
@@ -189,21 +119,21 @@ class Recovery:
             for linear in linears:
                 linear.weight = None
 
-    def _optimizer(self, latent: Sequence[LatentMatrix]) -> torch.optim.Adam:
-        """The optimizer of all that is trained; `rate` is what its rates of learning begin at."""
-        groups = (
-            ([matrix.weights for matrix in latent], LATENT_RATE),
-            ([matrix.logs for matrix in latent], SCALE_RATE),
-            ([norm.weight for norm in self.norms], NORM_RATE),
-        )
-        trained = [{"params": tensors, "rate": rate} for tensors, rate in groups if tensors]
-        return torch.optim.Adam(trained, lr=LATENT_RATE, betas=BETAS)
+    def _optimizer(self, matrices: Sequence[TrainedMatrix]) -> torch.optim.Adam:
+        """The optimizer of all that is trained; `rate` is the highest rate of learning."""
+        trained = [given for matrix in matrices for given in matrix.parameters()]
+        trained += [(norm.weight, NORM_RATE) for norm in self.norms]
+        by_rate: dict[float, list[Tensor]] = {}
+        for tensor, highest in trained:
+            by_rate.setdefault(highest, []).append(tensor)
+        groups = [{"params": tensors, "rate": highest} for highest, tensors in by_rate.items()]
+        return torch.optim.Adam(groups, betas=BETAS)
 
     def _loss(self, lesson: Lesson) -> Tensor:
         """The mean over tokens of the divergence, in nats."""
-        x, angles = lesson.inputs.to(self.device), self.angles.to(self.device)
+        x, angles = lesson.inputs.to(self.device), self.passage.angles.to(self.device)
         for block in self.network.blocks:
-            x = block(x, angles, self.start)
+            x = block(x, angles, self.passage.start)
         with torch.no_grad():
             expected = self.network.logits(lesson.outputs.to(self.device))
         return divergence(finite(self.network.logits(x)), finite(expected))

@@ -153,6 +153,13 @@ def group_size_problems(group_size: object) -> list[str]:
     ]
 
 
+def recover_problems(steps: object) -> list[str]:
+    """Problems of a number of steps of training; empty for None or a positive integer."""
+    if steps is None or (type(steps) is int and steps > 0):
+        return []
+    return [f"recover must be a positive number of steps; got {steps!r}"]
+
+
 class SchemeConfig(Protocol):
     """The field that every scheme's `Config` has: the number of weights that share a scale.
 

@@ -25,6 +25,7 @@ from exporter.quant.tensor import (
     dequantize,
     effective_group_size,
     group_size_problems,
+    recover_problems,
     short_scales,
 )
 
@@ -60,8 +61,7 @@ class Config(JsonConfig):
 
     def problems(self) -> list[str]:
         problems = group_size_problems(self.group_size) + sparsity_problems(self.sparsity)
-        if self.recover is not None and not (type(self.recover) is int and self.recover > 0):
-            problems.append(f"recover must be a positive number of steps; got {self.recover!r}")
+        problems += recover_problems(self.recover)
         if None not in (self.recover, self.sparsity):
             problems.append("recover and sparsity exclude each other: training moves the zeros")
         return problems

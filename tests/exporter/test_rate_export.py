@@ -19,6 +19,7 @@ from exporter.errors import CheckpointError, UsageError
 from exporter.estimate.bundle import estimate_bundle
 from exporter.quant import calibration_passes, rate
 from exporter.quant.config import QuantConfig
+from exporter.quant.rules import read
 from tests.support.bundles import TEXT, export, no_progress, write_text_model
 from tests.support.checkpoints import write_llama
 
@@ -81,6 +82,24 @@ def test_matrices_share_the_bits_by_what_they_are_worth(
 def test_all_packages_at_a_rate_pass_parity(model: Path, text: Path, tmp_path: Path) -> None:
     made = at_rate(model, tmp_path / "out", 4, text, formats=FORMATS)
     assert tinyqmoe.check_parity(made).passed
+
+
+def test_scales_at_a_rate_are_trained(model: Path, text: Path, tmp_path: Path) -> None:
+    """The levels stay, and so the size; a saved plan trains again, to the same bytes."""
+    before = at_rate(model, tmp_path / "before", 2, text, formats=("custom-op",))
+    plan_file, quantization = tmp_path / "plan.json", QuantConfig(bits_per_weight=2, recover=20)
+    options: dict[str, Any] = {"calibration": str(text), "context": 24}
+    made = export(model, tmp_path / "made", quantization, **options, save_plan=plan_file)
+    assert coded_bits(made) == coded_bits(before)
+    assert tinyqmoe.check_parity(made).passed
+    losses = [b.manifest.quantization_loss.kl_mean for b in (before, made)]
+    assert losses[1] < losses[0]
+    plan = QuantConfig("mixed", rules=read(plan_file))
+    again = export(model, tmp_path / "again", plan, **options)
+    bundles = (before, made, again)
+    assert len({tuple(t.levels_crc32 for t in b.manifest.tensors) for b in bundles}) == 1
+    files = [[f.sha256 for f in b.manifest.files if f.path == "model.pte"] for b in bundles]
+    assert files[1] == files[2] != []
 
 
 def test_the_demo_model_keeps_to_a_rate(tmp_path: Path) -> None:

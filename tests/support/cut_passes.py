@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from exporter.quant import sequential
+from exporter.quant.calibration_passes import States
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, call: int, work: Callable[[], None]) -> None:
     """Does `work`, which is interrupted in the given call of `States.write`, counted from 1."""
-    real, calls = sequential.States.write, 0
+    real, calls = States.write, 0
 
     def write(self: Any, values: Any) -> None:
         nonlocal calls
@@ -23,6 +23,6 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, call: int, work: Callable[[], None]
         real(self, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sequential.States, "write", write)
+        patch.setattr(States, "write", write)
         with pytest.raises(KeyboardInterrupt):
             work()

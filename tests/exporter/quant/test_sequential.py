@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError
-from exporter.quant import plan, sequential
+from exporter.quant import plan
 from exporter.quant.calibration import Calibration
 from exporter.quant.config import QuantConfig
 from exporter.quant.rate import inverse_factor
@@ -121,7 +121,7 @@ def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     model = write_family(tmp_path / "model", "llama")
     made = quantizer(model, tmp_path / "work")
     made.calibrate(no_progress)
-    state = made._states(sequential.INPUTS, 2).path
+    state = made.passage.states(2).path
     data = bytearray(state.read_bytes())
     data[100] ^= 1
     state.write_bytes(data)
