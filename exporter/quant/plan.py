@@ -115,11 +115,10 @@ def found(
         plan = plan_matrix(config, checkpoint, name)
         if plan is None:
             continue
-        given = {k: v for k, v in vars(plan.config).items() if v is not None}
+        settings = vars(plan.config)
         if name in constants:
-            given = {"constant": constants[name]} | (
-                {"recover": plan.recover} if plan.recover else {}
-            )
+            settings = {"constant": constants[name], "recover": plan.recover or None}
+        given = {k: v for k, v in settings.items() if v is not None}
         scheme, settings = (AUTO, {}) if plan.own_levels else (plan.scheme, given)
         made.append(Rule(name, scheme, settings))
     return made
@@ -129,8 +128,8 @@ def _takes_own_levels(config: QuantConfig, name: str) -> bool:
     """Whether levels that a matrix has are wanted: nothing else was asked for by name."""
     asked = config.asked_for(name)
     settings = config.config_for(name)
-    trained = ternary.Config(recover=getattr(settings, "recover", None))
-    return asked == AUTO or (asked == ternary.NAME and settings == trained)
+    plain = ternary.Config(recover=getattr(settings, "recover", None))
+    return asked == AUTO or (asked == ternary.NAME and settings == plain)
 
 
 def summary(config: QuantConfig, checkpoint: Checkpoint) -> dict[str, Any]:
