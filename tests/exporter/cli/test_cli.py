@@ -138,7 +138,7 @@ def test_shell_completion() -> None:
         ["export", "m", "o", "--group-size", "0"],
         ["export", "m", "o", "--scheme", "ternary", "--sparsity", "1.5"],
         ["export", "m", "o", "--scheme", "int8", "--sparsity", "0.5"],
-        ["export", "m", "o", "--scheme", "int8", "--recover", "5"],
+        ["export", "m", "o", "--scheme", "int4", "--recover", "5"],
         ["export", "m", "o", "--scheme", "ternary", "--recover", "-1"],
         ["export", "m", "o", "--scheme", "ternary", "--recover", "5", "--calibration", "none"],
         ["run", "b", "--prompt", "x", "--max-new-tokens", "0"],

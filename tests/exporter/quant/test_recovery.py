@@ -195,27 +195,41 @@ def test_the_loss_is_the_mean_divergence_of_a_token() -> None:
     assert float(divergence(found, expected)) == pytest.approx(kl, rel=1e-5)
 
 
+CUT = QuantConfig("ternary", group_size=16, recover=3)  # of trainings that are cut off
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A model, and the files of its training where nothing cut it off."""
+    folder = tmp_path_factory.mktemp("whole")
+    model = write_family(folder / "model", "llama")
+    trained(model, folder / "work", CUT)
+    return model, contents(folder / "work")
+
+
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 6])
 def test_passes_that_were_cut_off_give_the_same_bytes(
-    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    call: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each call writes the inputs of a layer: in the quantized model, and then in the given one."""
-    model = write_family(tmp_path / "model", "llama")
-    config = QuantConfig("ternary", group_size=16, recover=4)
-    trained(model, tmp_path / "whole", config)
-    cut_off(monkeypatch, call, lambda: trained(model, tmp_path / "cut", config))
-    trained(model, tmp_path / "cut", config)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    model, expected = whole
+    cut_off(monkeypatch, call, lambda: trained(model, tmp_path, CUT))
+    trained(model, tmp_path, CUT)
+    assert contents(tmp_path) == expected
 
 
 @pytest.mark.parametrize("written", [0, 3, 40, 47, 93, 120])
 def test_training_that_was_cut_off_gives_the_same_bytes(
-    tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    written: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is cut off after a number of files of its state, or of what has come of it."""
-    model = write_family(tmp_path / "model", "llama")
-    config = QuantConfig("ternary", group_size=16, recover=3)
-    trained(model, tmp_path / "whole", config)
+    model, expected = whole
     real, count = Calibration.write, 0
 
     def write(self: Calibration, name: str, tensor: torch.Tensor) -> None:
@@ -229,9 +243,9 @@ def test_training_that_was_cut_off_gives_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(Calibration, "write", write)
         with pytest.raises(KeyboardInterrupt):
-            trained(model, tmp_path / "cut", config)
-    trained(model, tmp_path / "cut", config)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+            trained(model, tmp_path, CUT)
+    trained(model, tmp_path, CUT)
+    assert contents(tmp_path) == expected
 
 
 def contents(folder: Path) -> dict[str, bytes]:
