@@ -257,7 +257,7 @@ class Passes:
         """
         if layer < 0:
             for what, windows in ((OTHERS, self.others), (INPUTS, self.backward)):
-                self._states(what, 0).write(self._embedded(window) for window in windows)
+                self._states(what, 0).write(embedded(self.checkpoint, ids) for ids in windows)
             return
         block, grams = self.network.blocks[layer], Grams()
 
@@ -271,9 +271,6 @@ class Passes:
             for what in (OTHERS, INPUTS):
                 self._states(what, layer + 1).write(outputs(what))
         self._states(OTHERS, layer).path.unlink()
-
-    def _embedded(self, ids: Tensor) -> Tensor:
-        return torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
 
     def _write_factors(self, grams: Grams) -> None:
         for name in list(grams.sums):
@@ -376,6 +373,11 @@ class HeadStatistics:
         labels = torch.multinomial(p, 1, generator=generator)
         p.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
         return (p @ weight)[None]
+
+
+def embedded(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
+    """The rows of the embedding for token ids, float32 [1, tokens, hidden]."""
+    return torch.cat([checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
 
 
 def mixed(sensitivity: Tensor, share: float) -> Tensor:

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exporter.bundle import EMBEDDING
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.quant.calibration_passes import HeldLayers, States, finite
+from exporter.quant.calibration_passes import HeldLayers, States, embedded, finite
 
 
 @dataclass
@@ -44,11 +43,8 @@ class Passage:
         n = len(self.network.blocks)
         done = [layer for layer in range(n + 1) if self.states(layer).path.is_file()]
         if not done:
-            self.states(0).write(map(self._embedded, self.windows))
+            self.states(0).write(embedded(self.checkpoint, ids) for ids in self.windows)
         return range(max(done, default=0), n)
-
-    def _embedded(self, ids: Tensor) -> Tensor:
-        return torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
 
     def outputs(self, layer: int) -> Iterator[Tensor]:
         """What a layer, whose weights are held, makes of its inputs, window by window.
