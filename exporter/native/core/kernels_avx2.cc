@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels_batch.h"
 
 namespace tinyqmoe {
 namespace avx2 {
@@ -219,62 +218,6 @@ AVX2 void dot_wide(DotTask* task) {
 
 void dot(DotTask* task) { task->n_levels <= kNarrowLevels ? dot_narrow(task) : dot_wide(task); }
 
-// ---- many tokens ----
-
-// Levels as int16: what a strip's products come to still fits an int32.
-struct Tile {
-  static constexpr uint32_t kColumns = 512;
-  static constexpr uint32_t kTokens = 2;  // with kDotRows rows, sums, levels and activations are in registers
-  static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
-
-  alignas(32) int16_t levels[kBatchRows][kColumns];
-
-  AVX2 void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
-    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
-      widen_row(task.offsets[r] + begin, n, task.level_min, levels[r]);
-    }
-  }
-
-  template <uint32_t kMany, bool kGroups>
-  AVX2 void add(BatchPart<kGroups> part) const {
-    const int16_t* x[kMany];
-    BatchResult<kGroups>* results[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
-    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      const float* scales = part.scales();
-      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
-        const uint64_t end = part.end_of_sum(i);
-        __m256i lanes[kMany][kDotRows];
-        // The loop ends in its middle: gcc copies sums where two steps begin them and two go on.
-        step<kMany, true>(x, first, i, lanes);
-        for (;; step<kMany, false>(x, first, i, lanes)) {
-          step<kMany, false>(x, first, i + 16, lanes);
-          i += 32;
-          if (i >= end) break;
-        }
-        for (uint32_t t = 0; t < kMany; ++t) add_sums(lanes[t], scales, results[t], first);
-      }
-    }
-  }
-
-  // The products of 16 columns: the first ones of sums, or added to them.
-  template <uint32_t kMany, bool kFirst>
-  AVX2_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint64_t i,
-                        __m256i lanes[kMany][kDotRows]) const {
-    __m256i v[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) v[t] = load32(x[t] + i);
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      __m256i w = load32(levels[first + r] + i);
-      keep(&w);  // else it is loaded for each token
-      for (uint32_t t = 0; t < kMany; ++t) {
-        const __m256i products = _mm256_madd_epi16(w, v[t]);
-        lanes[t][r] = kFirst ? products : _mm256_add_epi32(lanes[t][r], products);
-        keep(&lanes[t][r]);
-      }
-    }
-  }
-};
-
 }  // namespace
 
 AVX2 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]) {
@@ -337,8 +280,8 @@ const Kernels* avx2_kernels() {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
       avx2::dot_base3,      avx2::unpack_clipped,       avx2::dot_clipped,
-      avx2::dot,            avx2::dot_groups,           multiply_tiles<avx2::Tile, false>,
-      multiply_tiles<avx2::Tile, true>, avx2::dot_f32,  avx2::abs_max_bits,
+      avx2::dot,            avx2::dot_groups,           avx2::dot_batch,
+      avx2::dot_batch_groups, avx2::dot_f32,            avx2::abs_max_bits,
       avx2::quantize};
   return &kernels;
 }

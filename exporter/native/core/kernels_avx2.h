@@ -55,17 +55,6 @@ AVX2_INLINE __m256i plane(__m256i packed, int k) {
                           _mm256_set1_epi8((1 << kBits) - 1));
 }
 
-// n levels of a row, as int16, and zeros to the next multiple of 32.
-AVX2_INLINE void widen_row(const uint8_t* offsets, uint32_t n, int32_t level_min, int16_t* out) {
-  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(level_min));
-  const uint32_t body = n / 16 * 16;
-  for (uint32_t i = 0; i < body; i += 16) {
-    store32(out + i, _mm256_add_epi16(_mm256_cvtepu8_epi16(load16(offsets + i)), bias));
-  }
-  for (uint32_t i = body; i % 32 != 0 || i < n; i += 16) store32(out + i, _mm256_setzero_si256());
-  for (uint32_t i = body; i < n; ++i) out[i] = static_cast<int16_t>(offsets[i] + level_min);
-}
-
 // The four sums of the lower four lanes each, and above them those of the upper four.
 AVX2_INLINE __m256i sums_of_halves(const __m256i lanes[kDotRows]) {
   return _mm256_hadd_epi32(_mm256_hadd_epi32(lanes[0], lanes[1]), _mm256_hadd_epi32(lanes[2], lanes[3]));
@@ -79,15 +68,6 @@ AVX2_INLINE __m128i four_sums32(const __m256i lanes[kDotRows]) {
 
 // As int64.
 AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) { return _mm256_cvtepi32_epi64(four_sums32(lanes)); }
-
-// Adds the sums of rows from `first` on to the results of a batch: of groups, each one's float times its scale.
-AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], const float*, int64_t* sums, uint32_t first) {
-  store32(sums + first, _mm256_add_epi64(load32(sums + first), four_sums(lanes)));
-}
-AVX2_INLINE void add_sums(const __m256i lanes[kDotRows], const float* scales, float* y, uint32_t first) {
-  const __m128 terms = _mm_mul_ps(_mm_cvtepi32_ps(four_sums32(lanes)), _mm_loadu_ps(scales + first));
-  _mm_storeu_ps(y + first, _mm_add_ps(_mm_loadu_ps(y + first), terms));
-}
 
 // As dot_exceptions_plain. Activations are collected for eight differences at once. Columns are bounded in a register: a
 // file that is mapped can change between two looks at it.
@@ -129,6 +109,36 @@ void dot_clipped(const ClippedTask& task);
 
 // Of rows with groups; kernels_avx2_groups.cc.
 void dot_groups(GroupsTask* task);
+
+// Two columns of a tile, as int16. Rows lie side by side, so that each has a lane of sums: nothing is added up across
+// lanes, which costs a group of columns as much as its products.
+struct alignas(64) PairOfColumns {
+  int16_t levels[kBatchRows][2];
+};
+
+constexpr uint32_t kHalf = kBatchRows / 2;  // rows whose sums a register holds
+
+// Adds the sums of a tile's rows to the results of a token: of groups, each one's float times its scale.
+AVX2_INLINE void put_sums(__m256i first, __m256i second, const float*, int64_t* results) {
+  const __m128i quarters[] = {_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1),
+                              _mm256_castsi256_si128(second), _mm256_extracti128_si256(second, 1)};
+  for (const __m128i& sums : quarters) {
+    store32(results, _mm256_add_epi64(load32(results), _mm256_cvtepi32_epi64(sums)));
+    results += 4;
+  }
+}
+AVX2_INLINE void put_sums(__m256i first, __m256i second, const float* scales, float* y) {
+  for (const __m256i& sums : {first, second}) {
+    const __m256 terms = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scales));
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), terms));
+    scales += kHalf, y += kHalf;
+  }
+}
+
+// Of many tokens; kernels_avx2_batch.cc. Past n columns, fill_pairs puts zeros to the next multiple of 4.
+void fill_pairs(const BatchTask& task, uint32_t begin, uint32_t n, PairOfColumns* pairs);
+void dot_batch(const BatchTask& task);
+void dot_batch_groups(const BatchTask& task);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);

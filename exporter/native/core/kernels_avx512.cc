@@ -94,54 +94,45 @@ AVX512 void dot(DotTask* task) {
   for (uint32_t r = 0; r < kDotRows; ++r) task->sums[r] = 256 * int64_t{sum16(high[r])} + sum16(low[r]);
 }
 
-// As that of AVX2.
+// As that of AVX2: a register holds the sums of a token.
 struct Tile {
   static constexpr uint32_t kColumns = 512;
-  static constexpr uint32_t kTokens = 4;
+  static constexpr uint32_t kTokens = 8;
   static_assert(int64_t{kColumns} * 128 * kMostActivation <= INT32_MAX);
+  static_assert(kBatchRows == 16);
 
-  alignas(64) int16_t levels[kBatchRows][kColumns];
+  avx2::PairOfColumns pairs[kColumns / 2];
 
-  AVX512 void fill(const BatchTask& task, uint32_t begin, uint32_t n) {
-    for (uint32_t r = 0; r < round_up(task.n_rows, kDotRows); ++r) {
-      avx2::widen_row(task.offsets[r] + begin, n, task.level_min, levels[r]);
-    }
-  }
+  void fill(const BatchTask& task, uint32_t begin, uint32_t n) { avx2::fill_pairs(task, begin, n, pairs); }
 
   template <uint32_t kMany, bool kGroups>
   AVX512 void add(BatchPart<kGroups> part) const {
     const int16_t* x[kMany];
-    BatchResult<kGroups>* results[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t), results[t] = part.results(t);
-    for (uint32_t first = 0; first < part.task.n_rows; first += kDotRows) {
-      const float* scales = part.scales();
-      for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
-        const uint64_t end = part.end_of_sum(i);
-        __m512i lanes[kMany][kDotRows];
-        for (uint32_t t = 0; t < kMany; ++t) {
-          for (uint32_t r = 0; r < kDotRows; ++r) lanes[t][r] = _mm512_setzero_si512();
-        }
-        for (; i < end; i += 32) step<kMany>(x, first, i, lanes);
-        for (uint32_t t = 0; t < kMany; ++t) {
-          __m256i halves[kDotRows];
-          for (uint32_t r = 0; r < kDotRows; ++r) {
-            halves[r] = _mm256_add_epi32(low_half(lanes[t][r]), high_half(lanes[t][r]));
-          }
-          avx2::add_sums(halves, scales, results[t], first);
-        }
+    for (uint32_t t = 0; t < kMany; ++t) x[t] = part.whole(t);
+    const float* scales = part.scales();
+    for (uint64_t i = 0; i < part.n; scales += kGroups ? kBatchRows : 0) {
+      const uint64_t end = part.end_of_sum(i);
+      __m512i sums[kMany];
+      for (uint32_t t = 0; t < kMany; ++t) sums[t] = _mm512_setzero_si512();
+      // The loop ends in its middle: gcc copies sums else.
+      step<kMany>(x, i, sums);
+      for (;; step<kMany>(x, i, sums)) {
+        step<kMany>(x, i + 2, sums);
+        i += 4;
+        if (i >= end) break;
+      }
+      for (uint32_t t = 0; t < kMany; ++t) {
+        avx2::put_sums(low_half(sums[t]), high_half(sums[t]), scales, part.results(t));
       }
     }
   }
 
-  // The products of 32 columns.
+  // The products of two columns.
   template <uint32_t kMany>
-  AVX512_INLINE void step(const int16_t* const x[kMany], uint32_t first, uint64_t i,
-                          __m512i lanes[kMany][kDotRows]) const {
-    __m512i v[kMany];
-    for (uint32_t t = 0; t < kMany; ++t) v[t] = _mm512_loadu_si512(x[t] + i);
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      const __m512i w = _mm512_loadu_si512(levels[first + r] + i);
-      for (uint32_t t = 0; t < kMany; ++t) lanes[t][r] = _mm512_dpwssd_epi32(lanes[t][r], w, v[t]);
+  AVX512_INLINE void step(const int16_t* const x[kMany], uint64_t i, __m512i sums[kMany]) const {
+    const __m512i levels = _mm512_load_si512(pairs + i / 2);
+    for (uint32_t t = 0; t < kMany; ++t) {
+      sums[t] = _mm512_dpwssd_epi32(sums[t], levels, _mm512_set1_epi32(load<int32_t>(x[t] + i)));
     }
   }
 };

@@ -43,9 +43,16 @@ struct BatchPart {
   uint64_t offset(uint32_t t) const { return (token + t) * task.token_stride; }
 };
 
+// The tokens of a part that are left, kMany at a time, and the rest by halves of that.
+template <uint32_t kMany, typename Tile, bool kGroups>
+void add_tokens(const Tile& tile, BatchPart<kGroups>* part) {
+  for (; part->token + kMany <= part->task.n_tokens; part->token += kMany) tile.template add<kMany>(*part);
+  if constexpr (kMany > 1) add_tokens<kMany / 2>(tile, part);
+}
+
 // Tile holds the levels of kBatchRows rows, of at most kColumns columns.
 //   fill(task, begin, n): those of n columns, and zeros past them as far as add reads
-//   add<n>(part): to the results of n tokens, which are kTokens or 1
+//   add<n>(part): to the results of n tokens, which are kTokens, half of it, and so on down to 1
 // With groups, these begin with the columns of a tile.
 template <typename Tile, bool kGroups>
 void multiply_tiles(const BatchTask& task) {
@@ -55,10 +62,7 @@ void multiply_tiles(const BatchTask& task) {
   for (uint32_t begin = 0; begin < task.n; begin += columns) {
     BatchPart<kGroups> part{task, begin, std::min(columns, task.n - begin), kGroups ? task.group_size : columns, 0};
     tile.fill(task, begin, part.n);
-    for (; part.token + Tile::kTokens <= task.n_tokens; part.token += Tile::kTokens) {
-      tile.template add<Tile::kTokens>(part);
-    }
-    for (; part.token < task.n_tokens; ++part.token) tile.template add<1>(part);
+    add_tokens<Tile::kTokens>(tile, &part);
   }
 }
 
