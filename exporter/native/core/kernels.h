@@ -10,6 +10,7 @@
 
 #include "bytes.h"
 #include "dictionary.h"
+#include "scales.h"
 #include "tinyqmoe/tinyqmoe.h"
 
 namespace tinyqmoe {
@@ -60,14 +61,21 @@ struct GroupsTask {
   const uint8_t* rows[kDotRows];
   uint32_t bits;  // 8: rows are offsets, else packed ones, and a group is half a block or whole ones
   uint32_t n_levels;
-  int32_t level_min;
   uint32_t cols;
-  uint32_t group_size;     // a multiple of kGroupColumns, at most kMostGroup
+  uint32_t group_size;         // a multiple of kGroupColumns, at most kMostGroup
   X16 x;
-  const int8_t* packed_x;  // for packed rows: pack_x of linear_one_token.cc
-  const int32_t* x_sums;   // [n_groups]: sum of x
-  const float* scales;     // [n_groups, kDotRows]
-  float y[kDotRows];       // sum of float(sum(level * x)) * scale, group after group
+  const int8_t* packed_x;      // for packed rows: pack_x of linear_one_token.cc
+  const int32_t* x_sums;       // [n_groups]: sum of x
+  const int32_t* corrections;  // [n_groups, kDotRows]: what a sum over offsets lacks to be one over levels
+  Scales stored_scales;
+  uint64_t first_scales[kDotRows];  // of each row, where its groups' scales begin
+  float* scales;                    // [n_groups, kDotRows]: room for put_scales
+  float y[kDotRows];                // sum of float(sum(level * x)) * scale, group after group
+
+  uint32_t n_groups() const { return cols / group_size; }
+  void put_scales() const {
+    for (uint32_t r = 0; r < kDotRows; ++r) stored_scales.put(first_scales[r], n_groups(), kDotRows, scales + r);
+  }
 
   bool has_half_blocks() const { return group_size * bits == kPackedBlock * 8 / 2; }
 };

@@ -264,16 +264,18 @@ struct Packed {
 };
 
 // The float of a group's sum of level * x, times its scale, is added to what the groups before it gave. shift: what levels
-// are more than the offsets that are multiplied, beside level_min.
+// are more than what is multiplied, beside level_min.
 template <typename Rows>
 TARGET void dot_groups_of(GroupsTask* task, int32_t shift) {
+  task->put_scales();
   float32x4_t y = vdupq_n_f32(0.0f);
   for (uint32_t begin = 0, g = 0; begin < task->cols; begin += task->group_size, ++g) {
     PlaneSums sums[kDotRows];
     Rows::add(*task, begin, begin + task->group_size, sums);
     int32x4_t lanes[kDotRows];  // fit: kMostGroup
     for (uint32_t r = 0; r < kDotRows; ++r) lanes[r] = vaddq_s32(vshlq_n_s32(sums[r].high, 8), sums[r].low);
-    const int32x4_t levels = vaddq_s32(four_sums(lanes), vdupq_n_s32((task->level_min + shift) * task->x_sums[g]));
+    const int32x4_t correction = vld1q_s32(task->corrections + g * kDotRows);
+    const int32x4_t levels = vaddq_s32(vaddq_s32(four_sums(lanes), correction), vdupq_n_s32(shift * task->x_sums[g]));
     y = vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(levels), vld1q_f32(task->scales + g * kDotRows)));
   }
   vst1q_f32(task->y, y);

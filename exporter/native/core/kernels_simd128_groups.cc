@@ -42,11 +42,12 @@ struct Packed {
 
 template <typename Rows>
 void dot_groups_of(GroupsTask* task) {
+  task->put_scales();
   v128_t y = wasm_f32x4_const_splat(0.0f);
   for (uint32_t begin = 0, g = 0; begin < task->cols; begin += task->group_size, ++g) {
     v128_t lanes[kDotRows] = {};
     Rows::add(*task, begin, begin + task->group_size, lanes);
-    const v128_t levels = wasm_i32x4_add(four_sums(lanes), wasm_i32x4_splat(task->level_min * task->x_sums[g]));
+    const v128_t levels = wasm_i32x4_add(four_sums(lanes), wasm_v128_load(task->corrections + g * kDotRows));
     y = add_group(y, levels, task->scales + g * kDotRows);
   }
   wasm_v128_store(task->y, y);

@@ -49,18 +49,20 @@ void multiply_each_group(const X16Product& p, const RowBlock& block, uint32_t ro
   for (uint32_t r = 0; r < n_rows; ++r) p.store_row(row0 + first + r, token, y[r]);
 }
 
+// The block times one token, groups for which there is a kernel.
+void multiply_block_groups(const X16Product& p, const RowBlock& block, uint32_t row0) {
+  GroupsTask task = groups_task(p, 8, nullptr);
+  for (uint32_t first = 0; first < block.n; first += kDotRows) {
+    for (uint32_t r = 0; r < kDotRows; ++r) task.rows[r] = block.row(first + r);
+    multiply_groups(p, &task, row0 + first, std::min(kDotRows, block.n - first));
+  }
+}
+
 // The block times one token.
 void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, uint32_t token) {
   if (p.n_groups > 1) {
-    const bool together = suits_groups(p);
-    for (uint32_t r = 0; r < block.n; r += kDotRows) {
-      const uint8_t* const rows[kDotRows] = {block.row(r), block.row(r + 1), block.row(r + 2), block.row(r + 3)};
-      if (together) {
-        multiply_groups(p, rows, 8, nullptr, row0 + r, std::min(kDotRows, block.n - r));
-      } else {
-        multiply_each_group(p, block, row0, r, token);
-      }
-    }
+    if (suits_groups(p)) return multiply_block_groups(p, block, row0);
+    for (uint32_t r = 0; r < block.n; r += kDotRows) multiply_each_group(p, block, row0, r, token);
     return;
   }
   const Results results(p, token);
@@ -147,6 +149,7 @@ tinyqmoe_status multiply_blocks(const X16Product& p) {
 tinyqmoe_status multiply_x16(X16Product* p) {
   const tinyqmoe_info& info = p->tensor.info;
   if (!p->is_batch()) keep_x_sums(p);
+  if (suits_groups(*p)) keep_corrections(*p);
   if (info.codec == kBase3 && p->n_tokens == 1 && p->n_groups == 1 && p->kernels.dot_base3 != nullptr) {
     multiply_base3(*p);
     return TINYQMOE_OK;

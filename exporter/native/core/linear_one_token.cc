@@ -88,22 +88,23 @@ uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
   return row;
 }
 
-// Groups of half a block or whole ones. Past the last row nothing is read: it is copied.
+// Where `read` bytes of a row can be read: past the last row nothing is, so it is copied.
+const uint8_t* readable_row(const X16Product& p, uint64_t row, uint64_t read) {
+  const uint64_t row_bytes = p.tensor.row_bytes, at = row * row_bytes;
+  if (at + read <= p.tensor.info.payload_bytes) return p.tensor.payload + at;
+  uint8_t* const copy = p.scratch + p.at.rows;
+  std::memset(copy + row_bytes, 0, read - row_bytes);
+  return static_cast<const uint8_t*>(std::memcpy(copy, p.tensor.payload + at, row_bytes));
+}
+
+// Groups of half a block or whole ones.
 void multiply_packed_groups(const X16Product& p, const int8_t* packed_x) {
-  const uint64_t row_bytes = p.tensor.row_bytes;
-  const uint64_t read = blocks_of(row_bytes) * uint64_t{kPackedBlock};
-  uint8_t* const last = p.scratch + p.at.rows;
-  for (uint32_t first = p.row_begin; first < p.row_end; first += kDotRows) {
-    const uint32_t n = std::min(kDotRows, p.row_end - first);
-    const uint8_t* rows[kDotRows];
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      const uint64_t at = (first + std::min(r, n - 1)) * row_bytes;
-      rows[r] = p.tensor.payload + at;
-      if (at + read <= p.tensor.info.payload_bytes) continue;
-      std::fill_n(last, read, uint8_t{0});
-      rows[r] = std::copy_n(rows[r], row_bytes, last) - row_bytes;
-    }
-    multiply_groups(p, rows, p.tensor.info.code_bits, packed_x, first, n);
+  const uint64_t read = blocks_of(p.tensor.row_bytes) * uint64_t{kPackedBlock};
+  GroupsTask task = groups_task(p, p.tensor.info.code_bits, packed_x);
+  for (uint32_t row = p.row_begin; row < p.row_end; row += kDotRows) {
+    const uint32_t n = std::min(kDotRows, p.row_end - row);
+    for (uint32_t r = 0; r < kDotRows; ++r) task.rows[r] = readable_row(p, row + std::min(r, n - 1), read);
+    multiply_groups(p, &task, row, n);
   }
 }
 

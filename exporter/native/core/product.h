@@ -16,13 +16,6 @@
 
 namespace tinyqmoe {
 
-// Fits: 65535 columns of 32512 are less than 2^31.
-inline int32_t sum_of(const int16_t* x, uint32_t n) {
-  int32_t sum = 0;
-  for (uint32_t i = 0; i < n; ++i) sum += x[i];
-  return sum;
-}
-
 // One call of linear_*: what its parts share.
 struct Product {
   const tinyqmoe_tensor& tensor;
@@ -74,6 +67,11 @@ struct X16Product : Product {
   X16 x(uint32_t token) const { return x16_at(quantized, cols(), token); }
   bool is_batch() const { return n_tokens > 1 && kernels.dot_batch != nullptr; }
   int32_t* kept_sums() const { return reinterpret_cast<int32_t*>(scratch + at.x_sums); }
+
+  // Of a GroupsTask, behind its scales: there is room for each column, and a group has kGroupColumns or more.
+  int32_t* kept_corrections() const {
+    return reinterpret_cast<int32_t*>(scratch + at.float_rows) + uint64_t{kDotRows} * n_groups;
+  }
 
   int32_t x_sum(uint32_t token, uint32_t g) const {
     if (keep_sums) return kept_sums()[uint64_t{token} * n_groups + g];
@@ -127,7 +125,11 @@ inline void keep_x_sums(X16Product* p) {
   if (p->n_groups > p->cols() / kMinFastGroup + 1) return;
   int32_t* sums = p->kept_sums();
   for (uint32_t t = 0; t < p->n_tokens; ++t) {
-    for (uint32_t g = 0; g < p->n_groups; ++g) *sums++ = p->x_sum(t, g);
+    const int16_t* const x = p->x(t).whole;
+    for (uint32_t g = 0; g < p->n_groups; ++g) {
+      const uint32_t begin = g * p->group_size;
+      *sums++ = sum_of(x + begin, p->group_end(g) - begin);
+    }
   }
   p->keep_sums = true;
 }
@@ -135,9 +137,14 @@ inline void keep_x_sums(X16Product* p) {
 // One token, groups for which there is a kernel; linear_groups.cc. Packed rows: where groups end on blocks too.
 bool suits_groups(const X16Product& p);
 
-// n_rows rows, of which those past the last repeat one: offsets, of 8 bits, or packed ones with their activations.
-void multiply_groups(const X16Product& p, const uint8_t* const rows[kDotRows], uint32_t bits, const int8_t* packed_x,
-                     uint32_t first, uint32_t n_rows);
+// What groups_task points to. Needs the kept sums.
+void keep_corrections(const X16Product& p);
+
+// What all rows share: they are offsets, of 8 bits, or packed ones with their activations.
+GroupsTask groups_task(const X16Product& p, uint32_t bits, const int8_t* packed_x);
+
+// The n_rows rows of the task, of which those past the last repeat it. They are the product's from `first` on.
+void multiply_groups(const X16Product& p, GroupsTask* task, uint32_t first, uint32_t n_rows);
 
 // Many tokens, groups for which there is a kernel; linear_groups.cc.
 bool suits_batch_groups(const X16Product& p);

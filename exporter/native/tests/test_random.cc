@@ -16,6 +16,8 @@ const Spec kSpecs[] = {
     {0, 2, 0, -1, 3, 5, 1},        {0, 2, 0, -1, 3, 33, 43},      {0, 2, 0, -1, 3, 9, 2048},
     {0, 2, 0, -2, 4, 6, 172},      {0, 2, 0, 0, 2, 3, 129},       {0, 4, 0, -7, 15, 7, 7},
     {0, 4, 0, -8, 16, 5, 2048},    {0, 2, 0, -1, 3, 6, 576},      {0, 4, 0, -8, 16, 5, 96},
+    {0, 2, 0, -1, 3, 6, 96},       {0, 2, 0, -1, 3, 5, 384},      {0, 2, 0, -2, 4, 5, 768},
+    {0, 4, 0, -8, 16, 5, 192},     {0, 4, 0, -7, 15, 6, 384},
     {0, 4, 0, 3, 9, 3, 65},        {0, 8, 0, -127, 255, 37, 43},
     {0, 8, 0, -127, 255, 6, 2048}, {0, 8, 0, -128, 256, 5, 172},  {0, 8, 0, -64, 128, 4, 1000},
     {0, 8, 0, -64, 129, 4, 1000},  {0, 8, 0, -20, 131, 4, 96},    {1, 12, 6, -1, 3, 33, 43},
@@ -35,6 +37,23 @@ Floats random_floats(size_t n, float scale, Random& random) {
   for (float& value : values) value = normal(random);
   return values;
 }
+
+// Scales of 16 bits, ue6m10, and the floats they stand for: zeros, neighbours and any.
+struct CodedScales {
+  std::vector<uint16_t> codes;
+  Floats floats;
+
+  CodedScales(size_t n, Random& random) {
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t code = random() % 9 == 0 ? 0 : random() % 9 == 0 ? random() % 65536 : 45 * 1024 + random() % 4096;
+      codes.push_back(static_cast<uint16_t>(code));
+      const float mantissa = 1.0f + static_cast<float>(code % 1024) / 1024.0f;
+      floats.push_back(code == 0 ? 0.0f : std::ldexp(mantissa, static_cast<int>(code / 1024) - 47));
+    }
+  }
+
+  StoredScales stored() const { return {codes.data(), TINYQMOE_SCALES_UE6M10}; }
+};
 
 // The formulas of tinyqmoe.h, one element at a time.
 struct Expected {
@@ -101,15 +120,18 @@ Expected expect(const Spec& spec, const Levels& levels, const Floats& x, const F
   return expected;
 }
 
-// Products with groups of this size, of so many tokens each.
+// Products with scales of either type for groups of this size, of so many tokens each.
 void test_group_size(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, uint32_t group_size,
                      std::initializer_list<uint32_t> numbers_of_tokens, Random& random) {
   const uint32_t size = std::min(group_size, spec.cols);
-  const Floats scales = random_floats(size_t{spec.rows} * ((spec.cols + size - 1) / size), 0.1f, random);
+  const size_t n_scales = size_t{spec.rows} * ((spec.cols + size - 1) / size);
+  const Floats scales = random_floats(n_scales, 0.1f, random);
+  const CodedScales coded(n_scales, random);
   for (const uint32_t n_tokens : numbers_of_tokens) {
     Floats x = random_floats(size_t{n_tokens} * spec.cols, 3.0f, random);
     if (n_tokens == 3) std::fill(x.begin(), x.begin() + spec.cols, 0.0f);
     const Expected expected = expect(spec, levels, x, scales, group_size, n_tokens);
+    const Expected of_codes = expect(spec, levels, x, coded.floats, group_size, n_tokens);
     for (const tinyqmoe_isa isa : available_isas()) {
       g_context = spec.name() + " group " + std::to_string(group_size) + " tokens " + std::to_string(n_tokens) +
                   " isa " + std::to_string(isa);
@@ -117,12 +139,14 @@ void test_group_size(const Spec& spec, const tinyqmoe_tensor* tensor, const Leve
       CHECK(x16.status == TINYQMOE_OK && crc32_of(x16.y) == crc32_of(expected.x16));
       const Product f32 = linear_f32(tensor, x, scales, group_size, n_tokens, isa);
       CHECK(f32.status == TINYQMOE_OK && crc32_of(f32.y) == crc32_of(expected.f32));
+      const Product by_codes = linear_x16(tensor, x, coded.stored(), group_size, n_tokens, isa);
+      CHECK(by_codes.status == TINYQMOE_OK && crc32_of(by_codes.y) == crc32_of(of_codes.x16));
     }
   }
 }
 
 void test_products(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& levels, Random& random) {
-  for (const uint32_t group_size : {0xFFFFFFFFu, 256u, 64u, 32u, 43u, 7u}) {
+  for (const uint32_t group_size : {0xFFFFFFFFu, 256u, 128u, 64u, 32u, 43u, 7u}) {
     test_group_size(spec, tensor, levels, group_size, {1, 3, 17}, random);
   }
 }
@@ -150,11 +174,11 @@ void test_extremes(const Spec& spec) {
     const Bytes blob = make_blob(spec, levels, random);
     Tensor tensor;
     CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
-    const Floats scales(spec.rows * ((spec.cols + 255) / 256), 1.0f);
+    const Floats scales(spec.rows * ((spec.cols + 31) / 32), 1.0f);
     for (const float q : {32512.0f, -32512.0f, 32384.0f, -32384.0f}) {
       Floats x(size_t{2} * spec.cols, q);      // planes 127 and 0, -127 and 0, 127 and -128, -126 and -128
       x[0] = x[spec.cols] = 32512.0f;          // so that the scale is 1
-      for (const uint32_t group_size : {spec.cols, 256u}) {
+      for (const uint32_t group_size : {spec.cols, 256u, 128u, 64u, 32u}) {
         const Expected expected = expect(spec, levels, x, scales, group_size, 2);
         for (const tinyqmoe_isa isa : available_isas()) {
           g_context = spec.name() + " extreme group " + std::to_string(group_size) + " isa " + std::to_string(isa);
