@@ -53,7 +53,7 @@ def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     tensors."""
     assert CXX is not None
     program = compile_program(CXX, ["-O1", "-fsanitize=thread"], core_sources(), tmp_path)
-    assert "0 failures" in run(program, "--residency")
+    assert "0 failures" in run(program, "--threads")
 
 
 @needs_compiler
