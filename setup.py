@@ -6,9 +6,11 @@ runtime_ref/executorch/kernels.py; `command_line` is here alone.
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 NATIVE = "exporter/native"
 FOLDERS = ("core", "llm", "encoder", "command_line")
@@ -18,7 +20,25 @@ THREADS = ["-pthread"]  # of a session
 if sys.platform == "darwin":  # as executorch's wheels: they need it
     os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "14.0")
 
+
+class InParallel(build_ext):
+    """Compiles as many files at a time as there are processors: setuptools does so with extensions
+    only, of which this is one."""
+
+    def build_extension(self, ext):
+        one = self.compiler.compile
+
+        def compile_all(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compiled = pool.map(lambda source: one([source], **options), sources)
+                return [obj for objects in compiled for obj in objects]
+
+        self.compiler.compile = compile_all
+        super().build_extension(ext)
+
+
 setup(
+    cmdclass={"build_ext": InParallel},
     ext_modules=[
         Extension(
             "exporter.native._tinyqmoe",
@@ -29,5 +49,5 @@ setup(
             extra_compile_args=FLAGS + THREADS,
             extra_link_args=THREADS,
         )
-    ]
+    ],
 )

@@ -53,7 +53,7 @@ def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     tensors."""
     assert CXX is not None
     program = compile_program(CXX, ["-O1", "-fsanitize=thread"], core_sources(), tmp_path)
-    assert "0 failures" in run(program, "--residency")
+    assert "0 failures" in run(program, "--threads")
 
 
 @needs_compiler
@@ -91,13 +91,17 @@ def test_on_aarch64(cpu: str, isas: str, tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.skipif(not SIMDE.exists(), reason="NO SIMDe (libsimde-dev): AVX-512 not emulated")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the other kernels are of x86")
-def test_avx512_in_emulation(tmp_path: Path) -> None:
+def test_avx512_in_emulation(library_objects: list[Path], tmp_path: Path) -> None:
     """On any x86, by intrinsics in plain C++; where AVX-512 is, the other tests run it too."""
     assert CXX is not None
     emulated = avx512_sources(tmp_path)
-    replaced = {file.name for file in emulated}
-    sources = [*(file for file in core_sources() if file.name not in replaced), *emulated]
-    program = compile_program(CXX, ["-O1", *AVX512_FLAGS], sources, tmp_path)
+    replaced = {f"core_{file.stem}.o" for file in emulated}
+    objects = [obj for obj in library_objects if obj.name not in replaced]
+    assert len(objects) == len(library_objects) - len(emulated)
+    own = [*sources_of("encoder"), *test_sources()]
+    objects += compile_objects(CXX, ["-O1"], own, tmp_path / "objects")
+    objects += compile_objects(CXX, ["-O1", *AVX512_FLAGS], emulated, tmp_path / "emulated")
+    program = link(CXX, ["-O1"], objects, tmp_path / "tests")
     assert "0 failures, instruction sets: 1 2 5\n" in run(program, GOLDEN)
 
 

@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import executorch
@@ -19,9 +18,9 @@ import pytest
 
 from exporter.bundle import Bundle
 from exporter.codec.native import native_dir
-from runtime_ref.executorch.kernels import compiler
 from tests.native.test_cpp import ARM_CXX, QEMU
 from tests.support.bundles import patch
+from tests.support.layer_tests import CXX, compile_objects, library_sources
 from tests.support.session_app import EXECUTORCH, RUNNER, SOURCE, digest, exact_answers, run
 
 needs_arm = pytest.mark.skipif(
@@ -30,27 +29,25 @@ needs_arm = pytest.mark.skipif(
 LIBRARIES = ("-lexecutorch", "-lexecutorch_threadpool", "-lpthread")
 
 
-def build(cxx: Sequence[str], root: Path, program: Path) -> Path:
-    """The app, linked with the libraries of an executorch package."""
-    native = native_dir()
-    parts = (*native.glob("core/*.cc"), *native.glob("llm/*.cc"), *native.glob("executorch/*.cpp"))
+def build(cxx: str, root: Path, library: list[Path], program: Path) -> Path:
+    """The app, linked with objects of the core and of sessions, and with the libraries of an
+    executorch package."""
     headers = root / "include"
     types = headers / "executorch/runtime/core/portable_type/c10"
-    own = (f"-I{native / name}" for name in ("include", "core", "llm"))
-    command = [
-        *(*cxx, "-std=c++17", "-O2", "-ffp-contract=off", "-DNDEBUG", "-DET_USE_THREADPOOL"),
-        *("-DC10_USING_CUSTOM_GENERATED_MACROS", *own),
-        *("-isystem", headers, "-isystem", types, SOURCE, *parts, "-o", program),
-        *("-L", root / "lib", f"-Wl,-rpath,{root / 'lib'}", *LIBRARIES),
-    ]
-    subprocess.run(list(map(str, command)), check=True)
+    flags = ["-O1", "-DNDEBUG", "-DET_USE_THREADPOOL", "-DC10_USING_CUSTOM_GENERATED_MACROS"]
+    flags += ["-isystem", str(headers), "-isystem", str(types)]
+    sources = [SOURCE, *sorted((native_dir() / "executorch").glob("*.cpp"))]
+    objects = compile_objects(cxx, flags, sources, program.parent / "objects")
+    libraries = ["-L", str(root / "lib"), f"-Wl,-rpath,{root / 'lib'}", *LIBRARIES]
+    subprocess.run([cxx, *map(str, [*objects, *library]), "-o", program, *libraries], check=True)
     return program
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def app(library_objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert CXX is not None
     root = Path(next(iter(executorch.__path__)))
-    return build(compiler(), root, tmp_path_factory.mktemp("app") / "app")
+    return build(CXX, root, library_objects, tmp_path_factory.mktemp("app") / "app")
 
 
 @pytest.mark.parametrize("engine", [RUNNER, EXECUTORCH])
@@ -138,7 +135,8 @@ def test_aarch64_with_its_own_runtime_gives_the_exact_bits(bundle: Bundle, tmp_p
     subprocess.run([*wheel, "executorch==1.5.1", "-d", str(tmp_path)], check=True)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path)
     root = tmp_path / "executorch"
-    app = build([ARM_CXX], root, tmp_path / "app")
+    library = compile_objects(ARM_CXX, ["-O1"], library_sources(), tmp_path / "library")
+    app = build(ARM_CXX, root, library, tmp_path / "app")
     emulated = [QEMU, "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
     emulated += ["-E", f"LD_LIBRARY_PATH={root / 'lib'}", app]
     for engine in (RUNNER, EXECUTORCH):

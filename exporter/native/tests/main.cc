@@ -1,4 +1,4 @@
-// tinyqmoe_tests GOLDEN_FOLDER, or tinyqmoe_tests --residency: exit status 0 when every check holds.
+// tinyqmoe_tests GOLDEN_FOLDER, or tinyqmoe_tests --threads: exit status 0 when every check holds.
 #include <cstdio>
 #include <exception>
 
@@ -8,11 +8,12 @@
 
 int main(int argc, char** argv) {
   if (argc != 2) {
-    std::printf("usage: %s tests/golden | --residency\n", argv[0]);
+    std::printf("usage: %s tests/golden | --threads\n", argv[0]);
     return 2;
   }
   try {
-    if (std::string(argv[1]) != "--residency") {
+    const bool threads_only = std::string(argv[1]) == "--threads";
+    if (!threads_only) {
       tests::test_calls();
       tests::test_golden(argv[1]);
       tests::test_random();
@@ -21,7 +22,11 @@ int main(int argc, char** argv) {
       tests::test_sha256();
     }
 #if !defined(__wasm__)  // where there are no threads, and no files to map
-    tests::test_residency();
+    if (threads_only) {
+      tests::test_residency_of_threads();
+    } else {
+      tests::test_residency();
+    }
     tests::test_expansion();
 #endif
   } catch (const std::exception& error) {

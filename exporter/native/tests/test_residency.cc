@@ -633,6 +633,11 @@ void test_threads() {
 
 }  // namespace
 
+void test_residency_of_threads() {
+  reset();
+  test_threads();
+}
+
 void test_residency() {
   reset();
   test_no_destroy();

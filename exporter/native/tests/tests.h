@@ -9,6 +9,8 @@ void test_golden(const std::string& folder);
 void test_random();
 void test_clipped();
 void test_residency();
+// Of it, what runs in several threads at once.
+void test_residency_of_threads();
 void test_expansion();
 void test_calls();
 void test_hostile();

@@ -19,6 +19,7 @@ from runtime_ref.executorch import kernels, prebuilt
 from runtime_ref.executorch.runtime import Runtime
 
 SCRIPT = """#!/bin/sh
+case " $* " in *" -c "*) {compiles} ;; esac
 echo called >> "{log}"
 while [ "$1" != "-o" ]; do shift; done
 {body}
@@ -36,11 +37,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Compiler:
-    """A script in the place of the compiler; `body` is run with the output file as $2."""
+    """A script in the place of the compiler: `body` links, with the output file as $2, and
+    `compiles` is run for each source. The log is of what is linked."""
 
-    def __init__(self, folder: Path, body: str) -> None:
+    def __init__(self, folder: Path, body: str, compiles: str = "exit 0") -> None:
         self.path, self.log = folder / "compiler", folder / "log"
-        self.path.write_text(SCRIPT.format(log=self.log, body=body))
+        self.path.write_text(SCRIPT.format(log=self.log, body=body, compiles=compiles))
         self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
 
     @property
@@ -130,6 +132,18 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     with pytest.raises(MissingComponentError):
         kernels.build()
     assert compiler.calls == 2  # a failure is not remembered
+
+
+def test_a_source_that_does_not_compile_is_quoted_and_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiles = 'case "$*" in *kernels_avx2.cc*) echo "the sun is too hot" >&2; exit 4 ;; esac; exit'
+    compiler = use(monkeypatch, Compiler(tmp_path, 'echo library > "$2"', compiles))
+    with pytest.raises(MissingComponentError, match="ended with 4") as caught:
+        kernels.build()
+    assert caught.value.problems == ["the sun is too hot"]
+    assert files(cache) == []
+    assert compiler.calls == 0
 
 
 def test_two_builds_at_once_end_with_one_whole_library(
