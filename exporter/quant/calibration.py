@@ -57,6 +57,16 @@ def _crc(file: BinaryIO, n_bytes: int) -> int:
     return crc
 
 
+def finite(x: Tensor) -> Tensor:
+    """The same values, if all are finite. Raises CheckpointError."""
+    if x.isfinite().all():
+        return x
+    raise CheckpointError(
+        "the model computes values that are not finite: its weights overflow float32",
+        hint="check the checkpoint: does it generate text with transformers?",
+    )
+
+
 def damaged(file: Path) -> CheckpointError:
     """The error of a file whose values are not those that were written."""
     return CheckpointError(

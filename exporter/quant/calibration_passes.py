@@ -23,16 +23,17 @@ from torch.nn import functional as F
 
 from exporter.bundle import EMBEDDING, HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.errors import CheckpointError
 from exporter.models.config import ModelConfig
 from exporter.models.layers import RMSNorm, TorchLayers, rotate
 from exporter.progress import Progress
-from exporter.quant.calibration import Calibration, checksum, damaged, input_of
+from exporter.quant.calibration import Calibration, checksum, damaged, finite, input_of
+from exporter.quant.head_statistics import HeadStatistics
 from exporter.quant.rate import inverse_factor
 
 # Shares of the mean that a row's own sensitivity is mixed with. A text tells little of tokens that
 # are rare in it, and most of a vocabulary is.
 FLOOR, VOCABULARY_FLOOR = 0.01, 0.5
+GRAM_ROWS = 512  # of a Gram matrix that are summed up at once, from their diagonal on
 HEAD_TOKENS = 128  # whose logits are in memory at a time
 BACKWARD_WINDOWS = 64  # at most, whose gradients are computed; spread evenly over all
 # Files: inputs of layers, of the windows that go backward and of the others, and gradients of
@@ -164,7 +165,10 @@ class States:
 
 
 class Grams:
-    """The sums of x x^T over the inputs x of matrices, float32 [cols, cols] by name."""
+    """The sums of x x^T over the inputs x of matrices, float32 [cols, cols] by name.
+
+    Below the diagonal they are not complete: the upper triangle says all.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -175,7 +179,9 @@ class Grams:
             flat = x.detach().flatten(0, -2)
             if name not in self.sums:
                 self.sums[name] = torch.zeros(x.shape[-1], x.shape[-1])
-            self.sums[name].addmm_(flat.T, flat)
+            for begin in range(0, x.shape[-1], GRAM_ROWS):
+                rows = slice(begin, begin + GRAM_ROWS)
+                self.sums[name][rows, begin:].addmm_(flat[:, rows].T, flat[:, begin:])
 
 
 class Squares:
@@ -317,9 +323,9 @@ class Passes:
             with torch.no_grad():
                 of_normed = [
                     statistics.gradient(head(part), head.held, generator)
-                    for part in normed.split(HEAD_TOKENS, 1)
+                    for part in normed[0].split(HEAD_TOKENS)
                 ]
-            return torch.autograd.grad(normed, x, torch.cat(of_normed, 1))[0]
+            return torch.autograd.grad(normed, x, torch.cat(of_normed)[None])[0]
 
         def gradients() -> Iterator[Tensor]:
             for seed, x in enumerate(inputs.windows()):
@@ -354,42 +360,12 @@ class Passes:
         self.calibration.write(f"{EMBEDDING}.sensitivity", sensitivity)
 
 
-class HeadStatistics:
-    """Sums over tokens, float64 [vocab]: of squared gradients of logits, and of probabilities."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.squares = torch.zeros(vocab_size, dtype=torch.float64)
-        self.shares = torch.zeros_like(self.squares)
-
-    def gradient(self, logits: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Gradient of the loss, float32 [1, n, hidden], by the inputs of a head [vocab, hidden].
-
-        logits: float32 [1, n, vocab], in place of which their gradient is computed. The labels are
-        drawn by `generator`; the squares are of all labels, weighted by their probability.
-        """
-        p = finite(logits)[0].softmax(-1)
-        self.shares += p.sum(0, dtype=torch.float64)
-        self.squares += (p * (1 - p)).sum(0, dtype=torch.float64)
-        labels = torch.multinomial(p, 1, generator=generator)
-        p.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
-        return (p @ weight)[None]
-
-
 def embedded(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     """The rows of the embedding for token ids, float32 [1, tokens, hidden]."""
-    return torch.cat([checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])[None]
+    tokens, places = ids.unique(return_inverse=True)
+    return torch.cat([checkpoint.rows(EMBEDDING, i, i + 1) for i in tokens.tolist()])[places][None]
 
 
 def mixed(sensitivity: Tensor, share: float) -> Tensor:
     """The sensitivities [n] with a share of their mean in all of them."""
     return (1 - share) * sensitivity + share * sensitivity.mean()
-
-
-def finite(x: Tensor) -> Tensor:
-    """The same values, if all are finite. Raises CheckpointError."""
-    if x.isfinite().all():
-        return x
-    raise CheckpointError(
-        "the model computes values that are not finite: its weights overflow float32",
-        hint="check the checkpoint: does it generate text with transformers?",
-    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from exporter.checkpoint.checkpoint import Checkpoint
-from exporter.quant.calibration_passes import HeldLayers, States, embedded, finite
+from exporter.quant.calibration import finite
+from exporter.quant.calibration_passes import HeldLayers, States, embedded
 
 
 @dataclass

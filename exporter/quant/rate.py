@@ -40,7 +40,8 @@ REFIT = (0.7, 1.4)  # how far a scale may go from its step
 def inverse_factor(gram: Tensor) -> Tensor:
     """U, upper triangular, of the inverse of H, which is U^T U; float32 [cols, cols].
 
-    H is `gram`, float32 [cols, cols], with DAMPING. It is computed in float64.
+    H is `gram`, float32 [cols, cols], with DAMPING. Only its upper triangle is read. It is computed
+    in float64.
     """
     damped = gram.double()
     # A matrix whose inputs are all zero is as good as one of which nothing is known.

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exporter.models.layers import Decoder, RMSNorm
-from exporter.quant.calibration import Calibration
-from exporter.quant.calibration_passes import HeldLinear, finite
+from exporter.quant.calibration import Calibration, finite
+from exporter.quant.calibration_passes import HeldLinear
 from exporter.quant.passage import Passage
 from exporter.quant.trained_matrix import TrainedMatrix
 

@@ -22,6 +22,7 @@ from exporter.quant.calibration import (
     input_of,
 )
 from exporter.quant.calibration_passes import FLOOR, VOCABULARY_FLOOR, Passes, mixed
+from exporter.quant.head_statistics import HeadStatistics, drawn
 from exporter.quant.rate import inverse_factor
 from tests.support.bundles import TEXT, no_progress
 from tests.support.checkpoints import write_family, write_llama, write_tokenizer
@@ -95,7 +96,7 @@ class Dense:
         embedded = self.model.get_input_embeddings()(window[None]).detach().requires_grad_()
         logits = self.model(inputs_embeds=embedded, use_cache=False).logits[0]
         p = logits.detach().softmax(-1)
-        labels = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(seed))
+        labels = drawn(p, torch.Generator().manual_seed(seed))
         torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
         self.p_rest, self.p = self.p_rest + (p * (1 - p)).sum(0), self.p + p.sum(0)
         self.power = self.power + embedded.grad.square().sum((0, 1))
@@ -136,11 +137,11 @@ def test_the_embedding_counts_as_input_and_as_output(model: Path, tmp_path: Path
 
 def test_drawn_labels_average_to_the_squares_of_the_head() -> None:
     """The mean squared gradient of a logit is p (1 - p)."""
-    statistics = calibration_passes.HeadStatistics(5)
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5]).repeat(1, 20_000, 1)
+    statistics = HeadStatistics(5)
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5]).repeat(20_000, 1)
     generator = torch.Generator().manual_seed(0)
-    gradient = statistics.gradient(logits.clone(), torch.eye(5), generator)[0]
-    p = logits[0, 0].softmax(-1)
+    gradient = statistics.gradient(logits.clone(), torch.eye(5), generator)
+    p = logits[0].softmax(-1)
     torch.testing.assert_close(gradient.square().mean(0), p * (1 - p), rtol=0.05, atol=0)
     torch.testing.assert_close((statistics.squares / 20_000).float(), p * (1 - p))
     torch.testing.assert_close((statistics.shares / 20_000).float(), p)
