@@ -3,10 +3,6 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <emmintrin.h>  // SSE2, which every x86-64 has
-#endif
-
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
@@ -35,23 +31,6 @@ tinyqmoe_status quantize_token(const Kernels& kernels, const float* x, uint32_t 
 }
 
 }  // namespace
-
-int32_t sum_of(const int16_t* x, uint32_t n) {
-  int32_t sum = 0;
-  uint32_t i = 0;
-#if defined(__x86_64__)  // of the loop below, compilers widen every int16 first
-  const auto pairs = [x](uint32_t at) {
-    return _mm_madd_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + at)), _mm_set1_epi16(1));
-  };
-  __m128i sums = _mm_setzero_si128();
-  for (; i + 16 <= n; i += 16) sums = _mm_add_epi32(sums, _mm_add_epi32(pairs(i), pairs(i + 8)));
-  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E));
-  sum = _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xB1)));
-#endif
-  for (; i < n; ++i) sum += x[i];
-  return sum;
-}
-
 }  // namespace tinyqmoe
 
 extern "C" {

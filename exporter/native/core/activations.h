@@ -17,8 +17,5 @@ inline X16 x16_at(const void* quantized, uint32_t cols, uint64_t token) {
   return {reinterpret_cast<const int16_t*>(bytes), bytes + 2 * padded, bytes + 3 * padded};
 }
 
-// Fits: 65535 columns of 32512 are less than 2^31.
-int32_t sum_of(const int16_t* x, uint32_t n);
-
 }  // namespace tinyqmoe
 #endif  // TINYQMOE_CORE_ACTIVATIONS_H_

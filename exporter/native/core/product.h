@@ -16,6 +16,13 @@
 
 namespace tinyqmoe {
 
+// Fits: 65535 columns of 32512 are less than 2^31.
+inline int32_t sum_of(const int16_t* x, uint32_t n) {
+  int32_t sum = 0;
+  for (uint32_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
 // One call of linear_*: what its parts share.
 struct Product {
   const tinyqmoe_tensor& tensor;
