@@ -19,6 +19,7 @@ SHARED = (
     "column_steps",
     "config",
     "feedback",
+    "head_statistics",
     "passage",
     "plan",
     "quantize",
