@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstring>
 
-
 namespace tinyqmoe {
 namespace avx2 {
 namespace {
