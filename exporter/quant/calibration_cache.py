@@ -22,6 +22,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import UsageError
 from exporter.quant.calibration import Calibration
 
+PASSES = 2  # counts the changes of what passes compute from the same windows
 LOCK = "lock"  # in the folder of a calibration, held while it is measured
 
 
@@ -62,6 +63,7 @@ class CalibrationCache:
     def _key(self, checkpoint: Checkpoint, windows: Tensor) -> str:
         """SHA-256 of all that a calibration depends on."""
         depends = {
+            "passes": PASSES,
             "weights": dict(self.weights),
             "config": repr(checkpoint.config),
             "windows": hashlib.sha256(repr(windows.tolist()).encode()).hexdigest(),
