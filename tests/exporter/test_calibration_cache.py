@@ -18,7 +18,7 @@ from exporter.allocation import Allocation
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.config import ExportConfig
 from exporter.errors import CheckpointError
-from exporter.quant import calibration_passes
+from exporter.quant import calibration_cache, calibration_passes
 from exporter.quant.calibration import Calibration
 from exporter.quant.calibration_cache import LOCK, CalibrationCache, make_folder
 from exporter.quant.config import QuantConfig
@@ -135,6 +135,16 @@ def test_a_cache_is_the_user_s_own(model: Path, tmp_path: Path) -> None:
         assert {oct(f.stat().st_mode & 0o777) for f in (cache.folder, calibration.folder)} == {
             oct(0o700)
         }
+
+
+def test_what_other_passes_computed_is_not_taken(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, windows = CalibrationCache(tmp_path, {}), torch.zeros((1, 8), dtype=torch.int64)
+    with cache.calibration(Checkpoint.open(model), windows) as before:
+        monkeypatch.setattr(calibration_cache, "PASSES", calibration_cache.PASSES + 1)
+    with cache.calibration(Checkpoint.open(model), windows) as after:
+        assert after.folder != before.folder
 
 
 @pytest.mark.parametrize("content", [None, b"", b"abc", b"no array"])
