@@ -243,15 +243,17 @@ os.register_at_fork(after_in_child=_workers.cache_clear)  # a fork has none of t
 def on_all_cores(work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
     """What `work` returns for each item of the arguments, as by `map`, each from one thread.
 
-    The items are too small for several threads of PyTorch each.
+    The items are too small for several threads of PyTorch each. A worker has the number of its own
+    set before each item: it would take that of PyTorch with its first large tensor, and a product
+    by two threads rounds otherwise than one by one.
     """
 
     def one(*items: Any) -> T:
+        torch.set_num_threads(1)
         with torch.inference_mode():  # it is a state of each thread
             return work(*items)
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         return list(_workers().map(one, *arguments))
     finally:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, KVType
+from exporter.checkpoint.tensors import one_thread
 from exporter.codec import native
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.errors import CheckpointError
@@ -32,6 +33,7 @@ from exporter.reference.model import (
     QuantizedLinear,
     halves,
     integer_product,
+    on_all_cores,
     quantize_activations,
     row_blocks,
 )
@@ -173,6 +175,14 @@ def test_row_blocks_cover_all_rows_in_order(rows: int, cols: int) -> None:
     assert blocks[-1][1] == rows
     assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(blocks))
     assert all((end - begin) * cols <= max(BLOCK_WEIGHTS, cols) for begin, end in blocks)
+
+
+def test_workers_multiply_by_one_thread_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (torch.randn(n, 40, generator=generator) for n in (7, 40))
+    expected = next(one_thread(x @ weights.T for _ in range(1)))
+    reference_model._workers.cache_clear()  # new ones, which have not computed anything
+    assert all(same_bits(y, expected) for y in on_all_cores(lambda _: x @ weights.T, range(8)))
 
 
 # ---- the model
