@@ -44,6 +44,7 @@ AVX2_INLINE PlaneSums dot_packed_row(const uint8_t* packed, uint32_t n_blocks, c
     __m256i high_pairs = _mm256_setzero_si256();
     __m256i low_pairs = _mm256_setzero_si256();
     for (; block < end; ++block, packed += 32) {
+      prefetch(packed);
       const __m256i v = load32(packed);
       for (uint32_t k = 0; k < kPlanes; ++k, packed_x += 64) {
         const __m256i offsets = plane<kBits>(v, static_cast<int>(k));
@@ -105,6 +106,7 @@ AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
     __m256i high_pairs = _mm256_setzero_si256();
     __m256i low_pairs = _mm256_setzero_si256();
     for (; block < end; ++block, packed += kBase3Block, x_high += kBase3Columns, x_low += kBase3Columns) {
+      prefetch(packed);
       __m256i v = _mm256_xor_si256(load32(packed), _mm256_set1_epi8(-128));
       for (uint32_t digit = 0; digit < kBase3Digits; ++digit) {
         const __m256i offsets = highest_digit(v);

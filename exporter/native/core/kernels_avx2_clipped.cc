@@ -49,6 +49,7 @@ struct ClippedSums {
   AVX2_INLINE void add_blocks(uint32_t n) {
     __m256i high_pairs = _mm256_setzero_si256(), low_pairs = _mm256_setzero_si256();
     for (uint32_t block = 0; block < n; ++block, row += clipped_block(kBits), x_high += 64, x_low += 64) {
+      prefetch(row);
       const __m256i lower = load32(row), upper = load_upper<kBits>(row + kClippedLower);
       const __m256i first = clipped_half<kBits>(lower, upper, 0), second = clipped_half<kBits>(lower, upper, 1);
       high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(first, load32(x_high)));

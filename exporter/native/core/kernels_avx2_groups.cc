@@ -65,6 +65,7 @@ struct Packed {
   static_assert(int16_steps(1u << kBits) * 32 >= kMostGroup);
 
   AVX2_INLINE static Pairs pairs(const GroupsTask& task, uint32_t r, uint64_t i) {
+    prefetch(task.rows[r] + i);
     const __m256i packed = load32(task.rows[r] + i);
     const int8_t* const x = task.packed_x + 2 * kPlanes * i;
     Pairs sums = pairs_of(plane<kBits>(packed, 0), x, x + 32);

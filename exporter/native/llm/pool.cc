@@ -38,7 +38,8 @@ bool spin_until(const Condition& condition) {
 }  // namespace
 
 Pool::Pool(uint32_t n_threads) {
-  const uint32_t wanted = std::min(n_threads, kMaxThreads);
+  const uint32_t wanted = std::max(std::min(n_threads, kMaxThreads), 1u);
+  taken_ = std::make_unique<Taken[]>(wanted);
   try {
     for (uint32_t i = 1; i < wanted; ++i) workers_.emplace_back([this, i] { serve(i); });
   } catch (const std::system_error&) {  // the system has no more threads: fewer do the same work
@@ -60,7 +61,7 @@ void Pool::run_loop(const Loop& loop) {
     return;
   }
   loop_ = loop;
-  next_.store(0, std::memory_order_relaxed);
+  for (uint32_t t = 0; t < n_threads(); ++t) taken_[t].end.store(loop.share(t, n_threads()), std::memory_order_relaxed);
   state_ = (state_.load() & kLoopBits) + kLoop + kOpen;
   // A worker counts itself as a sleeper before it looks at the state for the last time, so none is missed.
   if (sleepers_ > 0) {
@@ -79,10 +80,15 @@ void Pool::run_loop(const Loop& loop) {
 
 void Pool::work(uint32_t thread) {
   const Loop loop = loop_;
-  for (;;) {
-    const uint64_t begin = next_.fetch_add(loop.grain, std::memory_order_relaxed);
-    if (begin >= loop.n) return;
-    loop.call(loop.context, begin, std::min(loop.n, begin + loop.grain), thread);
+  const uint32_t n = n_threads();
+  for (uint32_t k = 0; k < n; ++k) {
+    const uint32_t whose = (thread + k) % n;
+    const uint64_t end = loop.share(whose + 1, n);
+    for (;;) {
+      const uint64_t begin = taken_[whose].end.fetch_add(loop.grain, std::memory_order_relaxed);
+      if (begin >= end) break;
+      loop.call(loop.context, begin, std::min(end, begin + loop.grain), thread);
+    }
   }
 }
 

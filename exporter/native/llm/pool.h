@@ -2,8 +2,10 @@
 #ifndef TINYQMOE_LLM_POOL_H_
 #define TINYQMOE_LLM_POOL_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "threads.h"
@@ -11,8 +13,9 @@
 
 namespace tinyqmoe {
 
-// A loop's parts are taken piece by piece, so a slow core takes fewer of them, and a thread that wakes up late takes
-// none: the caller never waits for it. Threads spin for some microseconds between loops and then sleep.
+// Each thread has a share of a loop, pieces that lie next to each other: what it reads is mostly in the order of memory.
+// It takes its own first, and then what others have left. So a slow core takes fewer of them, and a thread that wakes up
+// late takes none: the caller never waits for it. Threads spin for some microseconds between loops and then sleep.
 class Pool {
  public:
   // As many threads as the system gives, at most n_threads with the caller, at least the caller.
@@ -39,6 +42,17 @@ class Pool {
     const void* context;
     uint64_t n;
     uint64_t grain;
+
+    // Where the share of a thread begins, and that of the one before ends.
+    uint64_t share(uint32_t thread, uint32_t n_threads) const {
+      const uint64_t pieces = (n + grain - 1) / grain;
+      return std::min(n, pieces * thread / n_threads * grain);
+    }
+  };
+
+  // How far a share has been taken. A cache line of its own: all threads write to theirs at once.
+  struct alignas(64) Taken {
+    std::atomic<uint64_t> end{0};
   };
 
   void run_loop(const Loop& loop);
@@ -48,7 +62,7 @@ class Pool {
   void leave();
 
   Loop loop_ = {};
-  std::atomic<uint64_t> next_{0};
+  std::unique_ptr<Taken[]> taken_;  // one a thread
   // Which loop it is (upper bits), whether threads may still join it (kOpen), and how many are in it (lowest bits).
   std::atomic<uint64_t> state_{0};
   std::atomic<uint32_t> sleepers_{0};  // workers, and the caller when it waits for the last of them

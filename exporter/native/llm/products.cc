@@ -12,7 +12,8 @@ namespace tinyqmoe {
 namespace {
 
 constexpr uint32_t kPieces = 3;     // a thread: few, as each call packs the activations anew
-constexpr uint32_t kMinRows = 64;   // a piece
+constexpr uint32_t kMinRows = 32;   // a piece
+constexpr uint32_t kUnit = 16;      // pieces are multiples of it: rows whose exceptions or levels lie together
 
 }  // namespace
 
@@ -89,7 +90,7 @@ tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_t
   }
   const Matrix& matrix = *product.matrix;
   const uint64_t pieces = uint64_t{kPieces} * pool_->n_threads();
-  const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((end - begin + pieces - 1) / pieces, 4));
+  const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((end - begin + pieces - 1) / pieces, kUnit));
   Failure failure;
   pool_->run(end - begin, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
     const tinyqmoe_linear_args args = {tensor,
