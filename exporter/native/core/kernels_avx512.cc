@@ -53,6 +53,7 @@ struct PackedRows {
   const PackedTask& task;
 
   AVX512_INLINE static void add(const uint8_t* packed, const int8_t* packed_x, __m512i sums[kPlanes]) {
+    avx2::prefetch(packed);
     const __m512i v = twice(avx2::load32(packed));
     for (uint32_t k = 0; k < kPlanes; ++k) {
       const int mask = ((1 << kBits) - 1) << (k * kBits);
