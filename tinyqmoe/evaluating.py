@@ -175,7 +175,7 @@ def open_model(
         from exporter.evaluation.language_model import PackageModel
 
         chosen = PackageInUse(model, backend)
-        runner = chosen.open("stream", threads, progress)
+        runner = chosen.open(None, threads, progress)
         facts = _bundle_facts(chosen.bundle, chosen.artifact.format)
         yield OpenedModel(PackageModel(runner, facts), chosen.bundle.path)
 
