@@ -27,6 +27,7 @@ from tests.support.bundles import (
     small_manifest,
     sqnr_db,
 )
+from tinyqmoe.evaluating import open_model
 
 
 def open_native(bundle: Bundle, threads: int | None = None) -> NativeRunner:
@@ -96,6 +97,12 @@ def test_weights_are_expanded_by_default_where_there_is_room(
     short = tinyqmoe.open_runner(bundle)
     assert tinyqmoe.expanded_bytes(short) == 0
     assert short.forward([1, 2, 3], 0).tobytes() == expected
+
+
+def test_an_evaluation_expands_weights_as_a_run_does(bundle: Bundle, core: ctypes.CDLL) -> None:
+    before = residency.stats(core).expansions
+    with open_model(bundle):
+        assert residency.stats(core).expansions > before
 
 
 def test_threads_pieces_and_residency_make_no_difference_in_bits(
