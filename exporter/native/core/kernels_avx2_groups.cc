@@ -135,7 +135,7 @@ struct HalfBlocks {
   }
 };
 
-// As many as a strip has, two at a time.
+// What dot_groups_of takes: the sums of a strip's groups, two at a time.
 template <typename Sums>
 struct Strip {
   AVX2 static void put(const GroupsTask& task, uint32_t first, uint32_t n, int32_t* sums) {
@@ -151,7 +151,8 @@ template <uint32_t kBits>
 void dot_packed_groups(GroupsTask* task) {
   if (task->has_half_blocks()) return dot_groups_of<Strip<HalfBlocks<kBits>>>(task);
   const bool many = task->group_size * kBits > kPackedBlock * 8;
-  many ? dot_groups_of<Strip<Groups<Packed<kBits, true>>>>(task) : dot_groups_of<Strip<Groups<Packed<kBits, false>>>>(task);
+  many ? dot_groups_of<Strip<Groups<Packed<kBits, true>>>>(task)
+       : dot_groups_of<Strip<Groups<Packed<kBits, false>>>>(task);
 }
 
 }  // namespace
@@ -159,7 +160,8 @@ void dot_packed_groups(GroupsTask* task) {
 void dot_groups(GroupsTask* task) {
   if (task->bits == 2) return dot_packed_groups<2>(task);
   if (task->bits == 4) return dot_packed_groups<4>(task);
-  task->n_levels <= FewLevels::kMost ? dot_groups_of<Strip<Groups<FewLevels>>>(task) : dot_groups_of<Strip<Groups<ManyLevels>>>(task);
+  const bool few = task->n_levels <= FewLevels::kMost;
+  few ? dot_groups_of<Strip<Groups<FewLevels>>>(task) : dot_groups_of<Strip<Groups<ManyLevels>>>(task);
 }
 
 }  // namespace avx2

@@ -92,8 +92,10 @@ struct Outputs {
   }
 };
 
+// Groups whose sums are there before they are added up; even, so that a strip of half blocks has whole ones.
 constexpr uint32_t kStripGroups = 64;
 
+// Sums::put(task, first, n, sums) puts the sums of offset * x of n groups from the first on, [n, kDotRows].
 template <typename RowScales, typename Sums>
 AVX2 void dot_with(GroupsTask* task) {
   Outputs<RowScales> outputs(*task);
@@ -108,7 +110,6 @@ AVX2 void dot_with(GroupsTask* task) {
   _mm_storeu_ps(task->y, outputs.y);
 }
 
-// Sums::put(task, first, n, sums): those of offset * x of n groups of a task from the first on, [n, kDotRows].
 template <typename Sums>
 void dot_groups_of(GroupsTask* task) {
   const bool coded = task->stored_scales.type == TINYQMOE_SCALES_UE6M10;

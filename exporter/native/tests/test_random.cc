@@ -165,6 +165,20 @@ void test_strips(Random& random) {
   }
 }
 
+// More groups than kernels add up at once, and an odd number of them: half a packed block each, or whole ones.
+void test_many_groups(Random& random) {
+  const Spec specs[] = {{0, 4, 0, -8, 16, 6, 32 * 129}, {0, 2, 0, -1, 3, 6, 128 * 129},
+                        {0, 8, 0, -4, 9, 6, 32 * 129},  {0, 8, 0, -128, 256, 6, 32 * 129}};
+  for (const Spec& spec : specs) {
+    const Levels levels = random_levels(spec, random);
+    const Bytes blob = make_blob(spec, levels, random);
+    Tensor tensor;
+    CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
+    test_group_size(spec, tensor.get(), levels, spec.cols / 129, {1}, random);
+    if (spec.code_bits == 2) test_group_size(spec, tensor.get(), levels, spec.cols / 258, {1}, random);
+  }
+}
+
 // The largest sums there are: every level and every activation, or one of its planes, at an end of its range.
 void test_extremes(const Spec& spec) {
   Random random(99);
@@ -305,6 +319,7 @@ void test_random() {
   test_extremes({1, 12, 3, -64, 128, 1, 65535, 5});
   for (const tinyqmoe::Form form : kClippedForms) test_clipped_copies(form, random);
   test_strips(random);
+  test_many_groups(random);
   test_quantize(random);
 }
 
