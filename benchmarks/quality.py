@@ -42,6 +42,7 @@ from exporter.codec.scales import stored
 from exporter.quant import column_steps, int8, load
 from exporter.quant.calibration import Calibration, CalibrationText, Statistics, Uncalibrated
 from exporter.quant.calibration_passes import Passes
+from exporter.quant.rate import DAMPING
 from exporter.quant.rate_quantizer import RateQuantizer
 from exporter.quant.tensor import effective_group_size
 
@@ -136,10 +137,9 @@ class Methods:
         return self.checkpoint.rows(name, 0, self.checkpoint.shape(name)[0])
 
     def _importance(self, name: str) -> torch.Tensor:
-        """Mean squared inputs of a matrix with the damping of its Gram matrix, float32 [cols]."""
-        upper = self._statistics().curvature(name).upper
-        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
-        return inverse.square().sum(1)
+        """Mean squared inputs of a matrix, float32 [cols]: the Gram matrix without its damping."""
+        damped = self._statistics().curvature(name).inputs.gram.diagonal()
+        return (damped - damped.mean() * DAMPING / (1 + DAMPING)).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,8 @@ class Search:
         for i, name in enumerate(self.names):
             progress("share out the bits", done * len(self.names) + i, 0)
             w, curvature = sample(self.checkpoint, name, self.statistics.curvature(name))
-            levels, _ = rate.quantize_rows(w, curvature, c, rate.learn_prices(w, curvature, c))
+            prices = rate.learn_prices(w, curvature, c)
+            levels = rate.round_rows(w, curvature, c, prices)  # a descent leaves their size
             size += self._coded(name, levels.numpy())
         return size
 

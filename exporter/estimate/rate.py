@@ -66,20 +66,20 @@ def recovery_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> 
 def fitting_memory(checkpoint: Checkpoint, plans: Mapping[str, MatrixPlan]) -> int:
     """Memory of fitting the largest of some matrices, in bytes.
 
-    At a rate it is that of a factor, and of a block or a sample of the weights. For a scale of
-    every group the Gram matrix is made of the factor, and there are products of all groups; the
+    It is that of a factor, of the Gram matrix that is made of it, and of a block of weights, at a
+    rate or a sample of them. For a scale of every group there are products of all groups; the
     weights of a layer are in memory as well.
     """
     layer = _layer_weights(checkpoint)
 
     def of_matrix(name: str) -> int:
         weights, cols = math.prod(checkpoint.shape(name)), checkpoint.shape(name)[1]
-        block = min(weights, BLOCK_WEIGHTS)
+        block, gram = min(weights, BLOCK_WEIGHTS), 16 * cols**2  # made of its factor
         if not plans[name].at_rate:
             groups = -(-cols // plans[name].group_size(cols))
-            return 4 * layer + 16 * cols**2 + block * (32 + 8 * groups**2 // cols)
+            return 4 * layer + gram + block * (32 + 8 * groups**2 // cols)
         sampled = max(min(weights, SAMPLE_WEIGHTS), weights // SAMPLE)
-        return 4 * cols**2 + 30 * max(block, sampled)
+        return gram + 30 * max(block, sampled)
 
     return LIBRARIES + max(map(of_matrix, plans))
 

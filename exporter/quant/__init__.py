@@ -18,6 +18,7 @@ SHARED = (
     "calibration_passes",
     "column_steps",
     "config",
+    "descent",
     "feedback",
     "head_statistics",
     "passage",

@@ -23,7 +23,7 @@ from exporter import chat_template
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import CheckpointError, UsageError
 from exporter.guarded import guarded
-from exporter.quant.rate import Curvature
+from exporter.quant.rate import Curvature, Inputs
 
 NONE = "none"  # no text
 DEFAULT = Path(__file__).with_name("calibration.txt")
@@ -85,7 +85,9 @@ class Calibration:
     folder: Path
 
     def curvature(self, name: str) -> Curvature:
-        return Curvature(self.read(f"{input_of(name)}.factor"), self.read(f"{name}.sensitivity"))
+        return Curvature(
+            Inputs(self.read(f"{input_of(name)}.factor")), self.read(f"{name}.sensitivity")
+        )
 
     def read(self, name: str) -> Tensor:
         """A tensor of the folder, float32.
@@ -126,7 +128,7 @@ class Uncalibrated:
     def curvature(self, name: str) -> Curvature:
         cols = self.checkpoint.shape(name)[1]
         powers = [block.square().mean(1) for _, block in self.checkpoint.blocks(name)]
-        return Curvature(torch.eye(cols), 1 / torch.cat(powers).clamp(min=1e-30))
+        return Curvature(Inputs(torch.eye(cols)), 1 / torch.cat(powers).clamp(min=1e-30))
 
 
 def input_of(name: str) -> str:

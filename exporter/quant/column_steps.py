@@ -23,7 +23,7 @@ from exporter.bundle import HEAD
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.checkpoint.tensors import WrappedTensor
 from exporter.quant.calibration import Calibration
-from exporter.quant.rate import Curvature
+from exporter.quant.rate import Curvature, Inputs
 
 EXPONENT = 0.25
 
@@ -84,14 +84,14 @@ class FoldedStatistics:
 
     def curvature(self, name: str) -> Curvature:
         known = self.calibration.curvature(name)
-        upper, sensitivity = known.upper, known.sensitivity
+        upper, sensitivity = known.inputs.upper, known.sensitivity
         # Columns of W times a are inputs divided by a, and so columns of U times a; rows times b
         # are gradients divided by b.
         if name in self.of_columns:
             upper.mul_(self.of_columns[name])  # it is large, and nobody else's
         if name in self.of_rows:
             sensitivity = sensitivity / self.of_rows[name].square()
-        return Curvature(upper, sensitivity)
+        return Curvature(Inputs(upper), sensitivity)
 
 
 def fold(
@@ -104,7 +104,7 @@ def fold(
     of_rows: dict[str, Tensor] = {}
     of_columns: dict[str, Tensor] = {}
     for part in _folds(checkpoint, names):
-        errors = calibration.curvature(part.readers[0]).errors
+        errors = calibration.curvature(part.readers[0]).inputs.errors
         made, read = _factors(errors, checkpoint, part.makers[0])
         of_rows |= {name: made for name in part.makers if name in checkpoint.entries}
         of_columns |= dict.fromkeys(part.readers, 1 / read)

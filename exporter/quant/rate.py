@@ -14,7 +14,8 @@ makes every bit save the same loss wherever it is spent: one constant c sets the
 model. A level is the nearest one, or one nearer zero where the bits that it saves are worth more
 than the error: at a high rate a bit halves errors, so it is worth (ln 2 / 6) s_i^2 of squared
 error. Rate terms in feedback are those of CERWU (arXiv 2505.18758); that steps and entropy coding
-come close to the bound of any code is shown in WaterSIC (arXiv 2603.04956).
+come close to the bound of any code is shown in WaterSIC (arXiv 2603.04956). At last levels change
+by one wherever that lowers the loss and the worth of their bits together (exporter.quant.descent).
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exporter.quant.descent import descend
 from exporter.quant.feedback import Price, Rounding, round_with_feedback
 from exporter.quant.tensor import short_scales
 
 LARGEST = 110  # of the levels that a weight gets before feedback, which may add to it
 MOST = 127
-DAMPING = 0.01  # of the mean of the diagonal of H, added to it
+DAMPING = 0.1  # of the mean of the diagonal of H, added to it: few tokens know H badly
 INVERTED_AT_ONCE = 128  # rows of a triangle
 BIT = math.log(2) / 6  # what a bit is worth, in squared errors of levels
 REFIT = (0.7, 1.4)  # how far a scale may go from its step
@@ -70,35 +72,40 @@ def _invert(upper: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What the loss feels of a matrix, so far as it is known.
-
-    upper: U, float32 [cols, cols]. sensitivity: R, float32 [rows].
-    """
+class Inputs:
+    """What is known of the inputs of a matrix: U, upper triangular, float32 [cols, cols]."""
 
     upper: Tensor
-    sensitivity: Tensor
 
     @functools.cached_property
     def gram(self) -> Tensor:
         """H with its damping, float32 [cols, cols]."""
-        identity = torch.eye(len(self.upper))
-        inverse: Tensor = torch.linalg.solve_triangular(self.upper, identity, upper=True)
-        return inverse @ inverse.T
+        return torch.cholesky_inverse(self.upper, upper=True).contiguous()
 
     @property
     def errors(self) -> Tensor:
         """d, the loss by a squared error of each column after feedback, float32 [cols]."""
         return 1 / self.upper.diagonal().square()
 
+
+@dataclass(frozen=True)
+class Curvature:
+    """What the loss feels of a matrix, so far as it is known.
+
+    sensitivity: R, float32 [rows].
+    """
+
+    inputs: Inputs
+    sensitivity: Tensor
+
     def rows(self, part: slice) -> Curvature:
         """The same for some rows of the matrix."""
-        return Curvature(self.upper, self.sensitivity[part])
+        return Curvature(self.inputs, self.sensitivity[part])
 
     @property
     def unit_steps(self) -> Tensor:
         """The steps of rows at c = 1, float32 [rows]."""
-        return 1 / torch.sqrt(self.sensitivity * self.errors.mean())
+        return 1 / torch.sqrt(self.sensitivity * self.inputs.errors.mean())
 
     def steps(self, w: Tensor, c: float) -> Tensor:
         """The steps of rows, float32 [rows], of weights float32 [rows, cols]."""
@@ -111,13 +118,16 @@ def finest_steps(w: Tensor) -> Tensor:
 
 
 class Prices:
-    """The bits that one step nearer zero saves: `saved`, float32 [2 * MOST + 1] from -MOST up."""
+    """The bits of levels, and those that one step nearer zero saves.
+
+    `bits` and `saved`: float32 [2 * MOST + 1] from -MOST up.
+    """
 
     def __init__(self, counts: Tensor) -> None:
         """Prices of levels that occur `counts` times, [2 * MOST + 1] from -MOST up."""
-        bits = -((counts + 0.3) / (counts.sum() + 0.3 * len(counts))).log2()
+        self.bits = -((counts + 0.3) / (counts.sum() + 0.3 * len(counts))).log2()
         levels = torch.arange(-MOST, MOST + 1)
-        self.saved = bits - bits[levels - levels.sign() + MOST]
+        self.saved = self.bits - self.bits[levels - levels.sign() + MOST]
 
 
 class LearntPrices(Prices):
@@ -150,30 +160,35 @@ def learn_prices(w: Tensor, curvature: Curvature, c: float) -> Prices:
     return Prices(prices.counts)
 
 
+def round_rows(w: Tensor, curvature: Curvature, c: float, prices: Prices) -> Tensor:
+    """Levels int8 [n, cols] of weights float32 [n, cols], column after column with feedback."""
+    return _with_feedback(w, curvature.steps(w, c), curvature, prices)
+
+
 def quantize_rows(
     w: Tensor, curvature: Curvature, c: float, prices: Prices
 ) -> tuple[Tensor, Tensor]:
     """Levels int8 [n, cols] and scales float32 [n, 1] of weights float32 [n, cols].
 
-    The scales are the best for these levels.
+    The levels are those of `round_rows` after coordinate descent. The scales are the best for them.
     """
-    steps = curvature.steps(w, c)
-    levels, errors = _with_feedback(w, steps, curvature, prices)
-    # With H = A A^T and W - V = E U, A being U^-1, V = diag(s) Q has W A = s Q A + E: so the
-    # least-squares scale is s (1 + <Q A s, E> / |Q A s|^2) row by row.
-    quantized = levels.float() * steps[:, None]
-    seen = torch.linalg.solve_triangular(curvature.upper, quantized, upper=True, left=False)
-    power = seen.square().sum(1)
-    factor = 1 + (seen * errors).sum(1) / torch.where(power == 0, 1.0, power)
+    steps, inputs = curvature.steps(w, c), curvature.inputs
+    levels = _with_feedback(w, steps, curvature, prices)
+    whole = (w / steps[:, None]) @ inputs.gram
+    gradient = whole.addmm(levels.float(), inputs.gram, alpha=-1)
+    worth = BIT * float(inputs.errors.mean())
+    descend(levels, gradient, inputs.gram, prices.bits, worth)
+    # Of levels q and weights u in steps, the least-squares scale is s (1 + <q, (u - q) H> / q H q).
+    q = levels.float()
+    power = (q * whole.sub_(gradient)).sum(1)
+    factor = 1 + (q * gradient).sum(1) / torch.where(power == 0, 1.0, power)
     scales = torch.where(power == 0, 0.0, steps * factor.clamp(*REFIT))
     return levels, short_scales(scales, up=False)[:, None]
 
 
-def _with_feedback(
-    w: Tensor, steps: Tensor, curvature: Curvature, prices: Prices
-) -> tuple[Tensor, Tensor]:
-    """Levels int8 [n, cols], and errors E float32 [n, cols]: W - V = E U."""
-    upper, spread = curvature.upper, curvature.errors
+def _with_feedback(w: Tensor, steps: Tensor, curvature: Curvature, prices: Prices) -> Tensor:
+    """Levels int8 [n, cols], rounded column after column."""
+    upper, spread = curvature.inputs.upper, curvature.inputs.errors
     bits = BIT * spread.mean() / spread
     rounding = Rounding.of(w)
     for now in rounding.blocks(upper, 0, w.shape[1]):
@@ -181,4 +196,4 @@ def _with_feedback(
         round_with_feedback(block, upper[now, now], steps, price)
         if isinstance(prices, LearntPrices):
             prices.learn(block.levels)
-    return rounding.levels, rounding.errors
+    return rounding.levels

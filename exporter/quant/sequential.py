@@ -23,7 +23,7 @@ from exporter.quant.calibration import Calibration, input_of
 from exporter.quant.calibration_passes import Grams, HeldLinear
 from exporter.quant.passage import Passage
 from exporter.quant.plan import MatrixPlan
-from exporter.quant.rate import Curvature, inverse_factor
+from exporter.quant.rate import Curvature, Inputs, inverse_factor
 from exporter.quant.rate_quantizer import QuantizedBlock, blocks_of
 from exporter.quant.tensor import dequantize
 from exporter.quant.trained_matrix import LatentMatrix
@@ -69,7 +69,7 @@ class SequentialQuantizer:
         known = f"{input_of(name)}.{FACTOR}"
         # The input of an embedding is a token: its columns do not depend on each other.
         upper = self.calibration.read(known) if self.calibration.has(known) else torch.eye(cols)
-        return Curvature(upper, torch.ones(rows))
+        return Curvature(Inputs(upper), torch.ones(rows))
 
     def calibrate(self, progress: Progress) -> None:
         """Sums up the inputs of all matrices, so far as that has not been done.

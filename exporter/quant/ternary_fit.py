@@ -34,14 +34,14 @@ def fit_rows(w: Tensor, curvature: Curvature, group_size: int) -> tuple[Tensor, 
     cols = w.shape[1]
     groups = [slice(i, min(i + group_size, cols)) for i in range(0, cols, group_size)]
     rounding, scales = Rounding.of(w), torch.empty(len(w), len(groups))
-    upper, worth = curvature.upper, curvature.errors
+    upper, worth = curvature.inputs.upper, curvature.inputs.errors
     for i, group in enumerate(groups):
         fitted = _fitted(rounding.rest[:, group], worth[group])
         scales[:, i] = fitted
         for now in rounding.blocks(upper, group.start, group.stop):
             price = Price.none(now.stop - now.start, MOST)
             round_with_feedback(rounding.columns(now), upper[now, now], fitted, price)
-    best = _best_scales(w, rounding.levels.float(), curvature.gram, groups)
+    best = _best_scales(w, rounding.levels.float(), curvature.inputs.gram, groups)
     limited = best.clamp(REFIT[0] * scales, REFIT[1] * scales)
     scales = torch.where(_sums(rounding.levels.abs(), groups) > 0, limited, 0.0)
     return rounding.levels, short_scales(scales, up=False)

@@ -23,7 +23,7 @@ from exporter.quant.calibration import (
 )
 from exporter.quant.calibration_passes import FLOOR, VOCABULARY_FLOOR, Passes, mixed
 from exporter.quant.head_statistics import HeadStatistics, drawn
-from exporter.quant.rate import inverse_factor
+from exporter.quant.rate import DAMPING, inverse_factor
 from tests.support.bundles import TEXT, no_progress
 from tests.support.checkpoints import write_family, write_llama, write_tokenizer
 
@@ -113,12 +113,12 @@ def test_statistics_are_those_of_a_dense_model(model: Path, tmp_path: Path) -> N
     assert len(matrices) == 7 * Checkpoint.open(model).config.num_hidden_layers
     for name in matrices:
         curvature = calibration.curvature(name)
-        close(curvature.upper, inverse_factor(dense.grams[name] / dense.n))
+        close(curvature.inputs.upper, inverse_factor(dense.grams[name] / dense.n))
         close(curvature.sensitivity, mixed(dense.squares[name] / dense.n_backward, FLOOR))
     head = calibration.curvature(
         EMBEDDING if Checkpoint.open(model).config.tie_word_embeddings else HEAD
     )
-    close(head.upper, inverse_factor(dense.grams[HEAD] / dense.n))
+    close(head.inputs.upper, inverse_factor(dense.grams[HEAD] / dense.n))
 
 
 def test_the_embedding_counts_as_input_and_as_output(model: Path, tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_the_embedding_counts_as_input_and_as_output(model: Path, tmp_path: Path
     inputs, power = mixed(dense.p / n, VOCABULARY_FLOOR), dense.power / n
     embedding = calibration.curvature(EMBEDDING)
     if Checkpoint.open(model).config.tie_word_embeddings:
-        expected = outputs + inputs * power.mean() / embedding.errors.mean()
+        expected = outputs + inputs * power.mean() / embedding.inputs.errors.mean()
         close(embedding.sensitivity, expected)
     else:
         close(embedding.sensitivity, inputs)
-        close(embedding.errors, power + 0.01 * power.mean())
+        close(embedding.inputs.errors, power + DAMPING * power.mean())
         close(calibration.curvature(HEAD).sensitivity, outputs)
 
 
@@ -261,7 +261,7 @@ def test_without_a_text_steps_follow_the_size_of_rows(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_llama(tmp_path / "model"))
     curvature = Uncalibrated(checkpoint).curvature(EMBEDDING)
     rows, cols = checkpoint.shape(EMBEDDING)
-    torch.testing.assert_close(curvature.upper, torch.eye(cols))
+    torch.testing.assert_close(curvature.inputs.upper, torch.eye(cols))
     w = checkpoint.rows(EMBEDDING, 0, rows)
     torch.testing.assert_close(curvature.unit_steps, w.square().mean(1).sqrt())
 

@@ -93,7 +93,7 @@ def test_statistics_are_those_of_the_folded_model(
     measured = calibrate(made, tmp_path / "measured")
     for name in matrices(made):
         expected, found = measured.curvature(name), statistics.curvature(name)
-        torch.testing.assert_close(found.errors, expected.errors, rtol=0.02, atol=0)
+        torch.testing.assert_close(found.inputs.errors, expected.inputs.errors, rtol=0.02, atol=0)
         largest = float(expected.sensitivity.max())
         torch.testing.assert_close(
             found.sensitivity, expected.sensitivity, rtol=0.02, atol=1e-3 * largest
@@ -108,8 +108,8 @@ def test_blocks_of_rows_are_parts_of_the_whole(model: Path, tmp_path: Path) -> N
 
 def test_factors_follow_the_errors_of_columns(model: Path, tmp_path: Path) -> None:
     given, made, statistics = folded(model, tmp_path)
-    before = Calibration(tmp_path / "given").curvature(VALUES).errors.log()
-    after = statistics.curvature(VALUES).errors.log()
+    before = Calibration(tmp_path / "given").curvature(VALUES).inputs.errors.log()
+    after = statistics.curvature(VALUES).inputs.errors.log()
     expected = (1 - 2 * EXPONENT) * (before - before.mean())
     torch.testing.assert_close(after - after.mean(), expected, rtol=1e-3, atol=1e-3)
     factors = made.vector(NORM) / given.vector(NORM)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exporter.quant import ternary, ternary_fit
-from exporter.quant.rate import Curvature, inverse_factor
+from exporter.quant.rate import Curvature, Inputs, inverse_factor
 
 SHAPES = [(5, 3, 3), (7, 64, 16), (4, 65, 20), (33, 130, 130), (2, 200, 64), (3, 150, 70)]
 
@@ -19,12 +19,14 @@ def problem(rows: int, cols: int) -> tuple[torch.Tensor, Curvature]:
     x = torch.randn(3 * cols, cols, generator=generator) @ mixing
     x[:, 0] *= 5
     upper = inverse_factor(x.T @ x / len(x))
-    return torch.randn(rows, cols, generator=generator) * 0.05, Curvature(upper, torch.ones(rows))
+    return torch.randn(rows, cols, generator=generator) * 0.05, Curvature(
+        Inputs(upper), torch.ones(rows)
+    )
 
 
 def damped(curvature: Curvature) -> np.ndarray:
     """H with its damping, by inversion in float64."""
-    upper = curvature.upper.double().numpy()
+    upper = curvature.inputs.upper.double().numpy()
     return np.linalg.inv(upper.T @ upper)
 
 
@@ -108,7 +110,9 @@ def test_each_step_lowers_the_loss(
 def test_groups_of_zeros_have_no_scale() -> None:
     w, curvature = problem(7, 64)
     w[3], w[5, 16:32] = 0, 0
-    diagonal = Curvature(inverse_factor(torch.eye(64)), torch.ones(7))  # nothing is fed back
+    diagonal = Curvature(
+        Inputs(inverse_factor(torch.eye(64))), torch.ones(7)
+    )  # nothing is fed back
     levels, scales = ternary_fit.fit_rows(w, diagonal, 16)
     assert not levels[3].any()
     assert not levels[5, 16:32].any()

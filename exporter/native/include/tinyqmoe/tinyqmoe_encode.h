@@ -70,6 +70,22 @@ typedef struct tinyqmoe_feedback_args {
  * factor must be finite. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_round_with_feedback(const tinyqmoe_feedback_args* args);
 
+/* A matrix of levels [rows, columns], and its loss (u - q) H (u - q)^T row by row, u being the weights in steps. */
+typedef struct tinyqmoe_descent_args {
+  float* gradient;        /* [rows, columns]: (u - q) H; it follows the levels */
+  int8_t* levels;         /* [rows, columns], from -most to most: q */
+  uint32_t rows;
+  uint32_t columns;
+  const float* gram;      /* [columns, columns]: H */
+  uint32_t most;          /* from 1 to 127 */
+  const float* bits;      /* [2 * most + 1]: the bits of each level, from -most up */
+  float bit;              /* what a bit is worth, as a loss */
+  uint32_t sweeps;        /* over all columns, at most */
+} tinyqmoe_descent_args;
+
+/* Changes levels by one, column after column, where that lowers the loss and the worth of the bits together. */
+TINYQMOE_API tinyqmoe_status tinyqmoe_descend(const tinyqmoe_descent_args* args);
+
 #ifdef __cplusplus
 }
 #endif
