@@ -139,7 +139,7 @@ class Methods:
     def _importance(self, name: str) -> torch.Tensor:
         """Mean squared inputs of a matrix, float32 [cols]: the Gram matrix without its damping."""
         damped = self._statistics().curvature(name).inputs.gram.diagonal()
-        return (damped - damped.mean() * DAMPING / (1 + DAMPING)).clamp(min=0)
+        return (damped - damped.median() * DAMPING / (1 + DAMPING)).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from exporter.quant.tensor import short_scales
 
 LARGEST = 110  # of the levels that a weight gets before feedback, which may add to it
 MOST = 127
-DAMPING = 0.1  # of the mean of the diagonal of H, added to it: few tokens know H badly
+DAMPING = 0.3  # of the median of the diagonal of H, added to it: few tokens know H badly
 INVERTED_AT_ONCE = 128  # rows of a triangle
 BIT = math.log(2) / 6  # what a bit is worth, in squared errors of levels
 REFIT = (0.7, 1.4)  # how far a scale may go from its step
@@ -46,13 +46,22 @@ def inverse_factor(gram: Tensor) -> Tensor:
     in float64.
     """
     damped = gram.double()
-    # A matrix whose inputs are all zero is as good as one of which nothing is known.
-    damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) or 1.0)
+    damped.diagonal().add_(damping(gram))
     # With its rows and columns in reverse order, H = L L^T gives U^-1.
     upper: Tensor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
     del damped
     _invert(upper)
     return upper.float().contiguous()
+
+
+def damping(gram: Tensor) -> float:
+    """What is added to the diagonal of H, which is `gram`, float32 [cols, cols].
+
+    It follows the median: the mean may be that of a few inputs with huge values. A matrix whose
+    inputs are all zero is as good as one of which nothing is known.
+    """
+    power = gram.diagonal()
+    return DAMPING * float(power.median()) or DAMPING * float(power.mean()) or 1.0
 
 
 def _invert(upper: Tensor) -> None:

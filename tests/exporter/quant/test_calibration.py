@@ -23,7 +23,7 @@ from exporter.quant.calibration import (
 )
 from exporter.quant.calibration_passes import FLOOR, VOCABULARY_FLOOR, Passes, mixed
 from exporter.quant.head_statistics import HeadStatistics, drawn
-from exporter.quant.rate import DAMPING, inverse_factor
+from exporter.quant.rate import damping, inverse_factor
 from tests.support.bundles import TEXT, no_progress
 from tests.support.checkpoints import write_family, write_llama, write_tokenizer
 
@@ -132,7 +132,7 @@ def test_the_embedding_counts_as_input_and_as_output(model: Path, tmp_path: Path
         close(embedding.sensitivity, expected)
     else:
         close(embedding.sensitivity, inputs)
-        close(embedding.inputs.errors, power + DAMPING * power.mean())
+        close(embedding.inputs.errors, power + damping(power.diag()))
         close(calibration.curvature(HEAD).sensitivity, outputs)
 
 

@@ -34,7 +34,7 @@ def problem(rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor, Curvature
 
 def damped(gram: torch.Tensor) -> np.ndarray:
     h = gram.double().numpy()
-    return h + rate.DAMPING * np.diag(h).mean() * np.eye(len(h))
+    return h + rate.damping(gram) * np.eye(len(h))
 
 
 def reference(
@@ -93,6 +93,19 @@ def test_the_factor_is_that_of_the_inverse(rows: int, cols: int) -> None:
 
 def test_inputs_that_are_always_zero_leave_rounding() -> None:
     torch.testing.assert_close(inverse_factor(torch.zeros(3, 3)), torch.eye(3))
+
+
+def test_a_huge_input_does_not_hide_the_others() -> None:
+    gram = inputs(64)
+    small = rate.damping(gram)
+    gram[5, 5] *= 1e6
+    assert rate.damping(gram) == pytest.approx(small, rel=0.05)
+
+
+def test_inputs_of_which_most_are_zero_are_damped_by_their_mean() -> None:
+    gram = torch.zeros(8, 8)
+    gram[2, 2] = 4.0
+    assert rate.damping(gram) == pytest.approx(rate.DAMPING * 0.5)
 
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES[1:])

@@ -104,7 +104,7 @@ def test_each_step_lowers_the_loss(
     fitted = left(*ternary.fit_rows(w, config, curvature))
     monkeypatch.setattr(ternary_fit, "REFIT", (1.0, 1.0))
     fed_back = left(*ternary.fit_rows(w, config, curvature))
-    assert fitted < fed_back < 0.7 * rounded
+    assert fitted < fed_back < 0.8 * rounded
 
 
 def test_groups_of_zeros_have_no_scale() -> None:
