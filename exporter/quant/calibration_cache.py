@@ -22,7 +22,7 @@ from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.errors import UsageError
 from exporter.quant.calibration import Calibration
 
-PASSES = 3  # counts the changes of what passes compute from the same windows
+PASSES = 4  # counts the changes of what passes compute from the same windows
 LOCK = "lock"  # in the folder of a calibration, held while it is measured
 
 
