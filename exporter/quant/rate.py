@@ -165,13 +165,8 @@ def learn_prices(w: Tensor, curvature: Curvature, c: float) -> Prices:
     """The prices that some rows, weights float32 [n, cols], make themselves."""
     steps = curvature.steps(w, c)
     prices = LearntPrices((w / steps[:, None]).round().clamp(-MOST, MOST).to(torch.int8))
-    _with_feedback(w, steps, curvature, prices)
+    round_rows(w, curvature, c, prices)
     return Prices(prices.counts)
-
-
-def round_rows(w: Tensor, curvature: Curvature, c: float, prices: Prices) -> Tensor:
-    """Levels int8 [n, cols] of weights float32 [n, cols], column after column with feedback."""
-    return _with_feedback(w, curvature.steps(w, c), curvature, prices)
 
 
 def quantize_rows(
@@ -182,7 +177,7 @@ def quantize_rows(
     The levels are those of `round_rows` after coordinate descent. The scales are the best for them.
     """
     steps, inputs = curvature.steps(w, c), curvature.inputs
-    levels = _with_feedback(w, steps, curvature, prices)
+    levels = round_rows(w, curvature, c, prices)
     whole = (w / steps[:, None]) @ inputs.gram
     gradient = whole.addmm(levels.float(), inputs.gram, alpha=-1)
     worth = BIT * float(inputs.errors.mean())
@@ -195,8 +190,9 @@ def quantize_rows(
     return levels, short_scales(scales, up=False)[:, None]
 
 
-def _with_feedback(w: Tensor, steps: Tensor, curvature: Curvature, prices: Prices) -> Tensor:
-    """Levels int8 [n, cols], rounded column after column."""
+def round_rows(w: Tensor, curvature: Curvature, c: float, prices: Prices) -> Tensor:
+    """Levels int8 [n, cols] of weights float32 [n, cols], column after column with feedback."""
+    steps = curvature.steps(w, c)
     upper, spread = curvature.inputs.upper, curvature.inputs.errors
     bits = BIT * spread.mean() / spread
     rounding = Rounding.of(w)
