@@ -98,7 +98,7 @@ def test_the_model_comes_closer_to_the_given_one(
         config = QuantConfig("ternary", group_size=size, recover=steps)
         made = trained(model, tmp_path / f"work-{steps}", config)
         found.append(drift(model, made, config))
-    assert found[1] < 0.9 * found[0], found
+    assert found[1] < 0.85 * found[0], found
     for name in made.names:
         ((_, levels, scales),) = made.blocks(name)
         assert levels.dtype == torch.int8
@@ -315,7 +315,7 @@ def test_layers_of_both_kinds_are_trained_together(tmp_path: Path) -> None:
     norms = made.with_trained_norms().vectors()
     changed = [n for n, v in norms.items() if not torch.equal(v, made.checkpoint.vector(n))]
     assert changed == [n for n in norms if "layernorm" in n]
-    assert found[1] < 0.9 * found[0], found
+    assert found[1] < 0.8 * found[0], found
 
 
 def test_a_damaged_matrix_is_told(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.quant import ternary, ternary_fit
+from exporter.quant import rate, ternary, ternary_fit
 from exporter.quant.rate import Curvature, Inputs, inverse_factor
 
 SHAPES = [(5, 3, 3), (7, 64, 16), (4, 65, 20), (33, 130, 130), (2, 200, 64), (3, 150, 70)]
@@ -91,6 +91,7 @@ def test_scales_are_the_least_squares_solution(rows: int, cols: int, size: int) 
 def test_each_step_lowers_the_loss(
     rows: int, cols: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rate, "DAMPING", 0.01)  # inputs that depend on each other strongly
     w, curvature = problem(rows, cols)
     h, config = damped(curvature), ternary.Config(size)
 
@@ -104,7 +105,7 @@ def test_each_step_lowers_the_loss(
     fitted = left(*ternary.fit_rows(w, config, curvature))
     monkeypatch.setattr(ternary_fit, "REFIT", (1.0, 1.0))
     fed_back = left(*ternary.fit_rows(w, config, curvature))
-    assert fitted < fed_back < 0.8 * rounded
+    assert fitted < fed_back < 0.7 * rounded
 
 
 def test_groups_of_zeros_have_no_scale() -> None:
