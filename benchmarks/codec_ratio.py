@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.codec.encoder import Codec, encode
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 
 Levels = npt.NDArray[np.int8]
 Record = dict[str, str | float]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec import native, native_encoder
+from exporter.codec import native, native_encoder, native_tensor
 from exporter.codec.encoder import Codec, encode
 from exporter.codec.format import CodecId, Header, new_blob, seal
 
@@ -74,7 +74,7 @@ def speed(weights: int, repeats: int, run: Callable[[], object]) -> float:
 def measure(blob: Blob, encode: Callable[[], object], batch: int, repeats: int) -> dict[str, float]:
     """Speeds of everything done with one blob; products with `batch` tokens count each token's
     weights."""
-    with native.NativeTensor(blob) as tensor:
+    with native_tensor.NativeTensor(blob) as tensor:
         rows, cols = tensor.info.rows, tensor.info.cols
         weights = rows * cols
         rng = np.random.default_rng(0)

@@ -22,9 +22,9 @@ from pathlib import Path
 from codec_speed import Blob, machine, raw_blob, ternary
 from residency_speed import normal, peaked
 
-from exporter.codec import native
 from exporter.codec.encoder import encode
 from exporter.codec.native_residency import UNLIMITED
+from exporter.native import native_dir
 
 ROWS = 64
 ALLOWED = 1.1
@@ -90,7 +90,7 @@ class Callgrind:
     """The built library on this machine, by valgrind."""
 
     def __init__(self, folder: Path) -> None:
-        self._library = next(native.native_dir().glob("_tinyqmoe*.so"))
+        self._library = next(native_dir().glob("_tinyqmoe*.so"))
         self._program = compiled("g++", folder)
 
     def instructions(self, blob: Path, call: Call) -> int:
@@ -110,8 +110,8 @@ class Qemu:
     def __init__(self, folder: Path, compiler: str, cpu: str) -> None:
         self._library = folder / "core.so"
         flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared"]
-        include = [f"-I{native.native_dir() / name}" for name in ("include", "core")]
-        sources = sorted((native.native_dir() / "core").glob("*.cc"))
+        include = [f"-I{native_dir() / name}" for name in ("include", "core")]
+        sources = sorted((native_dir() / "core").glob("*.cc"))
         build = [compiler, *flags, *include, *map(str, sources), "-o", str(self._library)]
         subprocess.run(build, check=True)
         self._program = compiled(compiler, folder)
@@ -138,7 +138,7 @@ def compiled(compiler: str, folder: Path) -> Path:
     """Program that makes products, compiled."""
     program = folder / "product"
     source = Path(__file__).with_suffix(".cpp")
-    flags = ["-std=c++17", "-O1", f"-I{native.native_dir() / 'include'}", "-ldl"]
+    flags = ["-std=c++17", "-O1", f"-I{native_dir() / 'include'}", "-ldl"]
     subprocess.run([compiler, str(source), "-o", str(program), *flags], check=True)
     return program
 

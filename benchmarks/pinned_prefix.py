@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from codec_speed import Levels, machine, ternary
 
-from exporter.codec import native, native_residency
+from exporter.codec import native_residency, native_tensor
 from exporter.codec.encoder import encode
 
 GROUPS = Path("/sys/fs/cgroup/memory")
@@ -74,7 +74,7 @@ def tokens_in_group(
         (group / "memory.limit_in_bytes").write_text(str(limit))
         (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
-        tensors = [native.NativeTensor(mapped[a:b]) for a, b in itertools.pairwise(offsets)]
+        tensors = [native_tensor.NativeTensor(mapped[a:b]) for a, b in itertools.pairwise(offsets)]
         x = np.random.default_rng(0).standard_normal((1, tensors[0].info.cols), np.float32)
         seconds, read, faults = [], [], []
         for _ in range(tokens):

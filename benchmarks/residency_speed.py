@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from codec_speed import Blob, Levels, machine, ternary
 
-from exporter.codec import native
+from exporter.codec import native, native_tensor
 from exporter.codec.encoder import encode
 from exporter.codec.native_residency import UNLIMITED, ResidencyManager
 
@@ -52,7 +52,7 @@ def blobs(rows: int, cols: int) -> dict[str, Blob]:
 
 
 def seconds(
-    tensor: native.NativeTensor, x: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]
+    tensor: native_tensor.NativeTensor, x: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]
 ) -> float:
     """Processor time of one product."""
     start = time.thread_time()
@@ -69,7 +69,9 @@ def main() -> None:
     print(f"{machine()}; {args.rows} x {args.cols}, one token, one thread")
     x = np.random.default_rng(0).standard_normal((1, args.cols), np.float32)
     scales = np.ones((args.rows, 1), np.float32)
-    tensors = {name: native.NativeTensor(b) for name, b in blobs(args.rows, args.cols).items()}
+    tensors = {
+        name: native_tensor.NativeTensor(b) for name, b in blobs(args.rows, args.cols).items()
+    }
     manager = ResidencyManager(native.library())
     taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in tensors}
     form_bytes = dict.fromkeys(tensors, 0)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.codec.encoder import Codec, encode
-from exporter.codec.native import NativeTensor, crc32
+from exporter.codec.native import crc32
+from exporter.codec.native_tensor import NativeTensor
 from exporter.codec.scale_types import SCALE_BYTES, ScaleType
 from exporter.codec.scales import STORED_AS, StoredScales, stored, type_of, widened
 

@@ -114,11 +114,11 @@ def _checked(
 
 def _copy_files(checkpoint: Checkpoint, config: ExportConfig, work: Path) -> None:
     """Copies into the bundle what is not made: the tokenizer, and the C++ sources if asked for."""
-    from exporter.codec import native
+    from exporter.native import copy_sources
 
     checkpoint.write_texts(work)
     if config.with_native:
-        native.copy_sources(work / "native")
+        copy_sources(work / "native")
 
 
 @contextlib.contextmanager

@@ -18,22 +18,18 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.bundle import Artifact, Bundle, Location, TensorEntry, logits_sha256
-from exporter.codec.native import NativeTensor
-from exporter.codec.weight_file import PLAIN_FORMS
+from exporter.bundle import Artifact, Bundle, logits_sha256
 from exporter.errors import CodecError, ContextError
 from runtime_ref.answers import Answer, load_reference
 from runtime_ref.generate import Runner
-
-BLOCK_WEIGHTS = 1 << 24  # decoded at a time when levels are compared
+from runtime_ref.stored_weights import levels_crc32, scales_crc32
 
 
 @dataclass(frozen=True)
@@ -173,8 +169,7 @@ def check_levels(bundle: Bundle, runner: Runner) -> Check:
             wrong.append(f"{entry.name}: the manifest does not say where it lies")
             continue
         try:
-            stored = _part(runner, place.file, place.offset, place.n_bytes)
-            if _levels_crc32(stored, place.form, entry) != entry.levels_crc32:
+            if levels_crc32(runner, place, entry) != entry.levels_crc32:
                 wrong.append(f"{entry.name}: levels differ")
         except CodecError as error:
             wrong.append(f"{entry.name}: {error.status}")
@@ -195,7 +190,7 @@ def check_scales(bundle: Bundle, runner: Runner) -> Check:
     wrong = [
         f"{name}: scales differ"
         for name, place in places.items()
-        if _scales_crc32(runner, place) != place.scales_crc32
+        if scales_crc32(runner, place) != place.scales_crc32
     ]
     n = len(bundle.manifest.tensors)
     what = f"{n} matrices have the quantizer's scales"
@@ -206,51 +201,6 @@ def check_scales(bundle: Bundle, runner: Runner) -> Check:
         positions=n,
         detail="; ".join(wrong[:8]),
     )
-
-
-def _scales_crc32(runner: Runner, place: Location) -> int:
-    """CRC-32 of the scales of a matrix, as they are stored."""
-    file = place.scales_file or place.file
-    return _crc32([_part(runner, file, place.scales_offset, place.scales_bytes)])
-
-
-def _part(runner: Runner, file: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
-    """A part of a file of the package, memory-mapped."""
-    return np.memmap(runner.file(file), dtype=np.uint8, mode="r")[offset : offset + n_bytes]
-
-
-def _levels_crc32(stored: NDArray[np.uint8], form: str, entry: TensorEntry) -> int:
-    """CRC-32 of the levels int8 [rows, cols], decoded in blocks.
-
-    Raises CodecError for what cannot be decoded.
-    """
-    if form == "tqlz":
-        with NativeTensor(stored, verify=True) as tensor:
-            if (tensor.info.rows, tensor.info.cols) != (entry.rows, entry.cols):
-                raise CodecError(
-                    "BAD_SHAPE", f"{entry.name} is {tensor.info.rows} x {tensor.info.cols}"
-                )
-            step = max(1, BLOCK_WEIGHTS // entry.cols)
-            blocks = (
-                (begin, min(begin + step, entry.rows)) for begin in range(0, entry.rows, step)
-            )
-            return _crc32(tensor.decode_rows(begin, end) for begin, end in blocks)
-    n, plain = entry.rows * entry.cols, PLAIN_FORMS[form]
-    if stored.size != plain.n_bytes(n):
-        raise CodecError("TRUNCATED", f"{entry.name} has {stored.size:,} bytes")
-    in_a_byte, step = 8 // plain.bits, BLOCK_WEIGHTS // 4
-    return _crc32(
-        plain.unpack(stored[at : at + step], min(in_a_byte * step, n - in_a_byte * at))
-        for at in range(0, stored.size, step)
-    )
-
-
-def _crc32(blocks: Iterable[NDArray[Any]]) -> int:
-    """CRC-32 of blocks, one after another."""
-    crc = 0
-    for block in blocks:
-        crc = zlib.crc32(block.data, crc)
-    return crc
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from exporter.bundle import MANIFEST, PROGRAM, REFERENCE, Bundle, FileEntry, sha256
-from exporter.codec.native import copy_sources, native_dir
 from exporter.errors import UsageError
+from exporter.native import copy_sources, native_dir
 from exporter.staging import staging_directory
 
 Platform = Literal["ios", "android"]

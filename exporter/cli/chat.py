@@ -17,23 +17,25 @@ from rich.table import Table
 import tinyqmoe
 from exporter.cli.common import check_device_options, one_device, open_verified, residency_mode
 from exporter.cli.console import emit, err_console, out_console, progress_bars, stream
-from exporter.cli.options import (
+from exporter.cli.generation_options import (
     AllowSpecialOption,
-    BackendOption,
-    BundleArgument,
     ChatTemplateOption,
-    EntitlementOption,
-    JsonOption,
     MaxNewTokensOption,
-    OneDeviceFileOption,
-    OneDeviceOption,
-    ResidencyOption,
     SeedOption,
     StopOption,
     SystemOption,
     TemperatureOption,
-    ThreadsOption,
     TopPOption,
+)
+from exporter.cli.options import (
+    BackendOption,
+    BundleArgument,
+    EntitlementOption,
+    JsonOption,
+    OneDeviceFileOption,
+    OneDeviceOption,
+    ResidencyOption,
+    ThreadsOption,
     Verification,
     VerifyOption,
 )

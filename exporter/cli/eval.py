@@ -17,7 +17,8 @@ from exporter.cli.evaluation_options import (
     WindowOption,
     journal_of,
 )
-from exporter.cli.options import ChatOption, ChatTemplateOption, JsonOption, ThreadsOption
+from exporter.cli.generation_options import ChatOption, ChatTemplateOption
+from exporter.cli.options import JsonOption, ThreadsOption
 
 
 def evaluate(

@@ -325,7 +325,7 @@ def demo(
 
 def native_dir_command(json_file: JsonOption = None) -> None:
     """Print where the C++ sources of the operators are, for Gradle, CMake and Xcode builds."""
-    from exporter.codec.native import native_dir
+    from exporter.native import native_dir
 
     path = str(native_dir())
     emit(json_file, lambda: {"native_dir": path}, lambda: typer.echo(path))

@@ -10,13 +10,23 @@ import typer
 import tinyqmoe
 from exporter.cli.common import check_device_options, one_device, open_verified, residency_mode
 from exporter.cli.console import emit, err_console, out_console, progress_bars, stream
-from exporter.cli.options import (
+from exporter.cli.generation_options import (
     AllowSpecialOption,
+    ChatOption,
+    ChatTemplateOption,
+    MaxNewTokensOption,
+    MessagesOption,
+    PromptOption,
+    SeedOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TopPOption,
+)
+from exporter.cli.options import (
     BackendOption,
     BackendsOption,
     BundleArgument,
-    ChatOption,
-    ChatTemplateOption,
     DeviceFilesOption,
     DevicesOption,
     EntitlementOption,
@@ -24,19 +34,11 @@ from exporter.cli.options import (
     JsonOption,
     JUnitOption,
     MarkdownOption,
-    MaxNewTokensOption,
-    MessagesOption,
     OneDeviceFileOption,
     OneDeviceOption,
     PlotOption,
-    PromptOption,
     ResidencyOption,
-    SeedOption,
-    StopOption,
-    SystemOption,
-    TemperatureOption,
     ThreadsOption,
-    TopPOption,
     Verification,
     VerifyOption,
 )

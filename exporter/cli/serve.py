@@ -10,11 +10,10 @@ import typer
 import tinyqmoe
 from exporter.cli.common import check_device_options, one_device, open_verified, residency_mode
 from exporter.cli.console import emit, err_console, out_console, progress_bars
+from exporter.cli.generation_options import AllowSpecialOption, ChatTemplateOption
 from exporter.cli.options import (
-    AllowSpecialOption,
     BackendOption,
     BundleArgument,
-    ChatTemplateOption,
     EntitlementOption,
     JsonOption,
     OneDeviceFileOption,

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from exporter.codec import native, native_encoder
+from exporter.codec import native, native_encoder, native_tensor
 from exporter.codec.dictionary import Dictionary
 from exporter.codec.format import (
     BASE3_DIGITS,
@@ -189,7 +189,7 @@ def verify(blob: npt.NDArray[np.uint8], levels: Levels) -> None:
 
     Raises `CodecError` where they differ.
     """
-    with native.NativeTensor(blob) as tensor:
+    with native_tensor.NativeTensor(blob) as tensor:
 
         def differs(begin: int, block: Levels) -> bool:
             return not np.array_equal(tensor.decode_rows(begin, begin + len(block)), block)

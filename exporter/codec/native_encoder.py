@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from exporter.codec import native
 from exporter.codec.dictionary import Dictionary
-from exporter.codec.native import Int8Array, check
+from exporter.codec.native import check
+from exporter.codec.native_tensor import Int8Array
 
 
 class _CEncodeArgs(ctypes.Structure):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from exporter import real_files, strict_json
 from exporter.codec.encoder import release
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.codec.plain_bits import PLAIN_BITS, plain_bytes
 from exporter.errors import BundleError, CodecError, OutOfSpaceError, UsageError
 

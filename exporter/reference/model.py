@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from exporter.bundle import Activations, Arithmetic
 from exporter.checkpoint.tensors import all_finite
 from exporter.codec.encoder import release
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.codec.scales import StoredScales, widened
 from exporter.errors import CheckpointError
 from exporter.models.layers import Decoder, TorchLayers

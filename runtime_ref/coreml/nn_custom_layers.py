@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.codec.scale_types import SCALE_BYTES
 from exporter.codec.scales import STORED_AS, StoredScales, type_of
 from runtime_ref.coreml.nn_layer import UnsupportedLayerError, whole_numbers

@@ -25,8 +25,9 @@ from typing import Any
 
 import platformdirs
 
-from exporter.codec.native import declare, native_dir
+from exporter.codec.native import declare
 from exporter.errors import MissingComponentError
+from exporter.native import native_dir
 from exporter.quiet import quiet
 from runtime_ref.executorch import library_cache
 from runtime_ref.executorch.runtime import Runtime

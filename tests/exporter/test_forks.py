@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.reference.model import on_all_cores
 from tests.support.blobs import make_blob, random_levels
 

@@ -17,7 +17,7 @@ import executorch
 import pytest
 
 from exporter.bundle import Bundle
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.support.families import Model
 from tests.support.layer_tests import compile_objects, library_sources, llm_test_sources
 from tests.support.layer_tests import digest as bits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.support.emulation import AVX512_FLAGS, SIMDE, avx512_sources
 from tests.support.layer_tests import CXX, SANITIZE, compile_objects, link, run, sources_of
 from tests.support.paths import GOLDEN

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from exporter.bundle import Bundle
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.native.test_cpp import ARM_CXX, QEMU
 from tests.support.bundles import patch
 from tests.support.layer_tests import CXX, compile_objects, library_sources

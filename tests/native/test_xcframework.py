@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.native.test_app_libraries import CLANG, declared
 
 APPLE = native_dir() / "apple"

@@ -74,6 +74,7 @@ REFERENCE = (
 BACKEND = ("exporter.backends.package", "exporter.encoded", "exporter.quiet", *CONFIG)
 RUNNER = (
     "exporter.chat",
+    "exporter.native",
     "exporter.guarded",
     "exporter.bundle",
     "exporter.errors",
@@ -142,7 +143,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("torch", "numpy", "executorch", "coremltools"),
     ),
     "exporter.apps": (
-        ("exporter.bundle", "exporter.codec.native", "exporter.errors", "exporter.staging"),
+        ("exporter.bundle", "exporter.native", "exporter.errors", "exporter.staging"),
         (),
     ),
     "exporter.manifest": (
@@ -263,7 +264,16 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "runtime_ref.answers": (RUNNER, ("numpy", "safetensors")),
     "runtime_ref.gates": (("runtime_ref.memory", *RUNNER), ()),
     "runtime_ref.sweep_table": (RUNNER, ()),
-    "runtime_ref.parity": (("runtime_ref.answers", "runtime_ref.generate", *RUNNER), ("numpy",)),
+    "runtime_ref.stored_weights": (("runtime_ref.generate", *RUNNER), ("numpy",)),
+    "runtime_ref.parity": (
+        (
+            "runtime_ref.answers",
+            "runtime_ref.generate",
+            "runtime_ref.stored_weights",
+            *RUNNER,
+        ),
+        ("numpy",),
+    ),
     # It names the runners' modules as text, and imports one when it is used.
     "runtime_ref.runners": (
         ("runtime_ref.native.package", "runtime_ref.coreml.real_package", *RUNNERS),

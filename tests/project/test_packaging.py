@@ -24,11 +24,11 @@ MAX_WHEEL_BYTES = 6_000_000
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "*.pyc")
 ROUND_TRIP = """
 import numpy as np
-from exporter.codec import encoder, native, reference
+from exporter.codec import encoder, native, native_tensor, reference
 ternary = np.array([-1, 0, 1], np.int8)
 levels = np.random.default_rng(0).choice(ternary, (33, 500), p=[0.1, 0.8, 0.1])
 encoded = encoder.encode(levels, -1, 3, "lzw")
-with native.NativeTensor(encoded.blob, verify=True) as tensor:
+with native_tensor.NativeTensor(encoded.blob, verify=True) as tensor:
     assert np.array_equal(tensor.decode_rows(), levels)
 assert len(encoded.blob) < levels.size / 4
 import tinyqmoe

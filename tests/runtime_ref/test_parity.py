@@ -24,8 +24,8 @@ from exporter import bundle as bundles
 from exporter.backends.executorch import lowering
 from exporter.backends.executorch.graph import Value
 from exporter.bundle import Bundle, KVType
-from exporter.codec.native import NativeTensor
 from exporter.codec.native_encoder import encode_raw
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import BundleError, CodecError, ContextError, MissingComponentError
 from exporter.models.config import ModelConfig, rope_frequencies
 from runtime_ref import parity, residency

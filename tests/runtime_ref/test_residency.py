@@ -20,8 +20,8 @@ import pytest
 from exporter.bundle import EMBEDDING, HEAD, Bundle
 from exporter.codec import native
 from exporter.codec.format import Header
-from exporter.codec.native import NativeTensor
 from exporter.codec.native_residency import UNLIMITED, ResidencyManager
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import OutOfSpaceError, UsageError
 from runtime_ref import residency
 from runtime_ref.executorch import kernels

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.support import fuzzing
 from tests.support.emulation import AVX512_FLAGS, SIMDE, avx512_sources
 from tests.support.layer_tests import CXX, compile_objects, link, llm_test_sources, run, sources_of

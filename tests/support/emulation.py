@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 
 SIMDE = Path("/usr/include/simde")
 AVX512_FLAGS = ["-mavx2", "-Wno-psabi", "-Wno-unused-parameter"]

@@ -95,8 +95,8 @@ def cache(blob: str, folder: str) -> int:
     """A product with a coded matrix whose expanded copy is kept in a folder; 0 if it is right."""
     import numpy as np
 
-    from exporter.codec.native import NativeTensor
     from exporter.codec.native_residency import ResidencyManager
+    from exporter.codec.native_tensor import NativeTensor
 
     ResidencyManager().set_cache_dir(Path(folder))
     with NativeTensor(np.fromfile(blob, np.uint8)) as tensor:

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.support.fuzz_seeds import BUNDLE, CORPUS
 from tests.support.layer_tests import SANITIZE, compile_objects, link, sources_of
 from tests.support.paths import ROOT

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 
 CXX = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.codec.native import native_dir
+from exporter.native import native_dir
 from tests.support.layer_tests import run
 
 LIBRARIES = Path("/usr/lib/wasm32-wasi")

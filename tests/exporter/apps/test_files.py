@@ -17,8 +17,8 @@ import pytest
 import tinyqmoe
 from exporter.apps import files
 from exporter.bundle import Bundle
-from exporter.codec.native import native_dir
 from exporter.errors import OutOfSpaceError, UsageError
+from exporter.native import native_dir
 from runtime_ref.answers import load_reference
 from tests.native.test_app_libraries import build
 from tests.support.bundles import edit_manifest, with_artifact

@@ -20,7 +20,7 @@ from exporter.codec.dictionary import Dictionary
 from exporter.codec.encoder import Candidate, encode
 from exporter.codec.format import CodecId, Header
 from exporter.codec.growth import best_cap, code_lengths, cores, grow, with_codewords
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import CodecError
 from tests.support.golden.slow_encoder import count_entries, slow_base3, slow_lzw, slow_raw
 

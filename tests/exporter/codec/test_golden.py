@@ -12,7 +12,8 @@ import pytest
 
 from exporter.codec import reference
 from exporter.codec.encoder import encode
-from exporter.codec.native import Isa, NativeTensor, available_isas, quantize_x16
+from exporter.codec.native import Isa, available_isas
+from exporter.codec.native_tensor import NativeTensor, quantize_x16
 from exporter.codec.scales import StoredScales
 from exporter.errors import CodecError
 from tests.support.golden.blobs import EXAMPLE

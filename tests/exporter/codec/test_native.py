@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.codec import native, native_encoder, reference
+from exporter.codec import native, native_encoder, native_tensor, reference
 from exporter.codec.growth import grow, with_codewords
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import CodecError, MissingComponentError
 from tests.support.blobs import Levels, make_blob, random_levels, same_bits
 from tests.support.paths import GOLDEN
@@ -147,7 +147,7 @@ def test_quantize_any_floats(values: list[float]) -> None:
     with np.errstate(over="ignore", under="ignore"):
         expected = quantize(x)
     for isa in ISAS:
-        got = native.quantize_x16(x, isa=isa)
+        got = native_tensor.quantize_x16(x, isa=isa)
         assert same_bits(got[0], expected[0])
         assert same_bits(got[1], expected[1])
 
@@ -172,7 +172,7 @@ def test_non_finite(bad: float) -> None:
     x[1, 99] = bad
     for isa in ISAS:
         with pytest.raises(CodecError) as caught:
-            native.quantize_x16(x, isa=isa)
+            native_tensor.quantize_x16(x, isa=isa)
         assert caught.value.status == "NON_FINITE"
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, KVType
 from exporter.checkpoint.tensors import one_thread
-from exporter.codec import native
+from exporter.codec import native, native_tensor
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.errors import CheckpointError
 from exporter.quant.tensor import QuantizedTensor
@@ -61,7 +61,7 @@ def test_activations_are_quantized_with_the_bits_of_the_core() -> None:
     x[3], x[4], x[5] = 0, 2.0**-101, 2.0**-100
     x[6] = np.arange(65) - 32.5  # ties
     quantized, scales = quantize_activations(torch.from_numpy(x))
-    expected, expected_scales = native.quantize_x16(x)
+    expected, expected_scales = native_tensor.quantize_x16(x)
     assert np.array_equal(quantized.numpy(), expected.astype(np.float32))
     assert np.array_equal(scales[:, 0].numpy().view(np.int32), expected_scales.view(np.int32))
 

@@ -15,7 +15,7 @@ import torch
 from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage
 from exporter.bundle import Bundle, Location
 from exporter.codec import encoder
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import BundleError
 from exporter.quant.config import QuantConfig
 from runtime_ref.coreml.custom_op_runner import CustomOpRunner

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.codec import encoder, scales
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.errors import BundleError, UsageError
 from exporter.quiet import quiet
 from runtime_ref.coreml.neural_network import NeuralNetwork

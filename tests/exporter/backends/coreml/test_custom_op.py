@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.backends.coreml import custom_op, custom_op_graph, mlpackage, protobuf_stream
+from exporter.backends.coreml import (
+    custom_op,
+    custom_op_check,
+    custom_op_graph,
+    mlpackage,
+    protobuf_stream,
+)
 from exporter.bundle import EXACT, Arithmetic
 from exporter.codec import encoder
-from exporter.codec.native import NativeTensor
+from exporter.codec.native_tensor import NativeTensor
 from exporter.encoded import EncodedModel
 from exporter.errors import ExportError
 from exporter.models.config import rope_frequencies
@@ -741,7 +747,7 @@ def test_stand_ins_change_nothing_but_weights(made: Made) -> None:
     beginnings."""
     whole = coremltools.utils.load_spec(str(made.model_file))
     short = type(whole).FromString(
-        protobuf_stream.shortened(made.model_file, custom_op.PATH_TO_WEIGHTS)
+        protobuf_stream.shortened(made.model_file, custom_op_check.PATH_TO_WEIGHTS)
     )
     for a, b in zip(whole.neuralNetwork.layers, short.neuralNetwork.layers, strict=True):
         for full, cut in zip(a.custom.weights, b.custom.weights, strict=True):
@@ -783,7 +789,7 @@ def test_a_length_that_is_wrong_fails(
 def test_a_model_above_the_limit_fails(
     raw: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(custom_op, "PROTOBUF_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(custom_op_check, "PROTOBUF_LIMIT_BYTES", 1000)
     assert "the limit is 1,000" in failure(raw, tmp_path)
 
 

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.backends.coreml import mlpackage, mlprogram, mlprogram_graph, mlprogram_weights
+from exporter.backends.coreml import (
+    mlpackage,
+    mlprogram,
+    mlprogram_check,
+    mlprogram_graph,
+    mlprogram_weights,
+)
 from exporter.backends.coreml.mlprogram import EmittedMLProgram
 from exporter.backends.coreml.mlprogram_graph import MLProgramConfig
 from exporter.codec.scales import stored, widened
@@ -287,7 +293,7 @@ def check(made: Made, spec: Any, edit: Callable[[Any], object], **placed: int) -
     edit(edited)
     config, model = MLProgramConfig(CONTEXT, 10**9), made.parts.checkpoint.config
     try:
-        mlprogram._check(edited, layout, made.parts.encoded, model, config, METADATA)
+        mlprogram_check.check_program(edited, layout, made.parts.encoded, model, config, METADATA)
     except ExportError as error:
         return error.problems
     return []
@@ -298,7 +304,7 @@ def test_a_program_that_is_right_passes_the_check(made: Made, spec: Any) -> None
 
 
 def first(spec: Any, function: str, kind: str) -> Any:
-    return next(op for op in mlprogram.operations(spec, function) if op.type == kind)
+    return next(op for op in mlprogram_check.operations(spec, function) if op.type == kind)
 
 
 @pytest.mark.parametrize("function", ["decode", "prefill"])
@@ -308,7 +314,7 @@ def first(spec: Any, function: str, kind: str) -> Any:
 def test_an_operation_too_few_fails_the_check(
     made: Made, spec: Any, function: str, kind: str
 ) -> None:
-    ops = mlprogram.operations(spec, function)
+    ops = mlprogram_check.operations(spec, function)
     full = next(op.type for op in ops if op.type.startswith(kind))
     n = sum(op.type == full for op in ops)
     problems = check(made, spec, lambda s: setattr(first(s, function, full), "type", "identity"))
@@ -431,7 +437,7 @@ def test_a_program_that_coremltools_cannot_reload_fails(made: Made, spec: Any) -
     product = next(op for op in block.operations if op.type == "linear")
     product.inputs["x"].arguments[0].name = "nothing_of_that_name"
     with quiet(), pytest.raises(ExportError, match="coremltools cannot read the program it wrote"):
-        mlprogram._check_reload(damaged)
+        mlprogram_check.check_reload(damaged)
 
 
 # ---- rope
