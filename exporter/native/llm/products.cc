@@ -49,10 +49,28 @@ tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
   return TINYQMOE_OK;
 }
 
+// Matrices that can be read whole share one loop, so that threads wait for each other once. Where a matrix comes in
+// blocks of rows, each block is multiplied before the next is asked for: its pages are evicted then.
 tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
   tinyqmoe_status status = quantize(x, n_tokens, products[0].matrix->cols);
-  for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) status = multiply_one(products[i], n_tokens);
-  return status;
+  std::vector<Form> waiting;
+  std::vector<Part> parts;
+  for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) {
+    const Matrix& matrix = *products[i].matrix;
+    tinyqmoe_form* form = nullptr;
+    status = tinyqmoe_acquire(matrix.tensor, &form);
+    waiting.emplace_back(form, tinyqmoe_release);
+    Part part = {&products[i], nullptr, 0, 0};
+    while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &part.begin, &part.end)) {
+      part.tensor = tinyqmoe_form_tensor(form);
+      parts.push_back(part);
+      if (part.end - part.begin == matrix.rows) continue;
+      status = multiply_parts(parts, n_tokens);
+      parts.clear();
+    }
+    if (parts.empty()) waiting.clear();
+  }
+  return status == TINYQMOE_OK ? multiply_parts(parts, n_tokens) : status;
 }
 
 tinyqmoe_status Products::quantize(const float* x, uint32_t n_tokens, uint32_t cols) {
@@ -70,43 +88,47 @@ tinyqmoe_status Products::quantize(const float* x, uint32_t n_tokens, uint32_t c
   return failure.status();
 }
 
-tinyqmoe_status Products::multiply_one(const Product& product, uint32_t n_tokens) {
-  tinyqmoe_form* form = nullptr;
-  tinyqmoe_status status = tinyqmoe_acquire(product.matrix->tensor, &form);
-  if (status != TINYQMOE_OK) return status;
-  uint32_t begin, end;
-  while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &begin, &end)) {
-    status = multiply_rows(product, tinyqmoe_form_tensor(form), n_tokens, begin, end);
+// One loop over the rows of all parts, which lie one after the other in it, each from a multiple of kUnit on.
+tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, uint32_t n_tokens) {
+  uint64_t scratch_bytes = 0, rows = 0;
+  for (const Part& part : parts) {
+    scratch_bytes = std::max(scratch_bytes, tinyqmoe_linear_scratch_bytes(part.tensor, n_tokens));
+    rows += round_up(part.end - part.begin, kUnit);
   }
-  tinyqmoe_release(form);
-  return status;
-}
-
-tinyqmoe_status Products::multiply_rows(const Product& product, const tinyqmoe_tensor* tensor, uint32_t n_tokens,
-                                        uint32_t begin, uint32_t end) {
-  const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
   for (uint32_t i = 0; i < pool_->n_threads(); ++i) {
     if (!scratch_[i].reserve(scratch_bytes)) return TINYQMOE_OUT_OF_MEMORY;
   }
-  const Matrix& matrix = *product.matrix;
   const uint64_t pieces = uint64_t{kPieces} * pool_->n_threads();
-  const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((end - begin + pieces - 1) / pieces, kUnit));
+  const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((rows + pieces - 1) / pieces, kUnit));
   Failure failure;
-  pool_->run(end - begin, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
-    const tinyqmoe_linear_args args = {tensor,
-                                       matrix.scales,
-                                       matrix.scale_type,
-                                       matrix.group_size,
-                                       n_tokens,
-                                       begin + static_cast<uint32_t>(from),
-                                       begin + static_cast<uint32_t>(to),
-                                       isa_,
-                                       scratch_[thread].data(),
-                                       scratch_bytes,
-                                       product.y};
-    failure.note(tinyqmoe_linear_x16(&args, quantized_.data(), static_cast<const float*>(x_scales_.data())));
+  pool_->run(rows, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
+    uint64_t at = 0;  // of the part's first row in the loop
+    for (const Part& part : parts) {
+      const uint64_t n = part.end - part.begin;
+      const uint64_t first = std::max(from, at), last = std::min(to, at + n);
+      if (first < last) failure.note(multiply_rows(part, n_tokens, first - at, last - at, &scratch_[thread]));
+      at += round_up(n, kUnit);
+    }
   });
   return failure.status();
+}
+
+// Rows [from, to) of the part, by the calling thread.
+tinyqmoe_status Products::multiply_rows(const Part& part, uint32_t n_tokens, uint64_t from, uint64_t to,
+                                        Buffer* scratch) const {
+  const Matrix& matrix = *part.product->matrix;
+  const tinyqmoe_linear_args args = {part.tensor,
+                                     matrix.scales,
+                                     matrix.scale_type,
+                                     matrix.group_size,
+                                     n_tokens,
+                                     part.begin + static_cast<uint32_t>(from),
+                                     part.begin + static_cast<uint32_t>(to),
+                                     isa_,
+                                     scratch->data(),
+                                     scratch->size(),
+                                     part.product->y};
+  return tinyqmoe_linear_x16(&args, quantized_.data(), static_cast<const float*>(x_scales_.data()));
 }
 
 tinyqmoe_status Products::embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out) {

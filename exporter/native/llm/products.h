@@ -48,10 +48,18 @@ class Products {
   uint64_t buffer_bytes() const;
 
  private:
+  using Form = std::unique_ptr<tinyqmoe_form, decltype(&tinyqmoe_release)>;
+
+  // Rows [begin, end) of a matrix, in the form in which they are read.
+  struct Part {
+    const Product* product;
+    const tinyqmoe_tensor* tensor;
+    uint32_t begin, end;
+  };
+
   tinyqmoe_status quantize(const float* x, uint32_t n_tokens, uint32_t cols);
-  tinyqmoe_status multiply_one(const Product& product, uint32_t n_tokens);
-  tinyqmoe_status multiply_rows(const Product& product, const tinyqmoe_tensor* tensor, uint32_t n_tokens, uint32_t begin,
-                                uint32_t end);
+  tinyqmoe_status multiply_parts(const std::vector<Part>& parts, uint32_t n_tokens);
+  tinyqmoe_status multiply_rows(const Part& part, uint32_t n_tokens, uint64_t from, uint64_t to, Buffer* scratch) const;
 
   Pool* pool_;
   tinyqmoe_isa isa_;
