@@ -94,6 +94,7 @@ void fill_windows(Dictionary* d) {
     std::memcpy(entry + room, &control, n_bytes - room);
     d->most = std::max(d->most, control >> kControlBits);
   }
+  d->most_inverse = (uint64_t{1} << 32) / d->most;
 }
 
 void destroy(Dictionary* d) {

@@ -61,6 +61,7 @@ struct Dictionary {
   // codeword is an escape, or too long. [1 << window_bits][entry_bytes], 64-byte aligned.
   uint8_t* windows;
   uint32_t most;      // levels that a look-up or an escape puts, at least 1
+  uint64_t most_inverse;  // 2^32 / most, rounded down
   uint16_t* first;    // of every kMaxCodeBits bits: their first codeword, entry << 4 | bits
   Phrase* phrases;    // [n_entries]
   bool* is_escape;    // [n_entries]

@@ -188,7 +188,7 @@ struct BatchTask {
 };
 
 struct Kernels {
-  // The offsets of n rows of phrases, n at most kDotRows, to out[0..cols), out[stride..stride + cols) and so on, and
+  // The offsets of n rows of phrases to out[0..cols), out[stride..stride + cols) and so on, and
   // nothing else. Needs 16 readable bytes past a row.
   tinyqmoe_status (*expand_phrases)(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
                                     uint8_t* out, uint64_t stride);

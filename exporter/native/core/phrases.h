@@ -40,8 +40,8 @@ TINYQMOE_INLINE uint64_t safe_rounds(const Dictionary& d, const PhraseLane& lane
   constexpr int64_t kMostBits = kLookups * std::max(window_bits(kRoom), kMaxCodeBits) + 8;  // the last may be an escape
   const int64_t levels = lane.end - lane.out - (entry_bytes(kRoom) - d.most);
   const int64_t bits = static_cast<int64_t>(lane.end_bit - lane.bit);
-  const uint32_t by_levels = static_cast<uint32_t>(std::max<int64_t>(levels, 0)) / (kLookups * d.most);
-  const uint32_t by_bits = static_cast<uint32_t>(std::max<int64_t>(bits, 0)) / kMostBits;
+  const uint64_t by_levels = (static_cast<uint64_t>(std::max<int64_t>(levels, 0)) * d.most_inverse >> 32) / kLookups;
+  const uint64_t by_bits = static_cast<uint64_t>(std::max<int64_t>(bits, 0)) / kMostBits;
   return std::min(by_levels, by_bits);
 }
 
@@ -90,31 +90,41 @@ TINYQMOE_INLINE bool put_all_rounds(const Dictionary& d, PhraseLane* lanes) {
   }
 }
 
-// Rows side by side until one is near its end, and then each alone.
-template <uint32_t kRoom, uint32_t kLanes>
-TINYQMOE_INLINE bool put_rows(const Dictionary& d, PhraseLane* lanes) {
-  if (!put_all_rounds<kRoom, kLanes, 4>(d, lanes)) return false;
-  for (uint32_t k = 0; k < kLanes; ++k) {
-    if (!put_all_rounds<kRoom, 1, 1>(d, lanes + k)) return false;
+// What is left of a row that is near its end, alone.
+template <uint32_t kRoom>
+TINYQMOE_INLINE bool put_rest(const Dictionary& d, PhraseLane* lane) {
+  return put_all_rounds<kRoom, 1, 4>(d, lane) && put_all_rounds<kRoom, 1, 1>(d, lane) &&
+         finish_row(d, lane) == TINYQMOE_OK;
+}
+
+// Rows side by side. A lane whose row is near its end finishes it and takes the next one, so that no row waits for its
+// neighbours. False: something is wrong with a row.
+template <uint32_t kRoom>
+TINYQMOE_INLINE bool put_rows(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols, uint8_t* out,
+                              uint64_t stride) {
+  PhraseLane lanes[kDotRows];
+  uint32_t n_lanes = 0, next = 0;
+  while (n_lanes > 0 || next < n) {
+    for (; n_lanes < kDotRows && next < n; ++next) lanes[n_lanes++] = lane_of(rows[next], cols, out + next * stride);
+    const bool all = n_lanes == kDotRows;
+    if (all && !put_all_rounds<kRoom, kDotRows, 4>(d, lanes)) return false;
+    for (uint32_t k = n_lanes; k-- > 0;) {
+      if (all && safe_rounds<kRoom, 4>(d, lanes[k]) > 0) continue;
+      if (!put_rest<kRoom>(d, &lanes[k])) return false;
+      lanes[k] = lanes[--n_lanes];
+    }
   }
   return true;
 }
 
-// One row, or kDotRows of them side by side. What a row has wrong is found again codeword by codeword, in order.
+// The rows, next to each other or far apart. What is wrong with them is found again row by row, in order.
 template <uint32_t kRoom>
 TINYQMOE_INLINE tinyqmoe_status expand_phrases_of(const Dictionary& d, const CodedRow* rows, uint32_t n, uint32_t cols,
                                                   uint8_t* out, uint64_t stride) {
-  PhraseLane lanes[kDotRows];
-  for (uint32_t k = 0; k < n; ++k) lanes[k] = lane_of(rows[k], cols, out + k * stride);
-  bool fine = true;
-  if (n == kDotRows) {
-    fine = put_rows<kRoom, kDotRows>(d, lanes);
-  } else {
-    for (uint32_t k = 0; k < n && fine; ++k) fine = put_rows<kRoom, 1>(d, lanes + k);
-  }
-  for (uint32_t k = 0; k < n; ++k) {
-    if (!fine) lanes[k] = lane_of(rows[k], cols, out + k * stride);
-    const tinyqmoe_status status = finish_row(d, &lanes[k]);
+  if (put_rows<kRoom>(d, rows, n, cols, out, stride)) return TINYQMOE_OK;
+  for (uint32_t r = 0; r < n; ++r) {
+    PhraseLane lane = lane_of(rows[r], cols, out + r * stride);
+    const tinyqmoe_status status = finish_row(d, &lane);
     if (status != TINYQMOE_OK) return status;
   }
   return TINYQMOE_OK;

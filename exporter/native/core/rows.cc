@@ -10,6 +10,8 @@
 namespace tinyqmoe {
 namespace {
 
+constexpr uint32_t kExpandedRows = 32;  // at a time
+
 // What the digits of a base-3 row's last block are past its last level.
 bool ends_with_zeros(const uint8_t* packed, uint32_t cols) {
   const uint32_t begin = (cols - 1) / kBase3Columns * kBase3Block;  // the block's first byte
@@ -111,10 +113,10 @@ tinyqmoe_status check_unused_bits(const tinyqmoe_tensor& tensor, const CodedRow&
 
 tinyqmoe_status expand_rows(const tinyqmoe_tensor& tensor, const Kernels& kernels, RowCursor* cursor, uint32_t n,
                             const RowTarget& target) {
-  for (uint32_t r = 0; r < n; r += kDotRows) {
-    const uint32_t count = std::min(kDotRows, n - r);
+  for (uint32_t r = 0; r < n; r += kExpandedRows) {
+    const uint32_t count = std::min(kExpandedRows, n - r);
     const uint32_t row = cursor->row();
-    CodedRow rows[kDotRows];
+    CodedRow rows[kExpandedRows];
     for (uint32_t k = 0; k < count; ++k) {
       const tinyqmoe_status status = cursor->next(&rows[k]);
       if (status != TINYQMOE_OK) return status;
