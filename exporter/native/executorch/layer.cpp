@@ -62,6 +62,8 @@ struct Attention {
 
   tinyqmoe_status attend(const float* q, float* y) const {
     const tinyqmoe_attention_args args = {&cache, q, y, heads, position, n_tokens};
+    const auto n_threads = static_cast<uint32_t>(executorch::extension::get_thread_count());
+    if (tinyqmoe_attention_in_steps(&args, n_threads)) return attend_in_steps(args);
     const uint64_t scratch_bytes = tinyqmoe_attention_scratch_bytes(&args);
     const uint64_t items = tinyqmoe_attention_items(&args);
     if (scratch_bytes == 0 || items == 0) return TINYQMOE_BAD_ARGUMENT;
@@ -74,6 +76,21 @@ struct Attention {
                    return tinyqmoe_attention(&args, static_cast<uint64_t>(begin), static_cast<uint64_t>(end),
                                              TINYQMOE_ISA_AUTO, scratch);
                  });
+  }
+
+  tinyqmoe_status attend_in_steps(const tinyqmoe_attention_args& args) const {
+    thread_local Kept kept;
+    void* const shared = kept.at_least(tinyqmoe_attention_shared_bytes(&args));
+    if (shared == nullptr) return TINYQMOE_OUT_OF_MEMORY;
+    tinyqmoe_status status = TINYQMOE_OK;
+    for (const auto step : {TINYQMOE_ATTENTION_SCORES, TINYQMOE_ATTENTION_WEIGHTS, TINYQMOE_ATTENTION_VALUES}) {
+      const auto items = static_cast<int64_t>(tinyqmoe_attention_step_items(&args, step));
+      if (status == TINYQMOE_OK) status = share(items, 1, [&](int64_t begin, int64_t end) {
+        return tinyqmoe_attention_do_step(&args, step, static_cast<uint64_t>(begin), static_cast<uint64_t>(end),
+                                          TINYQMOE_ISA_AUTO, shared);
+      });
+    }
+    return status;
   }
 
   tinyqmoe_status run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& angles, Tensor& out) const {

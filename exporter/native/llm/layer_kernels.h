@@ -12,8 +12,23 @@ constexpr uint32_t kLanes = 16;
 constexpr uint32_t kValueBlock = 128;  // positions whose weighted values are summed before they join the total
 constexpr uint32_t kMaxQueries = 4;    // query heads that share one pass over a head of the cache
 
+// What is done of a task: scores are divided by positions, and values by columns, which changes no sum.
+enum class AttentionStep {
+  kWhole,
+  kScores = TINYQMOE_ATTENTION_SCORES,
+  kWeights = TINYQMOE_ATTENTION_WEIGHTS,
+  kValues = TINYQMOE_ATTENTION_VALUES
+};
+
+struct Range {
+  uint32_t begin, end;
+};
+
 // Query heads of one token that read the same head of the cache.
 struct AttentionTask {
+  AttentionStep step;
+  Range positions;  // of the scores: multiples of kLanes, but the end of all
+  Range columns;    // of the values: multiples of kLanes
   const float* q;  // [queries][head_dim]
   const void* keys;
   const void* values;
@@ -24,6 +39,7 @@ struct AttentionTask {
   uint32_t value_stride;  // head_dim rounded up to kLanes
   uint32_t length;        // positions seen
   float* scores;          // [queries][length rounded up to kLanes]
+  float* sums;            // [queries]: of the weights
   float* totals;          // [queries][value_stride]
   float* y;               // [queries][head_dim]
 };

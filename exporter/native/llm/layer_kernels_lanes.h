@@ -89,11 +89,11 @@ template <typename T, uint32_t kQueries>
 INLINE void score(const AttentionTask& task) {
   constexpr uint32_t kBlocks = kMaxQueries / kQueries;  // enough sums at a time to hide an addition's latency
   const float factor = 1.0f / std::sqrt(static_cast<float>(task.head_dim));
-  uint32_t position = 0;
-  for (; position + kBlocks * kLanes <= task.length; position += kBlocks * kLanes) {
+  uint32_t position = task.positions.begin;
+  for (; position + kBlocks * kLanes <= task.positions.end; position += kBlocks * kLanes) {
     score_blocks<T, kQueries, kBlocks>(task, position, factor);
   }
-  for (; position < task.length; position += kLanes) score_blocks<T, kQueries, 1>(task, position, factor);
+  for (; position < task.positions.end; position += kLanes) score_blocks<T, kQueries, 1>(task, position, factor);
 }
 
 // Scores to exp(score - max), in place. Returns their sum.
@@ -139,37 +139,47 @@ INLINE void add_values(const AttentionTask& task, uint32_t begin, uint32_t end, 
   }
 }
 
+// The weights of each query: its scores, softened.
 template <typename T, uint32_t kQueries>
 INLINE void weigh(const AttentionTask& task) {
+  const uint32_t padded = padded_length(task);
+  for (uint32_t r = 0; r < kQueries; ++r) {
+    float* const scores = task.scores + uint64_t{r} * padded;
+    task.sums[r] = soften(scores, task.length, padded);
+    if constexpr (sizeof(T) == 1) {
+      for (uint32_t j = 0; j < task.length; ++j) scores[j] *= task.value_scales[j];
+    }
+  }
+}
+
+template <typename T, uint32_t kQueries>
+INLINE void mix(const AttentionTask& task) {
   constexpr uint32_t kColumns = kMaxQueries / kQueries;
-  std::memset(task.totals, 0, sizeof(float) * kQueries * task.value_stride);
+  for (uint32_t r = 0; r < kQueries; ++r) {
+    float* const totals = task.totals + uint64_t{r} * task.value_stride;
+    std::memset(totals + task.columns.begin, 0, sizeof(float) * (task.columns.end - task.columns.begin));
+  }
   for (uint32_t begin = 0; begin < task.length; begin += kValueBlock) {
     const uint32_t end = task.length - begin < kValueBlock ? task.length : begin + kValueBlock;
-    uint32_t column = 0;
-    for (; column + kColumns * kLanes <= task.value_stride; column += kColumns * kLanes) {
+    uint32_t column = task.columns.begin;
+    for (; column + kColumns * kLanes <= task.columns.end; column += kColumns * kLanes) {
       add_values<T, kQueries, kColumns>(task, begin, end, column);
     }
-    for (; column < task.value_stride; column += kLanes) add_values<T, kQueries, 1>(task, begin, end, column);
+    for (; column < task.columns.end; column += kLanes) add_values<T, kQueries, 1>(task, begin, end, column);
+  }
+  const uint32_t end = task.columns.end < task.head_dim ? task.columns.end : task.head_dim;
+  for (uint32_t r = 0; r < kQueries; ++r) {
+    const float* const totals = task.totals + uint64_t{r} * task.value_stride;
+    for (uint32_t d = task.columns.begin; d < end; ++d) task.y[r * task.head_dim + d] = totals[d] / task.sums[r];
   }
 }
 
 template <typename T, uint32_t kQueries>
 TARGET void attend_queries(const AttentionTask& task) {
-  const uint32_t padded = padded_length(task);
-  float sums[kQueries];
-  score<T, kQueries>(task);
-  for (uint32_t r = 0; r < kQueries; ++r) {
-    float* const scores = task.scores + uint64_t{r} * padded;
-    sums[r] = soften(scores, task.length, padded);
-    if constexpr (sizeof(T) == 1) {
-      for (uint32_t j = 0; j < task.length; ++j) scores[j] *= task.value_scales[j];
-    }
-  }
-  weigh<T, kQueries>(task);
-  for (uint32_t r = 0; r < kQueries; ++r) {
-    const float* const totals = task.totals + uint64_t{r} * task.value_stride;
-    for (uint32_t d = 0; d < task.head_dim; ++d) task.y[r * task.head_dim + d] = totals[d] / sums[r];
-  }
+  const bool whole = task.step == AttentionStep::kWhole;
+  if (whole || task.step == AttentionStep::kScores) score<T, kQueries>(task);
+  if (whole || task.step == AttentionStep::kWeights) weigh<T, kQueries>(task);
+  if (whole || task.step == AttentionStep::kValues) mix<T, kQueries>(task);
 }
 
 template <typename T>

@@ -134,8 +134,12 @@ tinyqmoe_status Runner::take_memory() {
   attention_scratch_ = std::vector<Buffer>(pool_->n_threads());
   const uint32_t last = options_.context - 1;  // a token there sees most, so no other needs more
   const tinyqmoe_attention_args longest = {&layers_[0].cache, q_, attended_, net_.heads, last, 1};
+  const bool in_steps = tinyqmoe_attention_in_steps(&longest, pool_->n_threads());
+  uint64_t bytes = in_steps ? tinyqmoe_attention_shared_bytes(&longest) : 0;  // of the first, which steps share
   for (Buffer& scratch : attention_scratch_) {
-    if (!scratch.reserve(tinyqmoe_attention_scratch_bytes(&longest))) return TINYQMOE_OUT_OF_MEMORY;
+    bytes = std::max(bytes, tinyqmoe_attention_scratch_bytes(&longest));
+    if (!scratch.reserve(bytes)) return TINYQMOE_OUT_OF_MEMORY;
+    bytes = 0;
   }
   return TINYQMOE_OK;
 }
@@ -201,10 +205,22 @@ tinyqmoe_status Runner::attend(const Layer& layer, uint32_t n_tokens, uint32_t p
   const tinyqmoe_status status = tinyqmoe_kv_cache_write(&layer.cache, &write, 0, net_.kv_heads);
   if (status != TINYQMOE_OK) return status;
   const tinyqmoe_attention_args args = {&layer.cache, q_, attended_, net_.heads, position, n_tokens};
+  if (tinyqmoe_attention_in_steps(&args, pool_->n_threads())) return attend_in_steps(args);
   Failure failure;
   pool_->run(tinyqmoe_attention_items(&args), 1, [&](uint64_t begin, uint64_t end, uint32_t thread) {
     failure.note(tinyqmoe_attention(&args, begin, end, options_.isa, attention_scratch_[thread].data()));
   });
+  return failure.status();
+}
+
+tinyqmoe_status Runner::attend_in_steps(const tinyqmoe_attention_args& args) {
+  void* const shared = attention_scratch_[0].data();
+  Failure failure;
+  for (const auto step : {TINYQMOE_ATTENTION_SCORES, TINYQMOE_ATTENTION_WEIGHTS, TINYQMOE_ATTENTION_VALUES}) {
+    pool_->run(tinyqmoe_attention_step_items(&args, step), 1, [&](uint64_t begin, uint64_t end, uint32_t) {
+      failure.note(tinyqmoe_attention_do_step(&args, step, begin, end, options_.isa, shared));
+    });
+  }
   return failure.status();
 }
 

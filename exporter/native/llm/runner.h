@@ -61,6 +61,7 @@ class Runner {
   tinyqmoe_status embed(const int32_t* tokens, uint32_t n_tokens);
   tinyqmoe_status attention(const Layer& layer, uint32_t n_tokens, uint32_t position);
   tinyqmoe_status attend(const Layer& layer, uint32_t n_tokens, uint32_t position);
+  tinyqmoe_status attend_in_steps(const tinyqmoe_attention_args& args);
   tinyqmoe_status mlp(const Layer& layer, uint32_t n_tokens);
   tinyqmoe_status rms_norm(const float* x, const float* weight, float* y, uint64_t rows, uint32_t cols);
   tinyqmoe_status prepare_heads(float* x, const float* norm, uint32_t heads, uint32_t n_tokens);

@@ -13,6 +13,7 @@ import tinyqmoe
 from exporter.bundle import NATIVE, Bundle
 from exporter.codec import native
 from exporter.errors import BundleError, ContextError, MissingComponentError, UsageError
+from exporter.quant.config import QuantConfig
 from runtime_ref import residency, runners
 from runtime_ref.answers import load_reference
 from runtime_ref.native.package import native_package
@@ -21,12 +22,14 @@ from runtime_ref.residency import Residency
 from tests.support.bundles import (
     copy,
     edit_manifest,
+    export,
     no_progress,
     patch,
     reseal,
     small_manifest,
     sqnr_db,
 )
+from tests.support.checkpoints import write_llama
 from tinyqmoe.evaluating import open_model
 
 
@@ -119,6 +122,22 @@ def test_threads_pieces_and_residency_make_no_difference_in_bits(
     for wanted in (Residency("expand"), Residency("file", cache_dir=tmp_path), Residency()):
         placed = runners.open_runner(bundle, package, wanted, no_progress)
         assert placed.forward(tokens, 0).tobytes() == expected
+
+
+def test_attention_in_steps_makes_no_difference_in_bits(tmp_path: Path) -> None:
+    """One head of the cache is divided by positions among two threads and more."""
+    checkpoint = write_llama(
+        tmp_path / "m", num_key_value_heads=1, max_position_embeddings=640, num_hidden_layers=1
+    )
+    long = export(checkpoint, tmp_path / "b", QuantConfig("int8"), context=640)
+    tokens = [3 + i * i % 90 for i in range(600)]
+    runner = open_native(long, 1)
+    runner.forward(tokens, 0)
+    expected = [runner.forward([5 + i], 600 + i).tobytes() for i in range(3)]
+    executorch = runners.open_runner(long, long.artifact("pte"), Residency(), no_progress)
+    for other in (open_native(long, 2), open_native(long, 3), executorch):
+        other.forward(tokens, 0)
+        assert [other.forward([5 + i], 600 + i).tobytes() for i in range(3)] == expected
 
 
 def test_a_bundle_has_a_folder_of_its_own_for_expanded_weights(

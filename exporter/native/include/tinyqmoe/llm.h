@@ -107,6 +107,21 @@ TINYQMOE_API uint64_t tinyqmoe_attention_scratch_bytes(const tinyqmoe_attention_
 TINYQMOE_API tinyqmoe_status tinyqmoe_attention(const tinyqmoe_attention_args* args, uint64_t item_begin,
                                                 uint64_t item_end, tinyqmoe_isa isa, void* scratch);
 
+/* One token in three steps, whose items are smaller: scores divided by positions, weights by query heads, values by
+ * columns. A step begins when all items of the one before are done, and all share scratch. The bits are the same.
+ * in_steps: whether that pays, because positions are many and whole items would not divide evenly among the threads. */
+typedef enum tinyqmoe_attention_step {
+  TINYQMOE_ATTENTION_SCORES = 1,
+  TINYQMOE_ATTENTION_WEIGHTS = 2,
+  TINYQMOE_ATTENTION_VALUES = 3
+} tinyqmoe_attention_step;
+TINYQMOE_API bool tinyqmoe_attention_in_steps(const tinyqmoe_attention_args* args, uint32_t n_threads);
+TINYQMOE_API uint64_t tinyqmoe_attention_shared_bytes(const tinyqmoe_attention_args* args); /* 0: arguments are bad */
+TINYQMOE_API uint64_t tinyqmoe_attention_step_items(const tinyqmoe_attention_args* args, tinyqmoe_attention_step step);
+TINYQMOE_API tinyqmoe_status tinyqmoe_attention_do_step(const tinyqmoe_attention_args* args, tinyqmoe_attention_step step,
+                                                        uint64_t item_begin, uint64_t item_end, tinyqmoe_isa isa,
+                                                        void* shared);
+
 /* gate[i] = (gate[i] / (1 + exp(-gate[i]))) * up[i]. */
 TINYQMOE_API tinyqmoe_status tinyqmoe_swiglu(float* gate, const float* up, uint64_t n, tinyqmoe_isa isa);
 

@@ -95,7 +95,28 @@ void attend_in_threads(const tinyqmoe_attention_args& args, tinyqmoe_isa isa, ui
   CHECK(fine);
 }
 
-// All tokens, in calls of random lengths.
+// One token in steps: the items of each by several threads, which share scratch of exactly the size that was asked for.
+void attend_in_steps(const tinyqmoe_attention_args& args, tinyqmoe_isa isa, uint32_t n_threads) {
+  Floats shared(tinyqmoe_attention_shared_bytes(&args) / sizeof(float), 1e9f);
+  std::atomic<bool> fine{!shared.empty()};
+  for (const auto step : {TINYQMOE_ATTENTION_SCORES, TINYQMOE_ATTENTION_WEIGHTS, TINYQMOE_ATTENTION_VALUES}) {
+    const uint64_t items = tinyqmoe_attention_step_items(&args, step);
+    CHECK(items > 0);
+    std::atomic<uint64_t> next{0};
+    std::vector<tinyqmoe::Thread> threads;
+    for (uint32_t i = 0; i < n_threads; ++i) {
+      threads.emplace_back([&] {
+        for (uint64_t item = next++; item < items; item = next++) {
+          if (tinyqmoe_attention_do_step(&args, step, item, item + 1, isa, shared.data()) != TINYQMOE_OK) fine = false;
+        }
+      });
+    }
+    for (tinyqmoe::Thread& thread : threads) thread.join();
+  }
+  CHECK(fine);
+}
+
+// All tokens, in calls of random lengths, and the last one in steps too.
 Floats run(const Case& c, tinyqmoe_isa isa, Random& random, uint32_t n_threads) {
   tinyqmoe_kv_cache cache = {nullptr, c.type, c.kv_heads, c.head_dim, c.context};
   const uint64_t bytes = tinyqmoe_kv_cache_bytes(&cache);
@@ -113,6 +134,10 @@ Floats run(const Case& c, tinyqmoe_isa isa, Random& random, uint32_t n_threads) 
     attend_in_threads(args, isa, n_threads);
     at += tokens;
   }
+  const size_t last = (size_t{c.n} - 1) * c.heads() * c.head_dim;
+  Floats in_steps(out.size() - last, 1e9f);
+  attend_in_steps({&cache, c.q.data() + last, in_steps.data(), c.heads(), c.n - 1, 1}, isa, n_threads);
+  CHECK(same_bits(in_steps, Floats(out.begin() + last, out.end())));
   return out;
 }
 
@@ -136,8 +161,38 @@ void test_bad_calls() {
   CHECK(tinyqmoe_attention(&args, 0, 5, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_attention(&args, 0, 1, TINYQMOE_ISA_AUTO, nullptr) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_attention(&args, 0, 1, static_cast<tinyqmoe_isa>(7), scratch) == TINYQMOE_NO_ISA);
+  const tinyqmoe_attention_args one = {&cache, x, y, 3, 3, 1};
+  for (const auto step : {static_cast<tinyqmoe_attention_step>(0), static_cast<tinyqmoe_attention_step>(4)}) {
+    CHECK(tinyqmoe_attention_step_items(&one, step) == 0);
+    CHECK(tinyqmoe_attention_do_step(&one, step, 0, 0, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
+  }
+  CHECK(tinyqmoe_attention_shared_bytes(&args) == 0);
+  CHECK(tinyqmoe_attention_step_items(&args, TINYQMOE_ATTENTION_SCORES) == 0);
+  const uint64_t items = tinyqmoe_attention_step_items(&one, TINYQMOE_ATTENTION_WEIGHTS);
+  CHECK(items == 3);
+  const auto do_step = [&](uint64_t begin, uint64_t end, tinyqmoe_isa isa, void* shared) {
+    return tinyqmoe_attention_do_step(&one, TINYQMOE_ATTENTION_WEIGHTS, begin, end, isa, shared);
+  };
+  CHECK(do_step(0, items + 1, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(do_step(2, 1, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(do_step(0, 1, TINYQMOE_ISA_AUTO, nullptr) == TINYQMOE_BAD_ARGUMENT);
+  CHECK(do_step(0, 1, static_cast<tinyqmoe_isa>(7), scratch) == TINYQMOE_NO_ISA);
   cache.kv_heads = 2;
   CHECK(tinyqmoe_attention_items(&args) == 0);  // three heads over two
+}
+
+// Steps are for one token that sees many, where threads would have unequal numbers of heads.
+void test_when_steps_pay() {
+  g_context = "attention in steps";
+  const tinyqmoe_kv_cache three = {nullptr, TINYQMOE_KV_FLOAT16, 3, 64, 2048};
+  const tinyqmoe_kv_cache eight = {nullptr, TINYQMOE_KV_FLOAT16, 8, 64, 2048};
+  const auto pays = [](const tinyqmoe_kv_cache& cache, uint32_t position, uint32_t n_tokens, uint32_t n_threads) {
+    const tinyqmoe_attention_args args = {&cache, nullptr, nullptr, 3 * cache.kv_heads, position, n_tokens};
+    return tinyqmoe_attention_in_steps(&args, n_threads);
+  };
+  CHECK(pays(three, 512, 1, 2) && pays(three, 2047, 1, 4) && pays(eight, 600, 1, 6));
+  CHECK(!pays(three, 511, 1, 2) && !pays(three, 512, 2, 2) && !pays(three, 512, 1, 1) && !pays(three, 512, 1, 3));
+  CHECK(!pays(eight, 512, 1, 4) && !pays(three, 2048, 1, 2));
 }
 
 }  // namespace
@@ -155,6 +210,7 @@ void test_attention() {
     }
   }
   test_bad_calls();
+  test_when_steps_pay();
 }
 
 }  // namespace tests
