@@ -162,10 +162,9 @@ void test_bad_calls() {
   CHECK(tinyqmoe_attention(&args, 0, 1, TINYQMOE_ISA_AUTO, nullptr) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_attention(&args, 0, 1, static_cast<tinyqmoe_isa>(7), scratch) == TINYQMOE_NO_ISA);
   const tinyqmoe_attention_args one = {&cache, x, y, 3, 3, 1};
-  for (const auto step : {static_cast<tinyqmoe_attention_step>(0), static_cast<tinyqmoe_attention_step>(4)}) {
-    CHECK(tinyqmoe_attention_step_items(&one, step) == 0);
-    CHECK(tinyqmoe_attention_do_step(&one, step, 0, 0, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
-  }
+  const auto none = static_cast<tinyqmoe_attention_step>(0);
+  CHECK(tinyqmoe_attention_step_items(&one, none) == 0);
+  CHECK(tinyqmoe_attention_do_step(&one, none, 0, 0, TINYQMOE_ISA_AUTO, scratch) == TINYQMOE_BAD_ARGUMENT);
   CHECK(tinyqmoe_attention_shared_bytes(&args) == 0);
   CHECK(tinyqmoe_attention_step_items(&args, TINYQMOE_ATTENTION_SCORES) == 0);
   const uint64_t items = tinyqmoe_attention_step_items(&one, TINYQMOE_ATTENTION_WEIGHTS);
