@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from exporter.bundle import EXACT, REFERENCE, Arithmetic, Bundle, KVType
 from exporter.checkpoint.tensors import one_thread
-from exporter.codec import native, native_tensor
+from exporter.codec import native_tensor
 from exporter.encoded import EncodedMatrix, encode_matrix
 from exporter.errors import CheckpointError
 from exporter.quant.tensor import QuantizedTensor
@@ -143,7 +143,7 @@ def test_products_of_many_tokens_are_the_same_by_the_core(
     x = torch.randn(1, CORE_TOKENS, coded.cols, generator=torch.Generator().manual_seed(0))
     linear, calls = QuantizedLinear(coded, "int16"), []
     in_pytorch = torch.cat([linear(part) for part in x.split(CORE_TOKENS - 1, 1)], 1)
-    monkeypatch.setattr(native, "PASSED_WEIGHTS", passed)
+    monkeypatch.setattr(native_tensor, "PASSED_WEIGHTS", passed)
     monkeypatch.setattr(reference_model, "release", lambda *_: calls.append(1))
     monkeypatch.setattr(reference_model, "integer_product", None)
     assert same_bits(linear(x), in_pytorch)
