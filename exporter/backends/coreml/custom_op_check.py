@@ -73,7 +73,7 @@ def check_package(
     Raises ExportError with all that is wrong. What must hold:
 
     - coremltools parses the model, and it is small enough for a protobuf (see `_reload`);
-    - version, metadata, inputs and outputs are those of the contract (see the module);
+    - version, metadata, inputs and outputs are those of the contract (see custom_op.py);
     - its layers are those that were written, products as many as the model asks, none of them
       dense;
     - every value is made once and before it is used, and every output is made;
@@ -120,7 +120,7 @@ def check_package(
 
 
 def _contract(model: ModelConfig, config: CustomOpConfig) -> dict[str, str]:
-    """Inputs and outputs of the contract (see the module), as `mlpackage.declared` reads them."""
+    """Inputs and outputs of the contract (see custom_op.py), as `mlpackage.declared` reads them."""
     row = f"{model.num_hidden_layers}, 2, {model.num_key_value_heads}, {model.head_dim}"
     tokens = f"1..{config.max_tokens}" if config.max_tokens > 1 else "1"
     return {
