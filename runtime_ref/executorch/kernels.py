@@ -35,7 +35,7 @@ from runtime_ref.executorch.runtime import Runtime
 OPERATORS = tuple(
     f"tinyqmoe::{name}.out"
     for name in (
-        *("lzw_decode", "lzw_linear", "lzw_embedding"),
+        *("lzw_decode", "lzw_linear", "lzw_linears", "lzw_embedding"),
         *("rms_norm", "rope_angles", "attention", "swiglu", "add", "last"),
     )
 )

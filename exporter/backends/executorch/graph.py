@@ -48,6 +48,18 @@ class Constant:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the operator `tinyqmoe::name`: indices of its arguments and of its results.
+
+    An operator of several results returns nothing: they are a list, its last argument.
+    """
+
+    name: str
+    arguments: list[int]
+    outs: list[int]
+
+
 @dataclass
 class Graph:
     """A program in the making, for inputs of at most `tokens` tokens."""
@@ -55,7 +67,7 @@ class Graph:
     tokens: int
     values: list[EValue] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
-    calls: list[tuple[str, list[int]]] = field(default_factory=list)
+    calls: dict[int, Call] = field(default_factory=dict)  # in order, by when they are
     planned: list[Value] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     _constants: dict[int | bytes, Value] = field(default_factory=dict)
@@ -97,27 +109,47 @@ class Graph:
 
         `sizes` are those for the longest input.
         """
-        at = len(self.calls)
+        at = max(self.calls, default=-1) + 1
         out = self._tensor(sizes, dtype, dynamic=dynamic)
         out.n_bytes, out.first, out.last = dtype.itemsize * math.prod(sizes), at, at
         self.planned.append(out)
         for argument in arguments:
             if isinstance(argument, Value) and argument.last is not None:
                 argument.last = at
-        indices = [a.index if isinstance(a, Value) else self._number(a) for a in arguments]
-        # An operator's output is its last argument, and what it returns besides.
-        self.calls.append((f"tinyqmoe::{name}", [*indices, out.index, out.index]))
+        indices = [a.index if isinstance(a, Value) else self._value(_number(a)) for a in arguments]
+        self.calls[at] = Call(name, indices, [out.index])
         return out
+
+    def join(self, places: list[int], call: Call) -> None:
+        """Puts a call that has the results of several, those at `places`, where their first is."""
+        for at in places[1:]:
+            del self.calls[at]
+        self.calls[places[0]] = call
+        for value in self.planned:
+            if value.index in call.outs:
+                value.first = places[0]
+
+    def numbers(self, indices: list[int]) -> int:
+        """The index of a list of whole numbers."""
+        from executorch.exir.schema import IntList
+
+        return self._value(IntList(indices))
+
+    def tensors(self, indices: list[int]) -> int:
+        """The index of a list of tensors."""
+        from executorch.exir.schema import TensorList
+
+        return self._value(TensorList(indices))
 
     def census(self) -> dict[str, int]:
         """Number of calls of each operator, by name with overload."""
-        return dict(Counter(f"{name}.out" for name, _ in self.calls))
+        return dict(Counter(f"tinyqmoe::{call.name}.out" for call in self.calls.values()))
 
     def program(self, output: Value, methods: dict[str, Any]) -> Program:
         """The program with the method `forward`, and one for each constant of `methods`."""
         from executorch.exir.schema import Buffer, Program, SubsegmentOffsets
 
-        output.last = len(self.calls)  # the caller reads it
+        output.last = max(self.calls, default=0) + 1  # the caller reads it
         arena_bytes = self._plan_memory()
         plans = [self._forward(output, arena_bytes), *map(_constant_method, methods.items())]
         return Program(
@@ -157,11 +189,12 @@ class Graph:
             allocation_info=None,
             shape_dynamism=bound if dynamic else static,
         )
-        self.values.append(schema.EValue(tensor))
-        return Value(len(self.values) - 1, sizes, dynamic)
+        return Value(self._value(tensor), sizes, dynamic)
 
-    def _number(self, number: float) -> int:
-        self.values.append(_number(number))
+    def _value(self, value: Any) -> int:
+        from executorch.exir.schema import EValue
+
+        self.values.append(EValue(value))
         return len(self.values) - 1
 
     def _plan_memory(self) -> int:
@@ -190,10 +223,11 @@ class Graph:
     def _forward(self, output: Value, arena_bytes: int) -> ExecutionPlan:
         from executorch.exir import schema
 
-        names = list(dict.fromkeys(name for name, _ in self.calls))
-        calls = [
-            schema.Instruction(schema.KernelCall(op_index=names.index(name), args=arguments))
-            for name, arguments in self.calls
+        calls = list(self.calls.values())
+        names = list(dict.fromkeys(call.name for call in calls))
+        instructions = [
+            schema.KernelCall(names.index(call.name), [*call.arguments, *self._results(call)])
+            for call in calls
         ]
         return schema.ExecutionPlan(
             name="forward",
@@ -203,11 +237,15 @@ class Graph:
             values=self.values,
             inputs=self.inputs,
             outputs=[output.index],
-            chains=[schema.Chain(inputs=[], outputs=[], instructions=calls, stacktrace=None)],
-            operators=[schema.Operator(name=name, overload="out") for name in names],
+            chains=[schema.Chain([], [], list(map(schema.Instruction, instructions)), None)],
+            operators=[schema.Operator(f"tinyqmoe::{name}", "out") for name in names],
             delegates=[],
             non_const_buffer_sizes=[0, arena_bytes],
         )
+
+    def _results(self, call: Call) -> list[int]:
+        """What follows the arguments: the result, which an operator returns besides, or a list."""
+        return 2 * call.outs if len(call.outs) == 1 else [self.tensors(call.outs)]
 
 
 def bytes_of(vector: Tensor) -> bytes:
@@ -231,14 +269,12 @@ def _live_together(a: Value, b: Value) -> bool:
     return a.first <= b.last and b.first <= a.last
 
 
-def _number(number: bool | float) -> EValue:
+def _number(number: bool | float) -> Any:
     from executorch.exir import schema
 
     if isinstance(number, bool):
-        return schema.EValue(schema.Bool(number))
-    if isinstance(number, int):
-        return schema.EValue(schema.Int(number))
-    return schema.EValue(schema.Double(number))
+        return schema.Bool(number)
+    return schema.Int(number) if isinstance(number, int) else schema.Double(number)
 
 
 def _constant_method(item: tuple[str, bool | int | Sequence[int]]) -> ExecutionPlan:
@@ -251,7 +287,7 @@ def _constant_method(item: tuple[str, bool | int | Sequence[int]]) -> ExecutionP
     return schema.ExecutionPlan(
         name=name,
         container_meta_type=schema.ContainerMetadata("", _tree(shape)),
-        values=[_number(n) for n in numbers],
+        values=[schema.EValue(_number(n)) for n in numbers],
         inputs=[],
         outputs=list(range(len(numbers))),
         chains=[schema.Chain(inputs=[], outputs=[], instructions=[], stacktrace=None)],

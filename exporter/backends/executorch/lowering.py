@@ -5,6 +5,8 @@ core runtime and our kernels. `native/executorch` computes them; of those that a
 
 - `lzw_linear(x, blob, scales, out_features, group_size, int16_activations)`: float32 [.., in] ->
   [.., out_features], decoding fused with the product;
+- `lzw_linears(x, blobs, scales, group_sizes, int16_activations)`: the same for several matrices
+  that read one x (q, k and v; gate and up), each with a result of its own;
 - `lzw_embedding(ids, blob, scales, embedding_dim, group_size)`: int64 [1, S] -> float32 [1, S,
   embedding_dim], decoding only the rows that are asked for;
 - `rms_norm(x, weight, eps)`: of each run of n values of x, float32 [.., m n], for a weight [n];
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.backends.executorch.exir import without_exporter
-from exporter.backends.executorch.graph import ALIGNMENT, Constant, Graph, Value, bytes_of
+from exporter.backends.executorch.graph import ALIGNMENT, Call, Constant, Graph, Value, bytes_of
 from exporter.backends.executorch.kv_cache import KV_TYPES, cache_bytes
 from exporter.bundle import HEAD, KVType
 from exporter.codec.scale_types import ScaleType
@@ -43,6 +45,8 @@ from exporter.quiet import quiet
 if TYPE_CHECKING:
     from executorch.exir.schema import Program
 
+# Operators over matrices, below `tinyqmoe::`.
+LINEAR, LINEARS, EMBED = "lzw_linear", "lzw_linears", "lzw_embedding"
 # This is the longest input of one call: activations are planned for it, and longer ones are no
 # faster.
 PREFILL_TOKENS = 128
@@ -99,7 +103,26 @@ class EmittedProgram:
     vector_offsets: dict[str, int]
     vector_bytes: int  # equal vectors are there once
     operators: dict[str, int]
+    n_products: int
     arena_bytes: int
+
+
+def join_products(graph: Graph) -> None:
+    """Makes one call of the products that have the same input.
+
+    Their input is quantized once then, and threads wait for each other once.
+    """
+    products: dict[int, list[int]] = {}
+    for at, call in graph.calls.items():
+        if call.name == LINEAR:
+            products.setdefault(call.arguments[0], []).append(at)
+    for x, places in products.items():
+        if len(places) > 1:
+            calls = [graph.calls[at] for at in places]
+            blobs, scales, _, sizes, int16 = zip(*(c.arguments[1:] for c in calls), strict=True)
+            lists = [graph.tensors([*blobs]), graph.tensors([*scales]), graph.numbers([*sizes])]
+            outs = [out for call in calls for out in call.outs]
+            graph.join(places, Call(LINEARS, [x, *lists, int16[0]], outs))
 
 
 class Recorded(nn.Module):
@@ -125,7 +148,7 @@ class ProgramLayers:
 
         def record(x: Value) -> Value:
             last = (matrix.rows, matrix.group_size, int16)
-            return self._like(x, "lzw_linear", x, *self._coded_of(name), *last, n=matrix.rows)
+            return self._like(x, LINEAR, x, *self._coded_of(name), *last, n=matrix.rows)
 
         return Recorded(record)
 
@@ -135,7 +158,7 @@ class ProgramLayers:
 
         def record(ids: Value) -> Value:
             arguments = (ids, *self._coded_of(name), cols, group_size)
-            return self.graph.call("lzw_embedding", *arguments, sizes=sizes, dynamic=ids.dynamic)
+            return self.graph.call(EMBED, *arguments, sizes=sizes, dynamic=ids.dynamic)
 
         return Recorded(record)
 
@@ -216,6 +239,7 @@ def emit(
         model = network(ProgramLayers(encoded, config, graph))
         tokens = graph.input((1, graph.tokens), torch.int64, dynamic=graph.tokens > 1)
         logits = model(tokens, graph.input((1,), torch.int64, dynamic=False))
+        join_products(graph)
         program = graph.program(logits, config.methods())
         at = write(program, path)
     keys = {name: bytes_of(vector) for name, vector in vectors.items()}
@@ -231,6 +255,7 @@ def emit(
         vector_offsets={name: at[key] for name, key in keys.items()},
         vector_bytes=sum(map(len, set(keys.values()))),
         operators=graph.census(),
+        n_products=sum(len(c.outs) for c in graph.calls.values() if c.name in (LINEAR, LINEARS)),
         arena_bytes=sum(program.execution_plan[0].non_const_buffer_sizes),
     )
     _check(emitted, encoded, path)
@@ -271,18 +296,16 @@ def write(program: Program, path: Path) -> dict[Path | bytes, int]:
 def _check(emitted: EmittedProgram, encoded: EncodedModel, path: Path) -> None:
     """Checks that a written program is the one that was asked for.
 
-    The operators over matrices are there as often as asked, every matrix is in the file once and
-    whole, and nothing else is large. Raises ExportError with all that is wrong.
+    Matrices are multiplied as often as asked, every matrix is in the file once and whole, and
+    nothing else is large. Raises ExportError with all that is wrong.
     """
-    expected = {
-        "tinyqmoe::lzw_linear.out": len(encoded.matrices) - (HEAD in encoded.matrices),
-        "tinyqmoe::lzw_embedding.out": 1,
-    }
-    problems = [
-        f"{name} is called {emitted.operators.get(name, 0)} times, expected {count}"
-        for name, count in expected.items()
-        if emitted.operators.get(name, 0) != count
-    ]
+    n_products = len(encoded.matrices) - (HEAD in encoded.matrices)
+    operator = f"tinyqmoe::{EMBED}.out"
+    problems = []
+    if emitted.n_products != n_products:
+        problems.append(f"it has {emitted.n_products} products of matrices, expected {n_products}")
+    if (lookups := emitted.operators.get(operator, 0)) != 1:
+        problems.append(f"{operator} is called {lookups} times, expected 1")
     with path.open("rb") as file:
         for matrix in encoded.matrices.values():
             at = emitted.blob_offsets[matrix.name]

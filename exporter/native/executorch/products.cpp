@@ -3,6 +3,8 @@
 //   tinyqmoe::lzw_decode.out(Tensor blob, int rows, int cols, *, Tensor(a!) out) -> Tensor(a!)
 //   tinyqmoe::lzw_linear.out(Tensor x, Tensor blob, Tensor scales, int out_features, int group_size,
 //                            bool int16_activations, *, Tensor(a!) out) -> Tensor(a!)
+//   tinyqmoe::lzw_linears.out(Tensor x, Tensor[] blobs, Tensor[] scales, int[] group_sizes, bool int16_activations,
+//                             *, Tensor(a!)[] out) -> ()
 //   tinyqmoe::lzw_embedding.out(Tensor ids, Tensor blob, Tensor scales, int embedding_dim, int group_size,
 //                               *, Tensor(a!) out) -> Tensor(a!)
 
@@ -10,16 +12,30 @@
 
 #include "common.h"
 #include "open_tensors.h"
+#include "products.h"
 
 namespace tinyqmoe_executorch {
 namespace {
 
-constexpr uint32_t kTileRows = 32;
-constexpr int64_t kWeightsPerPiece = 1 << 16;  // below this a second thread costs more than it brings
-constexpr int64_t kPieces = 3;  // a thread: few, as each call packs the activations anew
+// ExecuTorch's threads.
+class HostLoops : public tinyqmoe::Loops {
+ public:
+  uint32_t n_threads() const override { return static_cast<uint32_t>(executorch::extension::get_thread_count()); }
 
-struct ReleaseForm {
-  void operator()(tinyqmoe_form* form) const { tinyqmoe_release(form); }
+ protected:
+  // A thread takes a piece when it has finished the one before, so that slow and busy cores finish with the others.
+  void run_loop(const Loop& loop) override {
+    const uint64_t n_pieces = (loop.n + loop.grain - 1) / loop.grain;
+    std::atomic<uint64_t> next{0};
+    const auto work = [&](int64_t first_thread, int64_t) {
+      for (uint64_t i = next++; i < n_pieces; i = next++) {
+        const uint64_t end = std::min(loop.n, (i + 1) * loop.grain);
+        loop.call(loop.context, i * loop.grain, end, static_cast<uint32_t>(first_thread));
+      }
+    };
+    const auto n = static_cast<int64_t>(std::min<uint64_t>(n_threads(), n_pieces));
+    if (n <= 1 || !executorch::extension::parallel_for(0, n, 1, work)) work(0, 1);
+  }
 };
 
 tinyqmoe_scale_type scale_type(const Tensor& scales) {
@@ -35,80 +51,48 @@ bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_s
   return scales.size(0) == static_cast<int64_t>(info.rows) && scales.size(1) == groups;
 }
 
-// Work on one matrix product, shared by the threads that split its rows.
-struct Product {
-  const tinyqmoe_tensor* tensor;
-  tinyqmoe_info info;
-  const void* scales;
-  tinyqmoe_scale_type scale_type;
-  uint32_t group_size;
-  uint32_t n_tokens;
-  const float* x;         // [n_tokens, cols]
-  const void* quantized;  // of tinyqmoe_quantize_x16, null with float activations
-  const float* x_scales;  // [n_tokens]
-  float* y;               // [n_tokens, rows]
+// A call of lzw_linear or lzw_linears: its arguments are checked as they are added.
+class LinearCall {
+ public:
+  LinearCall(KernelRuntimeContext& context, const char* op, const Tensor& x) : context_(context), op_(op), x_(x) {}
 
-  tinyqmoe_status rows(uint32_t begin, uint32_t end) const {
-    const uint64_t scratch_bytes = tinyqmoe_linear_scratch_bytes(tensor, n_tokens);
-    thread_local Kept kept;
-    void* const scratch = kept.at_least(scratch_bytes);
-    if (scratch == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-    const tinyqmoe_linear_args args = {tensor, scales, scale_type, group_size, n_tokens, begin, end, TINYQMOE_ISA_AUTO,
-                                       scratch, scratch_bytes, y};
-    return quantized == nullptr ? tinyqmoe_linear_f32(&args, x) : tinyqmoe_linear_x16(&args, quantized, x_scales);
+  // False: the matrix does not fit, and the program has failed.
+  bool add(const Tensor& blob, const Tensor& scales, int64_t group_size, Tensor out) {
+    std::shared_ptr<tinyqmoe_tensor> tensor;
+    const tinyqmoe_status opened = tensors_in_use().find(blob, &tensor);
+    if (opened != TINYQMOE_OK) return finish(context_, op_, opened), false;
+    tinyqmoe_info info;
+    tinyqmoe_get_info(tensor.get(), &info);
+    ET_KERNEL_CHECK_MSG(context_, is_contiguous_float(x_) && is_contiguous_float(out) && x_.dim() > 0 &&
+                                      x_.size(x_.dim() - 1) == info.cols && scales_fit(scales, info, group_size) &&
+                                      resize_like(x_, 1, info.rows, out),
+                        InvalidArgument, false, "%s: x, scales or out do not fit a blob of %" PRIu32 " x %" PRIu32, op_,
+                        info.rows, info.cols);
+    const auto group = static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols));
+    matrices_.push_back({tensor.get(), scales.const_data_ptr(), scale_type(scales), group, info.rows, info.cols});
+    outs_.push_back(out.mutable_data_ptr<float>());
+    tensors_.push_back(std::move(tensor));
+    return true;
   }
 
-  // A block of rows; begin is a multiple of a tile.
-  tinyqmoe_status block(uint32_t block_begin, uint32_t block_end) const {
-    const int64_t n_tiles = (static_cast<int64_t>(block_end - block_begin) + kTileRows - 1) / kTileRows;
-    const int64_t tile_weights = static_cast<int64_t>(kTileRows) * info.cols * n_tokens;
-    const int64_t n_pieces = kPieces * executorch::extension::get_thread_count();
-    const int64_t least = kWeightsPerPiece / std::max<int64_t>(1, tile_weights);
-    return share(n_tiles, std::max(least, (n_tiles + n_pieces - 1) / n_pieces), [&](int64_t first, int64_t last) {
-      const uint32_t begin = block_begin + static_cast<uint32_t>(first * kTileRows);
-      return rows(begin, static_cast<uint32_t>(std::min<int64_t>(block_begin + last * kTileRows, block_end)));
-    });
+  void run(bool int16_activations) {
+    thread_local HostLoops loops;
+    thread_local tinyqmoe::Products products(&loops, TINYQMOE_ISA_AUTO);  // keeps its memory, for the next call
+    std::vector<tinyqmoe::Products::Product> wanted;
+    for (size_t i = 0; i < matrices_.size(); ++i) wanted.push_back({&matrices_[i], outs_[i]});
+    const auto n_tokens = static_cast<uint32_t>(x_.numel() / last_size(x_));
+    const tinyqmoe::Products::Input input = {x_.const_data_ptr<float>(), n_tokens, int16_activations};
+    finish(context_, op_, products.multiply(input, wanted.data(), static_cast<uint32_t>(wanted.size())));
   }
 
-  tinyqmoe_status run(tinyqmoe_form* form) const {
-    tinyqmoe_status status = TINYQMOE_OK;
-    uint32_t begin;
-    uint32_t end;
-    while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &begin, &end)) status = block(begin, end);
-    return status;
-  }
+ private:
+  KernelRuntimeContext& context_;
+  const char* op_;
+  const Tensor& x_;
+  std::vector<std::shared_ptr<tinyqmoe_tensor>> tensors_;
+  std::vector<tinyqmoe::Matrix> matrices_;
+  std::vector<float*> outs_;
 };
-
-// ExecuTorch's threads, for what the core makes.
-void run_parts(void*, uint64_t n_parts, void (*work)(void* context, uint64_t part), void* context) {
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(context, static_cast<uint64_t>(i));
-    return TINYQMOE_OK;
-  };
-  if (share(static_cast<int64_t>(n_parts), 1, run) != TINYQMOE_OK) run(0, static_cast<int64_t>(n_parts));
-}
-
-constexpr tinyqmoe_threads kThreads = {nullptr, run_parts};
-
-tinyqmoe_status multiply(Product product, bool int16_activations) {
-  tinyqmoe_form* acquired = nullptr;
-  const tinyqmoe_status found = tinyqmoe_acquire_with_threads(product.tensor, &kThreads, &acquired);
-  if (found != TINYQMOE_OK) return found;
-  const std::unique_ptr<tinyqmoe_form, ReleaseForm> form(acquired);
-  product.tensor = tinyqmoe_form_tensor(acquired);
-  if (!int16_activations) return product.run(acquired);
-  thread_local Kept quantized;
-  thread_local Kept x_scales;
-  void* const q = quantized.at_least(product.n_tokens * tinyqmoe_quantized_bytes(product.info.cols));
-  float* const s = static_cast<float*>(x_scales.at_least(static_cast<uint64_t>(product.n_tokens) * sizeof(float)));
-  if (q == nullptr || s == nullptr) return TINYQMOE_OUT_OF_MEMORY;
-  const tinyqmoe_status status =
-      tinyqmoe_quantize_x16(product.x, product.n_tokens, product.info.cols, TINYQMOE_ISA_AUTO, q, s);
-  if (status != TINYQMOE_OK) return status;
-  product.quantized = q;
-  product.x_scales = s;
-  return product.run(acquired);
-}
 
 }  // namespace
 
@@ -130,28 +114,34 @@ Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_
 
 Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& blob, const Tensor& scales,
                        int64_t out_features, int64_t group_size, bool int16_activations, Tensor& out) {
-  std::shared_ptr<tinyqmoe_tensor> tensor;
-  const tinyqmoe_status opened = tensors_in_use().find(blob, &tensor);
-  if (opened != TINYQMOE_OK) return finish(context, "lzw_linear", opened), out;
-  Product product = {};
-  product.tensor = tensor.get();
-  tinyqmoe_get_info(tensor.get(), &product.info);
-  const tinyqmoe_info& info = product.info;
-  ET_KERNEL_CHECK_MSG(context, is_contiguous_float(x) && is_contiguous_float(out) && x.dim() > 0 &&
-                                   x.size(x.dim() - 1) == info.cols && out_features == info.rows &&
-                                   scales_fit(scales, info, group_size),
-                      InvalidArgument, out, "lzw_linear: x, scales or out do not fit a blob of %" PRIu32 " x %" PRIu32,
-                      info.rows, info.cols);
-  ET_KERNEL_CHECK(context, resize_like(x, 1, out_features, out), InvalidArgument, out);
-  product.scales = scales.const_data_ptr();
-  product.scale_type = scale_type(scales);
-  product.group_size = static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols));
-  product.n_tokens = static_cast<uint32_t>(x.numel() / info.cols);
-  product.x = x.const_data_ptr<float>();
-  product.y = out.mutable_data_ptr<float>();
-  const tinyqmoe_status status = multiply(product, int16_activations);
-  finish(context, "lzw_linear", status);
+  LinearCall call(context, "lzw_linear", x);
+  if (!call.add(blob, scales, group_size, out)) return out;
+  ET_KERNEL_CHECK_MSG(context, last_size(out) == out_features, InvalidArgument, out,
+                      "lzw_linear: the blob has %" PRId64 " rows", static_cast<int64_t>(last_size(out)));
+  call.run(int16_activations);
   return out;
+}
+
+// Boxed by hand, as ExecuTorch's own boxing has no lists of results.
+void lzw_linears_out(KernelRuntimeContext& context, executorch::runtime::Span<executorch::runtime::EValue*> stack) {
+  constexpr char kName[] = "tinyqmoe::lzw_linears.out";
+  const executorch::runtime::internal::EventTracerProfileOpScope scope(context.internal_event_tracer(), kName);
+  ET_KERNEL_CHECK_MSG(context, stack.size() >= 6, InvalidArgument, , "lzw_linears: %zu arguments", stack.size());
+  const auto x = stack[0]->tryToTensor();
+  const auto blobs = stack[1]->tryToTensorList(), scales = stack[2]->tryToTensorList();
+  const auto group_sizes = stack[3]->tryToIntList();
+  const auto int16_activations = stack[4]->tryToBool();
+  const auto outs = stack[5]->tryToTensorList();
+  ET_KERNEL_CHECK(context, x.ok() && blobs.ok() && scales.ok() && group_sizes.ok() && int16_activations.ok() && outs.ok(),
+                  InvalidArgument, );
+  const size_t n = blobs->size();
+  ET_KERNEL_CHECK_MSG(context, n > 0 && scales->size() == n && group_sizes->size() == n && outs->size() == n,
+                      InvalidArgument, , "lzw_linears: lists of different lengths, or empty ones");
+  LinearCall call(context, "lzw_linears", *x);
+  for (size_t i = 0; i < n; ++i) {
+    if (!call.add((*blobs)[i], (*scales)[i], (*group_sizes)[i], (*outs)[i])) return;
+  }
+  call.run(*int16_activations);
 }
 
 Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, const Tensor& blob, const Tensor& scales,
@@ -182,5 +172,8 @@ Tensor& lzw_embedding_out(KernelRuntimeContext& context, const Tensor& ids, cons
 EXECUTORCH_LIBRARY(tinyqmoe, "lzw_decode.out", lzw_decode_out);
 EXECUTORCH_LIBRARY(tinyqmoe, "lzw_linear.out", lzw_linear_out);
 EXECUTORCH_LIBRARY(tinyqmoe, "lzw_embedding.out", lzw_embedding_out);
+
+[[maybe_unused]] const auto g_linears = executorch::runtime::register_kernel(
+    executorch::runtime::Kernel("tinyqmoe::lzw_linears.out", lzw_linears_out));
 
 }  // namespace tinyqmoe_executorch

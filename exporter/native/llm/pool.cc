@@ -35,6 +35,12 @@ bool spin_until(const Condition& condition) {
   return false;
 }
 
+// Where the share of a thread begins, and that of the one before ends, of n in pieces of `grain`.
+uint64_t share(uint64_t n, uint64_t grain, uint32_t thread, uint32_t n_threads) {
+  const uint64_t pieces = (n + grain - 1) / grain;
+  return std::min(n, pieces * thread / n_threads * grain);
+}
+
 }  // namespace
 
 Pool::Pool(uint32_t n_threads) {
@@ -61,7 +67,9 @@ void Pool::run_loop(const Loop& loop) {
     return;
   }
   loop_ = loop;
-  for (uint32_t t = 0; t < n_threads(); ++t) taken_[t].end.store(loop.share(t, n_threads()), std::memory_order_relaxed);
+  for (uint32_t t = 0; t < n_threads(); ++t) {
+    taken_[t].end.store(share(loop.n, loop.grain, t, n_threads()), std::memory_order_relaxed);
+  }
   state_ = (state_.load() & kLoopBits) + kLoop + kOpen;
   // A worker counts itself as a sleeper before it looks at the state for the last time, so none is missed.
   if (sleepers_ > 0) {
@@ -83,7 +91,7 @@ void Pool::work(uint32_t thread) {
   const uint32_t n = n_threads();
   for (uint32_t k = 0; k < n; ++k) {
     const uint32_t whose = (thread + k) % n;
-    const uint64_t end = loop.share(whose + 1, n);
+    const uint64_t end = share(loop.n, loop.grain, whose + 1, n);
     for (;;) {
       const uint64_t begin = taken_[whose].end.fetch_add(loop.grain, std::memory_order_relaxed);
       if (begin >= end) break;

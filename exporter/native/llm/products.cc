@@ -11,9 +11,9 @@
 namespace tinyqmoe {
 namespace {
 
-constexpr uint32_t kPieces = 3;     // a thread: few, as each call packs the activations anew
-constexpr uint32_t kMinRows = 32;   // a piece
-constexpr uint32_t kUnit = 16;      // pieces are multiples of it: rows whose exceptions or levels lie together
+constexpr uint32_t kPieces = 3;    // a thread: few, as each call packs the activations anew
+constexpr uint32_t kMinRows = 32;  // a piece
+constexpr uint32_t kUnit = 16;     // pieces are multiples of it: rows whose exceptions or levels lie together
 
 }  // namespace
 
@@ -29,11 +29,6 @@ bool Buffer::reserve(uint64_t n_bytes) {
   return data_ != nullptr;
 }
 
-Products::Products(Pool* pool, tinyqmoe_isa isa)
-    : pool_(pool),
-      isa_(isa),
-      scratch_(std::make_unique<Buffer[]>(pool->n_threads())) {}
-
 tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
   for (const Matrix* matrix : matrices) {
     const tinyqmoe_status status = announce(*matrix->tensor);
@@ -43,7 +38,7 @@ tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
   std::sort(matrices.begin(), matrices.end(), [](const Matrix* a, const Matrix* b) {
     return uint64_t{a->rows} * a->cols > uint64_t{b->rows} * b->cols;
   });
-  pool_->run(matrices.size(), 1, [&](uint64_t begin, uint64_t end, uint32_t) {
+  loops_->run(matrices.size(), 1, [&](uint64_t begin, uint64_t end, uint32_t) {
     for (uint64_t i = begin; i < end; ++i) expand(*matrices[i]->tensor);
   });
   return TINYQMOE_OK;
@@ -51,62 +46,65 @@ tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
 
 // Matrices that can be read whole share one loop, so that threads wait for each other once. Where a matrix comes in
 // blocks of rows, each block is multiplied before the next is asked for: its pages are evicted then.
-tinyqmoe_status Products::multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products) {
-  tinyqmoe_status status = quantize(x, n_tokens, products[0].matrix->cols);
+tinyqmoe_status Products::multiply(const Input& input, const Product* products, uint32_t n_products) {
+  const tinyqmoe_threads threads = loops_->threads();
+  tinyqmoe_status status = input.in_int16 ? quantize(input, products[0].matrix->cols) : TINYQMOE_OK;
   std::vector<Form> waiting;
   std::vector<Part> parts;
   for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) {
     const Matrix& matrix = *products[i].matrix;
     tinyqmoe_form* form = nullptr;
-    status = tinyqmoe_acquire(matrix.tensor, &form);
+    status = tinyqmoe_acquire_with_threads(matrix.tensor, &threads, &form);
     waiting.emplace_back(form, tinyqmoe_release);
     Part part = {&products[i], nullptr, 0, 0};
     while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &part.begin, &part.end)) {
       part.tensor = tinyqmoe_form_tensor(form);
       parts.push_back(part);
       if (part.end - part.begin == matrix.rows) continue;
-      status = multiply_parts(parts, n_tokens);
+      status = multiply_parts(parts, input);
       parts.clear();
     }
     if (parts.empty()) waiting.clear();
   }
-  return status == TINYQMOE_OK ? multiply_parts(parts, n_tokens) : status;
+  return status == TINYQMOE_OK ? multiply_parts(parts, input) : status;
 }
 
-tinyqmoe_status Products::quantize(const float* x, uint32_t n_tokens, uint32_t cols) {
+tinyqmoe_status Products::quantize(const Input& input, uint32_t cols) {
   const uint64_t token_bytes = tinyqmoe_quantized_bytes(cols);
-  if (!quantized_.reserve(n_tokens * token_bytes) || !x_scales_.reserve(n_tokens * sizeof(float))) {
+  if (!quantized_.reserve(input.n_tokens * token_bytes) || !x_scales_.reserve(input.n_tokens * sizeof(float))) {
     return TINYQMOE_OUT_OF_MEMORY;
   }
   uint8_t* const quantized = static_cast<uint8_t*>(quantized_.data());
   float* const x_scales = static_cast<float*>(x_scales_.data());
   Failure failure;
-  pool_->run(n_tokens, 4, [&](uint64_t begin, uint64_t end, uint32_t) {
-    failure.note(tinyqmoe_quantize_x16(x + begin * cols, static_cast<uint32_t>(end - begin), cols, isa_,
+  loops_->run(input.n_tokens, 4, [&](uint64_t begin, uint64_t end, uint32_t) {
+    failure.note(tinyqmoe_quantize_x16(input.x + begin * cols, static_cast<uint32_t>(end - begin), cols, isa_,
                                        quantized + begin * token_bytes, x_scales + begin));
   });
   return failure.status();
 }
 
 // One loop over the rows of all parts, which lie one after the other in it, each from a multiple of kUnit on.
-tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, uint32_t n_tokens) {
+tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, const Input& input) {
+  const uint32_t n_threads = loops_->n_threads();
   uint64_t scratch_bytes = 0, rows = 0;
   for (const Part& part : parts) {
-    scratch_bytes = std::max(scratch_bytes, tinyqmoe_linear_scratch_bytes(part.tensor, n_tokens));
+    scratch_bytes = std::max(scratch_bytes, tinyqmoe_linear_scratch_bytes(part.tensor, input.n_tokens));
     rows += round_up(part.end - part.begin, kUnit);
   }
-  for (uint32_t i = 0; i < pool_->n_threads(); ++i) {
+  while (scratch_.size() < n_threads) scratch_.emplace_back();
+  for (uint32_t i = 0; i < n_threads; ++i) {
     if (!scratch_[i].reserve(scratch_bytes)) return TINYQMOE_OUT_OF_MEMORY;
   }
-  const uint64_t pieces = uint64_t{kPieces} * pool_->n_threads();
+  const uint64_t pieces = uint64_t{kPieces} * n_threads;
   const uint64_t grain = std::max<uint64_t>(kMinRows, round_up((rows + pieces - 1) / pieces, kUnit));
   Failure failure;
-  pool_->run(rows, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
+  loops_->run(rows, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
     uint64_t at = 0;  // of the part's first row in the loop
     for (const Part& part : parts) {
       const uint64_t n = part.end - part.begin;
       const uint64_t first = std::max(from, at), last = std::min(to, at + n);
-      if (first < last) failure.note(multiply_rows(part, n_tokens, first - at, last - at, &scratch_[thread]));
+      if (first < last) failure.note(multiply_rows(part, input, first - at, last - at, &scratch_[thread]));
       at += round_up(n, kUnit);
     }
   });
@@ -114,20 +112,21 @@ tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, uint32_
 }
 
 // Rows [from, to) of the part, by the calling thread.
-tinyqmoe_status Products::multiply_rows(const Part& part, uint32_t n_tokens, uint64_t from, uint64_t to,
+tinyqmoe_status Products::multiply_rows(const Part& part, const Input& input, uint64_t from, uint64_t to,
                                         Buffer* scratch) const {
   const Matrix& matrix = *part.product->matrix;
   const tinyqmoe_linear_args args = {part.tensor,
                                      matrix.scales,
                                      matrix.scale_type,
                                      matrix.group_size,
-                                     n_tokens,
+                                     input.n_tokens,
                                      part.begin + static_cast<uint32_t>(from),
                                      part.begin + static_cast<uint32_t>(to),
                                      isa_,
                                      scratch->data(),
                                      scratch->size(),
                                      part.product->y};
+  if (!input.in_int16) return tinyqmoe_linear_f32(&args, input.x);
   return tinyqmoe_linear_x16(&args, quantized_.data(), static_cast<const float*>(x_scales_.data()));
 }
 
@@ -139,7 +138,7 @@ tinyqmoe_status Products::embed(const Matrix& matrix, const int64_t* ids, uint32
 
 uint64_t Products::buffer_bytes() const {
   uint64_t sum = quantized_.size() + x_scales_.size();
-  for (uint32_t i = 0; i < pool_->n_threads(); ++i) sum += scratch_[i].size();
+  for (const Buffer& scratch : scratch_) sum += scratch.size();
   return sum;
 }
 

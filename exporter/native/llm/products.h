@@ -2,11 +2,12 @@
 #ifndef TINYQMOE_LLM_PRODUCTS_H_
 #define TINYQMOE_LLM_PRODUCTS_H_
 
+#include <deque>
 #include <memory>
 #include <vector>
 
 #include "bundle.h"
-#include "pool.h"
+#include "loops.h"
 
 namespace tinyqmoe {
 
@@ -29,7 +30,13 @@ class Buffer {
 
 class Products {
  public:
-  Products(Pool* pool, tinyqmoe_isa isa);
+  Products(Loops* loops, tinyqmoe_isa isa) : loops_(loops), isa_(isa) {}
+
+  struct Input {
+    const float* x;  // [n_tokens, cols]
+    uint32_t n_tokens;
+    bool in_int16;  // rounded as tinyqmoe_quantize_x16 does it
+  };
 
   struct Product {
     const Matrix* matrix;
@@ -39,8 +46,8 @@ class Products {
   // Expands what the residency has room for, by all threads; products would do it one after the other.
   tinyqmoe_status prepare(std::vector<const Matrix*> matrices);
 
-  // y = W x for matrices that read the same x: float [n_tokens, cols].
-  tinyqmoe_status multiply(const float* x, uint32_t n_tokens, const Product* products, uint32_t n_products);
+  // y = W x for matrices that read the same input.
+  tinyqmoe_status multiply(const Input& input, const Product* products, uint32_t n_products);
 
   // out: float [n_ids, cols].
   tinyqmoe_status embed(const Matrix& matrix, const int64_t* ids, uint32_t n_ids, float* out);
@@ -57,15 +64,15 @@ class Products {
     uint32_t begin, end;
   };
 
-  tinyqmoe_status quantize(const float* x, uint32_t n_tokens, uint32_t cols);
-  tinyqmoe_status multiply_parts(const std::vector<Part>& parts, uint32_t n_tokens);
-  tinyqmoe_status multiply_rows(const Part& part, uint32_t n_tokens, uint64_t from, uint64_t to, Buffer* scratch) const;
+  tinyqmoe_status quantize(const Input& input, uint32_t cols);
+  tinyqmoe_status multiply_parts(const std::vector<Part>& parts, const Input& input);
+  tinyqmoe_status multiply_rows(const Part& part, const Input& input, uint64_t from, uint64_t to, Buffer* scratch) const;
 
-  Pool* pool_;
+  Loops* loops_;
   tinyqmoe_isa isa_;
   Buffer quantized_;
   Buffer x_scales_;
-  std::unique_ptr<Buffer[]> scratch_;  // one a thread
+  std::deque<Buffer> scratch_;  // one a thread
 };
 
 }  // namespace tinyqmoe

@@ -155,7 +155,7 @@ tinyqmoe_status Runner::forward(const int32_t* tokens, uint32_t n_tokens, uint32
   if (status != TINYQMOE_OK || logits == nullptr) return status;
   status = rms_norm(x_ + uint64_t{n_tokens - 1} * net_.hidden, final_norm_, normed_, 1, net_.hidden);
   const Products::Product head = {head_, logits};
-  return first_of({status, products_.multiply(normed_, 1, &head, 1)});
+  return first_of({status, products_.multiply({normed_, 1, true}, &head, 1)});
 }
 
 tinyqmoe_status Runner::embed(const int32_t* tokens, uint32_t n_tokens) {
@@ -168,7 +168,7 @@ tinyqmoe_status Runner::linear(const float* x, uint32_t n_tokens, std::initializ
   Products::Product products[3] = {};
   uint32_t n = 0;
   for (const Output& output : outputs) products[n++] = {output.linear->matrix, output.y};
-  tinyqmoe_status status = products_.multiply(x, n_tokens, products, n);
+  tinyqmoe_status status = products_.multiply({x, n_tokens, true}, products, n);
   for (const auto& [linear, y] : outputs) {
     const bool biased = status == TINYQMOE_OK && linear->bias != nullptr;
     if (biased) status = tinyqmoe_add_bias(y, linear->bias, n_tokens, linear->matrix->rows);

@@ -146,6 +146,23 @@ def linear(path: Path, m: Matrix, like: Tensor, *, int16: bool = True) -> OneCal
     return OneCall(path, record, like)
 
 
+def linears(path: Path, matrices: list[Matrix], like: Tensor, which: int) -> OneCall:
+    """The result of one of several products of the same input, which are one call."""
+
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        outs = []
+        for m in matrices:
+            rows = m.levels.shape[0]
+            arguments = (*inputs, *constants(graph, m), rows, m.group_size, True)
+            sizes = (*like.shape[:-1], rows)
+            outs.append(graph.call("lzw_linear", *arguments, sizes=sizes, dynamic=True))
+        lowering.join_products(graph)
+        assert graph.census() == {"tinyqmoe::lzw_linears.out": 1}
+        return outs[which]
+
+    return OneCall(path, record, like)
+
+
 def embedding(path: Path, m: Matrix, like: Tensor) -> OneCall:
     cols = m.levels.shape[1]
 
@@ -169,6 +186,35 @@ def test_linear_x16_gives_the_same_bits_as_numpy(
     expected = linear_x16(x, coded)
     assert expected.dtype == np.float32
     assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
+TOGETHER = [
+    matrix(70, 172, 172, "ternary", "lzw"),
+    matrix(5, 172, 50, "int8", "raw"),
+    matrix(200, 172, 172, "int8", "lzw"),
+]
+
+
+@pytest.mark.parametrize("which", range(len(TOGETHER)))
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_products_of_one_input_give_the_same_bits_in_one_call(
+    which: int, tokens: int, tmp_path: Path
+) -> None:
+    x = activations(tokens, 172)
+    got = linears(tmp_path / "m.pte", TOGETHER, torch.from_numpy(x), which)(torch.from_numpy(x))
+    expected = linear_x16(x, TOGETHER[which])
+    assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
+def test_only_products_of_one_input_are_joined(tmp_path: Path) -> None:
+    graph = Graph(tokens=1)
+    for name in ("x", "x", "y"):
+        x = graph.input((1, 172), torch.float32, dynamic=True)
+        for m in TOGETHER[: 2 if name == "x" else 1]:
+            arguments = (x, *constants(graph, m), m.levels.shape[0], m.group_size, True)
+            graph.call("lzw_linear", *arguments, sizes=(1, m.levels.shape[0]), dynamic=True)
+    lowering.join_products(graph)
+    assert graph.census() == {"tinyqmoe::lzw_linears.out": 2, "tinyqmoe::lzw_linear.out": 1}
 
 
 def test_linear_float_is_the_product(coded: Matrix, tmp_path: Path) -> None:
@@ -271,6 +317,39 @@ def test_a_matrix_that_does_not_fit_its_call_is_an_error(wrong: Matrix, tmp_path
     x = torch.randn(2, 20)
     with pytest.raises(RuntimeError):
         linear(tmp_path / "m.pte", wrong, x)(x)
+
+
+@pytest.mark.parametrize("which", [1, 2, 3, 5], ids=["blobs", "scales", "group sizes", "results"])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_lists_of_different_lengths_are_an_error(which: int, kept: int, tmp_path: Path) -> None:
+    x = torch.randn(2, 172)
+
+    def record(graph: Graph, inputs: list[Value]) -> Value:
+        outs = []
+        for m in TOGETHER[:2]:
+            arguments = (*inputs, *constants(graph, m), m.levels.shape[0], m.group_size, True)
+            sizes = (2, m.levels.shape[0])
+            outs.append(graph.call("lzw_linear", *arguments, sizes=sizes, dynamic=True))
+        lowering.join_products(graph)
+        (call,) = graph.calls.values()
+        if which < len(call.arguments):
+            del graph.values[call.arguments[which]].val.items[kept:]
+        else:
+            call.arguments.append(graph.tensors(call.outs[:kept]))
+        return outs[0]
+
+    with pytest.raises(RuntimeError):
+        OneCall(tmp_path / "m.pte", record, x)(x)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_wrong_matrix_of_several_is_an_error(which: int, tmp_path: Path) -> None:
+    matrices = [TOGETHER[0], TOGETHER[2]]
+    wrong = matrices[which]
+    matrices[which] = replace(wrong, scales=wrong.scales[:3])
+    x = torch.randn(2, 172)
+    with pytest.raises(RuntimeError):
+        linears(tmp_path / "m.pte", matrices, x, 0)(x)
 
 
 def test_an_id_outside_the_embedding_is_an_error(tmp_path: Path) -> None:
