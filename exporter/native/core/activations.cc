@@ -22,7 +22,7 @@ tinyqmoe_status quantize_token(const Kernels& kernels, const float* x, uint32_t 
   const uint64_t padded = padded_cols(cols);
   int16_t* const whole = reinterpret_cast<int16_t*>(out);
   int8_t* const high = out + 2 * padded;
-  int8_t* const low = out + 3 * padded;
+  int8_t* const low = high + plane_stride(cols);
   kernels.quantize(x, cols, zero ? 0.0f : kMost / largest, whole, high, low);
   std::memset(whole + cols, 0, (padded - cols) * sizeof *whole);
   std::memset(high + cols, 0, padded - cols);
@@ -35,8 +35,7 @@ tinyqmoe_status quantize_token(const Kernels& kernels, const float* x, uint32_t 
 
 extern "C" {
 
-// 64 bytes more than is used, so that the tokens of a batch do not share the same few places of a cache.
-uint64_t tinyqmoe_quantized_bytes(uint32_t cols) { return 4 * tinyqmoe::padded_cols(cols) + 64; }
+uint64_t tinyqmoe_quantized_bytes(uint32_t cols) { return tinyqmoe::token_bytes(cols); }
 
 tinyqmoe_status tinyqmoe_quantize_x16(const float* x, uint32_t n_tokens, uint32_t cols, tinyqmoe_isa isa,
                                       void* quantized, float* x_scales) {
@@ -49,7 +48,7 @@ tinyqmoe_status tinyqmoe_quantize_x16(const float* x, uint32_t n_tokens, uint32_
   int8_t* const bytes = static_cast<int8_t*>(quantized);
   for (uint64_t t = 0; t < n_tokens; ++t) {
     const tinyqmoe_status status = tinyqmoe::quantize_token(
-        *kernels, x + t * cols, cols, bytes + t * tinyqmoe_quantized_bytes(cols), x_scales + t);
+        *kernels, x + t * cols, cols, bytes + t * tinyqmoe::token_bytes(cols), x_scales + t);
     if (status != TINYQMOE_OK) return status;
   }
   return TINYQMOE_OK;

@@ -76,6 +76,26 @@ AVX2_INLINE __m128i four_sums32(const __m256i lanes[kDotRows]) {
 // As int64.
 AVX2_INLINE __m256i four_sums(const __m256i lanes[kDotRows]) { return _mm256_cvtepi32_epi64(four_sums32(lanes)); }
 
+// Elements of eight columns of a plane.
+AVX2_INLINE __m128i collect(const int8_t* plane, const uint16_t columns[kExceptions]) {
+  static_assert(kExceptions == 8);
+  __m128i all = _mm_cvtsi32_si128(static_cast<uint8_t>(plane[columns[0]]));
+  all = _mm_insert_epi8(all, plane[columns[1]], 1);
+  all = _mm_insert_epi8(all, plane[columns[2]], 2);
+  all = _mm_insert_epi8(all, plane[columns[3]], 3);
+  all = _mm_insert_epi8(all, plane[columns[4]], 4);
+  all = _mm_insert_epi8(all, plane[columns[5]], 5);
+  all = _mm_insert_epi8(all, plane[columns[6]], 6);
+  return _mm_insert_epi8(all, plane[columns[7]], 7);
+}
+
+// Activations of eight columns, from the planes: rows read them too, so they lie in the first cache, where there would be
+// no room for the same in int16s beside them.
+AVX2_INLINE __m128i collect(const X16& x, const uint16_t columns[kExceptions]) {
+  const __m128i low = _mm_cvtepi8_epi16(collect(x.low, columns));
+  return _mm_add_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), collect(x.high, columns)), low);
+}
+
 // As dot_exceptions_plain. Activations are collected for eight differences at once. Columns are bounded in a register: a
 // file that is mapped can change between two looks at it.
 AVX2_INLINE void dot_exceptions(const ClippedTask& task, int64_t sums[kClippedRows]) {
@@ -88,12 +108,10 @@ AVX2_INLINE void dot_exceptions(const ClippedTask& task, int64_t sums[kClippedRo
     const uint8_t* const end = at.block + std::min<int64_t>(at.end - at.block, kBlocksPerFlush * kExceptionBytes);
     for (; at.block < end; at.next()) {
       uint16_t columns[kExceptions];
-      int16_t x[kExceptions];
       store16(columns, _mm_min_epu16(load16(at.block), last));
-      for (uint32_t i = 0; i < kExceptions; ++i) x[i] = task.x.whole[columns[i]];
       const __m128i differences = _mm_cvtepi8_epi16(_mm_cvtsi64_si128(load<int64_t>(at.block + kDifferences)));
       __m128i* const to = lanes + at.row();
-      *to = _mm_add_epi32(*to, _mm_madd_epi16(differences, load16(x)));
+      *to = _mm_add_epi32(*to, _mm_madd_epi16(differences, collect(task.x, columns)));
     }
     for (uint32_t r = 0; r < kClippedRows; ++r) {
       const __m128i halves = _mm_add_epi32(lanes[r], _mm_shuffle_epi32(lanes[r], 0x4E));
