@@ -235,7 +235,7 @@ void test_rows(const Spec& spec, const tinyqmoe_tensor* tensor, const Levels& le
 }
 
 void test_quantize(Random& random) {
-  for (const uint32_t cols : {1u, 7u, 43u, 172u, 2048u}) {
+  for (const uint32_t cols : {1u, 7u, 43u, 172u, 2048u, 4096u}) {
     for (const float scale : {1e-38f, 1e-30f, 1.0f, 1e38f}) {
       g_context = "quantize " + std::to_string(cols) + " " + std::to_string(scale);
       Floats x = random_floats(cols, scale, random);
@@ -263,6 +263,19 @@ void test_quantize(Random& random) {
         }
       }
     }
+  }
+}
+
+// For speed: the same column of both planes, in the lower bits of its addresses.
+void test_planes_lie_apart() {
+  const Quantized memory(65535, 2);
+  const auto at = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  for (uint32_t cols = 1; cols < 65535; ++cols) {
+    g_context = "planes of " + std::to_string(cols);
+    const tinyqmoe::X16 x = tinyqmoe::x16_at(memory.bytes(), cols, 0);
+    const tinyqmoe::X16 next = tinyqmoe::x16_at(memory.bytes(), cols, 1);
+    CHECK((at(x.low) - at(x.high)) % 4096 >= 512);
+    CHECK(at(x.low) - at(x.high) >= cols && at(next.whole) - at(x.low) >= cols && at(next.whole) % 64 == 0);
   }
 }
 
@@ -321,6 +334,7 @@ void test_random() {
   test_strips(random);
   test_many_groups(random);
   test_quantize(random);
+  test_planes_lie_apart();
 }
 
 }  // namespace tests
