@@ -274,7 +274,7 @@ void test_planes_lie_apart() {
     g_context = "planes of " + std::to_string(cols);
     const tinyqmoe::X16 x = tinyqmoe::x16_at(memory.bytes(), cols, 0);
     const tinyqmoe::X16 next = tinyqmoe::x16_at(memory.bytes(), cols, 1);
-    CHECK((at(x.low) - at(x.high)) % 4096 >= 512);
+    CHECK(cols < 512 || (at(x.low) - at(x.high)) % 4096 >= 512);
     CHECK(at(x.low) - at(x.high) >= cols && at(next.whole) - at(x.low) >= cols && at(next.whole) % 64 == 0);
   }
 }
