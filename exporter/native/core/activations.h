@@ -12,8 +12,8 @@ namespace tinyqmoe {
 inline uint64_t padded_cols(uint32_t cols) { return round_up(cols, 4 * kPackedBlock); }
 
 // From the high plane to the low one. Products read both at the same column. Where those lie a multiple of 4096 bytes apart,
-// or nearly, a Zen 4 takes one for the other in its first cache, and rows of 8,192 columns take 1.7 times as long. Planes
-// of less than 512 bytes are so short that they need no gap.
+// or nearly, a Zen 4 takes one for the other in its first cache, and rows of 8,192 columns take 1.7 times as long. Short
+// planes have no gap, which would cost small models memory.
 inline uint64_t plane_stride(uint32_t cols) {
   const uint64_t padded = padded_cols(cols);
   return padded + (padded >= 4096 && padded % 4096 < 512 ? 512 : 0);

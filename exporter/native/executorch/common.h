@@ -11,6 +11,7 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
+#include "loops.h"
 #include "tinyqmoe/tinyqmoe.h"
 
 namespace tinyqmoe_executorch {
@@ -69,23 +70,38 @@ inline bool is_contiguous_float(const Tensor& t) {
 
 inline int64_t last_size(const Tensor& t) { return t.dim() == 0 ? 0 : t.size(t.dim() - 1); }
 
-// Calls work(begin, end), which returns a status, on pieces of `piece` items of [0, n), the last one shorter. A thread
-// takes a piece when it has finished the one before, so that slow and busy cores finish with the others. Returns one
+// ExecuTorch's threads.
+class HostLoops : public tinyqmoe::Loops {
+ public:
+  uint32_t n_threads() const override { return static_cast<uint32_t>(executorch::extension::get_thread_count()); }
+
+ protected:
+  // A thread takes a piece when it has finished the one before, so that slow and busy cores finish with the others.
+  void run_loop(const Loop& loop) override {
+    const uint64_t n_pieces = (loop.n + loop.grain - 1) / loop.grain;
+    std::atomic<uint64_t> next{0};
+    const auto work = [&](int64_t first_thread, int64_t) {
+      for (uint64_t i = next++; i < n_pieces; i = next++) {
+        const uint64_t end = std::min(loop.n, (i + 1) * loop.grain);
+        loop.call(loop.context, i * loop.grain, end, static_cast<uint32_t>(first_thread));
+      }
+    };
+    const auto n = static_cast<int64_t>(std::min<uint64_t>(n_threads(), n_pieces));
+    if (n <= 1 || !executorch::extension::parallel_for(0, n, 1, work)) work(0, 1);
+  }
+};
+
+// Calls work(begin, end), which returns a status, on pieces of `piece` items of [0, n), the last one shorter. Returns one
 // status that is no success, if there is one.
 template <typename Work>
 tinyqmoe_status share(int64_t n, int64_t piece, const Work& work) {
-  piece = std::max<int64_t>(1, piece);
-  if (n <= piece) return n > 0 ? work(0, n) : TINYQMOE_OK;
-  const int64_t n_pieces = (n + piece - 1) / piece;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> failed{TINYQMOE_OK};
-  const bool ran = executorch::extension::parallel_for(0, n_pieces, 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < n_pieces; i = next++) {
-      const tinyqmoe_status status = work(i * piece, std::min(n, (i + 1) * piece));
-      if (status != TINYQMOE_OK) failed = status;
-    }
-  });
-  return ran ? static_cast<tinyqmoe_status>(failed.load()) : TINYQMOE_BAD_ARGUMENT;
+  HostLoops loops;
+  tinyqmoe::Failure failure;
+  const auto body = [&](uint64_t begin, uint64_t end, uint32_t) {
+    failure.note(work(static_cast<int64_t>(begin), static_cast<int64_t>(end)));
+  };
+  loops.run(static_cast<uint64_t>(std::max<int64_t>(0, n)), static_cast<uint64_t>(std::max<int64_t>(1, piece)), body);
+  return failure.status();
 }
 
 // out takes the leading sizes of `like` (without its last n_dropped) and `last` behind them.

@@ -17,27 +17,6 @@
 namespace tinyqmoe_executorch {
 namespace {
 
-// ExecuTorch's threads.
-class HostLoops : public tinyqmoe::Loops {
- public:
-  uint32_t n_threads() const override { return static_cast<uint32_t>(executorch::extension::get_thread_count()); }
-
- protected:
-  // A thread takes a piece when it has finished the one before, so that slow and busy cores finish with the others.
-  void run_loop(const Loop& loop) override {
-    const uint64_t n_pieces = (loop.n + loop.grain - 1) / loop.grain;
-    std::atomic<uint64_t> next{0};
-    const auto work = [&](int64_t first_thread, int64_t) {
-      for (uint64_t i = next++; i < n_pieces; i = next++) {
-        const uint64_t end = std::min(loop.n, (i + 1) * loop.grain);
-        loop.call(loop.context, i * loop.grain, end, static_cast<uint32_t>(first_thread));
-      }
-    };
-    const auto n = static_cast<int64_t>(std::min<uint64_t>(n_threads(), n_pieces));
-    if (n <= 1 || !executorch::extension::parallel_for(0, n, 1, work)) work(0, 1);
-  }
-};
-
 tinyqmoe_scale_type scale_type(const Tensor& scales) {
   return scales.scalar_type() == ScalarType::Float ? TINYQMOE_SCALES_FLOAT32 : TINYQMOE_SCALES_UE6M10;
 }
