@@ -77,8 +77,8 @@ struct Outputs {
 
   AVX2_INLINE explicit Outputs(const GroupsTask& task) : corrections(task.corrections), scales(task) {}
 
-  AVX2_INLINE void add_two(const int32_t* sums) {
-    const __m256i levels = _mm256_add_epi32(load32(sums), load32(corrections));
+  AVX2_INLINE void add_two(__m256i sums) {
+    const __m256i levels = _mm256_add_epi32(sums, load32(corrections));
     const __m256 terms = _mm256_mul_ps(_mm256_cvtepi32_ps(levels), scales.two(group));
     y = _mm_add_ps(y, _mm256_castps256_ps128(terms));
     y = _mm_add_ps(y, _mm256_extractf128_ps(terms, 1));
@@ -86,8 +86,8 @@ struct Outputs {
     group += 2;
   }
 
-  AVX2_INLINE void add_last(const int32_t* sums) {
-    const __m128i levels = _mm_add_epi32(load16(sums), load16(corrections));
+  AVX2_INLINE void add_last(__m128i sums) {
+    const __m128i levels = _mm_add_epi32(sums, load16(corrections));
     y = _mm_add_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(levels), scales.one(group)));
   }
 };
@@ -104,8 +104,8 @@ AVX2 void dot_with(GroupsTask* task) {
     const uint32_t n = std::min(kStripGroups, task->n_groups() - first);
     Sums::put(*task, first, n, sums);
     uint32_t group = 0;
-    for (; group + 2 <= n; group += 2) outputs.add_two(sums + group * kDotRows);
-    if (group < n) outputs.add_last(sums + group * kDotRows);
+    for (; group + 2 <= n; group += 2) outputs.add_two(load32(sums + group * kDotRows));
+    if (group < n) outputs.add_last(load16(sums + group * kDotRows));
   }
   _mm_storeu_ps(task->y, outputs.y);
 }

@@ -14,6 +14,16 @@ inline simde__m512i load_masked(uint64_t mask, const void* from) {
 #undef _mm512_maskz_loadu_epi8
 #define _mm512_maskz_loadu_epi8 load_masked
 
+inline simde__m512i shifted_left_32(simde__mmask16 mask, simde__m512i v, unsigned n_bits) {
+  alignas(64) uint32_t lanes[16];
+  simde_mm512_store_si512(lanes, v);
+  for (int i = 0; i < 16; ++i) lanes[i] = (mask >> i) & 1 ? lanes[i] << n_bits : 0;
+  return simde_mm512_load_si512(lanes);
+}
+
+#undef _mm512_maskz_slli_epi32
+#define _mm512_maskz_slli_epi32 shifted_left_32
+
 inline simde__m512i shifted_32(simde__mmask16 mask, simde__m512i v, unsigned n_bits) {
   alignas(64) int32_t lanes[16];
   simde_mm512_store_si512(lanes, v);
