@@ -61,21 +61,16 @@ struct HalfBlocks {
   static constexpr uint32_t kBytes = kPackedBlock / 2;  // of a group
   static constexpr uint32_t kAhead = 4096;
 
-  // 64 elements of a plane, of two blocks.
-  AVX512_INLINE static __m512i of_two_blocks(const int8_t* x) {
-    return _mm512_maskz_inserti64x4(0xFF, _mm512_castsi256_si512(avx2::load32(x)), avx2::load32(x + 64 * kPlanes), 1);
-  }
-
   // Sums of n groups from this one on, up to four: a group is a quarter of a register, in which four rows have a lane each.
-  // What comes after them is not used; x is read past its end, where there is more scratch.
+  // What comes after them is not used.
   AVX512_INLINE static __m512i sums(const GroupsTask& task, uint32_t group, uint32_t n) {
     const __mmask64 bytes = ~__mmask64{0} >> (64 - kBytes * n);
     const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
     __m512i high[kPlanes], low[kPlanes];
     for (uint32_t k = 0; k < kPlanes; ++k) {
       const int8_t* const x = task.packed_x + 2 * kPlanes * kBytes * uint64_t{group} + 64 * k;
-      high[k] = of_two_blocks(x);
-      low[k] = of_two_blocks(x + 32);
+      high[k] = plane_of_blocks<kPlanes>(x, n > 2);
+      low[k] = plane_of_blocks<kPlanes>(x + 32, n > 2);
     }
     __m512i lanes[kDotRows];
     for (uint32_t r = 0; r < kDotRows; ++r) {

@@ -74,8 +74,7 @@ void multiply_token(const X16Product& p, const RowBlock& block, uint32_t row0, u
   for (uint32_t first = 0; first < block.n; first += kDotRows) {
     for (uint32_t r = 0; r < kDotRows; ++r) task.offsets[r] = block.row(first + r);
     p.kernels.dot(&task);
-    const uint32_t n_rows = std::min(kDotRows, block.n - first);
-    for (uint32_t r = 0; r < n_rows; ++r) results.put(row0 + first + r, task.sums[r]);
+    results.put(row0 + first, std::min(kDotRows, block.n - first), task.sums);
   }
 }
 

@@ -12,7 +12,7 @@
 namespace tinyqmoe {
 namespace {
 
-constexpr uint32_t kPackedRows = 16;  // that a call of dot_packed takes
+constexpr uint32_t kPackedRows = Results::kMost;  // that a call of dot_packed takes
 
 uint32_t blocks_of(uint64_t bytes) { return static_cast<uint32_t>((bytes + kPackedBlock - 1) / kPackedBlock); }
 
@@ -83,7 +83,7 @@ uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
     n = std::min(kPackedRows, end - row);
     const uint8_t* const rows = p.tensor.payload + row * row_bytes;
     p.kernels.dot_packed({rows, row_bytes, n, info.code_bits, n_blocks, packed_x, sums});
-    for (uint32_t r = 0; r < n; ++r) results.put(row + r, sums[r]);
+    results.put(row, n, sums);
   }
   return row;
 }
@@ -143,6 +143,7 @@ void multiply_clipped(const X16Product& p) {
   const int64_t level_min = p.tensor.info.level_min + clipped_base(p.tensor.info, bits);
   const Results results(p, 0, level_min);
   const X16 x = p.x(0);
+  static_assert(kClippedRows <= Results::kMost);
   int64_t sums[kClippedRows];
   for (uint32_t row = p.row_begin, n; row < p.row_end; row += n) {
     const uint32_t first = row % kClippedRows;
@@ -150,7 +151,7 @@ void multiply_clipped(const X16Product& p) {
     const uint8_t* const rows = p.tensor.payload + row * p.tensor.row_bytes;
     p.kernels.dot_clipped(
         {rows, p.tensor.row_bytes, exceptions_of(p.tensor, row), bits, first, n, p.cols(), x, sums});
-    for (uint32_t r = 0; r < n; ++r) results.put(row + r, sums[r]);
+    results.put(row, n, sums);
   }
 }
 
@@ -168,7 +169,7 @@ void multiply_base3(const X16Product& p) {
     const uint64_t left = static_cast<uint64_t>(end - tail);
     if (left < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, left));
     const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
-    results.put(r, sum);
+    results.put(r, 1, &sum);
   }
 }
 

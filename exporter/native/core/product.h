@@ -116,8 +116,13 @@ class Results {
         scales_(p.scales),
         y_(p.y_at(0, token)) {}
 
-  void put(uint32_t row, int64_t sum) const {
-    y_[row] = static_cast<float>(sum + correction_) * (x_scale_ * scales_[row]);
+  static constexpr uint32_t kMost = 16;  // rows of a call
+
+  // The sums of n rows from `row` on.
+  void put(uint32_t row, uint32_t n, const int64_t* sums) const {
+    float scales[kMost];
+    scales_.put(row, n, 1, scales);
+    for (uint32_t r = 0; r < n; ++r) y_[row + r] = static_cast<float>(sums[r] + correction_) * (x_scale_ * scales[r]);
   }
 
  private:
