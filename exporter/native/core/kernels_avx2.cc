@@ -168,7 +168,7 @@ AVX2_INLINE int64_t dot_wide_row(const uint8_t* offsets, const int16_t* x, uint3
     __m256i lanes[kLanes];
     for (__m256i& lane : lanes) lane = _mm256_setzero_si256();
     for (; i + kLanes * 16 <= end; i += kLanes * 16) {
-      prefetch<1024>(offsets + i);
+      prefetch(offsets + i);
       for (uint32_t k = 0; k < kLanes; ++k) {
         lanes[k] = _mm256_add_epi32(lanes[k], dot16(offsets + i + 16 * k, x + i + 16 * k));
       }

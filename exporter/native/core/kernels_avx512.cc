@@ -18,8 +18,7 @@ struct RowSums {
   __m256i high, low;
 };
 
-// Puts the sums of all rows, four of them together. A row after the other, from beginning to end, is what memory
-// delivers fastest: four side by side took twice as long.
+// Puts the sums of all rows, a row after the other, four of them together.
 template <typename Rows>
 AVX512_INLINE void put_rows(const Rows& rows, uint32_t n_rows, int64_t* sums) {
   uint32_t row = 0;
@@ -42,34 +41,69 @@ AVX512_INLINE void put_rows(const Rows& rows, uint32_t n_rows, int64_t* sums) {
 // A product waits for the one before it in the same sum, so each plane has several.
 constexpr uint32_t kSums = 2;
 
-// Four packed rows side by side, which share loads of activations. Memory is asked for what follows them, in its order and
-// into the second cache: it delivers four rows at half of its speed else, as they come to four places of a page in turn.
+// Asks for what follows four rows that are read side by side, in the order of memory and into the second cache. By itself it
+// delivers such rows at half of its speed, as they come to four places of a page in turn.
+class Ahead {
+ public:
+  // The four rows after those from `row` on are on their way, and some more.
+  AVX512_INLINE Ahead(const uint8_t* row, uint64_t row_bytes)
+      : at_(reinterpret_cast<const char*>(row + kDotRows * row_bytes) + 4096) {}
+
+  // Goes with each 64 bytes that are read.
+  AVX512_INLINE void next() {
+    _mm_prefetch(at_, _MM_HINT_T1);
+    at_ += 64;
+  }
+
+ private:
+  const char* at_;
+};
+
+// The sums of 16 lanes of either plane, of four rows.
+struct FourRowSums {
+  __m512i high[kDotRows], low[kDotRows];
+
+  AVX512_INLINE FourRowSums() {
+    std::fill_n(high, kDotRows, _mm512_setzero_si512());
+    std::fill_n(low, kDotRows, _mm512_setzero_si512());
+  }
+
+  AVX512_INLINE void add(uint32_t r, __m512i offsets, __m512i x_high, __m512i x_low) {
+    high[r] = _mm512_dpbusd_epi32(high[r], offsets, x_high);
+    low[r] = _mm512_dpbusd_epi32(low[r], offsets, x_low);
+  }
+
+  AVX512_INLINE static __m256i of_plane(const __m512i lanes[kDotRows]) {
+    __m256i halves[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) halves[r] = _mm256_add_epi32(low_half(lanes[r]), high_half(lanes[r]));
+    return avx2::four_sums(halves);
+  }
+
+  // Of offset * x, int64.
+  AVX512_INLINE __m256i all() const { return _mm256_add_epi64(_mm256_slli_epi64(of_plane(high), 8), of_plane(low)); }
+};
+
+// Four packed rows side by side, which share loads of activations.
 template <uint32_t kBits>
 struct PackedRows {
   static constexpr uint32_t kPlanes = 8 / kBits;
-  static constexpr uint64_t kAhead = 4096;  // more than the next four rows
   static_assert(int64_t{65536} / 64 * 4 * ((1 << kBits) - 1) * 128 <= INT32_MAX);  // of a lane
 
   const uint8_t* rows[kDotRows];
-  __m512i high[kDotRows], low[kDotRows];
+  Ahead ahead;
+  FourRowSums sums;
 
   // Rows from `first` on. Those past the last repeat it.
-  AVX512_INLINE PackedRows(const PackedTask& task, uint32_t first) {
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      rows[r] = task.row(std::min(first + r, task.n_rows - 1));
-      high[r] = low[r] = _mm512_setzero_si512();
-    }
-    const char* ahead = reinterpret_cast<const char*>(rows[0] + kDotRows * task.row_bytes) + kAhead;
+  AVX512_INLINE PackedRows(const PackedTask& task, uint32_t first) : ahead(task.row(first), task.row_bytes) {
+    for (uint32_t r = 0; r < kDotRows; ++r) rows[r] = task.row(std::min(first + r, task.n_rows - 1));
     const int8_t* x = task.packed_x;
     uint32_t block = 0;
-    for (; block + 2 <= task.n_blocks; block += 2, x += 128 * kPlanes, ahead += 64 * kDotRows) {
-      add(block * kPackedBlock, true, x, ahead);
-    }
-    if (block < task.n_blocks) add(block * kPackedBlock, false, x, ahead);
+    for (; block + 2 <= task.n_blocks; block += 2, x += 128 * kPlanes) add(block * kPackedBlock, true, x);
+    if (block < task.n_blocks) add(block * kPackedBlock, false, x);
   }
 
   // The products of two blocks of each row, or of one.
-  AVX512_INLINE void add(uint64_t begin, bool two, const int8_t* x, const char* ahead) {
+  AVX512_INLINE void add(uint64_t begin, bool two, const int8_t* x) {
     const __mmask64 bytes = ~__mmask64{0} >> (two ? 0 : kPackedBlock);
     const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
     __m512i x_high[kPlanes], x_low[kPlanes];
@@ -78,34 +112,24 @@ struct PackedRows {
       x_low[k] = plane_of_blocks<kPlanes>(x + 64 * k + 32, two);
     }
     for (uint32_t r = 0; r < kDotRows; ++r) {
-      _mm_prefetch(ahead + 64 * r, _MM_HINT_T1);
+      ahead.next();
       const __m512i packed = _mm512_maskz_loadu_epi8(bytes, rows[r] + begin);
       for (uint32_t k = 0; k < kPlanes; ++k) {
-        const __m512i offsets = _mm512_and_si512(_mm512_srli_epi16(packed, k * kBits), mask);
-        high[r] = _mm512_dpbusd_epi32(high[r], offsets, x_high[k]);
-        low[r] = _mm512_dpbusd_epi32(low[r], offsets, x_low[k]);
+        sums.add(r, _mm512_and_si512(_mm512_srli_epi16(packed, k * kBits), mask), x_high[k], x_low[k]);
       }
     }
   }
-
-  AVX512_INLINE static __m256i four_sums(const __m512i lanes[kDotRows]) {
-    __m256i halves[kDotRows];
-    for (uint32_t r = 0; r < kDotRows; ++r) halves[r] = _mm256_add_epi32(low_half(lanes[r]), high_half(lanes[r]));
-    return avx2::four_sums(halves);
-  }
-
-  AVX512_INLINE __m256i sums() const { return _mm256_add_epi64(_mm256_slli_epi64(four_sums(high), 8), four_sums(low)); }
 };
 
 template <uint32_t kBits>
 AVX512 void dot_packed_bits(const PackedTask& task) {
   uint32_t row = 0;
   for (; row + kDotRows <= task.n_rows; row += kDotRows) {
-    avx2::store32(task.sums + row, PackedRows<kBits>(task, row).sums());
+    avx2::store32(task.sums + row, PackedRows<kBits>(task, row).sums.all());
   }
   if (row == task.n_rows) return;
   int64_t sums[kDotRows];
-  avx2::store32(sums, PackedRows<kBits>(task, row).sums());
+  avx2::store32(sums, PackedRows<kBits>(task, row).sums.all());
   std::copy_n(sums, task.n_rows - row, task.sums + row);
 }
 
@@ -159,6 +183,7 @@ struct ClippedRows {
   }
 
   AVX512_INLINE void add(const uint8_t* block, uint32_t i, uint32_t k, PlaneSums* sums) const {
+    avx2::prefetch(block);
     sums->add(k, offsets(block), _mm512_loadu_si512(task.x.high + i), _mm512_loadu_si512(task.x.low + i));
   }
 
@@ -188,32 +213,31 @@ void dot_clipped(const ClippedTask& task) {
   run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
+// Four rows of bytes side by side.
 struct ByteRows {
   const DotTask& task;
+  Ahead ahead;
+  FourRowSums sums;
 
-  AVX512_INLINE void add(const uint8_t* row, uint32_t i, uint32_t k, PlaneSums* sums) const {
-    sums->add(k, _mm512_loadu_si512(row + i), _mm512_loadu_si512(task.x.high + i), _mm512_loadu_si512(task.x.low + i));
+  AVX512_INLINE explicit ByteRows(const DotTask& t)
+      : task(t), ahead(t.offsets[0], static_cast<uint64_t>(t.offsets[1] - t.offsets[0])) {
+    uint32_t i = 0;
+    for (; i + 64 <= task.n; i += 64) add(i, ~__mmask64{0});
+    // Masked loads end with the group: nothing past a row is read.
+    if (i < task.n) add(i, (__mmask64{1} << (task.n - i)) - 1);
   }
 
-  AVX512_INLINE RowSums sums(uint32_t r) const {
-    const uint8_t* const row = task.offsets[r];
-    PlaneSums sums;
-    uint32_t i = 0;
-    for (; i + 128 <= task.n; i += 128) {
-      add(row, i, 0, &sums);
-      add(row, i + 64, 1, &sums);
+  AVX512_INLINE void add(uint32_t i, __mmask64 columns) {
+    const __m512i x_high = _mm512_maskz_loadu_epi8(columns, task.x.high + i);
+    const __m512i x_low = _mm512_maskz_loadu_epi8(columns, task.x.low + i);
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      ahead.next();
+      sums.add(r, _mm512_maskz_loadu_epi8(columns, task.offsets[r] + i), x_high, x_low);
     }
-    // Masked loads end with the group: nothing past a row is read.
-    for (; i < task.n; i += 64) {
-      const __mmask64 columns = task.n - i >= 64 ? ~0ull : (1ull << (task.n - i)) - 1;
-      sums.add(0, _mm512_maskz_loadu_epi8(columns, row + i), _mm512_maskz_loadu_epi8(columns, task.x.high + i),
-               _mm512_maskz_loadu_epi8(columns, task.x.low + i));
-    }
-    return sums.all();
   }
 };
 
-AVX512 void dot(DotTask* task) { put_rows(ByteRows{*task}, kDotRows, task->sums); }
+AVX512 void dot(DotTask* task) { avx2::store32(task->sums, ByteRows(*task).sums.all()); }
 
 // As that of AVX2: a register holds the sums of a token.
 struct Tile {

@@ -59,7 +59,6 @@ template <uint32_t kBits>
 struct HalfBlocks {
   static constexpr uint32_t kPlanes = 8 / kBits;
   static constexpr uint32_t kBytes = kPackedBlock / 2;  // of a group
-  static constexpr uint32_t kAhead = 4096;
 
   // Sums of n groups from this one on, up to four: a group is a quarter of a register, in which four rows have a lane each.
   // What comes after them is not used.
@@ -75,7 +74,7 @@ struct HalfBlocks {
     __m512i lanes[kDotRows];
     for (uint32_t r = 0; r < kDotRows; ++r) {
       const uint8_t* const row = task.rows[r] + kBytes * uint64_t{group};
-      avx2::prefetch<kAhead>(row);
+      avx2::prefetch(row);
       const __m512i packed = _mm512_maskz_loadu_epi8(bytes, row);
       __m512i offsets[kPlanes], sum = _mm512_setzero_si512();
       for (uint32_t k = 0; k < kPlanes; ++k) {
