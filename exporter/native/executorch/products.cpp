@@ -33,7 +33,12 @@ bool scales_fit(const Tensor& scales, const tinyqmoe_info& info, int64_t group_s
 // A call of lzw_linear or lzw_linears: its arguments are checked as they are added.
 class LinearCall {
  public:
-  LinearCall(KernelRuntimeContext& context, const char* op, const Tensor& x) : context_(context), op_(op), x_(x) {}
+  LinearCall(KernelRuntimeContext& context, const char* op, const Tensor& x, size_t n_matrices)
+      : context_(context), op_(op), x_(x) {
+    tensors_.reserve(n_matrices);
+    matrices_.reserve(n_matrices);
+    products_.reserve(n_matrices);
+  }
 
   // False: the matrix does not fit, and the program has failed.
   bool add(const Tensor& blob, const Tensor& scales, int64_t group_size, Tensor out) {
@@ -49,7 +54,7 @@ class LinearCall {
                         info.rows, info.cols);
     const auto group = static_cast<uint32_t>(std::min<int64_t>(group_size, info.cols));
     matrices_.push_back({tensor.get(), scales.const_data_ptr(), scale_type(scales), group, info.rows, info.cols});
-    outs_.push_back(out.mutable_data_ptr<float>());
+    products_.push_back({&matrices_.back(), out.mutable_data_ptr<float>()});
     tensors_.push_back(std::move(tensor));
     return true;
   }
@@ -57,11 +62,9 @@ class LinearCall {
   void run(bool int16_activations) {
     thread_local HostLoops loops;
     thread_local tinyqmoe::Products products(&loops, TINYQMOE_ISA_AUTO);  // keeps its memory, for the next call
-    std::vector<tinyqmoe::Products::Product> wanted;
-    for (size_t i = 0; i < matrices_.size(); ++i) wanted.push_back({&matrices_[i], outs_[i]});
     const auto n_tokens = static_cast<uint32_t>(x_.numel() / last_size(x_));
     const tinyqmoe::Products::Input input = {x_.const_data_ptr<float>(), n_tokens, int16_activations};
-    finish(context_, op_, products.multiply(input, wanted.data(), static_cast<uint32_t>(wanted.size())));
+    finish(context_, op_, products.multiply(input, products_.data(), static_cast<uint32_t>(products_.size())));
   }
 
  private:
@@ -69,8 +72,8 @@ class LinearCall {
   const char* op_;
   const Tensor& x_;
   std::vector<std::shared_ptr<tinyqmoe_tensor>> tensors_;
-  std::vector<tinyqmoe::Matrix> matrices_;
-  std::vector<float*> outs_;
+  std::vector<tinyqmoe::Matrix> matrices_;  // stay where they are: there is room for all
+  std::vector<tinyqmoe::Products::Product> products_;
 };
 
 }  // namespace
@@ -93,7 +96,7 @@ Tensor& lzw_decode_out(KernelRuntimeContext& context, const Tensor& blob, int64_
 
 Tensor& lzw_linear_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& blob, const Tensor& scales,
                        int64_t out_features, int64_t group_size, bool int16_activations, Tensor& out) {
-  LinearCall call(context, "lzw_linear", x);
+  LinearCall call(context, "lzw_linear", x, 1);
   if (!call.add(blob, scales, group_size, out)) return out;
   ET_KERNEL_CHECK_MSG(context, last_size(out) == out_features, InvalidArgument, out,
                       "lzw_linear: the blob has %" PRId64 " rows", static_cast<int64_t>(last_size(out)));
@@ -116,7 +119,7 @@ void lzw_linears_out(KernelRuntimeContext& context, executorch::runtime::Span<ex
   const size_t n = blobs->size();
   ET_KERNEL_CHECK_MSG(context, n > 0 && scales->size() == n && group_sizes->size() == n && outs->size() == n,
                       InvalidArgument, , "lzw_linears: lists of different lengths, or empty ones");
-  LinearCall call(context, "lzw_linears", *x);
+  LinearCall call(context, "lzw_linears", *x, n);
   for (size_t i = 0; i < n; ++i) {
     if (!call.add((*blobs)[i], (*scales)[i], (*group_sizes)[i], (*outs)[i])) return;
   }

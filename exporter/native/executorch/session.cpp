@@ -90,7 +90,7 @@ class ProgramEngine : public tinyqmoe::Engine {
 
   std::string path_;
   Module module_;
-  OpenTensors tensors_;  // gone before the module whose bytes they borrow
+  OpenTensors tensors_{false};  // gone before the module whose bytes they borrow
   tinyqmoe::EngineSizes sizes_ = {};
   tinyqmoe::EngineMemory memory_ = {};
   std::vector<int64_t> tokens_;

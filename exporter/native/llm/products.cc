@@ -47,26 +47,29 @@ tinyqmoe_status Products::prepare(std::vector<const Matrix*> matrices) {
 // Matrices that can be read whole share one loop, so that threads wait for each other once. Where a matrix comes in
 // blocks of rows, each block is multiplied before the next is asked for: its pages are evicted then.
 tinyqmoe_status Products::multiply(const Input& input, const Product* products, uint32_t n_products) {
-  const tinyqmoe_threads threads = loops_->threads();
   tinyqmoe_status status = input.in_int16 ? quantize(input, products[0].matrix->cols) : TINYQMOE_OK;
-  std::vector<Form> waiting;
-  std::vector<Part> parts;
-  for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) {
-    const Matrix& matrix = *products[i].matrix;
-    tinyqmoe_form* form = nullptr;
-    status = tinyqmoe_acquire_with_threads(matrix.tensor, &threads, &form);
-    waiting.emplace_back(form, tinyqmoe_release);
-    Part part = {&products[i], nullptr, 0, 0};
-    while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &part.begin, &part.end)) {
-      part.tensor = tinyqmoe_form_tensor(form);
-      parts.push_back(part);
-      if (part.end - part.begin == matrix.rows) continue;
-      status = multiply_parts(parts, input);
-      parts.clear();
-    }
-    if (parts.empty()) waiting.clear();
+  for (uint32_t i = 0; i < n_products && status == TINYQMOE_OK; ++i) status = add_product(input, products[i]);
+  if (status == TINYQMOE_OK) status = multiply_parts(input);
+  parts_.clear();
+  waiting_.clear();
+  return status;
+}
+
+tinyqmoe_status Products::add_product(const Input& input, const Product& product) {
+  const tinyqmoe_threads threads = loops_->threads();
+  tinyqmoe_form* form = nullptr;
+  tinyqmoe_status status = tinyqmoe_acquire_with_threads(product.matrix->tensor, &threads, &form);
+  waiting_.emplace_back(form, tinyqmoe_release);
+  Part part = {&product, nullptr, 0, 0};
+  while (status == TINYQMOE_OK && tinyqmoe_form_next_rows(form, &part.begin, &part.end)) {
+    part.tensor = tinyqmoe_form_tensor(form);
+    parts_.push_back(part);
+    if (part.end - part.begin == product.matrix->rows) continue;
+    status = multiply_parts(input);
+    parts_.clear();
   }
-  return status == TINYQMOE_OK ? multiply_parts(parts, input) : status;
+  if (parts_.empty()) waiting_.clear();
+  return status;
 }
 
 tinyqmoe_status Products::quantize(const Input& input, uint32_t cols) {
@@ -84,11 +87,11 @@ tinyqmoe_status Products::quantize(const Input& input, uint32_t cols) {
   return failure.status();
 }
 
-// One loop over the rows of all parts, which lie one after the other in it, each from a multiple of kUnit on.
-tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, const Input& input) {
+// One loop over the rows of all parts that wait, which lie one after the other in it, each from a multiple of kUnit on.
+tinyqmoe_status Products::multiply_parts(const Input& input) {
   const uint32_t n_threads = loops_->n_threads();
   uint64_t scratch_bytes = 0, rows = 0;
-  for (const Part& part : parts) {
+  for (const Part& part : parts_) {
     scratch_bytes = std::max(scratch_bytes, tinyqmoe_linear_scratch_bytes(part.tensor, input.n_tokens));
     rows += round_up(part.end - part.begin, kUnit);
   }
@@ -101,7 +104,7 @@ tinyqmoe_status Products::multiply_parts(const std::vector<Part>& parts, const I
   Failure failure;
   loops_->run(rows, grain, [&](uint64_t from, uint64_t to, uint32_t thread) {
     uint64_t at = 0;  // of the part's first row in the loop
-    for (const Part& part : parts) {
+    for (const Part& part : parts_) {
       const uint64_t n = part.end - part.begin;
       const uint64_t first = std::max(from, at), last = std::min(to, at + n);
       if (first < last) failure.note(multiply_rows(part, input, first - at, last - at, &scratch_[thread]));

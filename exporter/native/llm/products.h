@@ -65,7 +65,8 @@ class Products {
   };
 
   tinyqmoe_status quantize(const Input& input, uint32_t cols);
-  tinyqmoe_status multiply_parts(const std::vector<Part>& parts, const Input& input);
+  tinyqmoe_status add_product(const Input& input, const Product& product);
+  tinyqmoe_status multiply_parts(const Input& input);
   tinyqmoe_status multiply_rows(const Part& part, const Input& input, uint64_t from, uint64_t to, Buffer* scratch) const;
 
   Loops* loops_;
@@ -73,6 +74,8 @@ class Products {
   Buffer quantized_;
   Buffer x_scales_;
   std::deque<Buffer> scratch_;  // one a thread
+  std::vector<Form> waiting_;   // of a call, as are parts_: they keep their memory for the next
+  std::vector<Part> parts_;
 };
 
 }  // namespace tinyqmoe
