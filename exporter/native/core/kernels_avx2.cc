@@ -83,18 +83,6 @@ void dot_packed(const PackedTask& task) { (task.code_bits == 2 ? dot_packed_bits
 
 // ---- base 3 ----
 
-// The highest digit of 32 bytes less 128, floor(3 * v / 256): it reaches 1 at 86 and 2 at 171.
-AVX2_INLINE __m256i highest_digit(__m256i v) {
-  __m256i zero = _mm256_set1_epi8(85 - 128);
-  __asm__("" : "+x"(zero));  // one comparison: gcc makes two instructions of it where it knows the number
-  const __m256i at_least_one = _mm256_cmpgt_epi8(v, zero);
-  const __m256i at_least_two = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(170 - 128));
-  return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_setzero_si256(), at_least_one), at_least_two);
-}
-
-}  // namespace
-
-// Digits stay in registers. Three times what is 128 less is again 128 less, modulo 256.
 AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
   constexpr uint32_t kBlocksPerFlush = int16_steps(3) / kBase3Digits;
   const int8_t* x_high = x.high;
@@ -107,10 +95,9 @@ AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
     __m256i low_pairs = _mm256_setzero_si256();
     for (; block < end; ++block, packed += kBase3Block, x_high += kBase3Columns, x_low += kBase3Columns) {
       prefetch(packed);
-      __m256i v = _mm256_xor_si256(load32(packed), _mm256_set1_epi8(-128));
+      Base3Digits digits(packed);
       for (uint32_t digit = 0; digit < kBase3Digits; ++digit) {
-        const __m256i offsets = highest_digit(v);
-        v = _mm256_add_epi8(v, _mm256_add_epi8(v, v));
+        const __m256i offsets = digits.next();
         high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(x_high + 32 * digit)));
         low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(x_low + 32 * digit)));
       }
@@ -122,8 +109,6 @@ AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
   }
   return 256 * int64_t{sum8(high)} + sum8(low);
 }
-
-namespace {
 
 // ---- products ----
 

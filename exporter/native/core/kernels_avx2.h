@@ -119,6 +119,26 @@ AVX2_INLINE void dot_exceptions(const ClippedTask& task, int64_t sums[kClippedRo
   }
 }
 
+// Base-3 digits of 32 bytes, from the highest on. They stay in registers.
+class Base3Digits {
+ public:
+  AVX2_INLINE explicit Base3Digits(const uint8_t* packed) : v_(_mm256_xor_si256(load32(packed), _mm256_set1_epi8(-128))) {}
+
+  // floor(3 * v / 256) reaches 1 at 86 and 2 at 171. Bytes are less 128, and three times what is 128 less is again 128
+  // less, modulo 256.
+  AVX2_INLINE __m256i next() {
+    __m256i zero = _mm256_set1_epi8(85 - 128);
+    __asm__("" : "+x"(zero));  // one comparison: gcc makes two instructions of it where it knows the number
+    const __m256i at_least_one = _mm256_cmpgt_epi8(v_, zero);
+    const __m256i at_least_two = _mm256_cmpgt_epi8(v_, _mm256_set1_epi8(170 - 128));
+    v_ = _mm256_add_epi8(v_, _mm256_add_epi8(v_, v_));
+    return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_setzero_si256(), at_least_one), at_least_two);
+  }
+
+ private:
+  __m256i v_;
+};
+
 // Of the table of kernels.h, for rows without products; kernels_avx2_rows.cc.
 tinyqmoe_status expand_phrases(const Dictionary& dictionary, const CodedRow* rows, uint32_t n, uint32_t cols,
                                uint8_t* out, uint64_t stride);
@@ -165,7 +185,6 @@ void dot_batch(const BatchTask& task);
 void dot_batch_groups(const BatchTask& task);
 
 // And those that wider registers do not serve better; kernels_avx2.cc.
-int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x);
 void dot_f32(const float* const w[kDotRows], const float* x, uint32_t n, float sums[kDotRows]);
 uint32_t abs_max_bits(const float* x, uint32_t n);
 void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* high, int8_t* low);

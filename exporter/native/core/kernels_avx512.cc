@@ -213,6 +213,27 @@ void dot_clipped(const ClippedTask& task) {
   run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
+// In registers of 256 bits: wider ones compare bytes to masks, and not to bytes.
+AVX512 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
+  static_assert(int64_t{65536} / kBase3Columns * kBase3Digits * 4 * 2 * 128 <= INT32_MAX);  // of a lane
+  __m256i high[kSums], low[kSums];
+  std::fill_n(high, kSums, _mm256_setzero_si256());
+  std::fill_n(low, kSums, _mm256_setzero_si256());
+  uint32_t i = 0;
+  for (uint32_t block = 0; block < n_blocks; ++block, packed += kBase3Block) {
+    avx2::prefetch(packed);
+    avx2::Base3Digits digits(packed);
+    for (uint32_t digit = 0; digit < kBase3Digits; ++digit, i += kBase3Block) {
+      const __m256i offsets = digits.next();
+      const uint32_t k = digit % kSums;
+      high[k] = _mm256_dpbusd_epi32(high[k], offsets, avx2::load32(x.high + i));
+      low[k] = _mm256_dpbusd_epi32(low[k], offsets, avx2::load32(x.low + i));
+    }
+  }
+  return 256 * int64_t{avx2::sum8(_mm256_add_epi32(high[0], high[1]))} +
+         avx2::sum8(_mm256_add_epi32(low[0], low[1]));
+}
+
 // Four rows of bytes side by side.
 struct ByteRows {
   const DotTask& task;
@@ -289,7 +310,7 @@ const Kernels* avx512_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
-      avx2::dot_base3,      avx2::unpack_clipped,         avx512::dot_clipped,
+      avx512::dot_base3,    avx2::unpack_clipped,         avx512::dot_clipped,
       avx512::dot,          avx512::dot_groups,             multiply_tiles<avx512::Tile, false>,
       multiply_tiles<avx512::Tile, true>, avx2::dot_f32,  avx2::abs_max_bits,
       avx2::quantize};
