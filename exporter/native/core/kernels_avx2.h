@@ -24,10 +24,9 @@ AVX2_INLINE void store32(void* p, __m256i v) { _mm256_storeu_si256(static_cast<_
 AVX2_INLINE __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 AVX2_INLINE void store16(void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
 
-// Asks memory for what rows have further on, into the second cache: a core has less room for what it waits for in the first.
-// Where products take many instructions, a core does not look that far ahead by itself, and would wait for memory about as
-// long as it computes. It is more than a page, at whose end the processor's own prefetches stop. The address may lie past
-// the rows.
+// Asks memory for what rows have further on. Where products take many instructions, a core does not look that far ahead by
+// itself, and would wait for memory about as long as it computes. Into the second cache and beyond a page: only both
+// together helped a Zen 4 (docs/kernels.md). The address may lie past the rows.
 AVX2_INLINE void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at) + 6144, _MM_HINT_T1); }
 
 AVX2_INLINE int32_t sum8(__m256i lanes) {
