@@ -59,19 +59,25 @@ class Ahead {
   const char* at_;
 };
 
-// The sums of 16 lanes of either plane, of four rows.
-struct FourRowSums {
-  __m512i high[kDotRows], low[kDotRows];
+// Sums of either plane by lanes, kMany of each.
+template <uint32_t kMany>
+struct PlaneSums {
+  __m512i high[kMany], low[kMany];
 
-  AVX512_INLINE FourRowSums() {
-    std::fill_n(high, kDotRows, _mm512_setzero_si512());
-    std::fill_n(low, kDotRows, _mm512_setzero_si512());
+  AVX512_INLINE PlaneSums() {
+    std::fill_n(high, kMany, _mm512_setzero_si512());
+    std::fill_n(low, kMany, _mm512_setzero_si512());
   }
 
-  AVX512_INLINE void add(uint32_t r, __m512i offsets, __m512i x_high, __m512i x_low) {
-    high[r] = _mm512_dpbusd_epi32(high[r], offsets, x_high);
-    low[r] = _mm512_dpbusd_epi32(low[r], offsets, x_low);
+  AVX512_INLINE void add(uint32_t k, __m512i offsets, __m512i x_high, __m512i x_low) {
+    high[k] = _mm512_dpbusd_epi32(high[k], offsets, x_high);
+    low[k] = _mm512_dpbusd_epi32(low[k], offsets, x_low);
   }
+};
+
+// Of four rows.
+struct FourRowSums : PlaneSums<kDotRows> {
+  AVX512_INLINE FourRowSums() {}  // an implicit one would be for another instruction set
 
   AVX512_INLINE static __m256i of_plane(const __m512i lanes[kDotRows]) {
     __m256i halves[kDotRows];
@@ -135,19 +141,9 @@ AVX512 void dot_packed_bits(const PackedTask& task) {
 
 void dot_packed(const PackedTask& task) { (task.code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>)(task); }
 
-// Products of 64 columns with either plane: two sums of each.
-struct PlaneSums {
-  __m512i high[kSums], low[kSums];
-
-  AVX512_INLINE PlaneSums() {
-    std::fill_n(high, kSums, _mm512_setzero_si512());
-    std::fill_n(low, kSums, _mm512_setzero_si512());
-  }
-
-  AVX512_INLINE void add(uint32_t k, __m512i offsets, __m512i x_high, __m512i x_low) {
-    high[k] = _mm512_dpbusd_epi32(high[k], offsets, x_high);
-    low[k] = _mm512_dpbusd_epi32(low[k], offsets, x_low);
-  }
+// Of one row.
+struct OneRowSums : PlaneSums<kSums> {
+  AVX512_INLINE OneRowSums() {}
 
   AVX512_INLINE RowSums all() const {
     const __m512i of_high = _mm512_add_epi32(high[0], high[1]), of_low = _mm512_add_epi32(low[0], low[1]);
@@ -182,7 +178,7 @@ struct ClippedRows {
                                      kFirstAndSecondOrThird);
   }
 
-  AVX512_INLINE void add(const uint8_t* block, uint32_t i, uint32_t k, PlaneSums* sums) const {
+  AVX512_INLINE void add(const uint8_t* block, uint32_t i, uint32_t k, OneRowSums* sums) const {
     avx2::prefetch(block);
     sums->add(k, offsets(block), _mm512_loadu_si512(task.x.high + i), _mm512_loadu_si512(task.x.low + i));
   }
@@ -190,7 +186,7 @@ struct ClippedRows {
   AVX512_INLINE RowSums sums(uint32_t r) const {
     constexpr uint32_t kStep = 2 * kClippedColumns;
     const uint8_t* block = task.row(r);
-    PlaneSums sums;
+    OneRowSums sums;
     uint32_t i = 0;
     for (; i + kStep <= task.cols; i += kStep, block += 2 * clipped_block(kBits)) {
       add(block, i, 0, &sums);
