@@ -69,6 +69,12 @@ class RunnerModule(Protocol):
         without HAS_THREADS. Raises BundleError, MissingComponentError, OutOfSpaceError.
         """
 
+    def default_threads(self) -> int | None:
+        """Number of threads that share a product where none is asked for; None if not known.
+
+        Raises MissingComponentError.
+        """
+
     def memory(self, artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
         """Predicted memory of the runtime itself, in bytes, without the weights."""
 

@@ -55,12 +55,13 @@ class BenchPoint:
 class BenchRun:
     """A package that was opened once. `resident_bytes`: all memory of the process at the end.
 
-    `load_ms` is the time to open it, without the verification of its files. The bandwidth is what
-    as many threads read of memory, in bytes a second.
+    `threads` share a product: those that were asked for, or the runtime's own; None where it does
+    not tell. `load_ms` is the time to open it, without the verification of its files. The bandwidth
+    is what as many threads, else one for each core, read of memory, in bytes a second.
     """
 
     residency: Mode
-    threads: int
+    threads: int | None
     load_ms: float
     expanded_bytes: int
     resident_bytes: int
@@ -124,10 +125,8 @@ def bench(
 
     settings, progress = settings or BenchSettings(), progress or no_progress
     package = PackageInUse(bundle, backend)
-    has_threads = runners.module(package.artifact.format).HAS_THREADS
-    all_cores = len(os.sched_getaffinity(0)) if has_threads else None
     modes: Sequence[Mode | None] = settings.residencies or (None,)
-    counts: Sequence[int | None] = settings.threads or (all_cores,)
+    counts: Sequence[int | None] = settings.threads or (None,)
     wanted = list(product(modes, counts))
     runs = []
     for done, (mode, threads) in enumerate(wanted):
@@ -148,17 +147,19 @@ def _run(
     package: PackageInUse, settings: BenchSettings, placed: Residency, threads: int | None
 ) -> BenchRun:
     from exporter.memory import resident_bytes
+    from runtime_ref import machine, runners
     from runtime_ref.device.projection import token_traffic
-    from runtime_ref.machine import read_bandwidth
 
     package.wait()
-    before = read_bandwidth(threads or 1)
+    shared = threads or runners.module(package.artifact.format).default_threads()
+    readers = shared or len(os.sched_getaffinity(0))
+    before = machine.read_bandwidth(readers)
     start = time.perf_counter()
     runner = package.open(placed, threads, no_progress)
     loaded = time.perf_counter()
     vocabulary = runner.forward([0], 0).size  # and the first use of everything
     speeds = [_speeds(runner, settings, context, vocabulary) for context in settings.contexts]
-    bandwidth = max(before, read_bandwidth(threads or 1))
+    bandwidth = max(before, machine.read_bandwidth(readers))
     points = []
     for context, (prefill, decode) in zip(settings.contexts, speeds, strict=True):
         filled = context + settings.new_tokens // 2
@@ -168,7 +169,7 @@ def _run(
         points.append(BenchPoint(context, prefill, decode, read, share))
     return BenchRun(
         placed.mode,
-        threads or 1,
+        shared,
         (loaded - start) * 1e3,
         expanded_bytes(runner),
         resident_bytes(),

@@ -58,13 +58,13 @@ def _show(found: tinyqmoe.Bench) -> None:
     for run in found.runs:
         for point in run.points:
             table.add_row(
-                *(run.residency, str(run.threads), f"{point.context:,}"),
+                *(run.residency, str(run.threads or "its own"), f"{point.context:,}"),
                 *(f"{s.median:,.1f} ({s.lowest:,.1f})" for s in (point.prefill, point.decode)),
                 *(f"{point.bandwidth_share:.0%}", f"{run.load_ms:,.0f} ms"),
                 *(f"{n / 1e6:,.0f} MB" for n in (run.expanded_bytes, run.resident_bytes)),
             )
     out_console.print(table)
     rates = {run.threads: f"{run.bandwidth / 1e9:.1f} GB/s" for run in found.runs}
-    shown = ", ".join(f"{rate} by {threads}" for threads, rate in rates.items())
+    shown = ", ".join(f"{rate} by {threads or 'all'}" for threads, rate in rates.items())
     note = f"in brackets the slowest round; read bandwidth {shown} threads, by NumPy's maximum"
     out_console.print(note, style="dim", highlight=False, soft_wrap=True)

@@ -57,6 +57,11 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
     return CustomOpRunner(bundle, artifact)
 
 
+def default_threads() -> int:
+    """Number of threads that compute a custom layer: the caller's."""
+    return 1
+
+
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """Predicted memory of the interpreter and of the app's cache, in bytes, without the weights.
 

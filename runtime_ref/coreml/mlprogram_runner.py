@@ -60,6 +60,10 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
     )
 
 
+def default_threads() -> None:
+    """No known number of threads: NumPy's library decides."""
+
+
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """Predicted memory of the interpreter, in bytes, without the weight files.
 

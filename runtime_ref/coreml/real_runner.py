@@ -59,6 +59,10 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
     )
 
 
+def default_threads() -> None:
+    """No known number of threads: Core ML decides."""
+
+
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """The interpreter's prediction: what Core ML takes is not known."""
     return mlprogram_runner.memory(artifact, shape)

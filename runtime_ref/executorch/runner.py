@@ -57,6 +57,12 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
     return ExecuTorchRunner(bundle)
 
 
+def default_threads() -> int:
+    """Number of threads of ExecuTorch's pool. Raises MissingComponentError."""
+    core()
+    return Runtime.get().start_threads()
+
+
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """Predicted memory of the runtime, in bytes, without the file it maps.
 

@@ -53,6 +53,11 @@ def open(bundle: Bundle, artifact: Artifact, threads: int | None, progress: Prog
     return NativeRunner(bundle, artifact, threads)
 
 
+def default_threads() -> int:
+    """Number of threads that share a product: one for each core this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def memory(artifact: Artifact, shape: ModelShape) -> RuntimeMemory:
     """Predicted memory of a session, in bytes, without the files it maps.
 
@@ -90,7 +95,7 @@ class NativeRunner:
         if missing := [f for f in artifact.files if not bundle.file(f).is_file()]:
             what = f"{bundle.path} lacks {', '.join(missing)}"
             raise BundleError(what, hint="copy the bundle again, or export again")
-        n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        n_threads = threads or default_threads()
         self._session = Session(bundle.path, n_threads, artifact.prefill_tokens)
 
     def file(self, relative: str) -> Path:

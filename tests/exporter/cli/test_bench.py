@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from exporter.bundle import Bundle
 from exporter.errors import UsageError
+from runtime_ref.executorch.runtime import Runtime
 from runtime_ref.residency import coded_tensors
 from tests.support.bundles import CONTEXT
 from tests.support.command_line import one_error, strict_json, tinyqmoe
@@ -54,6 +56,20 @@ def test_the_table_says_what_was_measured(bundle: Bundle, tmp_path: Path) -> Non
     assert "medians of 2 rounds" in result.stdout
     assert "auto" in result.stdout
     assert json.loads(json_file.read_text())["package"] == "native"
+
+
+def test_threads_are_those_that_a_runtime_has_itself(bundle: Bundle) -> None:
+    cores = len(os.sched_getaffinity(0))
+    pool = Runtime.get().start_threads()
+    for backend, threads in {"native": cores, "executorch": pool}.items():
+        result = tinyqmoe("bench", bundle.path, *SHORT, "--backend", backend, "--json", "-")
+        assert [run["threads"] for run in strict_json(result.stdout)["runs"]] == [threads]
+
+
+def test_threads_that_a_runtime_does_not_tell_are_left_open(both: Bundle) -> None:
+    arguments = ("bench", both.path, *SHORT, "--backend", "mlprogram")
+    assert strict_json(tinyqmoe(*arguments, "--json", "-").stdout)["runs"][0]["threads"] is None
+    assert "its own" in tinyqmoe(*arguments).stdout
 
 
 def test_what_does_not_fit_the_context_is_refused(bundle: Bundle) -> None:
