@@ -23,6 +23,7 @@ struct X86 {
   bool sha256 = false;     // SHA, SSSE3 and SSE4.1
   bool avx2 = false;
   bool avx512 = false;  // F, BW, VL and VNNI
+  bool vbmi = false;    // AVX512_VBMI
 };
 
 X86 x86_features() {
@@ -33,6 +34,7 @@ X86 x86_features() {
   constexpr unsigned kAvx512 = (1u << 16) | (1u << 30) | (1u << 31);  // leaf 7, ebx: F, BW, VL
   constexpr unsigned kSha = 1u << 29;                                  // likewise
   constexpr unsigned kVnni = 1u << 11;                                 // leaf 7, ecx
+  constexpr unsigned kVbmi = 1u << 1;                                  // likewise
   constexpr unsigned kYmm = 0x06;                                      // xcr0: what the system saves
   constexpr unsigned kZmm = 0xE6;
   unsigned eax, ebx, ecx, edx;
@@ -47,6 +49,7 @@ X86 x86_features() {
   has.sha256 = sse && (ebx & kSha) != 0;
   has.avx2 = (xcr0 & kYmm) == kYmm && (ebx & kAvx2) == kAvx2;
   has.avx512 = has.avx2 && (xcr0 & kZmm) == kZmm && (ebx & kAvx512) == kAvx512 && (ecx & kVnni) != 0;
+  has.vbmi = (ecx & kVbmi) != 0;
   return has;
 }
 #endif
@@ -98,7 +101,7 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
     case TINYQMOE_ISA_SCALAR: return scalar_kernels();
 #if defined(__x86_64__)
     case TINYQMOE_ISA_AVX2: return x86().avx2 ? avx2_kernels() : nullptr;
-    case TINYQMOE_ISA_AVX512: return x86().avx512 ? avx512_kernels() : nullptr;
+    case TINYQMOE_ISA_AVX512: return x86().avx512 ? avx512_kernels(x86().vbmi) : nullptr;
 #elif defined(__aarch64__)
     case TINYQMOE_ISA_NEON: return neon_kernels();
     case TINYQMOE_ISA_NEON_DOTPROD: return has(kDotprod) ? neon_dotprod_kernels() : nullptr;

@@ -27,6 +27,14 @@ constexpr uint32_t kBase3Digits = 5;
 constexpr uint32_t kBase3Columns = kBase3Block * kBase3Digits;
 constexpr uint32_t kBase3Codes = 243;  // 3^5
 
+// Activations for base-3 rows lie in pairs of blocks: for each digit of the 64 bytes, 64 elements of the high plane and then
+// 64 of the low one.
+constexpr uint32_t kBase3PairX = 2 * 2 * kBase3Columns;
+
+// Where those of a block's first digit begin. From a digit to the next it is 4 * kBase3Block, and 2 * kBase3Block from the
+// high plane to the low one.
+constexpr uint64_t base3_x_at(uint32_t block) { return uint64_t{block / 2} * kBase3PairX + block % 2 * kBase3Block; }
+
 // Largest |q| of the activations; 256 * 127, so that the high plane is in [-127, 127].
 constexpr int32_t kMostActivation = 32512;
 
@@ -114,18 +122,20 @@ struct Exceptions {
   int32_t difference(uint32_t i) const { return static_cast<int8_t>(block[kDifferences + i]); }
 };
 
-// Packed rows of 2 or 4 bits times one token, in whole blocks.
+// Packed rows of 2 or 4 bits, or rows of base-3 codes, times one token, in whole blocks.
 struct PackedTask {
   const uint8_t* rows;
   uint64_t row_bytes;  // from a row to the next
   uint32_t n_rows;
   uint32_t code_bits;
   uint32_t n_blocks;
-  const int8_t* packed_x;  // pack_x of linear_one_token.cc
+  const int8_t* packed_x;  // pack_x or pack_base3_x of linear_one_token.cc
   int64_t* sums;           // [n_rows], of offset * x
 
   const uint8_t* row(uint32_t r) const { return rows + r * row_bytes; }
 };
+
+using PackedKernel = void (*)(const PackedTask& task);
 
 // One row after the other, by the kernel of a row with so many bits as a task has.
 using PackedRowKernel = int64_t (*)(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x);
@@ -207,10 +217,10 @@ struct Kernels {
   void (*pack_x)(const X16& x, uint32_t cols, uint32_t code_bits, int8_t* packed);
 
   // sum(offset * x) of each packed row.
-  void (*dot_packed)(const PackedTask& task);
+  PackedKernel dot_packed;
 
-  // sum(offset * x) over n_blocks whole blocks of a base-3 row, x from the first one's columns on. Null: decoded first.
-  int64_t (*dot_base3)(const uint8_t* packed, uint32_t n_blocks, const X16& x);
+  // sum(digit * x) of each row of base-3 codes. Null: decoded first.
+  PackedKernel dot_base3;
 
   // What a clipped row stores, plus bias, to out[0..cols).
   void (*unpack_clipped)(const uint8_t* row, uint32_t bits, uint32_t cols, uint8_t bias, uint8_t* out);
@@ -250,7 +260,7 @@ static_assert(uint64_t{65535} * 255 * 128 <= INT32_MAX);
 const Kernels* kernels_for(tinyqmoe_isa isa);
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
+const Kernels* avx512_kernels(bool vbmi);  // AVX512_VBMI
 const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();

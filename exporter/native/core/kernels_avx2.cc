@@ -34,6 +34,27 @@ struct PlaneSums {
   __m256i high, low;
 };
 
+using RowKernel = PlaneSums (*)(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x);
+
+// One row after the other, and what four of them come to together.
+template <RowKernel kRow>
+AVX2 void dot_rows(const PackedTask& task) {
+  uint32_t row = 0;
+  for (; row + kDotRows <= task.n_rows; row += kDotRows) {
+    __m256i high[kDotRows], low[kDotRows];
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      const PlaneSums sums = kRow(task.row(row + r), task.n_blocks, task.packed_x);
+      high[r] = sums.high;
+      low[r] = sums.low;
+    }
+    store32(task.sums + row, _mm256_add_epi64(_mm256_slli_epi64(four_sums(high), 8), four_sums(low)));
+  }
+  for (; row < task.n_rows; ++row) {
+    const PlaneSums sums = kRow(task.row(row), task.n_blocks, task.packed_x);
+    task.sums[row] = 256 * int64_t{sum8(sums.high)} + sum8(sums.low);
+  }
+}
+
 template <uint32_t kBits>
 AVX2_INLINE PlaneSums dot_packed_row(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   constexpr uint32_t kPlanes = 8 / kBits;
@@ -60,54 +81,35 @@ AVX2_INLINE PlaneSums dot_packed_row(const uint8_t* packed, uint32_t n_blocks, c
   return sums;
 }
 
-// One row after the other, and what four of them come to together.
-template <uint32_t kBits>
-AVX2 void dot_packed_bits(const PackedTask& task) {
-  uint32_t row = 0;
-  for (; row + kDotRows <= task.n_rows; row += kDotRows) {
-    __m256i high[kDotRows], low[kDotRows];
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      const PlaneSums sums = dot_packed_row<kBits>(task.row(row + r), task.n_blocks, task.packed_x);
-      high[r] = sums.high;
-      low[r] = sums.low;
-    }
-    store32(task.sums + row, _mm256_add_epi64(_mm256_slli_epi64(four_sums(high), 8), four_sums(low)));
-  }
-  for (; row < task.n_rows; ++row) {
-    const PlaneSums sums = dot_packed_row<kBits>(task.row(row), task.n_blocks, task.packed_x);
-    task.sums[row] = 256 * int64_t{sum8(sums.high)} + sum8(sums.low);
-  }
+void dot_packed(const PackedTask& task) {
+  (task.code_bits == 2 ? dot_rows<dot_packed_row<2>> : dot_rows<dot_packed_row<4>>)(task);
 }
-
-void dot_packed(const PackedTask& task) { (task.code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>)(task); }
 
 // ---- base 3 ----
 
-AVX2 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
+AVX2_INLINE PlaneSums dot_base3_row(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
   constexpr uint32_t kBlocksPerFlush = int16_steps(3) / kBase3Digits;
-  const int8_t* x_high = x.high;
-  const int8_t* x_low = x.low;
-  __m256i high = _mm256_setzero_si256();
-  __m256i low = _mm256_setzero_si256();
+  PlaneSums sums = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   for (uint32_t block = 0; block < n_blocks;) {
     const uint32_t end = std::min(n_blocks, block + kBlocksPerFlush);
     __m256i high_pairs = _mm256_setzero_si256();
     __m256i low_pairs = _mm256_setzero_si256();
-    for (; block < end; ++block, packed += kBase3Block, x_high += kBase3Columns, x_low += kBase3Columns) {
+    for (; block < end; ++block, packed += kBase3Block) {
       prefetch(packed);
+      const int8_t* x = packed_x + base3_x_at(block);
       Base3Digits digits(packed);
-      for (uint32_t digit = 0; digit < kBase3Digits; ++digit) {
+      for (uint32_t digit = 0; digit < kBase3Digits; ++digit, x += 4 * kBase3Block) {
         const __m256i offsets = digits.next();
-        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(x_high + 32 * digit)));
-        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(x_low + 32 * digit)));
+        high_pairs = _mm256_add_epi16(high_pairs, _mm256_maddubs_epi16(offsets, load32(x)));
+        low_pairs = _mm256_add_epi16(low_pairs, _mm256_maddubs_epi16(offsets, load32(x + 2 * kBase3Block)));
       }
       keep(&high_pairs);
       keep(&low_pairs);
     }
-    high = _mm256_add_epi32(high, widen(high_pairs));
-    low = _mm256_add_epi32(low, widen(low_pairs));
+    sums.high = _mm256_add_epi32(sums.high, widen(high_pairs));
+    sums.low = _mm256_add_epi32(sums.low, widen(low_pairs));
   }
-  return 256 * int64_t{sum8(high)} + sum8(low);
+  return sums;
 }
 
 // ---- products ----
@@ -266,7 +268,7 @@ const Kernels* avx2_kernels() {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,         avx2::unpack,
       avx2::pack,           avx2::pack_x,               avx2::dot_packed,
-      avx2::dot_base3,      avx2::unpack_clipped,       avx2::dot_clipped,
+      avx2::dot_rows<avx2::dot_base3_row>, avx2::unpack_clipped, avx2::dot_clipped,
       avx2::dot,            avx2::dot_groups,           avx2::dot_batch,
       avx2::dot_batch_groups, avx2::dot_f32,            avx2::abs_max_bits,
       avx2::quantize};

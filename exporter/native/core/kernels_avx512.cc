@@ -41,54 +41,6 @@ AVX512_INLINE void put_rows(const Rows& rows, uint32_t n_rows, int64_t* sums) {
 // A product waits for the one before it in the same sum, so each plane has several.
 constexpr uint32_t kSums = 2;
 
-// Asks for what follows four rows that are read side by side, in the order of memory and into the second cache. By itself it
-// delivers such rows at half of its speed, as they come to four places of a page in turn.
-class Ahead {
- public:
-  // The four rows after those from `row` on are on their way, and some more.
-  AVX512_INLINE Ahead(const uint8_t* row, uint64_t row_bytes)
-      : at_(reinterpret_cast<const char*>(row + kDotRows * row_bytes) + 4096) {}
-
-  // Goes with each 64 bytes that are read.
-  AVX512_INLINE void next() {
-    _mm_prefetch(at_, _MM_HINT_T1);
-    at_ += 64;
-  }
-
- private:
-  const char* at_;
-};
-
-// Sums of either plane by lanes, kMany of each.
-template <uint32_t kMany>
-struct PlaneSums {
-  __m512i high[kMany], low[kMany];
-
-  AVX512_INLINE PlaneSums() {
-    std::fill_n(high, kMany, _mm512_setzero_si512());
-    std::fill_n(low, kMany, _mm512_setzero_si512());
-  }
-
-  AVX512_INLINE void add(uint32_t k, __m512i offsets, __m512i x_high, __m512i x_low) {
-    high[k] = _mm512_dpbusd_epi32(high[k], offsets, x_high);
-    low[k] = _mm512_dpbusd_epi32(low[k], offsets, x_low);
-  }
-};
-
-// Of four rows.
-struct FourRowSums : PlaneSums<kDotRows> {
-  AVX512_INLINE FourRowSums() {}  // an implicit one would be for another instruction set
-
-  AVX512_INLINE static __m256i of_plane(const __m512i lanes[kDotRows]) {
-    __m256i halves[kDotRows];
-    for (uint32_t r = 0; r < kDotRows; ++r) halves[r] = _mm256_add_epi32(low_half(lanes[r]), high_half(lanes[r]));
-    return avx2::four_sums(halves);
-  }
-
-  // Of offset * x, int64.
-  AVX512_INLINE __m256i all() const { return _mm256_add_epi64(_mm256_slli_epi64(of_plane(high), 8), of_plane(low)); }
-};
-
 // Four packed rows side by side, which share loads of activations.
 template <uint32_t kBits>
 struct PackedRows {
@@ -209,27 +161,6 @@ void dot_clipped(const ClippedTask& task) {
   run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
-// In registers of 256 bits: wider ones compare bytes to masks, and not to bytes.
-AVX512 int64_t dot_base3(const uint8_t* packed, uint32_t n_blocks, const X16& x) {
-  static_assert(int64_t{65536} / kBase3Columns * kBase3Digits * 4 * 2 * 128 <= INT32_MAX);  // of a lane
-  __m256i high[kSums], low[kSums];
-  std::fill_n(high, kSums, _mm256_setzero_si256());
-  std::fill_n(low, kSums, _mm256_setzero_si256());
-  uint32_t i = 0;
-  for (uint32_t block = 0; block < n_blocks; ++block, packed += kBase3Block) {
-    avx2::prefetch(packed);
-    avx2::Base3Digits digits(packed);
-    for (uint32_t digit = 0; digit < kBase3Digits; ++digit, i += kBase3Block) {
-      const __m256i offsets = digits.next();
-      const uint32_t k = digit % kSums;
-      high[k] = _mm256_dpbusd_epi32(high[k], offsets, avx2::load32(x.high + i));
-      low[k] = _mm256_dpbusd_epi32(low[k], offsets, avx2::load32(x.low + i));
-    }
-  }
-  return 256 * int64_t{avx2::sum8(_mm256_add_epi32(high[0], high[1]))} +
-         avx2::sum8(_mm256_add_epi32(low[0], low[1]));
-}
-
 // Four rows of bytes side by side.
 struct ByteRows {
   const DotTask& task;
@@ -302,7 +233,7 @@ struct Tile {
 }  // namespace
 }  // namespace avx512
 
-const Kernels* avx512_kernels() {
+const Kernels* avx512_kernels(bool vbmi) {
   static constexpr Kernels kernels = {
       avx2::expand_phrases, avx2::expand_base3,           avx2::unpack,
       avx2::pack,           avx2::pack_x,                 avx512::dot_packed,
@@ -310,7 +241,12 @@ const Kernels* avx512_kernels() {
       avx512::dot,          avx512::dot_groups,             multiply_tiles<avx512::Tile, false>,
       multiply_tiles<avx512::Tile, true>, avx2::dot_f32,  avx2::abs_max_bits,
       avx2::quantize};
-  return &kernels;
+  static const Kernels without = [] {
+    Kernels others = kernels;
+    others.dot_base3 = avx2_kernels()->dot_base3;
+    return others;
+  }();
+  return vbmi ? &kernels : &without;
 }
 
 }  // namespace tinyqmoe

@@ -55,9 +55,13 @@ struct PlaneSums {
   int32x4_t high = vdupq_n_s32(0);
   int32x4_t low = vdupq_n_s32(0);
 
+  TARGET inline void add(int8x16_t offsets, int8x16_t x_high, int8x16_t x_low) {
+    high = dot16(high, offsets, x_high);
+    low = dot16(low, offsets, x_low);
+  }
+
   TARGET inline void add(int8x16_t offsets, const int8_t* x_high, const int8_t* x_low) {
-    high = dot16(high, offsets, vld1q_s8(x_high));
-    low = dot16(low, offsets, vld1q_s8(x_low));
+    add(offsets, vld1q_s8(x_high), vld1q_s8(x_low));
   }
 
   int64_t sum() const { return 256 * int64_t{vaddvq_s32(high)} + vaddvq_s32(low); }
@@ -155,6 +159,38 @@ TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const i
 }
 
 void dot_packed(const PackedTask& task) { run_packed(task, dot_packed_bits<2>, dot_packed_bits<4>); }
+
+// ---- base 3 ----
+
+// The products of half a block of four rows, from the activations of its first digit on, with digits less than zero: a
+// comparison gives 0 or -1.
+TARGET inline void add_digits(uint8x16_t codes[kDotRows], const int8_t* x, PlaneSums sums[kDotRows]) {
+  for (uint32_t digit = 0; digit < kBase3Digits; ++digit, x += 4 * kBase3Block) {
+    const int8x16_t x_high = vld1q_s8(x), x_low = vld1q_s8(x + 2 * kBase3Block);
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      const uint8x16_t negative = vaddq_u8(vcgeq_u8(codes[r], vdupq_n_u8(86)), vcgeq_u8(codes[r], vdupq_n_u8(171)));
+      sums[r].add(vreinterpretq_s8_u8(negative), x_high, x_low);
+      codes[r] = vmulq_u8(codes[r], vdupq_n_u8(3));
+    }
+  }
+}
+
+// Four rows side by side, which share loads of activations. Rows past the last repeat it.
+TARGET void dot_base3(const PackedTask& task) {
+  for (uint32_t row = 0; row < task.n_rows; row += kDotRows) {
+    PlaneSums sums[kDotRows];
+    for (uint32_t block = 0; block < task.n_blocks; ++block) {
+      for (uint32_t h = 0; h < kBase3Block; h += 16) {
+        uint8x16_t codes[kDotRows];
+        for (uint32_t r = 0; r < kDotRows; ++r) {
+          codes[r] = vld1q_u8(task.row(std::min(row + r, task.n_rows - 1)) + block * kBase3Block + h);
+        }
+        add_digits(codes, task.packed_x + base3_x_at(block) + h, sums);
+      }
+    }
+    for (uint32_t r = 0; r < std::min(kDotRows, task.n_rows - row); ++r) task.sums[row + r] = -sums[r].sum();
+  }
+}
 
 // ---- clipped rows ----
 
@@ -340,7 +376,7 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 template <typename Tile>
 constexpr Kernels neon_kernels_of() {
   return {expand_phrases, expand_base3,         unpack,      pack_plain, nullptr,    dot_packed,
-          nullptr,        unpack_clipped_plain, dot_clipped, dot,        dot_groups, multiply_tiles<Tile, false>,
+          dot_base3,      unpack_clipped_plain, dot_clipped, dot,        dot_groups, multiply_tiles<Tile, false>,
           multiply_tiles<Tile, true>, dot_f32, abs_max_bits, quantize};
 }
 

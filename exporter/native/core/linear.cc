@@ -20,7 +20,7 @@ ScratchLayout scratch_layout(const tinyqmoe_info& info, uint32_t n_tokens) {
   at.block_rows = static_cast<uint32_t>(std::clamp<uint64_t>(rows, kDotRows, 32));
   at.rows = round_up(uint64_t{n_tokens} * (info.cols / kMinFastGroup + 1) * sizeof(int32_t), 64);
   at.packed_x = at.rows + at.block_rows * at.row_stride;
-  at.float_rows = at.packed_x + 2 * round_up(info.cols, 4 * kPackedBlock);
+  at.float_rows = at.packed_x + 2 * round_up(info.cols, info.codec == kBase3 ? 2 * kBase3Columns : 4 * kPackedBlock);
   at.sums = at.float_rows + round_up(uint64_t{kDotRows} * info.cols * sizeof(float), 64);
   at.total = at.sums + (n_tokens > 1 ? uint64_t{n_tokens} * kBatchRows * sizeof(int64_t) : 0);
   return at;

@@ -12,7 +12,7 @@
 namespace tinyqmoe {
 namespace {
 
-constexpr uint32_t kPackedRows = Results::kMost;  // that a call of dot_packed takes
+constexpr uint32_t kPackedRows = Results::kMost;  // that a call of a kernel takes
 
 uint32_t blocks_of(uint64_t bytes) { return static_cast<uint32_t>((bytes + kPackedBlock - 1) / kPackedBlock); }
 
@@ -69,7 +69,7 @@ void multiply_packed_row(const X16Product& p, uint32_t r, const int8_t* packed_x
 }
 
 // The rows as far as whole blocks can be read, one group. Returns the first that is left.
-uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
+uint32_t multiply_whole_rows(const X16Product& p, PackedKernel kernel, const int8_t* packed_x) {
   const tinyqmoe_info& info = p.tensor.info;
   const uint64_t row_bytes = p.tensor.row_bytes;
   const uint32_t n_blocks = blocks_of(row_bytes);
@@ -82,7 +82,7 @@ uint32_t multiply_packed_rows(const X16Product& p, const int8_t* packed_x) {
   for (uint32_t n; row < end; row += n) {
     n = std::min(kPackedRows, end - row);
     const uint8_t* const rows = p.tensor.payload + row * row_bytes;
-    p.kernels.dot_packed({rows, row_bytes, n, info.code_bits, n_blocks, packed_x, sums});
+    kernel({rows, row_bytes, n, info.code_bits, n_blocks, packed_x, sums});
     results.put(row, n, sums);
   }
   return row;
@@ -108,23 +108,25 @@ void multiply_packed_groups(const X16Product& p, const int8_t* packed_x) {
   }
 }
 
-// The activations of a base-3 row's last block, which is shorter: in the order of its digits, and zeros, which meet what
-// follows the row.
-struct LastBlock {
-  uint32_t column;  // its first
-  alignas(32) int8_t high[kBase3Columns] = {};
-  alignas(32) int8_t low[kBase3Columns] = {};
-
-  LastBlock(const X16& x, uint32_t cols) : column((cols - 1) / kBase3Columns * kBase3Columns) {
-    const uint32_t n = (cols - column + kBase3Digits - 1) / kBase3Digits;
-    for (uint32_t at = 0; at < cols - column; ++at) {
-      high[at / n * kBase3Block + at % n] = x.high[column + at];
-      low[at / n * kBase3Block + at % n] = x.low[column + at];
-    }
+// Of a block of base-3 codes, n bytes with n columns of each digit, those of the last one as far as there are any.
+inline void pack_base3_block(const X16& x, uint32_t n, uint32_t cols, int8_t* to) {
+  for (uint32_t at = 0; at < cols; at += n, to += 4 * kBase3Block) {
+    const uint32_t of_digit = std::min(n, cols - at);
+    std::memcpy(to, x.high + at, of_digit);
+    std::memcpy(to + 2 * kBase3Block, x.low + at, of_digit);
   }
+}
 
-  X16 x() const { return {nullptr, high, low}; }
-};
+// Activations in the order of a base-3 row's digits, with zeros for what follows the row in its last pair of blocks.
+void pack_base3_x(const X16& x, uint32_t cols, int8_t* packed) {
+  const uint32_t n_whole = cols / kBase3Columns, rest = cols % kBase3Columns;
+  if (cols % (2 * kBase3Columns) != 0) std::memset(packed + base3_x_at(n_whole & ~1u), 0, kBase3PairX);
+  for (uint32_t block = 0; block < n_whole; ++block) {
+    pack_base3_block(x.from(block * kBase3Columns), kBase3Block, kBase3Columns, packed + base3_x_at(block));
+  }
+  const uint32_t n = (rest + kBase3Digits - 1) / kBase3Digits;
+  pack_base3_block(x.from(cols - rest), n, rest, packed + base3_x_at(n_whole));
+}
 
 }  // namespace
 
@@ -133,7 +135,7 @@ void multiply_packed(const X16Product& p) {
   int8_t* packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
   pack_x(p, packed_x);
   if (suits_groups(p)) return multiply_packed_groups(p, packed_x);
-  uint32_t row = p.n_groups == 1 ? multiply_packed_rows(p, packed_x) : p.row_begin;
+  uint32_t row = p.n_groups == 1 ? multiply_whole_rows(p, p.kernels.dot_packed, packed_x) : p.row_begin;
   for (; row < p.row_end; ++row) multiply_packed_row(p, row, packed_x);
 }
 
@@ -155,21 +157,17 @@ void multiply_clipped(const X16Product& p) {
   }
 }
 
-// One token, one group, digits that are not stored. Past the last row nothing is read: its end is copied.
+// One token, one group, digits that are not stored.
 void multiply_base3(const X16Product& p) {
-  const X16 x = p.x(0);
-  const LastBlock last(x, p.cols());
-  const uint32_t n_blocks = last.column / kBase3Columns;
-  const uint8_t* const end = p.tensor.payload + p.tensor.info.payload_bytes;
+  int8_t* const packed_x = reinterpret_cast<int8_t*>(p.scratch + p.at.packed_x);
+  pack_base3_x(p.x(0), p.cols(), packed_x);
+  const uint32_t n_blocks = blocks_of(p.tensor.row_bytes);
   const Results results(p, 0);
-  for (uint32_t r = p.row_begin; r < p.row_end; ++r) {
-    const uint8_t* const row = p.tensor.payload + r * p.tensor.row_bytes;
-    const uint8_t* tail = row + n_blocks * kBase3Block;
-    uint8_t copy[kBase3Block] = {};
-    const uint64_t left = static_cast<uint64_t>(end - tail);
-    if (left < kBase3Block) tail = static_cast<const uint8_t*>(std::memcpy(copy, tail, left));
-    const int64_t sum = p.kernels.dot_base3(row, n_blocks, x) + p.kernels.dot_base3(tail, 1, last.x());
-    results.put(r, 1, &sum);
+  for (uint32_t row = multiply_whole_rows(p, p.kernels.dot_base3, packed_x); row < p.row_end; ++row) {
+    int64_t sum;
+    const uint8_t* const packed = readable_row(p, row, n_blocks * uint64_t{kPackedBlock});
+    p.kernels.dot_base3({packed, 0, 1, p.tensor.info.code_bits, n_blocks, packed_x, &sum});
+    results.put(row, 1, &sum);
   }
 }
 

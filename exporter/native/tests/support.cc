@@ -179,9 +179,10 @@ Bytes clipped_copy(const tinyqmoe_tensor* tensor, tinyqmoe::Form form) {
 Levels random_levels(const Spec& spec, Random& random) {
   const int level_max = spec.level_min + static_cast<int>(spec.n_levels) - 1;
   std::normal_distribution<float> normal(0.0f, static_cast<float>(spec.n_levels) / 4.0f);
+  const bool dense = spec.codec == 2;  // base-3, whose digits are equally likely: so that all codes are there
   Levels levels(size_t{spec.rows} * spec.cols);
   for (int8_t& level : levels) {
-    const int drawn = static_cast<int>(normal(random));
+    const int drawn = dense ? spec.level_min + static_cast<int>(random() % 3) : static_cast<int>(normal(random));
     level = static_cast<int8_t>(std::clamp(drawn, spec.level_min, level_max));
   }
   return levels;

@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def test_products(codec: tuple[str, int, int, int, int], tokens: int) -> None:
                     assert same_bits(tensor.linear_f32(x, scales, group_size, isa=isa), floats)
                 assert same_bits(tensor.linear_x16(x, scales, group_size, threads=3), expected)
                 assert same_bits(tensor.linear_f32(x, scales, group_size, threads=2), floats)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_every_base3_code_meets_a_token(blocks: int) -> None:
+    digits = np.array(list(product((-1, 0, 1), repeat=5)), np.int8)  # [243, 5], of code after code
+    levels = np.tile(np.repeat(digits, 32, axis=1), blocks)  # all codes of a row are the same
+    x = np.random.default_rng(0).standard_normal((1, levels.shape[1]), F32)
+    scales = np.ones((levels.shape[0], 1), F32)
+    expected = linear_x16(x, levels, scales, levels.shape[1])
+    with NativeTensor(make_blob(levels, "base3", 8, 5, -1, 3)) as tensor:
+        for isa in ISAS:
+            assert same_bits(tensor.linear_x16(x, scales, levels.shape[1], isa=isa), expected)
 
 
 @settings(max_examples=60, deadline=None)

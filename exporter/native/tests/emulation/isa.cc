@@ -10,7 +10,7 @@ const Kernels* kernels_for(tinyqmoe_isa isa) {
     case TINYQMOE_ISA_SCALAR: return scalar_kernels();
     case TINYQMOE_ISA_AVX2: return avx2_kernels();
     case TINYQMOE_ISA_AUTO:
-    case TINYQMOE_ISA_AVX512: return avx512_kernels();
+    case TINYQMOE_ISA_AVX512: return avx512_kernels(true);
     default: return nullptr;
   }
 }
