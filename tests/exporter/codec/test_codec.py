@@ -237,8 +237,8 @@ def candidate(codec: str, n_bytes: int) -> Candidate:
     [
         ({"raw": 1000, "lzw": 760}, "raw"),  # it saves too little to be worth its decoding
         ({"raw": 1000, "lzw": 740}, "lzw"),
-        ({"raw": 1000, "base3": 800, "lzw": 795}, "base3"),
-        ({"raw": 1000, "base3": 800, "lzw": 790}, "lzw"),
+        ({"raw": 1000, "base3": 800, "lzw": 765}, "base3"),
+        ({"raw": 1000, "base3": 800, "lzw": 755}, "lzw"),
         ({"raw": 1000, "base3": 880, "lzw": 740}, "lzw"),
         ({"raw": 1000, "lzw": 1100}, "raw"),
     ],
