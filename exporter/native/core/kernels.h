@@ -260,7 +260,7 @@ static_assert(uint64_t{65535} * 255 * 128 <= INT32_MAX);
 const Kernels* kernels_for(tinyqmoe_isa isa);
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
-const Kernels* avx512_kernels(bool vbmi);  // AVX512_VBMI
+const Kernels* avx512_kernels(bool vbmi);  // whether the machine has VBMI besides
 const Kernels* neon_kernels();
 const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();
