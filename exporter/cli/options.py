@@ -228,7 +228,10 @@ ContextOption = Annotated[
     typer.Option(help="Positions of the KV cache; by default 2048, or the model's own if less."),
 ]
 CodecOption = Annotated[
-    CodecChoice, typer.Option(help="auto takes, matrix by matrix, what is smaller.")
+    CodecChoice,
+    typer.Option(
+        help="auto takes, matrix by matrix, what is smallest, or faster and hardly larger."
+    ),
 ]
 DevicesOption = Annotated[
     list[str] | None,
