@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "crc32.h"
+#include "kernels.h"
 #include "support.h"
 #include "tensor.h"
 #include "tests.h"
@@ -42,6 +43,18 @@ void test_crc() {
     CHECK(tinyqmoe::crc_of_both(first, second, n - n / 3) == crc32_of(bytes));
   }
 }
+
+#if defined(__x86_64__)
+// A machine that has AVX-512 without VBMI takes base-3 rows as AVX2 does, and all else as any.
+void test_kernels_without_vbmi() {
+  g_context = "kernels without VBMI";
+  const tinyqmoe::Kernels& with = *tinyqmoe::avx512_kernels(true);
+  const tinyqmoe::Kernels& without = *tinyqmoe::avx512_kernels(false);
+  CHECK(with.dot_base3 != without.dot_base3);
+  CHECK(without.dot_base3 == tinyqmoe::avx2_kernels()->dot_base3);
+  CHECK(with.dot == without.dot && with.dot_packed == without.dot_packed && with.dot_batch == without.dot_batch);
+}
+#endif
 
 void test_status_names() {
   g_context = "names";
@@ -235,6 +248,9 @@ void test_calls() {
   Tensor tensor;
   CHECK(open(blob, TINYQMOE_VERIFY_PAYLOAD, &tensor) == TINYQMOE_OK);
   test_crc();
+#if defined(__x86_64__)
+  test_kernels_without_vbmi();
+#endif
   test_status_names();
   test_open_arguments(blob);
   test_row_arguments(tensor.get());
