@@ -40,7 +40,7 @@ Levels = npt.NDArray[np.int8]
 # What a codec must save over a faster one, as a share of the blob. Raw levels are multiplied where
 # they lie: what is coded needs the memory of both forms, or the time to decode it for every
 # product. Phrases take ten times as long as raw levels; base-3 rows, that meet a token as they are,
-# less than twice. Phrases save 6 % over them where half of the levels are zeros.
+# twice at most. Phrases save 6 % over them where half of the levels are zeros.
 GAINS = {("raw", "base3"): 0.125, ("raw", "lzw"): 0.25, ("base3", "lzw"): 0.05}
 # The levels of a block; at least one row. Some blocks are in work at once (exporter.in_order), and
 # most matrices have several.

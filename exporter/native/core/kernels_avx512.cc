@@ -41,19 +41,12 @@ AVX512_INLINE void put_rows(const Rows& rows, uint32_t n_rows, int64_t* sums) {
 // A product waits for the one before it in the same sum, so each plane has several.
 constexpr uint32_t kSums = 2;
 
-// Four packed rows side by side, which share loads of activations.
 template <uint32_t kBits>
-struct PackedRows {
+struct PackedRows : FourRows {
   static constexpr uint32_t kPlanes = 8 / kBits;
   static_assert(int64_t{65536} / 64 * 4 * ((1 << kBits) - 1) * 128 <= INT32_MAX);  // of a lane
 
-  const uint8_t* rows[kDotRows];
-  Ahead ahead;
-  FourRowSums sums;
-
-  // Rows from `first` on. Those past the last repeat it.
-  AVX512_INLINE PackedRows(const PackedTask& task, uint32_t first) : ahead(task.row(first), task.row_bytes) {
-    for (uint32_t r = 0; r < kDotRows; ++r) rows[r] = task.row(std::min(first + r, task.n_rows - 1));
+  AVX512_INLINE PackedRows(const PackedTask& task, uint32_t first) : FourRows(task, first) {
     const int8_t* x = task.packed_x;
     uint32_t block = 0;
     for (; block + 2 <= task.n_blocks; block += 2, x += 128 * kPlanes) add(block * kPackedBlock, true, x);
@@ -81,14 +74,7 @@ struct PackedRows {
 
 template <uint32_t kBits>
 AVX512 void dot_packed_bits(const PackedTask& task) {
-  uint32_t row = 0;
-  for (; row + kDotRows <= task.n_rows; row += kDotRows) {
-    avx2::store32(task.sums + row, PackedRows<kBits>(task, row).sums.all());
-  }
-  if (row == task.n_rows) return;
-  int64_t sums[kDotRows];
-  avx2::store32(sums, PackedRows<kBits>(task, row).sums.all());
-  std::copy_n(sums, task.n_rows - row, task.sums + row);
+  for (uint32_t row = 0; row < task.n_rows; row += kDotRows) PackedRows<kBits>(task, row).put(task, row);
 }
 
 void dot_packed(const PackedTask& task) { (task.code_bits == 2 ? dot_packed_bits<2> : dot_packed_bits<4>)(task); }

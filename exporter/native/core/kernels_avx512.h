@@ -73,6 +73,25 @@ struct FourRowSums : PlaneSums<kDotRows> {
   AVX512_INLINE __m256i all() const { return _mm256_add_epi64(_mm256_slli_epi64(of_plane(high), 8), of_plane(low)); }
 };
 
+// Four rows of a task side by side, which share loads of activations, and their sums.
+struct FourRows {
+  const uint8_t* rows[kDotRows];
+  Ahead ahead;
+  FourRowSums sums;
+
+  // Rows from `first` on. Those past the last repeat it.
+  AVX512_INLINE FourRows(const PackedTask& task, uint32_t first) : ahead(task.row(first), task.row_bytes) {
+    for (uint32_t r = 0; r < kDotRows; ++r) rows[r] = task.row(std::min(first + r, task.n_rows - 1));
+  }
+
+  AVX512_INLINE void put(const PackedTask& task, uint32_t first) const {
+    if (first + kDotRows <= task.n_rows) return avx2::store32(task.sums + first, sums.all());
+    int64_t found[kDotRows];
+    avx2::store32(found, sums.all());
+    std::copy_n(found, task.n_rows - first, task.sums + first);
+  }
+};
+
 // Of rows with groups; kernels_avx512_groups.cc.
 void dot_groups(GroupsTask* task);
 

@@ -50,18 +50,12 @@ VBMI_INLINE __m512i first_digits(__m512i codes) {
   return _mm512_mask_add_epi8(digits, at_least_two, digits, one);
 }
 
-// Four rows side by side, which share loads of activations.
-struct Base3Rows {
+struct Base3Rows : FourRows {
   static_assert(int64_t{65536} / kBase3Columns * kBase3Digits * 4 * 2 * 128 <= INT32_MAX);  // of a lane
 
-  const uint8_t* rows[kDotRows];
   DigitTable table;
-  Ahead ahead;
-  FourRowSums sums;
 
-  // Rows from `first` on. Those past the last repeat it.
-  VBMI_INLINE Base3Rows(const PackedTask& task, uint32_t first) : ahead(task.row(first), task.row_bytes) {
-    for (uint32_t r = 0; r < kDotRows; ++r) rows[r] = task.row(std::min(first + r, task.n_rows - 1));
+  VBMI_INLINE Base3Rows(const PackedTask& task, uint32_t first) : FourRows(task, first) {
     const int8_t* x = task.packed_x;
     uint32_t block = 0;
     for (; block + 2 <= task.n_blocks; block += 2, x += kBase3PairX) add(block * kBase3Block, ~__mmask64{0}, x);
@@ -97,11 +91,7 @@ struct Base3Rows {
 }  // namespace
 
 VBMI void dot_base3(const PackedTask& task) {
-  for (uint32_t row = 0; row < task.n_rows; row += kDotRows) {
-    int64_t sums[kDotRows];
-    avx2::store32(sums, Base3Rows(task, row).sums.all());
-    std::copy_n(sums, std::min(kDotRows, task.n_rows - row), task.sums + row);
-  }
+  for (uint32_t row = 0; row < task.n_rows; row += kDotRows) Base3Rows(task, row).put(task, row);
 }
 
 }  // namespace avx512
