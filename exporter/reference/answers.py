@@ -27,7 +27,6 @@ from exporter.models.layers import Decoder
 from exporter.reference.loss import quantization_loss
 from exporter.reference.loss_text import LossText, loss_text
 from exporter.reference.model import (
-    PIECE_TOKENS,
     QuantizedLayers,
     finite,
     hidden_states,
@@ -45,6 +44,8 @@ from exporter.session import Session
 if TYPE_CHECKING:
     from exporter.backends.package import PackageInput
     from exporter.progress import Progress
+
+SESSION_TOKENS = 256  # that a session is fed at a time: an interrupt takes effect between two
 
 
 @torch.inference_mode()
@@ -125,9 +126,9 @@ def exact_answer(
         return logits
 
     session.trim(0)
-    last = (len(prompt.tokens) - 1) // PIECE_TOKENS * PIECE_TOKENS
-    for begin in range(0, last, PIECE_TOKENS):  # an interrupt takes effect between two
-        feed(prompt.tokens[begin : begin + PIECE_TOKENS])
+    last = (len(prompt.tokens) - 1) // SESSION_TOKENS * SESSION_TOKENS
+    for begin in range(0, last, SESSION_TOKENS):
+        feed(prompt.tokens[begin : begin + SESSION_TOKENS])
     tokens: list[int] = []
 
     def rows() -> Iterator[memoryview]:
@@ -170,7 +171,7 @@ def exact_digests(
 
 def open_session(bundle: Path) -> Session:
     """A session of a bundle on all cores, for prompts in pieces."""
-    return Session(bundle, os.cpu_count() or 1, PIECE_TOKENS)
+    return Session(bundle, os.cpu_count() or 1, SESSION_TOKENS)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -50,7 +50,7 @@ MOST = 32512.0  # of a quantized activation: 256 * 127
 
 
 # The tokens of a prompt computed at a time: attention over a full context takes much memory.
-PIECE_TOKENS = 256
+PIECE_TOKENS = 512
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from exporter.errors import OutOfSpaceError, UsageError
 from exporter.estimate import export_memory
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
+from exporter.reference.loss import head_positions
 from tests.support.bundles import TERNARY, no_progress
 from tests.support.checkpoints import write_llama
 
@@ -145,6 +146,7 @@ from exporter.encoded import encode_matrices
 from exporter.memory import peak_bytes
 from exporter.quant.config import QuantConfig
 from exporter.quant.quantize import quantize
+from exporter.reference.loss import head_positions
 encoder.BLOCK_BYTES = 1 << 20
 def code(model):
     tensors = quantize(Checkpoint.open(model), QuantConfig("ternary"), scratch=Path(sys.argv[3]))
@@ -164,6 +166,36 @@ def test_coding_holds_neither_levels_nor_blob(large: Path, tmp_path: Path) -> No
     """30.7 MB each."""
     small = write_llama(tmp_path / "small")
     assert in_a_process(CODE, small, large, tmp_path, **BLOCKS_OF_THEIR_OWN) < 15 * MB
+
+
+LOSS = """
+import sys
+from pathlib import Path
+import torch
+from exporter.bundle import EXACT
+from exporter.memory import peak_bytes, release_free_memory, resident_bytes
+from exporter.quant.config import QuantConfig
+from exporter.reference.loss import quantization_loss
+from exporter.reference.loss_text import LossText
+from tests.support.bundles import encode
+parts = encode(Path(sys.argv[1]), Path(sys.argv[2]), QuantConfig("int8"))
+def measure(n):
+    text = LossText("ids", [list(range(n))])
+    quantization_loss(parts.checkpoint, parts.encoded, EXACT, text, lambda n: None)
+measure(32)
+release_free_memory()
+before = resident_bytes()
+measure(512)
+print(peak_bytes() - before)
+"""
+
+
+def test_comparing_holds_the_logits_of_some_positions(tmp_path: Path) -> None:
+    """Those of all 512 are 537 MB, of two models; and heaps of threads once kept 1.7 GB."""
+    model = write_llama(tmp_path / "model", vocab_size=1 << 17, hidden_size=32, num_hidden_layers=1)
+    growth = in_a_process(LOSS, model, tmp_path / "work")
+    logits = 2 * 4 * (1 << 17) * head_positions(1 << 17)
+    assert logits < growth < 2.5 * logits
 
 
 HASH = """

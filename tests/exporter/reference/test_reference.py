@@ -348,7 +348,7 @@ def stored_answers(bundle: Bundle) -> tuple[dict[str, torch.Tensor], list[Prompt
 def test_digests_are_of_every_prompt_in_pieces_of_any_size(
     bundle: Bundle, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_answers, "PIECE_TOKENS", piece)
+    monkeypatch.setattr(reference_answers, "SESSION_TOKENS", piece)
     stored, prompts, tokens = stored_answers(bundle)
     steps: list[int] = []
     given = exact_answers(bundle.path, prompts, steps.append)
