@@ -81,8 +81,12 @@ struct GroupsTask {
   float y[kDotRows];                // sum of float(sum(level * x)) * scale, group after group
 
   uint32_t n_groups() const { return cols / group_size; }
-  void put_scales() const {
-    for (uint32_t r = 0; r < kDotRows; ++r) stored_scales.put(first_scales[r], n_groups(), kDotRows, scales + r);
+
+  // Those from this group on.
+  void put_scales(uint32_t first) const {
+    for (uint32_t r = 0; r < kDotRows; ++r) {
+      stored_scales.put(first_scales[r] + first, n_groups() - first, kDotRows, scales + first * kDotRows + r);
+    }
   }
 
   bool has_half_blocks() const { return group_size * bits == kPackedBlock * 8 / 2; }

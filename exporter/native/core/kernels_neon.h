@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels_batch.h"
+#include "kernels_neon_rows.h"
 #include "phrases.h"
 
 #if defined(__clang__)
@@ -50,42 +51,13 @@ uint8_t expand_base3(const uint8_t* packed, uint32_t cols, uint8_t bias, uint8_t
 
 // ---- packed offsets ----
 
-// Sums of products with either plane.
-struct PlaneSums {
-  int32x4_t high = vdupq_n_s32(0);
-  int32x4_t low = vdupq_n_s32(0);
-
-  TARGET inline void add(int8x16_t offsets, int8x16_t x_high, int8x16_t x_low) {
-    high = dot16(high, offsets, x_high);
-    low = dot16(low, offsets, x_low);
-  }
-
-  TARGET inline void add(int8x16_t offsets, const int8_t* x_high, const int8_t* x_low) {
-    add(offsets, vld1q_s8(x_high), vld1q_s8(x_low));
-  }
-
-  int64_t sum() const { return 256 * int64_t{vaddvq_s32(high)} + vaddvq_s32(low); }
-};
-
-// The four sums of four lanes each.
-inline int32x4_t four_sums(const int32x4_t lanes[kDotRows]) {
-  return vpaddq_s32(vpaddq_s32(lanes[0], lanes[1]), vpaddq_s32(lanes[2], lanes[3]));
-}
-
-// Offset k of each byte.
-template <uint32_t kBits>
-inline uint8x16_t plane(uint8x16_t packed, int k) {
-  return vandq_u8(vshlq_u8(packed, vdupq_n_s8(static_cast<int8_t>(-k * static_cast<int>(kBits)))),
-                  vdupq_n_u8((1 << kBits) - 1));
-}
-
 uint8_t unpack2(const uint8_t* packed, uint32_t n_blocks, uint8_t bias, uint8_t* out) {
   const uint8x16_t biases = vdupq_n_u8(bias);
   uint8x16_t largest = vdupq_n_u8(0);
   for (uint32_t block = 0; block < n_blocks; ++block, packed += 16, out += 64) {
     const uint8x16_t v = vld1q_u8(packed);
     uint8x16x4_t planes;
-    for (int k = 0; k < 4; ++k) {
+    for (uint32_t k = 0; k < 4; ++k) {
       const uint8x16_t offsets = plane<2>(v, k);
       largest = vmaxq_u8(largest, offsets);
       planes.val[k] = vaddq_u8(offsets, biases);
@@ -101,7 +73,7 @@ uint8_t unpack4(const uint8_t* packed, uint32_t n_blocks, uint8_t bias, uint8_t*
   for (uint32_t block = 0; block < n_blocks; ++block, packed += 16, out += 32) {
     const uint8x16_t v = vld1q_u8(packed);
     uint8x16x2_t planes;
-    for (int k = 0; k < 2; ++k) {
+    for (uint32_t k = 0; k < 2; ++k) {
       const uint8x16_t offsets = plane<4>(v, k);
       largest = vmaxq_u8(largest, offsets);
       planes.val[k] = vaddq_u8(offsets, biases);
@@ -131,104 +103,6 @@ uint8_t unpack(const uint8_t* packed, uint32_t code_bits, uint32_t cols, uint8_t
   const uint8_t rest =
       scalar_kernels()->unpack(packed + uint64_t{n_blocks} * 16, code_bits, cols - done, bias, out + done);
   return std::max(largest, rest);
-}
-
-// Adds the products of half of a block, from the activations of its first column on.
-template <uint32_t kBits>
-TARGET inline void add_half(const uint8_t* packed, const int8_t* packed_x, PlaneSums* sums) {
-  const uint8x16_t half = vld1q_u8(packed);
-  for (uint32_t k = 0; k < 8 / kBits; ++k, packed_x += 2 * kPackedBlock) {
-    const uint8x16_t offsets = plane<kBits>(half, static_cast<int>(k));
-    sums->add(vreinterpretq_s8_u8(offsets), packed_x, packed_x + kPackedBlock);
-  }
-}
-
-// Adds the products of so many blocks.
-template <uint32_t kBits>
-TARGET inline void add_blocks(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x, PlaneSums sums[2]) {
-  for (uint32_t block = 0; block < n_blocks; ++block, packed += kPackedBlock, packed_x += 2 * kPackedBlock * 8 / kBits) {
-    for (uint32_t h = 0; h < 2; ++h) add_half<kBits>(packed + 16 * h, packed_x + 16 * h, sums + h);
-  }
-}
-
-template <uint32_t kBits>
-TARGET int64_t dot_packed_bits(const uint8_t* packed, uint32_t n_blocks, const int8_t* packed_x) {
-  PlaneSums sums[2];
-  add_blocks<kBits>(packed, n_blocks, packed_x, sums);
-  return sums[0].sum() + sums[1].sum();
-}
-
-void dot_packed(const PackedTask& task) { run_packed(task, dot_packed_bits<2>, dot_packed_bits<4>); }
-
-// ---- base 3 ----
-
-// The products of half a block of four rows, from the activations of its first digit on, with digits less than zero: a
-// comparison gives 0 or -1.
-TARGET inline void add_digits(uint8x16_t codes[kDotRows], const int8_t* x, PlaneSums sums[kDotRows]) {
-  for (uint32_t digit = 0; digit < kBase3Digits; ++digit, x += 4 * kBase3Block) {
-    const int8x16_t x_high = vld1q_s8(x), x_low = vld1q_s8(x + 2 * kBase3Block);
-    for (uint32_t r = 0; r < kDotRows; ++r) {
-      const uint8x16_t negative = vaddq_u8(vcgeq_u8(codes[r], vdupq_n_u8(86)), vcgeq_u8(codes[r], vdupq_n_u8(171)));
-      sums[r].add(vreinterpretq_s8_u8(negative), x_high, x_low);
-      codes[r] = vmulq_u8(codes[r], vdupq_n_u8(3));
-    }
-  }
-}
-
-// Four rows side by side, which share loads of activations. Rows past the last repeat it.
-TARGET void dot_base3(const PackedTask& task) {
-  for (uint32_t row = 0; row < task.n_rows; row += kDotRows) {
-    PlaneSums sums[kDotRows];
-    for (uint32_t block = 0; block < task.n_blocks; ++block) {
-      for (uint32_t h = 0; h < kBase3Block; h += 16) {
-        uint8x16_t codes[kDotRows];
-        for (uint32_t r = 0; r < kDotRows; ++r) {
-          codes[r] = vld1q_u8(task.row(std::min(row + r, task.n_rows - 1)) + block * kBase3Block + h);
-        }
-        add_digits(codes, task.packed_x + base3_x_at(block) + h, sums);
-      }
-    }
-    for (uint32_t r = 0; r < std::min(kDotRows, task.n_rows - row); ++r) task.sums[row + r] = -sums[r].sum();
-  }
-}
-
-// ---- clipped rows ----
-
-// The upper bits of the columns 16 * part on of a block, at their place in offsets.
-template <uint32_t kBits>
-inline uint8x16_t upper_bits(const uint8_t* upper, int part) {
-  if (kBits == 4) return vdupq_n_u8(0);
-  if (kBits == 6) {
-    const int8x16_t places = vdupq_n_s8(static_cast<int8_t>(4 - 2 * part));
-    return vandq_u8(vshlq_u8(vld1q_u8(upper), places), vdupq_n_u8(0x30));
-  }
-  const int8x8_t place = vdup_n_s8(static_cast<int8_t>(4 - 2 * part));
-  const int8x16_t places = vcombine_s8(place, vsub_s8(place, vdup_n_s8(1)));
-  const uint8x8_t v = vld1_u8(upper);
-  return vandq_u8(vshlq_u8(vcombine_u8(v, v), places), vdupq_n_u8(0x10));
-}
-
-template <uint32_t kBits>
-TARGET void dot_clipped_bits(const ClippedTask& task) {
-  int64_t of_exceptions[kClippedRows];
-  dot_exceptions_plain(task, of_exceptions);
-  for (uint32_t r = 0; r < task.n_rows; ++r) {
-    const uint8_t* row = task.row(r);
-    PlaneSums sums[2];
-    for (uint32_t i = 0; i < task.cols; i += kClippedColumns, row += clipped_block(kBits)) {
-      for (int part = 0; part < 4; ++part) {
-        const uint8x16_t lower = plane<4>(vld1q_u8(row + 16 * (part % 2)), part / 2);
-        const uint8x16_t offsets = vorrq_u8(lower, upper_bits<kBits>(row + kClippedLower, part));
-        const uint32_t at = i + 16 * static_cast<uint32_t>(part);
-        sums[part % 2].add(vreinterpretq_s8_u8(offsets), task.x.high + at, task.x.low + at);
-      }
-    }
-    task.sums[r] = sums[0].sum() + sums[1].sum() + of_exceptions[task.first_row + r];
-  }
-}
-
-void dot_clipped(const ClippedTask& task) {
-  run_clipped(task, dot_clipped_bits<4>, dot_clipped_bits<5>, dot_clipped_bits<6>);
 }
 
 // ---- products ----
@@ -291,27 +165,49 @@ struct Packed {
   static constexpr uint32_t kPlanes = 8 / kBits;
 
   TARGET static inline void add(const GroupsTask& task, uint32_t begin, uint32_t end, PlaneSums sums[kDotRows]) {
-    for (uint32_t byte = begin / kPlanes; byte < end / kPlanes; byte += kPackedBlock / 2) {
+    for (uint32_t byte = begin / kPlanes; byte < end / kPlanes; byte += kHalfBlock) {
       const uint32_t in_block = byte % kPackedBlock;
-      const int8_t* const x = task.packed_x + uint64_t{byte - in_block} * kPlanes * 2 + in_block;
-      for (uint32_t r = 0; r < kDotRows; ++r) add_half<kBits>(task.rows[r] + byte, x, sums + r);
+      uint8x16_t halves[kDotRows];
+      for (uint32_t r = 0; r < kDotRows; ++r) halves[r] = vld1q_u8(task.rows[r] + byte);
+      PackedHalf<kBits>::template add<kDotRows>(
+          halves, task.packed_x + PackedHalf<kBits>::x_at(byte / kPackedBlock) + in_block, sums);
     }
   }
 };
+
+// Four scales, as Scales reads them.
+inline float32x4_t four_scales(const Scales& scales, uint64_t at) {
+  if (scales.type == TINYQMOE_SCALES_FLOAT32) return vld1q_f32(static_cast<const float*>(scales.values) + at);
+  const uint32x4_t code = vshll_n_u16(vld1_u16(static_cast<const uint16_t*>(scales.values) + at), 13);
+  const uint32x4_t value = vaddq_u32(code, vdupq_n_u32((127 - 47) << 23));
+  return vreinterpretq_f32_u32(vandq_u32(value, vtstq_u32(code, code)));
+}
+
+// The scales of all groups, those of a group's four rows next to each other.
+inline void put_scales(const GroupsTask& task) {
+  const uint32_t whole = task.n_groups() / 4 * 4;
+  for (uint32_t g = 0; g < whole; g += 4) {
+    float32x4x4_t rows;
+    for (uint32_t r = 0; r < kDotRows; ++r) rows.val[r] = four_scales(task.stored_scales, task.first_scales[r] + g);
+    vst4q_f32(task.scales + g * kDotRows, rows);
+  }
+  task.put_scales(whole);
+}
 
 // The float of a group's sum of level * x, times its scale, is added to what the groups before it gave. shift: what levels
 // are more than what is multiplied, beside level_min.
 template <typename Rows>
 TARGET void dot_groups_of(GroupsTask* task, int32_t shift) {
-  task->put_scales();
+  put_scales(*task);
   float32x4_t y = vdupq_n_f32(0.0f);
   for (uint32_t begin = 0, g = 0; begin < task->cols; begin += task->group_size, ++g) {
     PlaneSums sums[kDotRows];
     Rows::add(*task, begin, begin + task->group_size, sums);
-    int32x4_t lanes[kDotRows];  // fit: kMostGroup
-    for (uint32_t r = 0; r < kDotRows; ++r) lanes[r] = vaddq_s32(vshlq_n_s32(sums[r].high, 8), sums[r].low);
+    const int32x4_t high[kDotRows] = {sums[0].high, sums[1].high, sums[2].high, sums[3].high};
+    const int32x4_t low[kDotRows] = {sums[0].low, sums[1].low, sums[2].low, sums[3].low};
+    const int32x4_t offsets = vaddq_s32(vshlq_n_s32(four_sums(high), 8), four_sums(low));  // fit: kMostGroup
     const int32x4_t correction = vld1q_s32(task->corrections + g * kDotRows);
-    const int32x4_t levels = vaddq_s32(vaddq_s32(four_sums(lanes), correction), vdupq_n_s32(shift * task->x_sums[g]));
+    const int32x4_t levels = vaddq_s32(vaddq_s32(offsets, correction), vdupq_n_s32(shift * task->x_sums[g]));
     y = vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(levels), vld1q_f32(task->scales + g * kDotRows)));
   }
   vst1q_f32(task->y, y);
@@ -375,7 +271,7 @@ void quantize(const float* x, uint32_t n, float factor, int16_t* whole, int8_t* 
 
 template <typename Tile>
 constexpr Kernels neon_kernels_of() {
-  return {expand_phrases, expand_base3,         unpack,      pack_plain, nullptr,    dot_packed,
+  return {expand_phrases, expand_base3,         unpack,      pack_plain, pack_x,     dot_packed,
           dot_base3,      unpack_clipped_plain, dot_clipped, dot,        dot_groups, multiply_tiles<Tile, false>,
           multiply_tiles<Tile, true>, dot_f32, abs_max_bits, quantize};
 }

@@ -42,7 +42,7 @@ struct Packed {
 
 template <typename Rows>
 void dot_groups_of(GroupsTask* task) {
-  task->put_scales();
+  task->put_scales(0);
   v128_t y = wasm_f32x4_const_splat(0.0f);
   for (uint32_t begin = 0, g = 0; begin < task->cols; begin += task->group_size, ++g) {
     v128_t lanes[kDotRows] = {};
