@@ -12,7 +12,7 @@ namespace avx2 {
 // As widen_ue6m10.
 AVX2_INLINE __m256 widen_codes(__m128i codes) {
   const __m256i wide = _mm256_cvtepu16_epi32(codes);
-  const __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(wide, 13), _mm256_set1_epi32((127 - 47) << 23));
+  const __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(wide, kUe6m10Shift), _mm256_set1_epi32(kUe6m10Bias));
   const __m256i zeros = _mm256_cmpeq_epi32(wide, _mm256_setzero_si256());
   return _mm256_castsi256_ps(_mm256_andnot_si256(zeros, bits));
 }

@@ -178,8 +178,8 @@ struct Packed {
 // Four scales, as Scales reads them.
 inline float32x4_t four_scales(const Scales& scales, uint64_t at) {
   if (scales.type == TINYQMOE_SCALES_FLOAT32) return vld1q_f32(static_cast<const float*>(scales.values) + at);
-  const uint32x4_t code = vshll_n_u16(vld1_u16(static_cast<const uint16_t*>(scales.values) + at), 13);
-  const uint32x4_t value = vaddq_u32(code, vdupq_n_u32((127 - 47) << 23));
+  const uint32x4_t code = vshll_n_u16(vld1_u16(static_cast<const uint16_t*>(scales.values) + at), kUe6m10Shift);
+  const uint32x4_t value = vaddq_u32(code, vdupq_n_u32(kUe6m10Bias));
   return vreinterpretq_f32_u32(vandq_u32(value, vtstq_u32(code, code)));
 }
 

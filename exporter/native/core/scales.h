@@ -9,9 +9,14 @@
 
 namespace tinyqmoe {
 
-// The float32 of a ue6m10 code: exponent and mantissa keep their order, and the bias of 47 becomes one of 127.
+// From a ue6m10 code to the bits of its float32: exponent and mantissa move up in their order, and the bias of 47 becomes
+// one of 127.
+constexpr int kUe6m10Shift = 13;
+constexpr uint32_t kUe6m10Bias = (127 - 47) << 23;
+
+// The float32 of a ue6m10 code.
 inline float widen_ue6m10(uint16_t code) {
-  const uint32_t bits = code == 0 ? 0 : (uint32_t{code} << 13) + ((127u - 47u) << 23);
+  const uint32_t bits = code == 0 ? 0 : (uint32_t{code} << kUe6m10Shift) + kUe6m10Bias;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
